@@ -1,0 +1,25 @@
+"""Pictures to codes and back: the image tokenizer of stage 1."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "VQVAE": "vqvae",
+    "VQVAEConfig": "configuration",
+    "VQVAEOutput": "vqvae",
+    "CodeLayout": "layout",
+    "ImageTokenizer": "layout",
+    "QuantizerOutput": "quantizers",
+    "ResidualQuantizer": "quantizers",
+    "VectorQuantizer": "quantizers",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    """Load public names when they are first used, so that `import tokenizer_image` costs nothing."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)

@@ -1,0 +1,104 @@
+"""Settings of the image tokenizer, and what to start from for each picture size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+# Widths, residual blocks and codebooks by picture size: (largest image_size, settings). Codes per picture stay
+# between 32 and 512, because the language model pays for each of them.
+PRESETS: dict[int, dict[str, Any]] = {
+    28: {"patch_size": 2, "hidden_sizes": [64, 128], "codebook_sizes": [512]},
+    32: {"patch_size": 4, "hidden_sizes": [128, 256], "codebook_sizes": [1024, 1024]},
+    64: {"patch_size": 4, "hidden_sizes": [128, 256], "codebook_sizes": [1024, 1024]},
+    128: {"patch_size": 4, "hidden_sizes": [128, 192, 256], "codebook_sizes": [4096]},
+    256: {"patch_size": 4, "hidden_sizes": [128, 192, 256], "codebook_sizes": [8192]},
+}
+
+
+class VQVAEConfig(PretrainedConfig):
+    """Settings of `VQVAE`.
+
+    Args:
+        image_size: default side of a picture in pixels; `downsampling` must divide it.
+        num_channels: 3 for RGB, 1 for grey.
+        patch_size: side of the square of pixels that the first convolution reads at once.
+        hidden_sizes: channels at each resolution, fine to coarse; each next one halves height and width.
+        num_res_blocks: residual blocks at each resolution, in encoder and decoder each.
+        code_dim: size of a latent and of a code.
+        codebook_sizes: codes in each depth's codebook; more than one depth is residual quantization.
+        commitment_weight, ema_decay, revival_threshold: see `VectorQuantizer`.
+        preprocessing: `Preprocessing.to_dict()` of the pictures it was trained on.
+    """
+
+    model_type = "tessera_vqvae"
+
+    def __init__(
+        self,
+        image_size: int = 32,
+        num_channels: int = 3,
+        patch_size: int = 4,
+        hidden_sizes: list[int] | None = None,
+        num_res_blocks: int = 2,
+        code_dim: int = 32,
+        codebook_sizes: list[int] | None = None,
+        commitment_weight: float = 0.25,
+        ema_decay: float = 0.99,
+        revival_threshold: float = 0.1,
+        preprocessing: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.image_size = image_size
+        self.num_channels = num_channels
+        self.patch_size = patch_size
+        self.hidden_sizes = [128, 256] if hidden_sizes is None else list(hidden_sizes)
+        self.num_res_blocks = num_res_blocks
+        self.code_dim = code_dim
+        self.codebook_sizes = [1024, 1024] if codebook_sizes is None else list(codebook_sizes)
+        self.commitment_weight = commitment_weight
+        self.ema_decay = ema_decay
+        self.revival_threshold = revival_threshold
+        self.preprocessing = preprocessing
+        if not self.hidden_sizes or not self.codebook_sizes:
+            raise ValueError(
+                f"hidden_sizes={hidden_sizes}, codebook_sizes={codebook_sizes}: each needs at least one entry"
+            )
+        self.grid(image_size)
+        super().__init__(**kwargs)
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per position of the grid of codes, along each side."""
+        return self.patch_size * 2 ** (len(self.hidden_sizes) - 1)
+
+    def grid(self, image_size: int | tuple[int, int] | None = None) -> tuple[int, int]:
+        """(rows, columns) of positions of a picture of `image_size` (a side, or (height, width)).
+
+        Raises:
+            ValueError: the downsampling does not divide it.
+        """
+        size = self.image_size if image_size is None else image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        if height < 1 or width < 1 or height % self.downsampling or width % self.downsampling:
+            raise ValueError(
+                f"image size {height}x{width} is not a multiple of the tokenizer's downsampling, {self.downsampling}; "
+                f"choose a multiple of {self.downsampling}, or other --patch_size and --hidden_sizes"
+            )
+        return height // self.downsampling, width // self.downsampling
+
+
+def preset(image_size: int) -> dict[str, Any]:
+    """Settings to start from for pictures of this size: those of the nearest listed size that is not smaller."""
+    fitting = [size for size in PRESETS if size >= image_size and image_size % _downsampling(PRESETS[size]) == 0]
+    larger = [size for size in PRESETS if size < image_size and image_size % _downsampling(PRESETS[size]) == 0]
+    if not fitting and not larger:
+        raise ValueError(
+            f"image_size={image_size}: no preset's downsampling divides it; choose a multiple of 8 (or 28), "
+            "or give --patch_size and --hidden_sizes"
+        )
+    return dict(PRESETS[min(fitting) if fitting else max(larger)])
+
+
+def _downsampling(settings: dict[str, Any]) -> int:
+    return settings["patch_size"] * 2 ** (len(settings["hidden_sizes"]) - 1)

@@ -1,0 +1,104 @@
+"""Which position of a row of codes is what, and what a tokenizer offers to the rest of the project."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class CodeLayout:
+    """One entry per position of a picture's row of codes, all int64 arrays of shape (T,).
+
+    Order: levels coarse to fine; inside a level row by row; inside a position depth by depth.
+
+    Attributes:
+        level: 0 is the coarsest.
+        depth: 0 is the first code of a position (residual and grouped quantizers have several).
+        row, column: place of the position in its level's grid.
+        low, high: the codes that may stand here, `low <= code < high`.
+    """
+
+    level: np.ndarray
+    depth: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.level)
+
+    def to_dict(self) -> dict[str, list[int]]:
+        """Plain lists, for JSON."""
+        return {field.name: getattr(self, field.name).tolist() for field in fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, list[int]]) -> CodeLayout:
+        """The inverse of `to_dict`."""
+        return cls(**{field.name: np.asarray(values[field.name], np.int64) for field in fields(cls)})
+
+
+def build_layout(grids: list[tuple[int, int]], codebook_sizes: list[list[int]]) -> CodeLayout:
+    """Lay out `len(grids)` levels, coarse to fine.
+
+    Args:
+        grids: (rows, columns) of each level.
+        codebook_sizes: for each level, the codebook size of each of its depths. Every (level, depth) has its
+            own range of codes, in this order.
+    """
+    parts: dict[str, list[np.ndarray]] = {field.name: [] for field in fields(CodeLayout)}
+    first = 0
+    for level, ((rows, columns), sizes) in enumerate(zip(grids, codebook_sizes, strict=True)):
+        ends = first + np.cumsum(np.asarray(sizes, np.int64))
+        shape = (rows, columns, len(sizes))
+        row, column, depth = (axis.reshape(-1).astype(np.int64) for axis in np.indices(shape))
+        parts["level"].append(np.full(row.shape, level, np.int64))
+        parts["depth"].append(depth)
+        parts["row"].append(row)
+        parts["column"].append(column)
+        parts["low"].append((ends - np.asarray(sizes))[depth])
+        parts["high"].append(ends[depth])
+        first = int(ends[-1])
+    return CodeLayout(**{name: np.concatenate(arrays) for name, arrays in parts.items()})
+
+
+@runtime_checkable
+class ImageTokenizer(Protocol):
+    """What stage 2 and the pipelines need of an image tokenizer. `VQVAE` offers it; so may one made elsewhere."""
+
+    config: Any  # with image_size, num_channels, downsampling and preprocessing
+
+    @property
+    def num_codes(self) -> int:
+        """Codes are 0 .. num_codes - 1."""
+        ...
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Codes of a picture of the default size."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the same picture may get other codes."""
+        ...
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) float in [-1, 1] to codes (B, T) int64."""
+        ...
+
+    def decode(self, codes: torch.Tensor, image_size: int | tuple[int, int] | None = None) -> torch.Tensor:
+        """Codes (B, t <= T) to pixel_values (B, C, H, W) in [-1, 1]."""
+        ...
+
+    def layout(self, image_size: int | tuple[int, int] | None = None) -> CodeLayout:
+        """What each position of a row of codes is."""
+        ...
+
+    def save_pretrained(self, save_directory: str) -> Any:
+        """Write config.json and model.safetensors."""
+        ...

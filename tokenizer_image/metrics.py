@@ -1,0 +1,136 @@
+"""How close reconstructions are to their pictures, and how much of a codebook is in use.
+
+Picture measures take float tensors (B, C, H, W) in [0, 1] and return one number per picture, (B,) float32,
+so that callers average over a whole set and not over means of batches.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_SSIM_WINDOW = 11
+_SSIM_SIGMA = 1.5
+_SSIM_K1, _SSIM_K2 = 0.01, 0.03
+_SMALLEST_MSE = 1e-10  # 100 dB: keeps the mean over a set finite when one picture comes back exactly
+
+
+def mse(reconstruction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each picture: two (B, C, H, W) in [0, 1] -> (B,) float32."""
+    reconstruction, target = _checked(reconstruction, target)
+    return (reconstruction - target).square().mean(dim=(1, 2, 3))
+
+
+def psnr(reconstruction: Tensor, target: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each picture in dB: (B, C, H, W) in [0, 1] -> (B,) float32.
+
+    It is -10 log10(mse). Pictures that agree exactly count as 100 dB instead of infinity.
+    """
+    return -10.0 * mse(reconstruction, target).clamp(min=_SMALLEST_MSE).log10()
+
+
+def ssim(reconstruction: Tensor, target: Tensor) -> Tensor:
+    """Structural similarity of each picture: (B, C, H, W) in [0, 1] -> (B,) float32, 1 where they agree.
+
+    Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error visibility to structural
+    similarity", IEEE TIP 2004: an 11 x 11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, averaged over
+    the places where the window lies inside the picture, and over channels. A side shorter than 11 pixels
+    takes the largest odd window that fits it.
+    """
+    x, y = _checked(reconstruction, target)
+    c1, c2 = _SSIM_K1**2, _SSIM_K2**2
+    mean_x, mean_y, mean_xx, mean_yy, mean_xy = _local_mean(torch.stack([x, y, x * x, y * y, x * y]))
+    variance_x = mean_xx - mean_x * mean_x
+    variance_y = mean_yy - mean_y * mean_y
+    covariance = mean_xy - mean_x * mean_y
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
+    structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
+    return (luminance * structure).mean(dim=(1, 2, 3))
+
+
+def _checked(reconstruction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    if reconstruction.shape != target.shape or target.ndim != 4:
+        raise ValueError(
+            "Reconstruction and target must be two tensors (B, C, H, W) of one shape, "
+            f"but are {tuple(reconstruction.shape)} and {tuple(target.shape)}."
+        )
+    if not (reconstruction.is_floating_point() and target.is_floating_point()):
+        raise TypeError(
+            f"Pictures must be float tensors in [0, 1], but are {reconstruction.dtype} and {target.dtype}: "
+            "divide uint8 pictures by 255 first."
+        )
+    return reconstruction.float(), target.float()
+
+
+def _local_mean(pictures: Tensor) -> Tensor:
+    """Gaussian mean around each pixel: (5, B, C, H, W) -> (5, B, C, H', W') where the window fits."""
+    *outer, height, width = pictures.shape
+    flat = pictures.reshape(-1, 1, height, width)
+    column = torch.tensor(_gaussian(height), device=flat.device).view(1, 1, -1, 1)
+    row = torch.tensor(_gaussian(width), device=flat.device).view(1, 1, 1, -1)
+    flat = F.conv2d(F.conv2d(flat, column), row)  # the window is separable
+    return flat.view(*outer, flat.shape[-2], flat.shape[-1])
+
+
+@lru_cache(maxsize=16)
+def _gaussian(side: int) -> tuple[float, ...]:
+    size = min(_SSIM_WINDOW, side if side % 2 else side - 1) if side > 1 else 1
+    weights = [math.exp(-((i - size // 2) ** 2) / (2 * _SSIM_SIGMA**2)) for i in range(size)]
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+class CodeUsage:
+    """Counts codes over a whole set. Usage and perplexity depend on how much was seen, so feed it everything.
+
+    `counts` is an int64 tensor (num_codes,) on the device of the codes; sum it over ranks to merge them.
+    `usage` and `perplexity` cover all codes; `usage_of` and `perplexity_of` one range of them, such as one
+    level's (`CodeLayout.low`, `CodeLayout.high`).
+    """
+
+    def __init__(self, num_codes: int):
+        if num_codes < 1:
+            raise ValueError(f"num_codes must be at least 1, not {num_codes}.")
+        self.num_codes = num_codes
+        self.counts = torch.zeros(num_codes, dtype=torch.int64)
+
+    def update(self, codes: Tensor) -> None:
+        """Add codes: any shape, an integer type, each in 0 .. num_codes - 1 (ValueError otherwise)."""
+        if codes.is_floating_point():
+            raise TypeError(f"Codes must be integers, but are {codes.dtype}.")
+        if codes.numel() == 0:
+            return
+        flat = codes.detach().reshape(-1).long()
+        low, high = int(flat.min()), int(flat.max())
+        if low < 0 or high >= self.num_codes:
+            raise ValueError(f"Codes must lie in 0 .. {self.num_codes - 1}, but range from {low} to {high}.")
+        self.counts = self.counts.to(flat.device) + torch.bincount(flat, minlength=self.num_codes)
+
+    @property
+    def usage(self) -> float:
+        """Share of the codes that occurred at least once, in [0, 1]."""
+        return self.usage_of(0, self.num_codes)
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the codes' entropy: from 1 (one code only) to num_codes (all equally often); 0 before."""
+        return self.perplexity_of(0, self.num_codes)
+
+    def usage_of(self, low: int, high: int) -> float:
+        """`usage` of the codes low .. high - 1."""
+        return float((self._range(low, high) > 0).double().mean())
+
+    def perplexity_of(self, low: int, high: int) -> float:
+        """`perplexity` of the codes low .. high - 1, as if these were all."""
+        counts = self._range(low, high)
+        counts = counts[counts > 0].double()
+        if counts.numel() == 0:
+            return 0.0
+        share = counts / counts.sum()
+        return float(torch.exp(-(share * share.log()).sum()))
+
+    def _range(self, low: int, high: int) -> Tensor:
+        if not 0 <= low < high <= self.num_codes:
+            raise ValueError(f"A range of codes must lie within 0 .. {self.num_codes}, not {low} .. {high}.")
+        return self.counts[low:high].cpu()

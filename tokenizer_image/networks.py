@@ -1,0 +1,76 @@
+"""The convolutional encoder and decoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+HEAD_CHANNELS = 16
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(conv(silu(x)))), the second convolution starting at zero, so that every block starts as the
+    identity and no normalisation is needed (Zhang et al. 2019, Fixup)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, channels, h, w) to the same shape."""
+        return hidden + self.conv2(F.silu(self.conv1(F.silu(hidden))))
+
+
+def residual_blocks(channels: int, count: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualBlock(channels) for _ in range(count)))
+
+
+class Encoder(nn.Module):
+    """Pictures (B, C, H, W) to latents (B, code_dim, H / downsampling, W / downsampling).
+
+    A patch embedding, then residual blocks at each resolution with a strided convolution between two of them.
+    """
+
+    def __init__(
+        self, num_channels: int, patch_size: int, hidden_sizes: list[int], num_res_blocks: int, code_dim: int
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(num_channels, hidden_sizes[0], patch_size, stride=patch_size)
+        stages: list[nn.Module] = [residual_blocks(hidden_sizes[0], num_res_blocks)]
+        for fine, coarse in zip(hidden_sizes[:-1], hidden_sizes[1:], strict=True):
+            stages.append(nn.Conv2d(fine, coarse, 2, stride=2))
+            stages.append(residual_blocks(coarse, num_res_blocks))
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Conv2d(hidden_sizes[-1], code_dim, 1)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.head(F.silu(self.stages(self.stem(pixel_values))))
+
+
+class Decoder(nn.Module):
+    """Quantized latents (B, code_dim, h, w) to pictures (B, C, h * downsampling, w * downsampling).
+
+    The mirror of the encoder; each up-sampling is a 1x1 convolution and a pixel shuffle (Shi et al. 2016), and one
+    last 3x3 convolution at full resolution smooths the seams between patches.
+    """
+
+    def __init__(
+        self, num_channels: int, patch_size: int, hidden_sizes: list[int], num_res_blocks: int, code_dim: int
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(code_dim, hidden_sizes[-1], 3, padding=1)
+        stages: list[nn.Module] = [residual_blocks(hidden_sizes[-1], num_res_blocks)]
+        for fine, coarse in reversed(list(zip(hidden_sizes[:-1], hidden_sizes[1:], strict=True))):
+            stages.append(nn.Conv2d(coarse, 4 * fine, 1))
+            stages.append(nn.PixelShuffle(2))
+            stages.append(residual_blocks(fine, num_res_blocks))
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Conv2d(hidden_sizes[0], HEAD_CHANNELS * patch_size**2, 1)
+        self.shuffle = nn.PixelShuffle(patch_size)
+        self.to_pixels = nn.Conv2d(HEAD_CHANNELS, num_channels, 3, padding=1)
+
+    def forward(self, quantized: torch.Tensor) -> torch.Tensor:
+        hidden = self.shuffle(self.head(F.silu(self.stages(self.stem(quantized)))))
+        return self.to_pixels(F.silu(hidden))

@@ -1,0 +1,201 @@
+"""The one pair that turns a picture file into numbers and numbers back into a picture.
+
+`preprocess` -> `to_pixel_values` on the way in, `postprocess` on the way out; training, evaluation and the
+pipeline all use these. The settings travel with the tokenizer (`preprocessing` in its config.json).
+torch is imported inside the functions that need it, so that decoding processes start without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+from PIL import Image, ImageOps
+
+if TYPE_CHECKING:
+    import torch
+
+RESIZE_MODES = ("crop", "squash")
+OUTPUT_TYPES = ("pil", "np", "pt")
+EXIF_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture of any size and mode becomes uint8 (num_channels, image_size, image_size).
+
+    image_size: side of the square, in pixels. num_channels: 3 (RGB) or 1 (grey).
+    resize: "crop" keeps the proportions (short side to `image_size`, middle of the long side kept);
+    "squash" keeps everything and distorts. background: RGB colour 0..255 seen through transparent parts.
+    """
+
+    image_size: int = 32
+    num_channels: int = 3
+    resize: str = "crop"
+    background: tuple[int, int, int] = (255, 255, 255)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.image_size, bool) or not isinstance(self.image_size, int) or self.image_size < 1:
+            raise ValueError(f"image_size must be a whole number of pixels, got {self.image_size!r}")
+        if self.num_channels not in (1, 3):
+            raise ValueError(f"num_channels must be 1 (grey) or 3 (RGB), got {self.num_channels!r}")
+        if self.resize not in RESIZE_MODES:
+            raise ValueError(f"resize must be one of {', '.join(RESIZE_MODES)}, got {self.resize!r}")
+        background = tuple(self.background)
+        if len(background) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in background):
+            raise ValueError(f"background must be three whole numbers 0..255 (RGB), got {self.background!r}")
+        object.__setattr__(self, "background", background)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**dataclasses.asdict(self), "background": list(self.background)}
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any]) -> Preprocessing:
+        """Inverse of `to_dict`. Raises ValueError for a name that is not a setting."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(settings) - set(known))
+        if unknown:
+            raise ValueError(f"unknown preprocessing setting {', '.join(unknown)}; known: {', '.join(known)}")
+        return cls(**settings)
+
+
+def preprocess(image: Image.Image, settings: Preprocessing) -> np.ndarray:
+    """PIL image of any mode and size -> uint8 (C, H, W) with H = W = `settings.image_size`.
+
+    - An EXIF orientation is applied; other metadata, colour profiles included, is ignored.
+    - Animated files and many-page TIFFs: the first frame.
+    - Grey becomes three equal channels; colour becomes luma (ITU-R 601) where one channel is asked for.
+    - Palette, YCbCr, HSV and CMYK become RGB.
+    - Transparency (alpha channel, transparent palette entry or colour) is laid over `settings.background`.
+    - 16-bit grey is scaled to 8 bit (65535 -> 255), 32-bit integers are taken as 16-bit and clipped.
+      Floating point is taken as 0..1, or as 0..255 where a value exceeds 1.
+    - Resizing is antialiased (Lanczos). A picture of the right size comes back with its very pixels.
+
+    The image passed in is left as it is. Raises OSError (or another Pillow error) for a file that cannot be
+    read, ValueError for a mode without a meaning here (LAB).
+    """
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"preprocess needs a PIL image, got {type(image).__name__}")
+    image = _upright(_first_frame(image))
+    image = _opaque_8bit(image, settings)
+    image = image.convert("RGB" if settings.num_channels == 3 else "L")
+    image = _resized(image, settings)
+    pixels = np.asarray(image, dtype=np.uint8)  # (H, W) or (H, W, 3)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)) if pixels.ndim == 3 else pixels[None].copy()
+
+
+def _first_frame(image: Image.Image) -> Image.Image:
+    """Frame 0 of an animated file, whichever frame the caller has wound it to (and stays at)."""
+    position = image.tell()
+    if position == 0:
+        return image
+    image.seek(0)
+    first = image.copy()
+    image.seek(position)
+    return first
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says; a damaged EXIF block does not spoil the picture."""
+    try:
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    except (SyntaxError, ValueError, TypeError, KeyError, struct.error):
+        return image
+    return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
+
+
+def _opaque_8bit(image: Image.Image, settings: Preprocessing) -> Image.Image:
+    """Any mode -> an 8-bit mode without transparency ("L", "RGB", or one that Pillow converts to them)."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return _deep_to_8bit(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        if image.mode in ("RGBa", "La"):  # premultiplied: Pillow leads from these to the straight ones only
+            image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
+        layer = image.convert("RGBA")
+        backdrop = Image.new("RGBA", layer.size, (*settings.background, 255))
+        return Image.alpha_composite(backdrop, layer).convert("RGB")
+    if image.mode == "LAB":
+        raise ValueError("LAB pictures are not supported; save them as RGB")
+    return image.convert("RGB") if image.mode in ("P", "CMYK", "YCbCr", "HSV") else image
+
+
+def _deep_to_8bit(image: Image.Image) -> Image.Image:
+    """16-bit, 32-bit integer and floating-point grey -> "L"."""
+    values = np.asarray(image).astype(np.float64)  # Pillow hands out the byte order of the mode
+    if image.mode == "F":
+        values = np.nan_to_num(values, nan=0.0)
+        values = values * 255.0 if values.max(initial=0.0) <= 1.0 else values
+    else:
+        values = values / 257.0  # 65535 / 255
+    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+
+
+def _resized(image: Image.Image, settings: Preprocessing) -> Image.Image:
+    """An "L" or "RGB" image -> the same mode, `image_size` squared."""
+    size, (width, height) = settings.image_size, image.size
+    if (width, height) == (size, size):
+        return image
+    box = (0.0, 0.0, float(width), float(height))
+    if settings.resize == "crop":  # crop and resize in one step: no second rounding
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+    return image.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+
+
+def to_pixel_values(pictures: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """uint8 (..., C, H, W), tensor or array -> float32 tensor of that shape in [-1, 1], on the same device.
+
+    0 -> -1 and 255 -> 1 exactly. Raises TypeError for another dtype.
+    """
+    import torch
+
+    if isinstance(pictures, np.ndarray):
+        # torch cannot share memory that it may not write to (a read-only memory map): copy that one
+        pictures = torch.from_numpy(pictures if pictures.flags.writeable else np.array(pictures))
+    if pictures.dtype != torch.uint8:
+        raise TypeError(f"to_pixel_values needs uint8 pictures 0..255, got {pictures.dtype}")
+    return pictures.to(torch.float32).div_(127.5).sub_(1.0)
+
+
+@overload
+def postprocess(pixel_values: torch.Tensor, output_type: Literal["pil"] = "pil") -> list[Image.Image]: ...
+@overload
+def postprocess(pixel_values: torch.Tensor, output_type: Literal["np"]) -> np.ndarray: ...
+@overload
+def postprocess(pixel_values: torch.Tensor, output_type: Literal["pt"]) -> torch.Tensor: ...
+@overload
+def postprocess(
+    pixel_values: torch.Tensor, output_type: str
+) -> list[Image.Image] | np.ndarray | torch.Tensor: ...
+def postprocess(
+    pixel_values: torch.Tensor, output_type: str = "pil"
+) -> list[Image.Image] | np.ndarray | torch.Tensor:
+    """Float (B, C, H, W) in [-1, 1] -> pictures; what lies outside is clipped.
+
+    output_type: "pil" list of B images ("RGB", or "L" for one channel), rounded to 8 bit: the inverse of
+    `to_pixel_values`; "np" float32 (B, H, W, C) in [0, 1]; "pt" float32 tensor (B, C, H, W) in [0, 1].
+    Raises ValueError for another shape or output type, and for NaN.
+    """
+    import torch
+
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
+    if pixel_values.ndim != 4 or pixel_values.shape[1] not in (1, 3):
+        shape = tuple(pixel_values.shape)
+        raise ValueError(f"pixel_values must be (B, C, H, W) with 1 or 3 channels, got the shape {shape}")
+    values = pixel_values.detach().to(torch.float32)
+    if torch.isnan(values).any():
+        raise ValueError("pixel_values contain NaN; the model that made them has diverged")
+    values = ((values + 1.0) / 2.0).clamp(0.0, 1.0)
+    if output_type == "pt":
+        return values
+    array = values.permute(0, 2, 3, 1).cpu().numpy()  # (B, H, W, C)
+    if output_type == "np":
+        return array
+    pictures = np.rint(array * 255.0).astype(np.uint8)
+    return [Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture) for picture in pictures]

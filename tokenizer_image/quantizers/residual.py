@@ -1,0 +1,69 @@
+"""Residual quantization: several codes a position, each for what the ones before left over."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tokenizer_image.quantizers.output import QuantizerOutput
+from tokenizer_image.quantizers.vector import VectorQuantizer
+
+
+class ResidualQuantizer(nn.Module):
+    """A stack of vector quantizers, one codebook per depth (Lee et al. 2022, RQ-VAE, section 3.2).
+
+    Depth d quantizes r_d = r_{d-1} - e(k_d), starting at r_0 = latents; the quantized vector is the sum of the
+    codes' rows. The commitment loss is taken at every depth, so that each partial sum is close to the latents.
+
+    Args:
+        codebook_sizes: size of each depth's codebook, first to last.
+        code_dim: size of a latent.
+        options: passed on to each `VectorQuantizer`.
+    """
+
+    def __init__(self, codebook_sizes: list[int], code_dim: int, **options: float) -> None:
+        super().__init__()
+        self.code_dim = code_dim
+        self.depths = nn.ModuleList(VectorQuantizer(size, code_dim, **options) for size in codebook_sizes)
+
+    @property
+    def codes_per_position(self) -> int:
+        return len(self.depths)
+
+    @property
+    def codebook_sizes(self) -> list[int]:
+        """Codebook size of each depth."""
+        return [quantizer.codebook_size for quantizer in self.quantizers]
+
+    @property
+    def quantizers(self) -> list[VectorQuantizer]:
+        """The depths, first to last."""
+        return list(self.depths)  # type: ignore[arg-type]
+
+    def encode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (..., code_dim) to codes (..., depths) int64. Changes nothing."""
+        residual, codes = latents.float(), []
+        for quantizer in self.quantizers:
+            codes.append(quantizer.encode(residual))
+            residual = residual - quantizer.decode(codes[-1])
+        return torch.cat(codes, dim=-1)
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (..., depths) int64 to quantized (..., code_dim) float32: the sum of the rows."""
+        parts = [quantizer.decode(codes[..., d : d + 1]) for d, quantizer in enumerate(self.quantizers)]
+        return torch.stack(parts).sum(0)
+
+    def forward(self, latents: torch.Tensor) -> QuantizerOutput:
+        """Quantize latents (..., code_dim); in train mode every depth's codebook learns."""
+        latents = latents.float()
+        residual, quantized, codes = latents, torch.zeros_like(latents), []
+        loss, revived = latents.new_zeros(()), 0
+        for quantizer in self.quantizers:
+            output = quantizer(residual)
+            # The rows alone: with the straight-through value the next residual would lose its gradient.
+            rows = output.quantized.detach()
+            residual, quantized = residual - rows, quantized + rows
+            loss, revived = loss + output.loss, revived + output.revived
+            codes.append(output.codes)
+        quantized = latents + (quantized - latents).detach()
+        return QuantizerOutput(quantized, torch.cat(codes, dim=-1), loss / len(codes), revived)

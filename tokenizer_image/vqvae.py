@@ -1,0 +1,211 @@
+"""The image tokenizer: pictures to rows of integers and back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from tokenizer_image.configuration import VQVAEConfig
+from tokenizer_image.layout import CodeLayout, build_layout
+from tokenizer_image.nearest import sums_per_code
+from tokenizer_image.networks import Decoder, Encoder, ResidualBlock
+from tokenizer_image.quantizers import QuantizerOutput, ResidualQuantizer, VectorQuantizer
+
+# The configuration that changes which codes a picture gets, beside the weights.
+FINGERPRINT_FIELDS = ("image_size", "num_channels", "patch_size", "hidden_sizes", "codebook_sizes", "preprocessing")
+
+
+@dataclass
+class VQVAEOutput(ModelOutput):
+    """What `VQVAE.forward` returns.
+
+    Attributes:
+        loss: scalar, reconstruction plus commitment.
+        reconstruction: (B, C, H, W), about [-1, 1], not clipped.
+        codes: (B, T) int64.
+        reconstruction_loss: scalar, mean squared error on [-1, 1].
+        commitment_loss: scalar, weighted.
+        revived: dead codes replaced in this step.
+    """
+
+    loss: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    codes: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
+    commitment_loss: torch.Tensor | None = None
+    revived: int | None = None
+
+
+class VQVAE(PreTrainedModel):
+    """Vector-quantized autoencoder (van den Oord et al. 2017), with residual depths (Lee et al. 2022) on request."""
+
+    config_class = VQVAEConfig
+    main_input_name = "pixel_values"
+    config: VQVAEConfig
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__(config)
+        shape = (config.num_channels, config.patch_size, config.hidden_sizes, config.num_res_blocks, config.code_dim)
+        options = {
+            "commitment_weight": config.commitment_weight,
+            "ema_decay": config.ema_decay,
+            "revival_threshold": config.revival_threshold,
+        }
+        self.encoder = Encoder(*shape)
+        self.quantizer: VectorQuantizer | ResidualQuantizer
+        if len(config.codebook_sizes) == 1:
+            self.quantizer = VectorQuantizer(config.codebook_sizes[0], config.code_dim, **options)
+        else:
+            self.quantizer = ResidualQuantizer(config.codebook_sizes, config.code_dim, **options)
+        self.decoder = Decoder(*shape)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # transformers' default, N(0, 0.02), starves deep convolutions.
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if isinstance(module, ResidualBlock):
+            nn.init.zeros_(module.conv2.weight)
+
+    @property
+    def num_codes(self) -> int:
+        """The language model sees one alphabet, 0 .. num_codes - 1: each depth's codebook in its own range."""
+        return sum(self.config.codebook_sizes)
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Codes of a picture of the default size."""
+        return len(self.layout())
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the float32 weights and of the settings that change codes; never of versions or paths."""
+        digest = hashlib.sha256()
+        settings = {name: getattr(self.config, name) for name in FINGERPRINT_FIELDS}
+        digest.update(json.dumps(settings, sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+    def layout(self, image_size: int | tuple[int, int] | None = None) -> CodeLayout:
+        """What each position of a row of codes is, for pictures of `image_size` (default: the configuration's)."""
+        return build_layout([self.config.grid(image_size)], [self.config.codebook_sizes])
+
+    def _code_offsets(self, device: torch.device) -> torch.Tensor:
+        """(depths,) first code of each depth's range."""
+        sizes = torch.tensor([0, *self.config.codebook_sizes[:-1]], device=device)
+        return sizes.cumsum(0)
+
+    def latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) float in [-1, 1] to channel-last latents (B, h, w, code_dim)."""
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"pixel_values of shape {tuple(pixel_values.shape)}: expected (B, {self.config.num_channels}, H, W)"
+            )
+        self.config.grid((pixel_values.shape[2], pixel_values.shape[3]))
+        return self.encoder(pixel_values).permute(0, 2, 3, 1)
+
+    @torch.no_grad()
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pictures (B, C, H, W) float in [-1, 1] to codes (B, T) int64. Never changes a buffer."""
+        codes = self.quantizer.encode(self.latents(pixel_values))
+        return (codes + self._code_offsets(codes.device)).flatten(1)
+
+    @torch.no_grad()
+    def decode(self, codes: torch.Tensor, image_size: int | tuple[int, int] | None = None) -> torch.Tensor:
+        """Codes (B, t <= T) int64 to pictures (B, C, H, W) in [-1, 1].
+
+        Positions that are absent (t < T) are filled with the mean of their codebook, so that a half-drawn picture
+        can be shown.
+
+        Raises:
+            ValueError: too many codes, or a code outside the range of its position.
+        """
+        rows, columns = self.config.grid(image_size)
+        depths = len(self.config.codebook_sizes)
+        total = rows * columns * depths
+        if codes.ndim != 2 or codes.shape[1] > total:
+            raise ValueError(
+                f"codes of shape {tuple(codes.shape)}: expected (B, at most {total}) for this picture size"
+            )
+        local = F.pad(codes, (0, total - codes.shape[1]), value=-1).view(-1, rows, columns, depths)
+        absent = torch.arange(total, device=codes.device).view(rows, columns, depths) >= codes.shape[1]
+        local = torch.where(absent, 0, local - self._code_offsets(codes.device))
+        quantized = torch.zeros(*local.shape[:-1], self.config.code_dim, device=codes.device)
+        for depth, quantizer in enumerate(self._depths):
+            rows_of_depth = quantizer.decode(local[..., depth : depth + 1])
+            quantized += torch.where(absent[..., depth, None], quantizer.mean_code(), rows_of_depth)
+        return self._to_pixels(quantized).float().clamp(-1, 1)
+
+    @property
+    def _depths(self) -> list[VectorQuantizer]:
+        return self.quantizer.quantizers if isinstance(self.quantizer, ResidualQuantizer) else [self.quantizer]
+
+    def _to_pixels(self, quantized: torch.Tensor) -> torch.Tensor:
+        return self.decoder(quantized.permute(0, 3, 1, 2).to(self.decoder.stem.weight.dtype))
+
+    def forward(self, pixel_values: torch.Tensor) -> VQVAEOutput:
+        """Reconstruct pictures (B, C, H, W) in [-1, 1]. In train mode this is where the codebooks learn."""
+        latents = self.latents(pixel_values)
+        quantized: QuantizerOutput = self.quantizer(latents)
+        reconstruction = self._to_pixels(quantized.quantized)
+        reconstruction_loss = F.mse_loss(reconstruction.float(), pixel_values.float())
+        return VQVAEOutput(
+            loss=reconstruction_loss + quantized.loss,
+            reconstruction=reconstruction,
+            codes=(quantized.codes + self._code_offsets(quantized.codes.device)).flatten(1),
+            reconstruction_loss=reconstruction_loss,
+            commitment_loss=quantized.loss,
+            revived=quantized.revived,
+        )
+
+    @torch.no_grad()
+    def refit_codebook(self, batches: Iterable[torch.Tensor]) -> None:
+        """Move each code to the mean of the latents that it stands for, over `batches` of pixel_values.
+
+        Averaged encoder weights do not fit a codebook that followed the raw encoder; one pass per depth mends it.
+        """
+        batches = list(batches)
+        for depth, quantizer in enumerate(self._depths):
+            counts = torch.zeros_like(quantizer.ema_counts)
+            sums = torch.zeros_like(quantizer.ema_sums)
+            for pixel_values in batches:
+                residual = self.latents(pixel_values).reshape(-1, self.config.code_dim).float()
+                for earlier in self._depths[:depth]:
+                    residual = residual - earlier.decode(earlier.encode(residual))
+                codes = quantizer.encode(residual).flatten()
+                for total, part in zip((counts, sums), sums_per_code(residual, codes, len(counts)), strict=True):
+                    total += part
+            quantizer.refit(counts, sums)
+
+
+def load_tokenizer(folder: str | Path) -> VQVAE:
+    """Read a tokenizer folder, or the image_tokenizer/ of a model folder, in eval mode.
+
+    Raises:
+        ValueError: there is no tokenizer there.
+    """
+    path = Path(folder)
+    if (path / "image_tokenizer" / "config.json").is_file():
+        path = path / "image_tokenizer"
+    remedy = "give the --output_dir of scripts/train_tokenizer.py"
+    if not path.is_dir():
+        raise ValueError(f"there is no image tokenizer folder {folder}: {remedy}")
+    config = path / "config.json"
+    kind = json.loads(config.read_text()).get("model_type") if config.is_file() else None
+    if kind != VQVAEConfig.model_type or not (path / "model.safetensors").is_file():
+        raise ValueError(f"{folder} is not an image tokenizer (no config.json of one, or no weights): {remedy}")
+    return VQVAE.from_pretrained(path, use_safetensors=True).eval()
