@@ -1,0 +1,97 @@
+"""The next-token loss, weighted, over the ids that compete for a place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from lm.sequences import IGNORED
+
+# Logits of more floats than this (256 MB) are made, used and dropped in parts.
+CHUNK_FLOATS = 1 << 26
+
+
+@dataclass
+class LossSums:
+    """Sums over a batch, so that ranks and micro-batches can be added up exactly before anything is divided.
+
+    Attributes:
+        loss: sum of weight x negative log-likelihood (nats), with gradient.
+        weight: sum of weights.
+        text_nats, image_nats: unweighted sums of the negative log-likelihood.
+        text_tokens, image_tokens: how many labels each has.
+    """
+
+    loss: torch.Tensor
+    weight: torch.Tensor
+    text_nats: torch.Tensor
+    text_tokens: torch.Tensor
+    image_nats: torch.Tensor
+    image_tokens: torch.Tensor
+
+
+class NextTokenLoss(nn.Module):
+    """Backbone, output layer and loss in one module, so that what wraps it (DDP, FSDP, autocast) sees one forward.
+
+    The place of a token says which kind it is (text or special; image code of a certain depth), and the sampler draws
+    only from that kind. So the softmax runs over that kind's ids alone, and only at places that have a label: no
+    logit is computed that nothing is learned from.
+
+    Args:
+        model: a stock transformers causal LM whose logits are one linear map of the last hidden states.
+        id_ranges: [low, high) of token ids for each kind, text first (`MultimodalVocabulary.id_ranges`).
+    """
+
+    def __init__(self, model: PreTrainedModel, id_ranges: list[tuple[int, int]]) -> None:
+        super().__init__()
+        self.model = model
+        self.id_ranges = id_ranges
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor,
+        position_ids: torch.Tensor,
+        loss_weights: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """(B, L) tensors as `lm.sequences.collate` makes them, to the fields of `LossSums`."""
+        # use_cache=False: with a cache, transformers ignores position_ids that start again inside a row.
+        # The last place of a row predicts nothing.
+        hidden = self.model.base_model(input_ids=input_ids[:, :-1], position_ids=position_ids[:, :-1], use_cache=False)[
+            0
+        ]
+        labels, weights = labels[:, 1:], loss_weights[:, 1:]
+        zero = hidden.new_zeros((), dtype=torch.float32)
+        sums = {"loss": zero, "weight": weights.sum()}
+        for kind in ("text", "image"):
+            sums |= {f"{kind}_nats": zero.clone(), f"{kind}_tokens": zero.clone()}
+        for index, (low, high) in enumerate(self.id_ranges):
+            places = ((labels >= low) & (labels < high) & (labels != IGNORED)).nonzero(as_tuple=True)
+            if len(places[0]) == 0:
+                continue
+            nats = self._nats(hidden[places], labels[places] - low, low, high)
+            kind = "text" if index == 0 else "image"
+            sums["loss"] = sums["loss"] + (nats * weights[places]).sum()
+            sums[f"{kind}_nats"] += nats.detach().sum()
+            sums[f"{kind}_tokens"] += len(nats)
+        return sums
+
+    def _nats(self, hidden: torch.Tensor, targets: torch.Tensor, low: int, high: int) -> torch.Tensor:
+        """Negative log-likelihood (M,) float32 of `targets` (M,) among the ids low .. high - 1."""
+        rows = max(1, CHUNK_FLOATS // (high - low))
+        if len(hidden) <= rows:
+            return self._chunk_nats(hidden, targets, low, high)
+        # Recomputing a chunk's logits in the backward pass costs one product; keeping them all costs the memory.
+        chunks = zip(hidden.split(rows), targets.split(rows), strict=True)
+        return torch.cat([checkpoint(self._chunk_nats, *chunk, low, high, use_reentrant=False) for chunk in chunks])
+
+    def _chunk_nats(self, hidden: torch.Tensor, targets: torch.Tensor, low: int, high: int) -> torch.Tensor:
+        head = self.model.get_output_embeddings()
+        bias = None if head.bias is None else head.bias[low:high]
+        logits = F.linear(hidden, head.weight[low:high], bias)
+        return F.cross_entropy(logits.float(), targets, reduction="none")

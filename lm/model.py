@@ -1,0 +1,107 @@
+"""Vocabulary to a stock transformers causal LM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
+
+from lm.vocabulary import MultimodalVocabulary
+
+ARCHITECTURES = ("qwen3", "llama", "gpt2")
+HEAD_DIM = 64
+
+# (layers, hidden_size, intermediate_size), named by rough parameters without embeddings.
+SIZES: dict[str, tuple[int, int, int]] = {
+    "2M": (4, 192, 512),
+    "3M": (4, 256, 704),
+    "10M": (6, 384, 1024),
+    "25M": (8, 512, 1408),
+    "85M": (12, 768, 2048),
+    "300M": (24, 1024, 2816),
+    "1B": (24, 1792, 4864),
+}
+
+
+def default_size(tokens_per_image: int) -> str:
+    """The size to start from: longer rows of codes come from larger pictures, which larger models serve better."""
+    for limit, size in ((64, "3M"), (144, "10M"), (300, "25M")):
+        if tokens_per_image <= limit:
+            return size
+    return "85M"
+
+
+def build_configuration(
+    vocabulary: MultimodalVocabulary,
+    *,
+    architecture: str = "qwen3",
+    size: str = "3M",
+    num_layers: int | None = None,
+    hidden_size: int | None = None,
+    intermediate_size: int | None = None,
+    num_heads: int | None = None,
+    max_positions: int = 256,
+) -> PretrainedConfig:
+    """A configuration for a model from scratch. Explicit sizes override those of the named `size`.
+
+    Raises:
+        ValueError: an unknown architecture or size, or a hidden size that the heads do not divide.
+    """
+    if size not in SIZES:
+        raise ValueError(f"unknown LM size {size!r}: choose one of {', '.join(SIZES)}, or give explicit sizes")
+    layers, hidden, intermediate = SIZES[size]
+    layers, hidden = num_layers or layers, hidden_size or hidden
+    if intermediate_size is None and hidden != SIZES[size][1]:
+        intermediate = -(-hidden * 8 // 3 // 64) * 64
+    intermediate = intermediate_size or intermediate
+    heads = num_heads or max(1, hidden // HEAD_DIM)
+    if hidden % heads:
+        raise ValueError(f"hidden_size {hidden} is not a multiple of num_heads {heads}; change one of them")
+    ids = {
+        "vocab_size": vocabulary.size,
+        "bos_token_id": vocabulary.bos_id,
+        "eos_token_id": vocabulary.eos_id,
+        "pad_token_id": vocabulary.pad_id,
+        "tie_word_embeddings": False,
+    }
+    if architecture == "gpt2":
+        return GPT2Config(
+            n_positions=max_positions, n_embd=hidden, n_layer=layers, n_head=heads, n_inner=4 * hidden,
+            embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0, **ids,
+        )  # fmt: skip
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"unknown architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
+    config_class = Qwen3Config if architecture == "qwen3" else LlamaConfig
+    # Both would otherwise take head_dim and key-value heads from some other, larger model.
+    return config_class(
+        hidden_size=hidden, num_hidden_layers=layers, intermediate_size=intermediate, num_attention_heads=heads,
+        num_key_value_heads=heads, head_dim=hidden // heads, max_position_embeddings=max_positions, **ids,
+    )  # fmt: skip
+
+
+def build_model(config: PretrainedConfig) -> PreTrainedModel:
+    """A stock causal LM with random weights, in float32."""
+    return AutoModelForCausalLM.from_config(config)
+
+
+def load_model(folder: str, **options: Any) -> PreTrainedModel:
+    """Read a causal LM that `save_pretrained` wrote (safetensors only)."""
+    return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **options)
+
+
+def check_vocabulary(config: AutoConfig, vocabulary: MultimodalVocabulary) -> None:
+    """Raise ValueError unless the model's output layer has a row for every id of the vocabulary."""
+    size = config.vocab_size  # type: ignore[attr-defined]
+    if size < vocabulary.size:
+        raise ValueError(
+            f"the language model has {size} output rows, the vocabulary {vocabulary.size} ids: "
+            "they do not belong together"
+        )

@@ -1,0 +1,226 @@
+"""One alphabet for text and pictures. The only file that knows where codes sit among token ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+FORMAT_VERSION = 1
+FILE_NAME = "vocabulary.json"
+BOS, EOS, PAD, BEGIN_IMAGE, END_IMAGE = "<|bos|>", "<|eos|>", "<|pad|>", "<|begin_image|>", "<|end_image|>"
+
+Integers = TypeVar("Integers", np.ndarray, torch.Tensor)
+
+
+def train_text_tokenizer(
+    texts: Iterable[str], vocab_size: int = 4096, lowercase: bool = True
+) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE (Sennrich et al. 2016) on `texts`. Any string can be encoded: there is no unknown token.
+
+    Args:
+        texts: the captions.
+        vocab_size: most text tokens that it may have; few captions give fewer.
+        lowercase: treat "A Dog" as "a dog".
+    """
+    tokenizer = Tokenizer(BPE())
+    steps: list[normalizers.Normalizer] = [normalizers.NFC()] + ([normalizers.Lowercase()] if lowercase else [])
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    # With a space before the first word, "dog" is the same token wherever it stands.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=vocab_size,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        min_frequency=2,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
+
+
+@dataclass
+class MultimodalVocabulary:
+    """Text ids first, then special tokens, then one id per image code: `id = image_offset + code`.
+
+    Attributes:
+        tokenizer: a transformers fast tokenizer that holds all of them, image tokens included.
+        image_offset: id of code 0.
+        num_codes: codes are 0 .. num_codes - 1.
+        bos_id, eos_id, pad_id, boi_id, eoi_id: begin, end, padding, begin and end of a picture.
+        layout: the picture's code layout as plain lists (level, depth, row, column, low, high), one entry a position.
+        image_size: [height, width] that the layout is for.
+        image_tokenizer_fingerprint: which image tokenizer the codes belong to.
+        formats: sequence formats that the model was trained on.
+        default_guidance: guidance scale used when none is given.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    image_offset: int
+    num_codes: int
+    bos_id: int
+    eos_id: int
+    pad_id: int
+    boi_id: int
+    eoi_id: int
+    layout: dict[str, list[int]]
+    image_size: list[int]
+    image_tokenizer_fingerprint: str
+    formats: list[str] = field(default_factory=lambda: ["caption_to_image", "image"])
+    default_guidance: float = 3.0
+
+    @classmethod
+    def build(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        num_codes: int,
+        layout: dict[str, list[int]],
+        image_size: list[int],
+        image_tokenizer_fingerprint: str,
+        default_guidance: float = 3.0,
+    ) -> MultimodalVocabulary:
+        """Extend a text tokenizer by the special tokens that it lacks and by one token per image code."""
+        for role, text in (("bos_token", BOS), ("eos_token", EOS), ("pad_token", PAD)):
+            if getattr(tokenizer, role) is None:
+                tokenizer.add_special_tokens({role: text})
+        tokenizer.add_tokens([AddedToken(BEGIN_IMAGE, special=True), AddedToken(END_IMAGE, special=True)])
+        image_offset = len(tokenizer)
+        names = [AddedToken(f"<|image_{code}|>", special=True, normalized=False) for code in range(num_codes)]
+        tokenizer.add_tokens(names)
+        if len(tokenizer) != image_offset + num_codes:
+            raise ValueError(f"the text tokenizer already has tokens like {names[0].content!r}; use another one")
+        boi_id, eoi_id = tokenizer.convert_tokens_to_ids([BEGIN_IMAGE, END_IMAGE])
+        return cls(
+            tokenizer=tokenizer,
+            image_offset=image_offset,
+            num_codes=num_codes,
+            bos_id=tokenizer.bos_token_id,
+            eos_id=tokenizer.eos_token_id,
+            pad_id=tokenizer.pad_token_id,
+            boi_id=boi_id,
+            eoi_id=eoi_id,
+            layout=layout,
+            image_size=list(image_size),
+            image_tokenizer_fingerprint=image_tokenizer_fingerprint,
+            default_guidance=default_guidance,
+        )
+
+    @property
+    def size(self) -> int:
+        """Number of token ids."""
+        return self.image_offset + self.num_codes
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Codes of a picture of the default size."""
+        return len(self.layout["low"])
+
+    @property
+    def id_ranges(self) -> list[tuple[int, int]]:
+        """Which ids compete for a place, as [low, high): text and special tokens, then each range of image codes."""
+        ranges = sorted(set(zip(self.layout["low"], self.layout["high"], strict=True)))
+        return [(0, self.image_offset), *((low + self.image_offset, high + self.image_offset) for low, high in ranges)]
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens. A text that contains the name of a special or image token
+        stays text."""
+        return self.encode_texts([text])[0]
+
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode_text` for many texts at once."""
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
+        return encoded["input_ids"]
+
+    def codes_to_ids(self, codes: Integers) -> Integers:
+        """Image codes to token ids (arrays or tensors of any shape).
+
+        Raises:
+            ValueError: a code is outside 0 .. num_codes - 1.
+        """
+        self._check(codes, 0, "code")
+        return codes + self.image_offset
+
+    def ids_to_codes(self, ids: Integers) -> Integers:
+        """Token ids to image codes, the inverse of `codes_to_ids`.
+
+        Raises:
+            ValueError: an id is not an image token.
+        """
+        self._check(ids, self.image_offset, "image token id")
+        return ids - self.image_offset
+
+    def _check(self, values: Any, low: int, what: str) -> None:
+        high = low + self.num_codes
+        size = values.numel() if isinstance(values, torch.Tensor) else values.size
+        if size and (int(values.min()) < low or int(values.max()) >= high):
+            raise ValueError(
+                f"{what} outside {low}..{high - 1}: values from {int(values.min())} to {int(values.max())}"
+            )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the tokenizer's files and vocabulary.json into `folder` (a model folder's lm/)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(folder)
+        values = {
+            "format_version": FORMAT_VERSION,
+            "image_offset": self.image_offset,
+            "num_codes": self.num_codes,
+            "special_ids": {
+                "bos": self.bos_id,
+                "eos": self.eos_id,
+                "pad": self.pad_id,
+                "begin_image": self.boi_id,
+                "end_image": self.eoi_id,
+            },
+            "image_size": self.image_size,
+            "formats": self.formats,
+            "image_tokenizer_fingerprint": self.image_tokenizer_fingerprint,
+            "default_guidance": self.default_guidance,
+            "layout": self.layout,
+        }
+        (folder / FILE_NAME).write_text(json.dumps(values) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> MultimodalVocabulary:
+        """Read what `save_pretrained` wrote.
+
+        Raises:
+            ValueError: the folder has no vocabulary.json, or one from a newer version.
+        """
+        folder = Path(folder)
+        file = folder / FILE_NAME
+        if not file.is_file():
+            raise ValueError(f"{folder} has no {FILE_NAME}: it is not the lm/ folder of a Tessera model")
+        values = json.loads(file.read_text())
+        if values["format_version"] > FORMAT_VERSION:
+            raise ValueError(
+                f"{file} has format_version {values['format_version']}, this version reads up to {FORMAT_VERSION}: "
+                "upgrade tessera"
+            )
+        ids = values["special_ids"]
+        return cls(
+            tokenizer=PreTrainedTokenizerFast.from_pretrained(folder),
+            image_offset=values["image_offset"],
+            num_codes=values["num_codes"],
+            bos_id=ids["bos"],
+            eos_id=ids["eos"],
+            pad_id=ids["pad"],
+            boi_id=ids["begin_image"],
+            eoi_id=ids["end_image"],
+            layout=values["layout"],
+            image_size=values["image_size"],
+            image_tokenizer_fingerprint=values["image_tokenizer_fingerprint"],
+            formats=values["formats"],
+            default_guidance=values["default_guidance"],
+        )
