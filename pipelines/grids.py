@@ -1,0 +1,92 @@
+"""Pictures with their captions on one sheet: what `scripts/generate.py` writes and training shows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+PAPER, INK = (255, 255, 255), (32, 32, 32)
+
+
+def labelled_grid(
+    rows: Sequence[tuple[str, Sequence[Image.Image]]],
+    *,
+    min_side: int = 128,
+    font_size: int = 16,
+    margin: int = 8,
+    max_lines: int = 4,
+    smooth: bool = True,
+) -> Image.Image:
+    """Draw each (caption, pictures) of `rows` as a line of text above a row of pictures, on one RGB sheet.
+
+    Args:
+        rows: pictures of any mode and size; an empty caption takes no room.
+        min_side: small pictures are enlarged by a whole number until the shorter side has this many pixels.
+        font_size, margin: in pixels.
+        max_lines: a caption that is wrapped to more lines than this ends in "...".
+        smooth: enlarge with a bicubic filter; otherwise show the pixels as squares.
+
+    Raises:
+        ValueError: there is no picture.
+    """
+    if not any(pictures for _, pictures in rows):
+        raise ValueError("a grid needs at least one picture, got none")
+    font = ImageFont.load_default(size=font_size)
+    enlarged = [
+        (caption, [_enlarge(image, min_side, smooth) for image in images]) for caption, images in rows
+    ]
+    columns = max(len(images) for _, images in enlarged)
+    cell_width = max(image.width for _, images in enlarged for image in images)
+    width = margin + columns * (cell_width + margin)
+    line_height = math.ceil(font_size * 1.25)
+    captions = [_wrap(caption, font, width - 2 * margin, max_lines) for caption, _ in enlarged]
+    heights = [
+        _row_height(lines, images, line_height, margin)
+        for lines, (_, images) in zip(captions, enlarged, strict=True)
+    ]
+    sheet = Image.new("RGB", (width, margin + sum(heights)), PAPER)
+    draw, top = ImageDraw.Draw(sheet), margin
+    for lines, (_, images), height in zip(captions, enlarged, heights, strict=True):
+        for number, line in enumerate(lines):
+            draw.text((margin, top + number * line_height), line, fill=INK, font=font)
+        below = top + len(lines) * line_height + (margin // 2 if lines else 0)
+        for column, image in enumerate(images):
+            sheet.paste(image, (margin + column * (cell_width + margin), below))
+        top += height
+    return sheet
+
+
+def _row_height(lines: list[str], images: list[Image.Image], line_height: int, margin: int) -> int:
+    text = len(lines) * line_height + (margin // 2 if lines else 0)
+    return text + max((image.height for image in images), default=0) + margin
+
+
+def _enlarge(image: Image.Image, min_side: int, smooth: bool) -> Image.Image:
+    factor = max(1, math.ceil(min_side / min(image.size)))
+    filter_ = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+    image = image.convert("RGB")
+    return image if factor == 1 else image.resize((image.width * factor, image.height * factor), filter_)
+
+
+def _wrap(
+    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, max_lines: int
+) -> list[str]:
+    """Break a text into lines of at most `width` pixels, between words where that is possible."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+            continue
+        while font.getlength(word) > width and len(word) > 1:  # a word wider than the sheet is broken
+            fits = max(n for n in range(1, len(word)) if n == 1 or font.getlength(word[:n]) <= width)
+            lines.append(word[:fits])
+            word = word[fits:]
+        lines.append(word)
+    if len(lines) <= max_lines:
+        return lines
+    last = lines[max_lines - 1]
+    while last and font.getlength(f"{last}...") > width:
+        last = last[:-1]
+    return [*lines[: max_lines - 1], f"{last}..."]

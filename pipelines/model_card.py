@@ -1,0 +1,93 @@
+"""The README.md that a model takes along to the Hub."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.text_to_image import TextToImagePipeline
+
+CARD = """---
+license: {license}
+library_name: tessera
+pipeline_tag: text-to-image
+tags:
+- text-to-image
+- vq-vae
+- autoregressive
+---
+
+# {title}
+
+Draws {height}x{width} pictures from captions. An image tokenizer (`image_tokenizer/`, a VQ-VAE) turns
+pictures into integers; a language model (`lm/`, a stock {architecture}) writes them after a caption. Trained
+with Tessera.
+
+## Use
+
+```python
+from pipelines import TextToImagePipeline
+
+pipe = TextToImagePipeline.from_pretrained("{repo_id}")
+pipe("a dog").images[0].save("dog.png")
+```
+
+The weights are safetensors; loading runs no code from this repository. `lm/` alone is an ordinary
+transformers causal language model.
+
+## Facts
+
+{facts}
+{figures}"""
+
+
+def model_card(
+    pipe: TextToImagePipeline,
+    repo_id: str,
+    *,
+    license: str = "unknown",
+    figures: dict[str, Any] | None = None,
+) -> str:
+    """The card's text.
+
+    Args:
+        license: of the weights, as the Hub spells it.
+        figures: what was measured, nested as deep as you like; numbers and texts are listed.
+    """
+    vocabulary = pipe.vocabulary
+    height, width = vocabulary.image_size
+    facts = {
+        "picture": f"{height}x{width}, {vocabulary.tokens_per_image} codes out of {vocabulary.num_codes}",
+        "language model": f"{type(pipe.model).__name__}, {pipe.model.num_parameters():,} parameters",
+        "text tokens": f"{vocabulary.image_offset:,}",
+        "sequence formats": ", ".join(vocabulary.formats),
+        "default guidance scale": vocabulary.default_guidance,
+        "image tokenizer's fingerprint": f"`{vocabulary.image_tokenizer_fingerprint}`",
+    }
+    measured = _flatten(figures or {})
+    return CARD.format(
+        license=license,
+        title=repo_id.split("/")[-1],
+        repo_id=repo_id,
+        height=height,
+        width=width,
+        architecture=type(pipe.model).__name__,
+        facts=_table(facts),
+        figures=f"\n## Figures\n\n{_table(measured)}\n" if measured else "",
+    )
+
+
+def _flatten(figures: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} to {"a b": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name} ")
+        elif isinstance(value, (int, float, str)):
+            flat[f"{prefix}{name}"] = f"{value:.4g}" if isinstance(value, float) else value
+    return flat
+
+
+def _table(values: dict[str, Any]) -> str:
+    lines = [f"| {name} | {value} |" for name, value in values.items()]
+    return "\n".join(["| what | value |", "|---|---|", *lines])

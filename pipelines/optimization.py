@@ -1,0 +1,159 @@
+"""How both stages learn: optimizers, learning rate, time budget, averaged weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+FINAL_SHARE = 0.02  # of the learning rate, at the end of the cosine
+
+
+@dataclass
+class Budget:
+    """How long a run lasts: `max_steps`, or `max_minutes` of training time.
+
+    Training time is counted from the first step, validation and samples included, and goes on where a checkpoint
+    left it. The learning rate follows `progress`.
+    """
+
+    max_steps: int | None = None
+    max_minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.max_steps is None) == (self.max_minutes is None):
+            raise ValueError(f"--max_steps {self.max_steps} and --max_minutes {self.max_minutes}: give one of the two")
+        if (self.max_steps or self.max_minutes or 0) <= 0:
+            raise ValueError("--max_steps and --max_minutes must be above zero")
+
+    def progress(self, step: int, seconds: float) -> float:
+        """Share of the run that is over, in [0, 1]."""
+        share = step / self.max_steps if self.max_steps else seconds / (60 * (self.max_minutes or 1))
+        return min(1.0, share)
+
+
+def learning_rate_share(progress: float, step: int, warmup_steps: int) -> float:
+    """Share of the peak learning rate: linear warm-up over steps, then cosine over the run's progress."""
+    warmup = min(1.0, (step + 1) / max(1, warmup_steps))
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return warmup * (FINAL_SHARE + (1 - FINAL_SHARE) * cosine)
+
+
+def build_optimizers(
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.95),
+    muon_learning_rate: float | None = None,
+) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon (Jordan et al. 2024) for the matrices inside the network and AdamW for the rest.
+
+    Weight decay applies to weights with two or more dimensions, never to embeddings, norms, biases or codebooks.
+
+    Args:
+        muon_learning_rate: None for AdamW alone. Scaled so that its updates have AdamW's size (Liu et al. 2025).
+    """
+    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    heads = {id(p) for name, p in model.named_parameters() if "lm_head" in name}
+    matrices, decayed, plain = [], [], []
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        if muon_learning_rate and parameter.ndim == 2 and id(parameter) not in embeddings | heads:
+            matrices.append(parameter)
+        elif parameter.ndim >= 2 and id(parameter) not in embeddings:
+            decayed.append(parameter)
+        else:
+            plain.append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)]
+    if matrices and muon_learning_rate:
+        optimizers.append(
+            torch.optim.Muon(matrices, lr=muon_learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], share: float) -> None:
+    """Set every group to `share` of its peak learning rate."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * share
+
+
+class AveragedWeights:
+    """Exponential moving average of a model's parameters, in float32.
+
+    The decay rises with the steps, (1 + step) / (10 + step), up to `decay`, so that short runs are not averaged with
+    their random start.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"--ema_decay {decay} must be in [0, 1); 0 turns averaging off")
+        self.decay = decay
+        self.names = [name for name, _ in model.named_parameters()]
+        self.parameters = list(model.parameters())
+        self.averages = [parameter.detach().clone() for parameter in self.parameters]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Fold in the parameters as they are after `step` steps."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.averages, self.parameters, 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the model has the averaged weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for parameter, average in zip(self.parameters, self.averages, strict=True):
+            kept = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(kept)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Averages by parameter name."""
+        return dict(zip(self.names, self.averages, strict=True))
+
+    @torch.no_grad()
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        """The inverse of `state`."""
+        for name, average in self.state().items():
+            average.copy_(state[name])
+
+
+def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
+    """All tensors of the optimizers' states, by "{optimizer}.{parameter}.{name}", for safetensors."""
+    tensors = {}
+    for index, optimizer in enumerate(optimizers):
+        for parameter, values in optimizer.state_dict()["state"].items():
+            for name, value in values.items():
+                tensors[f"{index}.{parameter}.{name}"] = torch.as_tensor(value)
+    return tensors
+
+
+def load_optimizer_tensors(optimizers: list[torch.optim.Optimizer], tensors: dict[str, torch.Tensor]) -> None:
+    """The inverse of `optimizer_tensors`; groups and their settings stay those of the optimizers."""
+    states: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
+    for key, value in tensors.items():
+        index, parameter, name = key.split(".", 2)
+        states[int(index)].setdefault(int(parameter), {})[name] = value
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

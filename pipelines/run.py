@@ -1,0 +1,226 @@
+"""A run's folder: checkpoints, resume, metrics log, provenance.
+
+<output_dir>/
+    checkpoints/checkpoint-{step}/state.safetensors, state.json
+    samples/            pictures as training goes
+    metrics.jsonl       one line per logged step
+    run.json            command, settings, versions, commit, parameters, what was seen, whether it is finished
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "pillow")
+# Options that may differ between a run and its continuation.
+FREE_OPTIONS = {"resume", "overwrite", "output_dir", "cpu_threads", "num_workers", "tracker", "config"}
+
+
+class Run:
+    """One training run's folder.
+
+    Args:
+        folder: the output directory.
+        options: the script's options (a dataclass), kept in run.json.
+        resume: go on from the last whole checkpoint, or start if there is none.
+        overwrite: delete an earlier run in this folder first.
+        is_main: only the main process writes.
+
+    Raises:
+        ValueError: the folder holds a run and neither `resume` nor `overwrite` is set, or it holds other files.
+    """
+
+    def __init__(
+        self, folder: str | Path, options: Any, *, resume: bool = False, overwrite: bool = False, is_main: bool = True
+    ) -> None:
+        self.folder = Path(folder)
+        self.is_main = is_main
+        self.options: dict[str, Any] = (
+            asdict(options) if is_dataclass(options) and not isinstance(options, type) else {}
+        )
+        self.checkpoints = self.folder / "checkpoints"
+        self.samples = self.folder / "samples"
+        self.metrics_file = self.folder / "metrics.jsonl"
+        self.info_file = self.folder / "run.json"
+        if resume and overwrite:
+            raise ValueError("--resume and --overwrite exclude each other")
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"--output_dir {self.folder} is a file; name a folder")
+        if self.info_file.exists() and not (resume or overwrite):
+            raise ValueError(
+                f"--output_dir {self.folder} already holds a run: pass --resume to go on with it, --overwrite to "
+                "delete it, or name another folder"
+            )
+        self.overwrite = overwrite
+        resuming = resume and self.info_file.exists()
+        self.info: dict[str, Any] = json.loads(self.info_file.read_text()) if resuming else {}
+        self._check_options()
+
+    def begin(self) -> None:
+        """Make the folders; with `overwrite`, first remove what an earlier run wrote (and nothing else).
+
+        Called once everything that can fail early has been checked, so that a mistyped option costs no run.
+        """
+        if not self.is_main:
+            return
+        if self.overwrite:
+            for name in ("checkpoints", "samples"):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+            for file in (self.metrics_file, self.info_file):
+                file.unlink(missing_ok=True)
+        self.samples.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
+        for leftover in self.checkpoints.glob("*.part"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def _check_options(self) -> None:
+        """A continued run must have the settings that it started with, but for where and how long it runs."""
+        before = self.info.get("options", {})
+        free = FREE_OPTIONS | {"max_minutes", "max_steps"}
+        changed = [
+            f"--{name} was {before[name]!r}, now {value!r}"
+            for name, value in self.options.items()
+            if name in before and name not in free and before[name] != json.loads(json.dumps(value))
+        ]
+        if changed:
+            raise ValueError(
+                f"{self.folder} was started with other settings: {'; '.join(changed)}. Give the same ones to resume, "
+                "or another --output_dir"
+            )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run in this folder came to its end."""
+        return bool(self.info.get("finished"))
+
+    def write_info(self, **values: Any) -> None:
+        """Merge `values` into run.json, beside command, options, versions and commit."""
+        if not self.is_main:
+            return
+        base = {
+            "command": " ".join(sys.argv),
+            "options": self.options,
+            "versions": versions(),
+            "commit": commit(),
+            "machine": {"platform": platform.platform(), "cpu_threads": torch.get_num_threads()},
+            "started": self.info.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z")),
+        }
+        self.info = {**self.info, **base, **values}
+        write_text(self.info_file, json.dumps(self.info, indent=1) + "\n")
+
+    def log(self, step: int, **values: float | int | str) -> None:
+        """Append a line to metrics.jsonl."""
+        if self.is_main:
+            with self.metrics_file.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def save_checkpoint(
+        self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any], keep: int = 2
+    ) -> None:
+        """Write checkpoint-{step} aside, rename it, then delete all but the newest `keep`.
+
+        A run that is killed, or a disk that is full, at any moment leaves the last whole checkpoint.
+        """
+        if not self.is_main:
+            return
+        target = self.checkpoints / f"checkpoint-{step}"
+        aside = target.with_name(target.name + ".part")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside / "state.safetensors"
+        )
+        (aside / "state.json").write_text(json.dumps({"step": step, **state}) + "\n")
+        for file in aside.iterdir():
+            sync(file)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(aside, target)
+        for old in self._steps()[:-keep]:
+            shutil.rmtree(self.checkpoints / f"checkpoint-{old}", ignore_errors=True)
+
+    def _steps(self) -> list[int]:
+        """Steps of the whole checkpoints, oldest first."""
+        names = [path.name for path in self.checkpoints.glob("checkpoint-*")] if self.checkpoints.is_dir() else []
+        return sorted(int(name.split("-")[1]) for name in names if re.fullmatch(r"checkpoint-\d+", name))
+
+    def load_checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """Tensors and state of the newest checkpoint, or None. Cuts metrics.jsonl back to it."""
+        steps = self._steps()
+        self._cut_metrics(steps[-1] if steps else 0)
+        if not steps:
+            return None
+        folder = self.checkpoints / f"checkpoint-{steps[-1]}"
+        return load_file(folder / "state.safetensors"), json.loads((folder / "state.json").read_text())
+
+    def _cut_metrics(self, last_step: int) -> None:
+        """Drop what was logged after the checkpoint, and a line that was cut off in the middle."""
+        if not self.is_main or not self.metrics_file.exists():
+            return
+        kept = []
+        for line in self.metrics_file.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= last_step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError):
+                continue
+        write_text(self.metrics_file, "".join(kept))
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file aside and rename it, so that it is never half written."""
+    aside = file.with_name(file.name + ".part")
+    aside.write_text(text)
+    os.replace(aside, file)
+
+
+def sync(file: Path) -> None:
+    """Have the operating system put a file on disk before its folder gets its name."""
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result may depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the code, with "-dirty" after it if files were changed; None outside a git checkout."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        if head.returncode:
+            return None
+        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+        return head.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "")
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def peak_memory() -> float:
+    """Most memory that this process has held, in GB (on a GPU: that PyTorch has held there)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -1,0 +1,123 @@
+"""Picture data set to token cache: every picture is encoded once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from lm.cache import MANIFEST, Document, TokenCache, code_dtype, write_manifest, write_shard
+from tokenizer_image.data import DecodedPictures, PictureDataset
+from tokenizer_image.layout import ImageTokenizer
+from tokenizer_image.preprocessing import to_pixel_values
+
+PARTIAL = "building.json"
+SHARD_ROWS = 8192
+
+
+class TokenCacheWriter:
+    """Writes a token cache; any number of processes may share the work, each writing whole shards of its own.
+
+    Whatever was whole when a build was interrupted is used again.
+
+    Args:
+        folder: where the cache goes.
+        tokenizer: the image tokenizer, in eval mode.
+        source: captions and labels.
+        decoded: the source's pictures.
+
+    Raises:
+        ValueError: the folder holds a cache (or the beginning of one) of another tokenizer or data set.
+    """
+
+    def __init__(
+        self, folder: str | Path, tokenizer: ImageTokenizer, source: PictureDataset, decoded: DecodedPictures
+    ) -> None:
+        self.folder = Path(folder)
+        self.tokenizer = tokenizer
+        self.source = source
+        self.decoded = decoded
+        self.shards = [
+            {"name": f"shard-{index:05d}", "rows": min(SHARD_ROWS, len(decoded) - start)}
+            for index, start in enumerate(range(0, len(decoded), SHARD_ROWS))
+        ]
+        self.identity: dict[str, Any] = {
+            "image_tokenizer_fingerprint": tokenizer.fingerprint,
+            "source": {"name": source.name, "fingerprint": source.fingerprint, "rows": len(decoded)},
+        }
+
+    @property
+    def finished(self) -> bool:
+        """Whether the whole cache is there already.
+
+        Raises:
+            ValueError: it is, but of another tokenizer or data set.
+        """
+        for name in (MANIFEST, PARTIAL):
+            file = self.folder / name
+            if file.is_file():
+                self._check_identity(json.loads(file.read_text()))
+        return (self.folder / MANIFEST).is_file()
+
+    def _check_identity(self, found: dict[str, Any]) -> None:
+        for key, what in (("image_tokenizer_fingerprint", "image tokenizer"), ("source", "data set")):
+            if found.get(key) != self.identity[key]:
+                raise ValueError(
+                    f"the token cache {self.folder} belongs to another {what} ({found.get(key)}, not "
+                    f"{self.identity[key]}): give another --token_cache folder, or delete this one to build it again"
+                )
+
+    def prepare(self) -> None:
+        """Say what is being built here, before any process writes a shard. For the main process alone."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / PARTIAL).write_text(json.dumps(self.identity) + "\n")
+
+    def write(
+        self,
+        *,
+        process_index: int = 0,
+        num_processes: int = 1,
+        batch_size: int = 256,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """Encode this process's shards, with a progress bar."""
+        mine = list(enumerate(self.shards))[process_index::num_processes]
+        missing = [(index, shard) for index, shard in mine if not (self.folder / shard["name"]).is_dir()]
+        total = sum(shard["rows"] for _, shard in missing)
+        with tqdm(total=total, desc="encoding pictures", unit="image", disable=process_index > 0 or not total) as bar:
+            for index, shard in missing:
+                start = index * SHARD_ROWS
+                documents: list[Document] = []
+                for first in range(start, start + shard["rows"], batch_size):
+                    last = min(first + batch_size, start + shard["rows"])
+                    documents += self._encode(first, last, device)
+                    bar.update(last - first)
+                write_shard(self.folder / shard["name"], documents, code_dtype(self.tokenizer.num_codes))
+
+    @torch.inference_mode()
+    def _encode(self, first: int, last: int, device: str | torch.device) -> list[Document]:
+        pixel_values = to_pixel_values(self.decoded.batch(range(first, last))).to(device)
+        codes = self.tokenizer.encode(pixel_values).cpu().numpy()
+        size = (int(pixel_values.shape[2]), int(pixel_values.shape[3]))
+        rows = [int(row) for row in self.decoded.rows[first:last]]
+        return [
+            Document(codes[i], [size], self.source.texts(row), label=self.source.label(row))
+            for i, row in enumerate(rows)
+        ]
+
+    def finish(self) -> TokenCache:
+        """Write the manifest, once every process has written its shards. For the main process alone."""
+        missing = [shard["name"] for shard in self.shards if not (self.folder / shard["name"]).is_dir()]
+        if missing:
+            raise ValueError(
+                f"token cache {self.folder}: shards {', '.join(missing)} are missing; run the command again"
+            )
+        write_manifest(
+            self.folder,
+            {**self.identity, "num_codes": self.tokenizer.num_codes, "shards": self.shards},
+        )
+        (self.folder / PARTIAL).unlink(missing_ok=True)
+        return TokenCache(self.folder)

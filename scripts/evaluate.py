@@ -1,0 +1,242 @@
+"""Measure a trained model, or an image tokenizer alone.
+
+    python scripts/evaluate.py --model runs/model --output report.json --report runs/model/report
+    python scripts/evaluate.py --image_tokenizer runs/tokenizer --dataset path/to/pictures
+
+Writes the figures as JSON, prints a table, and with --report makes a page to look at. On sprites it also
+counts how many samples show what their captions say.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipelines.options import parse_options
+
+if TYPE_CHECKING:
+    from pipelines.alignment import AlignmentSet
+    from pipelines.evaluation import TokenizerFigures
+
+FORMAT_VERSION = 1
+
+
+@dataclass
+class EvaluateOptions:
+    """What `scripts/evaluate.py` can be told."""
+
+    model: str = field(
+        default="runs/model", metadata={"help": "model folder, or the name of a model on the Hub"}
+    )
+    image_tokenizer: str | None = field(
+        default=None, metadata={"help": "measure this image tokenizer alone, instead of a model"}
+    )
+    dataset: str = field(
+        default="sprites", metadata={"help": "sprites, a local folder, or a name on the Hub"}
+    )
+    split: str = field(default="validation", metadata={"help": "split of the data set"})
+    image_column: str | None = field(default=None, metadata={"help": "column of the pictures"})
+    caption_column: str | None = field(default=None, metadata={"help": "column of the captions"})
+    max_examples: int | None = field(
+        default=None, metadata={"help": "measure on this many pictures (default: all of the split)"}
+    )
+    max_unreadable_share: float = field(
+        default=0.01, metadata={"help": "largest share of pictures that may be unreadable"}
+    )
+    output: str = field(default="report.json", metadata={"help": "file for the figures"})
+    report: str | None = field(
+        default=None, metadata={"help": "folder for a page with pictures and plots (default: none)"}
+    )
+    num_captions: int = field(
+        default=500,
+        metadata={"help": "captions of seen and of held-out pairs each; half as many of two objects"},
+    )
+    batch_size: int = field(default=100, metadata={"help": "pictures worked on at once"})
+    guidance_scale: float | None = field(
+        default=None, metadata={"help": "of the samples (default: the model's own)"}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "of the samples"})
+    top_k: int = field(default=0, metadata={"help": "of the samples; 0: all codes"})
+    top_p: float = field(default=1.0, metadata={"help": "of the samples"})
+    seed: int = field(default=0, metadata={"help": "of scenes, captions and samples"})
+    device: str = field(default="auto", metadata={"help": "cpu, cuda, ...; auto: a GPU where there is one"})
+    dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "of the language model"}
+    )
+    cpu_threads: int | None = field(default=None, metadata={"help": "PyTorch's threads (default: cores)"})
+    num_workers: int = field(default=2, metadata={"help": "processes that read pictures"})
+
+    def __post_init__(self) -> None:
+        for name in ("num_captions", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"--seed must be at least 0, got {self.seed}")
+        if Path(self.output).is_dir():
+            raise ValueError(f"--output {self.output} is a folder: name a file, for example report.json")
+        if self.report is not None and Path(self.report).is_file():
+            raise ValueError(f"--report {self.report} is a file: name a folder")
+
+    def sampling(self) -> dict[str, Any]:
+        """Settings of the pipeline's call."""
+        return {name: getattr(self, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")}
+
+
+def main(options: EvaluateOptions) -> dict[str, Any]:
+    """Measure, write, print, and return the report."""
+    import torch
+
+    from pipelines.evaluation import measure_tokenizer, preprocessing_of
+    from tokenizer_image.data import decode_pictures, load_pictures
+
+    started = time.monotonic()
+    torch.set_num_threads(options.cpu_threads or os.cpu_count() or 1)
+    pipeline, image_tokenizer = _load(options)
+    source = load_pictures(
+        options.dataset,
+        options.split,
+        image_column=options.image_column,
+        caption_column=options.caption_column,
+        max_examples=options.max_examples,
+        seed=options.seed,
+    )
+    pictures = decode_pictures(
+        source,
+        preprocessing_of(image_tokenizer),
+        num_workers=options.num_workers,
+        max_unreadable_share=options.max_unreadable_share,
+    )
+    found = measure_tokenizer(image_tokenizer, pictures, batch_size=options.batch_size)
+    report = {**_header(options, source, image_tokenizer), **found.figures}
+    sets: list[AlignmentSet] = []
+    if pipeline is not None:
+        report |= _language_model_figures(options, pipeline, source, pictures, found)
+    if options.dataset == "sprites":
+        report["alignment"], sets = _alignment(options, pipeline, image_tokenizer)
+    report["seconds"] = round(time.monotonic() - started, 1)
+    return _publish(options, report, found, sets, _samples(options, pipeline, source) if not sets else [])
+
+
+def _load(options: EvaluateOptions) -> tuple[Any, Any]:
+    """The pipeline, None where a tokenizer is measured alone, and the image tokenizer."""
+    import torch
+
+    from lm.generation import SamplingSettings
+    from pipelines.evaluation import load_tokenizer
+    from pipelines.text_to_image import TextToImagePipeline
+
+    given = {name: value for name, value in options.sampling().items() if value is not None}
+    SamplingSettings(**given)  # complains now, and not after minutes
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.image_tokenizer is not None:
+        return None, load_tokenizer(options.image_tokenizer).to(device)
+    pipeline = TextToImagePipeline.from_pretrained(options.model, dtype=options.dtype, device=device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline, pipeline.image_tokenizer
+
+
+def _header(options: EvaluateOptions, source: Any, image_tokenizer: Any) -> dict[str, Any]:
+    """Where the figures come from."""
+    from pipelines.run import commit, versions
+
+    alone = options.image_tokenizer is not None
+    return {
+        "format_version": FORMAT_VERSION,
+        **({"image_tokenizer": options.image_tokenizer} if alone else {"model": options.model}),
+        "image_tokenizer_fingerprint": image_tokenizer.fingerprint,
+        "dataset": options.dataset,
+        "split": options.split,
+        "dataset_fingerprint": source.fingerprint,
+        "seed": options.seed,
+        "settings": asdict(options),
+        "command": shlex.join(sys.argv),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def _language_model_figures(
+    options: EvaluateOptions, pipeline: Any, source: Any, pictures: Any, found: TokenizerFigures
+) -> dict[str, Any]:
+    from pipelines.evaluation import first_captions, measure_likelihood
+
+    captions = first_captions(source, pictures.rows)
+    default = pipeline.vocabulary.default_guidance
+    return {
+        "likelihood": measure_likelihood(pipeline, found.codes, captions, batch_size=options.batch_size),
+        "guidance_scale": default if options.guidance_scale is None else options.guidance_scale,
+    }
+
+
+def _alignment(
+    options: EvaluateOptions, pipeline: Any, image_tokenizer: Any
+) -> tuple[dict[str, Any], list[AlignmentSet]]:
+    from pipelines.alignment import alignment_report, alignment_sets
+    from pipelines.evaluation import device_of
+    from pipelines.sprites_probe import load_probe
+
+    sets = alignment_sets(options.num_captions, seed=options.seed)
+    report = alignment_report(
+        pipeline,
+        image_tokenizer,
+        load_probe(device=device_of(image_tokenizer)),
+        batch_size=options.batch_size,
+        seed=options.seed,
+        sampling=options.sampling(),
+        sets=sets,
+    )
+    return report, sets
+
+
+def _samples(options: EvaluateOptions, pipeline: Any, source: Any) -> list[tuple[str, Any]]:
+    """Pictures for the first few captions of a data set, for the page."""
+    from pipelines.evaluation import first_captions
+
+    if options.report is None or pipeline is None:
+        return []
+    captions = [caption for caption in first_captions(source, range(min(64, len(source)))) if caption]
+    captions = list(dict.fromkeys(captions))[:8]
+    if not captions:
+        images = pipeline(None, num_images_per_prompt=4, seed=options.seed, **options.sampling()).images
+        return [("without a caption", images)]
+    images = pipeline(captions, num_images_per_prompt=4, seed=options.seed, **options.sampling()).images
+    return [(caption, images[4 * row : 4 * row + 4]) for row, caption in enumerate(captions)]
+
+
+def _publish(
+    options: EvaluateOptions,
+    report: dict[str, Any],
+    found: TokenizerFigures,
+    sets: list[AlignmentSet],
+    samples: list[tuple[str, Any]],
+) -> dict[str, Any]:
+    """Write the JSON file, print the table, make the page."""
+    from pipelines.evaluation import figures_table
+
+    output = Path(options.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    table = figures_table(report)
+    print(f"\n{table}\n\nall figures: {output}")
+    if options.report is not None:
+        from pipelines.report_page import write_report
+
+        page = write_report(options.report, report, found, table=table, sets=sets, samples=samples)[0]
+        print(f"pictures:    {page}")
+    return report
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_options(EvaluateOptions, description=__doc__))
+    except (ValueError, OSError) as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")

@@ -1,0 +1,200 @@
+"""Pictures read once into a file: whole, reused, and honest about what could not be read."""
+
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tokenizer_image.data import Preprocessing, decode_pictures, load_pictures, preprocess
+
+SETTINGS = Preprocessing(image_size=8)
+
+
+class Noise:
+    """A picture source for tests: random pictures of 12x10, some rows of which cannot be read."""
+
+    name, label_names = "noise", None
+
+    def __init__(self, length: int, broken: tuple[int, ...] = (), delay: float = 0.0) -> None:
+        self.length, self.broken, self.delay = length, broken, delay
+        self.fingerprint = f"noise {length} {broken}"
+
+    def __len__(self) -> int:
+        return self.length
+
+    def image(self, row: int) -> Image.Image:
+        if row in self.broken:
+            raise OSError(f"row {row}\nis broken")
+        time.sleep(self.delay)
+        pixels = np.random.default_rng(row).integers(0, 256, (10, 12, 3), dtype=np.uint8)
+        return Image.fromarray(pixels)
+
+    def texts(self, row: int) -> list[str]:
+        return []
+
+    def label(self, row: int) -> int:
+        return -1
+
+    def attributes(self, row: int) -> None:
+        return None
+
+
+def expected(source: Noise) -> np.ndarray:
+    rows = [row for row in range(len(source)) if row not in source.broken]
+    return np.stack([preprocess(source.image(row), SETTINGS) for row in rows])
+
+
+def decode(source, folder, **options):
+    return decode_pictures(source, SETTINGS, cache_folder=folder, progress=False, **options)
+
+
+def test_every_picture_in_order(tmp_path):
+    source = Noise(300)
+    decoded = decode(source, tmp_path)
+    assert isinstance(decoded.pictures, np.memmap) and not decoded.pictures.flags.writeable
+    np.testing.assert_array_equal(decoded.pictures, expected(source))
+    assert decoded.rows.tolist() == list(range(300)) and len(decoded) == 300 and decoded.unreadable == []
+    np.testing.assert_array_equal(decoded[7], decoded.pictures[7])
+    np.testing.assert_array_equal(decoded.batch([5, 2, 2]), decoded.pictures[[5, 2, 2]])
+    with pytest.raises(IndexError):
+        decoded[300]
+    assert len(pickle.dumps(decoded)) < decoded.pictures.nbytes / 5
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(decoded)).pictures, decoded.pictures)
+
+
+def test_two_workers_write_the_same(tmp_path):
+    source = Noise(600, broken=(0, 255, 256, 599))
+    decoded = decode(source, tmp_path, num_workers=2)
+    np.testing.assert_array_equal(decoded.pictures, expected(source))
+    assert [row for row, _ in decoded.unreadable] == [0, 255, 256, 599] and decoded.rows[0] == 1
+    assert multiprocessing.active_children() == []
+
+
+def test_the_file_is_used_again_while_it_is_whole(tmp_path):
+    decoded = decode(Noise(20), tmp_path)
+    file = decoded.folder / "pictures.npy"
+    made = file.stat().st_mtime_ns
+    assert decode(Noise(20), tmp_path).folder.joinpath("pictures.npy").stat().st_mtime_ns == made
+    assert decode(Noise(21), tmp_path).folder != decoded.folder
+    other = decode_pictures(Noise(20), Preprocessing(image_size=4), cache_folder=tmp_path, progress=False)
+    assert other.folder != decoded.folder and other[0].shape == (3, 4, 4)
+    with open(file, "r+b") as shortened:
+        shortened.truncate(file.stat().st_size - 1)
+    np.testing.assert_array_equal(decode(Noise(20), tmp_path).pictures, expected(Noise(20)))
+    manifest = decoded.folder / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": 0}))
+    assert len(decode(Noise(20), tmp_path)) == 20
+    assert not list(tmp_path.rglob("*.tmp-*"))
+
+
+def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("TESSERA_CACHE", str(tmp_path / "here"))
+    decoded = decode(Noise(3), None)
+    assert decoded.folder.parent == tmp_path / "here" / "pictures"
+
+
+def test_unreadable_pictures_are_skipped_and_listed(tmp_path, capsys):
+    source = Noise(100, broken=(3, 50))
+    options = {"cache_folder": tmp_path, "max_unreadable_share": 0.02}
+    decoded = decode_pictures(source, SETTINGS, **options)
+    assert "2 of 100 pictures (2.0%) cannot be read" in capsys.readouterr().out
+    np.testing.assert_array_equal(decoded.pictures, expected(source))
+    assert decoded.unreadable == [(3, "OSError: row 3 is broken"), (50, "OSError: row 50 is broken")]
+    assert decoded.rows.tolist() == [row for row in range(100) if row not in (3, 50)]
+    listed = (decoded.folder / "unreadable.txt").read_text().splitlines()
+    assert listed == ["3\trow 3\tOSError: row 3 is broken", "50\trow 50\tOSError: row 50 is broken"]
+
+
+def test_too_many_unreadable_pictures(tmp_path):
+    source = Noise(100, broken=tuple(range(5)))
+    with pytest.raises(ValueError) as error:
+        decode(source, tmp_path)
+    message = str(error.value)
+    assert "5 of 100 pictures (5.0%)" in message and "--max_unreadable_share (now 0.01)" in message
+    assert "row 0: OSError: row 0 is broken" in message and "unreadable.txt" in message
+    assert len(decode(source, tmp_path, max_unreadable_share=0.05)) == 95
+    with pytest.raises(ValueError, match="Nothing is left"):
+        decode(Noise(2, broken=(0, 1)), tmp_path, max_unreadable_share=1.0)
+    with pytest.raises(ValueError, match="between 0 and 1, got 5"):
+        decode(source, tmp_path, max_unreadable_share=5)
+
+
+def test_another_try_after_too_many_were_unreadable(tmp_path):
+    source = Noise(10, broken=(0,))
+    with pytest.raises(ValueError, match="1 of 10"):
+        decode(source, tmp_path)
+    source.broken = ()  # mended, by a cause outside of the files: the same fingerprint
+    assert len(decode(source, tmp_path)) == 10
+
+
+def test_damaged_files_of_a_folder(tmp_path):
+    for number in range(8):
+        Image.effect_noise((40, 30), 50).save(tmp_path / f"{number}.jpg")
+    whole = (tmp_path / "0.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.png").write_bytes(b"")
+    source = load_pictures(str(tmp_path))
+    held_out = load_pictures(str(tmp_path), "validation")
+    sources = [decode(part, tmp_path / "cache", max_unreadable_share=1.0) for part in (source, held_out)]
+    assert sum(map(len, sources)) == 8
+    reasons = {source.key(row): why for row, why in sources[0].unreadable}
+    reasons |= {held_out.key(row): why for row, why in sources[1].unreadable}
+    assert set(reasons) == {"cut.jpg", "empty.png"} and "truncated" in reasons["cut.jpg"]
+
+
+def test_more_than_the_limit_is_decoded_on_the_fly(tmp_path, capsys):
+    source = Noise(40, broken=(3,))
+    options = {"cache_folder": tmp_path, "max_unreadable_share": 0.1, "max_bytes": 1000, "num_workers": 2}
+    decoded = decode_pictures(source, SETTINGS, **options)
+    assert "decoding on the fly" in capsys.readouterr().out
+    assert not decoded.stored and not list(tmp_path.rglob("pictures.npy"))
+    np.testing.assert_array_equal(decoded.batch(range(39)), expected(source))
+    np.testing.assert_array_equal(decoded[3], expected(source)[3])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(decoded)).batch([38]), expected(source)[[38]])
+    with pytest.raises(ValueError, match=r"use \[i\] or batch"):
+        decoded.pictures  # noqa: B018
+    assert decode(source, tmp_path, max_unreadable_share=0.1).stored  # once the limit allows
+
+
+def test_large_jpegs_are_read_at_reduced_scale(tmp_path):
+    gradient = Image.linear_gradient("L").resize((400, 300))
+    Image.merge("RGB", [gradient, gradient.rotate(90), gradient]).save(tmp_path / "a.jpg", quality=95)
+    Image.new("RGB", (9, 9)).save(tmp_path / "b.jpg")
+    for split in ("train", "validation"):
+        source = load_pictures(str(tmp_path), split)
+        full = preprocess(source.image(0), SETTINGS).astype(int)
+        assert np.abs(decode(source, tmp_path / "cache")[0] - full).max() <= 2
+
+
+def test_a_killed_run_leaves_no_worker_and_no_half_file(tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_tokenizer_decoded import Noise, decode\n"
+        "if __name__ == '__main__': decode(Noise(600, delay=0.05), sys.argv[2], num_workers=2)\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    command = [sys.executable, str(script), os.path.dirname(__file__), str(tmp_path / "cache")]
+    import psutil
+
+    process = subprocess.Popen(command)
+    parent = psutil.Process(process.pid)
+    deadline = time.monotonic() + 60
+    while len(parent.children(recursive=True)) < 3 and time.monotonic() < deadline:  # 2 workers and a tracker
+        time.sleep(0.1)
+    workers = parent.children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not psutil.wait_procs(workers, timeout=60)[1]
+    assert not list((tmp_path / "cache").rglob("manifest.json"))
+    assert list((tmp_path / "cache").rglob("*.tmp-*"))
+    assert len(decode(Noise(600), tmp_path / "cache")) == 600
+    assert not list((tmp_path / "cache").rglob("*.tmp-*"))
