@@ -10,8 +10,6 @@
 #           e.g.  make demo VENV=~/my-env PIP_ARGS=
 #           or, for the torch of a system Python:
 #             python3 -m venv --system-site-packages .venv && make demo PIP_ARGS=
-#           Another build of torch, in the tested version, here without CUDA, a much smaller download:
-#             make demo PIP_ARGS="-c constraints.txt --extra-index-url https://download.pytorch.org/whl/cpu"
 # MINUTES   training time of `make demo`, both stages together
 # TEST_ARGS what pytest gets, e.g. TEST_ARGS="-k vocabulary -x"
 
@@ -66,13 +64,14 @@ environment:
 	"$$python" -c "$$CHECK_PYTHON"; \
 	wanted=$$({ cat pyproject.toml constraints.txt; echo '$(subst ','\'',$(PIP_ARGS))'; } | cksum); \
 	if [ "$$(cat "$(VENV)/.tessera-requirements" 2>/dev/null)" != "$$wanted" ]; then \
-	    if "$$python" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torch"))'; then \
-	        echo "Updating $(VENV)"; \
+	    quiet=; if "$$python" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torch"))'; then \
+	        quiet=--quiet; echo "Updating $(VENV)"; \
 	    else \
-	        echo "Installing Tessera's requirements into $(VENV): about 6 GB on Linux (torch with its CUDA"; \
-	        echo "libraries), once, some minutes. To keep a torch that you have, stop here; see 'make help'."; \
+	        echo "Installing Tessera's requirements into $(VENV): about 6 GB on Linux, of which 3 GB are to be"; \
+	        echo "downloaded (torch with its CUDA libraries). Once, some minutes. To keep a torch that you"; \
+	        echo "have, stop here; see 'make help'."; \
 	    fi; \
-	    "$$python" -m pip install --disable-pip-version-check $(PIP_ARGS) -e ".[$(EXTRAS)]"; \
+	    "$$python" -m pip install --disable-pip-version-check $$quiet $(PIP_ARGS) -e ".[$(EXTRAS)]"; \
 	    printf '%s' '$(subst ','\'',$(PIP_ARGS))' >"$(VENV)/.tessera-pip-args"; \
 	    pwd >"$(VENV)/.tessera-project"; \
 	    echo "$$wanted" >"$(VENV)/.tessera-requirements"; \

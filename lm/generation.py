@@ -57,9 +57,7 @@ class SamplingSettings:
         if isinstance(self.top_k, bool) or not isinstance(self.top_k, numbers.Integral):
             raise TypeError(f"top_k must be a whole number, got {self.top_k!r}")
         if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
-            raise ValueError(
-                f"guidance_scale must be at least 0 (1 is no guidance), got {self.guidance_scale}"
-            )
+            raise ValueError(f"guidance_scale must be at least 0 (1 is no guidance), got {self.guidance_scale}")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"temperature must be at least 0 (0 is greedy), got {self.temperature}")
         if self.top_k < 0:
@@ -114,9 +112,7 @@ def generate_codes(
     drawn = []
     with _evaluation_mode(model), torch.inference_mode():
         for number, batch in enumerate(batches):
-            rows = (
-                [*prompts[batch], *negative_prompts[batch]] if guided and negative_prompts else prompts[batch]
-            )
+            rows = [*prompts[batch], *negative_prompts[batch]] if guided and negative_prompts else prompts[batch]
             report = _reporter(callback, number, len(batches))
             drawn.append(_draw_batch(model, vocabulary, rows, settings, generators[batch], report))
     if not drawn:
@@ -145,9 +141,7 @@ def _check_room(model: Any, vocabulary: MultimodalVocabulary, prompts: Sequence[
         vocabulary.image_offset + vocabulary.num_codes,
     )
     if rows < needed:
-        raise ValueError(
-            f"the model has {rows} tokens but the vocabulary {needed}: they belong to different models"
-        )
+        raise ValueError(f"the model has {rows} tokens but the vocabulary {needed}: they belong to different models")
 
 
 @contextmanager
@@ -251,9 +245,7 @@ class _Stepper:
     row's first token, so a row's logits are those of the row alone.
     """
 
-    def __init__(
-        self, model: Any, prompts: Sequence[Sequence[int]], num_new_tokens: int, pad_id: int
-    ) -> None:
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], num_new_tokens: int, pad_id: int) -> None:
         from transformers import DynamicCache
 
         self._model, self.device = model, model.device

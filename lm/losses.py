@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -14,25 +12,6 @@ from lm.sequences import IGNORED
 
 # Logits of more floats than this (256 MB) are made, used and dropped in parts.
 CHUNK_FLOATS = 1 << 26
-
-
-@dataclass
-class LossSums:
-    """Sums over a batch, so that ranks and micro-batches can be added up exactly before anything is divided.
-
-    Attributes:
-        loss: sum of weight x negative log-likelihood (nats), with gradient.
-        weight: sum of weights.
-        text_nats, image_nats: unweighted sums of the negative log-likelihood.
-        text_tokens, image_tokens: how many labels each has.
-    """
-
-    loss: torch.Tensor
-    weight: torch.Tensor
-    text_nats: torch.Tensor
-    text_tokens: torch.Tensor
-    image_nats: torch.Tensor
-    image_tokens: torch.Tensor
 
 
 class NextTokenLoss(nn.Module):
@@ -59,12 +38,22 @@ class NextTokenLoss(nn.Module):
         position_ids: torch.Tensor,
         loss_weights: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """(B, L) tensors as `lm.sequences.collate` makes them, to the fields of `LossSums`."""
+        """Sums over a batch, so that ranks and micro-batches add up exactly before anything is divided.
+
+        Args: (B, L) tensors as `lm.sequences.collate` makes them.
+
+        Returns:
+            scalars float32: `loss`, the sum of weight x negative log-likelihood in nats, with gradient; `weight`, the
+            sum of the weights; `text_nats`, `image_nats`, the same without weights; `text_tokens`, `image_tokens`,
+            how many labels there are of each.
+        """
         # use_cache=False: with a cache, transformers ignores position_ids that start again inside a row.
         # The last place of a row predicts nothing.
-        hidden = self.model.base_model(input_ids=input_ids[:, :-1], position_ids=position_ids[:, :-1], use_cache=False)[
-            0
-        ]
+        # One row of positions serves all rows where they are the same: the rotary tables are made once, not B times.
+        if bool((position_ids == position_ids[:1]).all()):
+            position_ids = position_ids[:1]
+        outputs = self.model.base_model(input_ids=input_ids[:, :-1], position_ids=position_ids[:, :-1], use_cache=False)
+        hidden = outputs[0]
         labels, weights = labels[:, 1:], loss_weights[:, 1:]
         zero = hidden.new_zeros((), dtype=torch.float32)
         sums = {"loss": zero, "weight": weights.sum()}

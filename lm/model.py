@@ -99,7 +99,7 @@ def load_model(folder: str, **options: Any) -> PreTrainedModel:
 
 def check_vocabulary(config: AutoConfig, vocabulary: MultimodalVocabulary) -> None:
     """Raise ValueError unless the model's output layer has a row for every id of the vocabulary."""
-    size = config.vocab_size  # type: ignore[attr-defined]
+    size = config.vocab_size
     if size < vocabulary.size:
         raise ValueError(
             f"the language model has {size} output rows, the vocabulary {vocabulary.size} ids: "

@@ -77,8 +77,7 @@ def alignment_sets(
     for name, pairs, num_objects, count in kinds:
         # Data sets leave num_objects open, and scenes are keyed by it too: none of these is in a data set.
         scenes = [
-            sprites.sample_scene(index, seed=seed, pairs=pairs, num_objects=num_objects)
-            for index in range(count)
+            sprites.sample_scene(index, seed=seed, pairs=pairs, num_objects=num_objects) for index in range(count)
         ]
         rng = random.Random(f"{name} {seed}")
         sets.append(AlignmentSet(name, scenes, [sprites.describe(scene, rng, full=True) for scene in scenes]))

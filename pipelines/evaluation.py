@@ -3,10 +3,8 @@
 Every figure is over a whole set of pictures (or a stated number of captions), never over a batch.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,32 +33,6 @@ class TokenizerFigures:
     pictures: Tensor
     reconstructions: Tensor
     per_picture: dict[str, Tensor]
-
-
-def load_tokenizer(folder: str | Path) -> Any:
-    """The image tokenizer in `folder`, as scripts/train_tokenizer.py leaves it, or that of a model folder.
-
-    Raises:
-        ValueError: there is none.
-    """
-    from tokenizer_image.vqvae import VQVAE
-
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}: give one that scripts/train_tokenizer.py has written")
-    inside = folder / "image_tokenizer" if (folder / "image_tokenizer").is_dir() else folder
-    config = inside / "config.json"
-    try:
-        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        kind = None
-    if kind != VQVAE.config_class.model_type:
-        found = "has no config.json" if kind is None and not config.is_file() else f"holds a {kind!r}"
-        raise ValueError(
-            f"{folder} is not an image tokenizer: it {found}. Give the --output_dir of "
-            "scripts/train_tokenizer.py"
-        )
-    return VQVAE.from_pretrained(inside, use_safetensors=True).eval()
 
 
 def preprocessing_of(image_tokenizer: Any) -> Preprocessing:
@@ -181,9 +153,7 @@ def nats_per_code(
             caption = captions[row]
             ids = None if caption is None else vocabulary.encode_text(caption)[:room]
             sequences.append(image_sequence(vocabulary, ids, codes[row].numpy()))
-        batch = {
-            name: tensor.to(pipeline.device) for name, tensor in collate(sequences, vocabulary.pad_id).items()
-        }
+        batch = {name: tensor.to(pipeline.device) for name, tensor in collate(sequences, vocabulary.pad_id).items()}
         with torch.inference_mode():
             sums = loss(**batch)
         nats += float(sums["image_nats"])

@@ -34,17 +34,14 @@ def labelled_grid(
     if not any(pictures for _, pictures in rows):
         raise ValueError("a grid needs at least one picture, got none")
     font = ImageFont.load_default(size=font_size)
-    enlarged = [
-        (caption, [_enlarge(image, min_side, smooth) for image in images]) for caption, images in rows
-    ]
+    enlarged = [(caption, [_enlarge(image, min_side, smooth) for image in images]) for caption, images in rows]
     columns = max(len(images) for _, images in enlarged)
     cell_width = max(image.width for _, images in enlarged for image in images)
     width = margin + columns * (cell_width + margin)
     line_height = math.ceil(font_size * 1.25)
     captions = [_wrap(caption, font, width - 2 * margin, max_lines) for caption, _ in enlarged]
     heights = [
-        _row_height(lines, images, line_height, margin)
-        for lines, (_, images) in zip(captions, enlarged, strict=True)
+        _row_height(lines, images, line_height, margin) for lines, (_, images) in zip(captions, enlarged, strict=True)
     ]
     sheet = Image.new("RGB", (width, margin + sum(heights)), PAPER)
     draw, top = ImageDraw.Draw(sheet), margin
@@ -70,20 +67,19 @@ def _enlarge(image: Image.Image, min_side: int, smooth: bool) -> Image.Image:
     return image if factor == 1 else image.resize((image.width * factor, image.height * factor), filter_)
 
 
-def _wrap(
-    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, max_lines: int
-) -> list[str]:
-    """Break a text into lines of at most `width` pixels, between words where that is possible."""
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, max_lines: int) -> list[str]:
+    """Break a text into at most `max_lines` lines of at most `width` pixels, between words where possible."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
             continue
-        while font.getlength(word) > width and len(word) > 1:  # a word wider than the sheet is broken
-            fits = max(n for n in range(1, len(word)) if n == 1 or font.getlength(word[:n]) <= width)
+        while word and len(lines) <= max_lines:  # a word wider than the sheet is broken
+            fits = 1
+            while fits < len(word) and font.getlength(word[: fits + 1]) <= width:
+                fits += 1
             lines.append(word[:fits])
             word = word[fits:]
-        lines.append(word)
     if len(lines) <= max_lines:
         return lines
     last = lines[max_lines - 1]

@@ -72,7 +72,5 @@ def read_index(folder: Path, class_name: str, *, parts: Sequence[str]) -> dict[s
         raise ValueError(f"{folder} holds a {kind}, not a {class_name}")
     for part in parts:
         if not (folder / part / "config.json").is_file():
-            raise ValueError(
-                f"{folder} is incomplete, it has no {part}/config.json: copy or save the model again"
-            )
+            raise ValueError(f"{folder} is incomplete, it has no {part}/config.json: copy or save the model again")
     return index

@@ -11,7 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipelines.muon import Muon
+
 FINAL_SHARE = 0.02  # of the learning rate, at the end of the cosine
+# Layers at the network's ends, by their names: what they map from or to is not a hidden space, so AdamW serves better.
+OUTER_LAYERS = {"lm_head", "stem", "head", "to_pixels"}
 
 
 @dataclass
@@ -52,32 +56,29 @@ def build_optimizers(
     betas: tuple[float, float] = (0.9, 0.95),
     muon_learning_rate: float | None = None,
 ) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon (Jordan et al. 2024) for the matrices inside the network and AdamW for the rest.
+    """AdamW for everything, or Muon for the matrices and convolutions inside the network and AdamW for the rest.
 
     Weight decay applies to weights with two or more dimensions, never to embeddings, norms, biases or codebooks.
 
     Args:
-        muon_learning_rate: None for AdamW alone. Scaled so that its updates have AdamW's size (Liu et al. 2025).
+        muon_learning_rate: None for AdamW alone.
     """
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
-    heads = {id(p) for name, p in model.named_parameters() if "lm_head" in name}
     matrices, decayed, plain = [], [], []
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if muon_learning_rate and parameter.ndim == 2 and id(parameter) not in embeddings | heads:
-            matrices.append(parameter)
-        elif parameter.ndim >= 2 and id(parameter) not in embeddings:
-            decayed.append(parameter)
-        else:
+        if parameter.ndim < 2 or id(parameter) in embeddings:
             plain.append(parameter)
+        elif muon_learning_rate and not OUTER_LAYERS & set(name.split(".")):
+            matrices.append(parameter)
+        else:
+            decayed.append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)]
     if matrices and muon_learning_rate:
-        optimizers.append(
-            torch.optim.Muon(matrices, lr=muon_learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        )
+        optimizers.append(Muon(matrices, lr=muon_learning_rate, weight_decay=weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
@@ -103,7 +104,7 @@ class AveragedWeights:
             raise ValueError(f"--ema_decay {decay} must be in [0, 1); 0 turns averaging off")
         self.decay = decay
         self.names = [name for name, _ in model.named_parameters()]
-        self.parameters = list(model.parameters())
+        self.parameters: list[torch.Tensor] = list(model.parameters())
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
 
     @torch.no_grad()

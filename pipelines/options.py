@@ -64,9 +64,7 @@ def parse_options(
     parse = parser.parse_known_intermixed_args if positional else parser.parse_known_args
     namespace, unknown = parse(argv)
     if unknown:
-        nearest = _suggestion(
-            unknown[0], [name for action in parser._actions for name in action.option_strings]
-        )
+        nearest = _suggestion(unknown[0], [name for action in parser._actions for name in action.option_strings])
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{nearest}")
     values = vars(namespace)
     values.pop("config")
@@ -88,9 +86,7 @@ def _build_parser(
     ]
     # HfArgumentParser turns every field into a flag, so it is given a dataclass without the positional ones.
     flags_class: Any = dataclasses.make_dataclass(options_class.__name__, flagged, kw_only=True)
-    parser = HfArgumentParser(
-        flags_class, description=description, allow_abbrev=False, formatter_class=_HelpFormatter
-    )
+    parser = HfArgumentParser(flags_class, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
     for name, settings in positional.items():
         parser.add_argument(name, **settings)
     for name, hint, field in flagged:
@@ -98,9 +94,7 @@ def _build_parser(
         if (hint is bool or hint == bool | None) and field.default is not True:
             names = (f"--no_{name}", f"--no-{name.replace('_', '-')}")
             parser.add_argument(*names, dest=name, action="store_false", help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--config", metavar="FILE.yaml", help="options from a file; those given here override it"
-    )
+    parser.add_argument("--config", metavar="FILE.yaml", help="options from a file; those given here override it")
     return parser
 
 

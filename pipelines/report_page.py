@@ -66,9 +66,7 @@ def write_report(
     for title, (name, image) in pictures.items():
         image.save(folder / name)
         paths.append(folder / name)
-        parts.append(
-            f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" src="{_data_url(image)}">'
-        )
+        parts.append(f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" src="{_data_url(image)}">')
     about = json.dumps({name: report[name] for name in _ABOUT if name in report}, indent=2)
     parts.append(f"<h2>Settings</h2><pre>{html.escape(about)}</pre>")
     title = html.escape(f"Evaluation of {report.get('model') or report.get('image_tokenizer')}")
@@ -93,8 +91,14 @@ def alignment_sheet(one: AlignmentSet, count: int = 16) -> Image.Image:
         wrong = [name for name, right in verdict.items() if not right and name != "all"]
         label = f"{caption} ({judged}: {'right' if not wrong else 'wrong ' + ', '.join(wrong)})"
         rows.append((label, [images[kind][number] for kind in images]))
-    # Two captions side by side would need a table: a sheet as wide as three pictures is easier to read.
-    return labelled_grid(rows, min_side=_SIDE, smooth=False, font_size=13)
+    columns = [rows[start : start + 4] for start in range(0, len(rows), 4)]
+    sheets = [labelled_grid(column, min_side=_SIDE, smooth=False, font_size=13) for column in columns]
+    whole = Image.new("RGB", (sum(sheet.width for sheet in sheets), max(sheet.height for sheet in sheets)), "white")
+    left = 0
+    for sheet in sheets:
+        whole.paste(sheet, (left, 0))
+        left += sheet.width
+    return whole
 
 
 def to_images(pictures: Tensor) -> list[Image.Image]:

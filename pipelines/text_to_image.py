@@ -275,9 +275,7 @@ class TextToImagePipeline:
         if isinstance(negative_prompt, str):
             return negatives * count
         if len(negatives) != count:
-            raise ValueError(
-                f"{len(negatives)} negative prompts for {count} prompts: give one, or one for each"
-            )
+            raise ValueError(f"{len(negatives)} negative prompts for {count} prompts: give one, or one for each")
         return negatives
 
     def _rows(self, texts: list[str | None], name: str, count: int) -> list[list[int]]:
@@ -313,9 +311,7 @@ class TextToImagePipeline:
     def _decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (B, T) to pixel_values (B, C, H, W), so many at a time that memory stays bounded."""
         height, width = self.vocabulary.image_size
-        parts = [
-            self.image_tokenizer.decode(part, (height, width)) for part in codes.split(self.max_batch_rows)
-        ]
+        parts = [self.image_tokenizer.decode(part, (height, width)) for part in codes.split(self.max_batch_rows)]
         return torch.cat(parts)
 
 
@@ -337,9 +333,7 @@ def _streams(
         return [picture_stream(seed, picture) for _ in range(num_prompts) for picture in range(count)]
     if isinstance(generator, Sequence):
         if len(generator) != total:
-            raise ValueError(
-                f"{len(generator)} generators for {total} pictures: give one, or one for each picture"
-            )
+            raise ValueError(f"{len(generator)} generators for {total} pictures: give one, or one for each picture")
         if not all(isinstance(one, torch.Generator) for one in generator):
             raise TypeError(f"generator must hold torch.Generator objects, got {generator!r}")
         return list(generator)

@@ -40,7 +40,7 @@ class TokenCacheWriter:
         self.tokenizer = tokenizer
         self.source = source
         self.decoded = decoded
-        self.shards = [
+        self.shards: list[dict[str, Any]] = [
             {"name": f"shard-{index:05d}", "rows": min(SHARD_ROWS, len(decoded) - start)}
             for index, start in enumerate(range(0, len(decoded), SHARD_ROWS))
         ]

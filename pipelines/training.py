@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from pipelines.optimization import (
     AveragedWeights,
     Budget,
+    build_optimizers,
     learning_rate_share,
     load_optimizer_tensors,
     optimizer_tensors,
@@ -54,6 +55,8 @@ class TrainingOptions:
     max_steps: int | None = option(None, "end after this many steps")
     max_minutes: float | None = option(None, "end after this much training time (default: 10, without --max_steps)")
     learning_rate: float = option(1e-3, "peak learning rate")
+    optimizer: str = option("muon", "'muon' (inner matrices and convolutions; AdamW for the rest) or 'adamw'")
+    muon_learning_rate: float = option(0.01, "peak learning rate of Muon, on AdamW's scale")
     weight_decay: float = option(0.05, "weight decay of matrices and convolutions")
     warmup_steps: int = option(100, "steps of linear warm-up; a cosine follows")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
@@ -73,6 +76,16 @@ class TrainingOptions:
             return Budget(max_minutes=10.0)
         return Budget(self.max_steps, self.max_minutes)
 
+    def optimizers(self, model: nn.Module, betas: tuple[float, float]) -> list[torch.optim.Optimizer]:
+        """What updates the model's weights."""
+        return build_optimizers(
+            model,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            betas=betas,
+            muon_learning_rate=self.muon_learning_rate if self.optimizer == "muon" else None,
+        )
+
     def workers(self) -> int:
         """How many processes read pictures."""
         return self.num_workers if self.num_workers >= 0 else (os.cpu_count() or 1)
@@ -80,9 +93,11 @@ class TrainingOptions:
     def check(self) -> None:
         """Raise ValueError for values that no run can have."""
         self.budget()
-        for name in ("learning_rate", "max_grad_norm", "log_every"):
+        for name in ("learning_rate", "muon_learning_rate", "max_grad_norm", "log_every"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"--{name} {getattr(self, name)} must be above zero")
+        if self.optimizer not in ("muon", "adamw"):
+            raise ValueError(f"--optimizer {self.optimizer!r}: choose muon or adamw")
         if self.tracker not in ("none", "tensorboard", "wandb"):
             raise ValueError(f"--tracker {self.tracker!r}: choose none, tensorboard or wandb")
         if self.mixed_precision not in ("auto", "no", "bf16"):

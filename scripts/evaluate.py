@@ -31,15 +31,11 @@ FORMAT_VERSION = 1
 class EvaluateOptions:
     """What `scripts/evaluate.py` can be told."""
 
-    model: str = field(
-        default="runs/model", metadata={"help": "model folder, or the name of a model on the Hub"}
-    )
+    model: str = field(default="runs/model", metadata={"help": "model folder, or the name of a model on the Hub"})
     image_tokenizer: str | None = field(
         default=None, metadata={"help": "measure this image tokenizer alone, instead of a model"}
     )
-    dataset: str = field(
-        default="sprites", metadata={"help": "sprites, a local folder, or a name on the Hub"}
-    )
+    dataset: str = field(default="sprites", metadata={"help": "sprites, a local folder, or a name on the Hub"})
     split: str = field(default="validation", metadata={"help": "split of the data set"})
     image_column: str | None = field(default=None, metadata={"help": "column of the pictures"})
     caption_column: str | None = field(default=None, metadata={"help": "column of the captions"})
@@ -58,9 +54,7 @@ class EvaluateOptions:
         metadata={"help": "captions of seen and of held-out pairs each; half as many of two objects"},
     )
     batch_size: int = field(default=100, metadata={"help": "pictures worked on at once"})
-    guidance_scale: float | None = field(
-        default=None, metadata={"help": "of the samples (default: the model's own)"}
-    )
+    guidance_scale: float | None = field(default=None, metadata={"help": "of the samples (default: the model's own)"})
     temperature: float = field(default=1.0, metadata={"help": "of the samples"})
     top_k: int = field(default=0, metadata={"help": "of the samples; 0: all codes"})
     top_p: float = field(default=1.0, metadata={"help": "of the samples"})
@@ -128,8 +122,8 @@ def _load(options: EvaluateOptions) -> tuple[Any, Any]:
     import torch
 
     from lm.generation import SamplingSettings
-    from pipelines.evaluation import load_tokenizer
     from pipelines.text_to_image import TextToImagePipeline
+    from tokenizer_image.vqvae import load_tokenizer
 
     given = {name: value for name, value in options.sampling().items() if value is not None}
     SamplingSettings(**given)  # complains now, and not after minutes

@@ -50,8 +50,6 @@ class Options(TrainingOptions):
     gradient_accumulation_steps: int = option(1, "parts in which a process works through its share of a batch")
     caption_dropout: float = option(0.1, "share of pictures that are learned without their caption, for guidance")
     text_loss_weight: float = option(0.0, "weight of a caption token's loss beside an image token's 1")
-    optimizer: str = option("muon", "'muon' (matrices; AdamW for the rest) or 'adamw'")
-    muon_learning_rate: float = option(5e-3, "peak learning rate of Muon, in AdamW's units")
     default_guidance: float = option(3.0, "guidance scale that the pipeline uses when none is given")
 
     def check(self) -> None:
@@ -59,8 +57,6 @@ class Options(TrainingOptions):
         for name in ("caption_dropout", "text_loss_weight", "default_guidance"):
             if getattr(self, name) < 0 or (name == "caption_dropout" and self.caption_dropout > 1):
                 raise ValueError(f"--{name} {getattr(self, name)} is out of range")
-        if self.optimizer not in ("muon", "adamw"):
-            raise ValueError(f"--optimizer {self.optimizer!r}: choose muon or adamw")
 
 
 def open_cache(options: Options, tokenizer: VQVAE, split: str, accelerator: Accelerator) -> TokenCache:
@@ -193,9 +189,9 @@ def main(options: Options) -> None:
     options.check()
     import torch
 
+    from lm.attention import use_fastest_attention
     from lm.data import BatchOrder, CaptionedPictures
     from lm.losses import NextTokenLoss
-    from pipelines.optimization import build_optimizers
     from pipelines.run import Run
     from pipelines.text_to_image import TextToImagePipeline
     from pipelines.training import Loop, count_parameters, prefetch, say, start_accelerator, warn_small_data_set
@@ -232,10 +228,8 @@ def main(options: Options) -> None:
         f"{torch.get_num_threads()} threads",
     )
     warn_small_data_set(accelerator, len(cache))
-    optimizers = build_optimizers(
-        model, learning_rate=options.learning_rate, weight_decay=options.weight_decay,
-        muon_learning_rate=options.muon_learning_rate if options.optimizer == "muon" else None,
-    )  # fmt: skip
+    optimizers = options.optimizers(model, betas=(0.9, 0.95))
+    use_fastest_attention(model, vocabulary.tokens_per_image + options.max_caption_tokens)
     module = NextTokenLoss(model, vocabulary.id_ranges)
     prepared = accelerator.prepare(module)
     pipe = TextToImagePipeline(tokenizer, model, vocabulary)

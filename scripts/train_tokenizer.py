@@ -180,7 +180,6 @@ def main(options: Options) -> None:
     options.check()
     import torch
 
-    from pipelines.optimization import build_optimizers
     from pipelines.run import Run
     from pipelines.training import (
         Loop,
@@ -215,9 +214,7 @@ def main(options: Options) -> None:
     warn_small_data_set(accelerator, len(pictures))
     device = accelerator.device
     tokenizer.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizers = build_optimizers(
-        tokenizer, learning_rate=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.99)
-    )
+    optimizers = options.optimizers(tokenizer, betas=(0.9, 0.99))
     prepared = accelerator.prepare(tokenizer)
     loop = Loop(
         accelerator, run, options, tokenizer, optimizers,

@@ -93,9 +93,7 @@ def test_config_is_between_defaults_and_command_line(config):
         "mixed_precision: no\nlevels: [8, 8]\nseed: null\n"
     )
     options = parse("--config", path, "--max_steps", "9", "--no_resume")
-    expected = Options(
-        learning_rate=1e-4, max_steps=9, average_weights=False, mixed_precision="no", levels=[8, 8]
-    )
+    expected = Options(learning_rate=1e-4, max_steps=9, average_weights=False, mixed_precision="no", levels=[8, 8])
     assert options == expected
     assert parse(f"--config={config('')}") == Options()
 

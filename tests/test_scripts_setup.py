@@ -209,9 +209,7 @@ def test_environment_remembers_its_pip_arguments(tmp_path: Path) -> None:
     checkout, venv = linked_copy(tmp_path), tmp_path / "venv"
     asked = fake_environment(venv)
     assert make("environment", f"VENV={venv}", "PIP_ARGS=--no-deps", folder=checkout).returncode == 0
-    assert (
-        make("environment", f"VENV={venv}", folder=checkout).returncode == 0
-    )  # nothing replaces their torch
+    assert make("environment", f"VENV={venv}", folder=checkout).returncode == 0  # nothing replaces their torch
     assert asked.read_text().count("\n") == 1
     assert "--no-deps" in asked.read_text() and "constraints" not in asked.read_text()
     assert make("environment", f"VENV={venv}", "PIP_ARGS=", folder=checkout).returncode == 0

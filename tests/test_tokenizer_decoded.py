@@ -78,6 +78,22 @@ def test_two_workers_write_the_same(tmp_path):
     assert multiprocessing.active_children() == []
 
 
+class Deadly(Noise):
+    def image(self, row: int) -> Image.Image:
+        os._exit(1)  # as the system ends a process that takes too much memory
+
+
+def test_a_worker_that_dies_is_reported(tmp_path):
+    with pytest.raises(RuntimeError, match="out of memory.*num_workers=0"):
+        decode(Deadly(600), tmp_path, num_workers=2)
+    assert not list(tmp_path.rglob("*.tmp-*"))
+
+
+def test_workers_start_without_torch_and_datasets():
+    code = "import sys, tokenizer_image.data as d; print({'torch', 'datasets', 'pyarrow'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
 def test_the_file_is_used_again_while_it_is_whole(tmp_path):
     decoded = decode(Noise(20), tmp_path)
     file = decoded.folder / "pictures.npy"
@@ -165,9 +181,10 @@ def test_more_than_the_limit_is_decoded_on_the_fly(tmp_path, capsys):
 
 
 def test_large_jpegs_are_read_at_reduced_scale(tmp_path):
-    gradient = Image.linear_gradient("L").resize((400, 300))
-    Image.merge("RGB", [gradient, gradient.rotate(90), gradient]).save(tmp_path / "a.jpg", quality=95)
-    Image.new("RGB", (9, 9)).save(tmp_path / "b.jpg")
+    for number, size in enumerate(((400, 304), (403, 301))):
+        gradient = Image.linear_gradient("L").resize(size)
+        picture = Image.merge("RGB", [gradient, gradient.transpose(Image.Transpose.ROTATE_180), gradient])
+        picture.save(tmp_path / f"{number}.jpg", quality=95)
     for split in ("train", "validation"):
         source = load_pictures(str(tmp_path), split)
         full = preprocess(source.image(0), SETTINGS).astype(int)

@@ -41,9 +41,7 @@ def test_mse_and_psnr_are_per_picture(pictures):
     reconstruction, target = pictures
     expected = ((reconstruction.double() - target.double()) ** 2).mean(dim=(1, 2, 3))
     torch.testing.assert_close(mse(reconstruction, target).double(), expected, rtol=1e-5, atol=0)
-    torch.testing.assert_close(
-        psnr(reconstruction, target).double(), -10 * expected.log10(), rtol=1e-5, atol=0
-    )
+    torch.testing.assert_close(psnr(reconstruction, target).double(), -10 * expected.log10(), rtol=1e-5, atol=0)
     half = psnr(torch.full((1, 1, 4, 4), 0.5), torch.zeros(1, 1, 4, 4))
     assert half.item() == pytest.approx(6.0206, abs=1e-4)
 

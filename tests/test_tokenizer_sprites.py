@@ -215,15 +215,9 @@ def test_captions_are_varied_and_use_few_words() -> None:
     captions += [describe(sample_scene(i, num_objects=2), rng) for i in range(2000)]
     words = {word for caption in captions for word in caption.replace(",", "").split()}
     assert len(words) < 80
-    names = (
-        {name: "T" for name in THINGS} | {name: "C" for name in COLOURS} | {name: "B" for name in BACKGROUNDS}
-    )
-    names |= {word: "S" for word in CLAIMS["size"]} | {
-        word: "P" for word in ("left", "right", "top", "bottom")
-    }
-    frames = {
-        " ".join(names.get(word, word) for word in caption.replace(",", " ,").split()) for caption in captions
-    }
+    names = {name: "T" for name in THINGS} | {name: "C" for name in COLOURS} | {name: "B" for name in BACKGROUNDS}
+    names |= {word: "S" for word in CLAIMS["size"]} | {word: "P" for word in ("left", "right", "top", "bottom")}
+    frames = {" ".join(names.get(word, word) for word in caption.replace(",", " ,").split()) for caption in captions}
     assert len(frames) >= 20
 
 

@@ -214,9 +214,7 @@ def _choose_split(dataset: str, present: list[str], wanted: str) -> tuple[str, s
 def _part(source: Any, part: str) -> np.ndarray:
     """Rows of "kept" or "held out": the held-out ones come first in an order that depends on names alone."""
     if len(source) < 2:
-        raise ValueError(
-            f"{source.name} holds {len(source)} picture; 2 are needed, one of them for validation"
-        )
+        raise ValueError(f"{source.name} holds {len(source)} picture; 2 are needed, one of them for validation")
     count = max(1, min(int(len(source) * HELD_OUT_SHARE), HELD_OUT_MOST))
     order = hashed_order(source, "validation")
     return np.sort(order[:count] if part == "held out" else order[count:])

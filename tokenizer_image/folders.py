@@ -55,10 +55,7 @@ def open_path(path: Path, name: str, columns: Columns) -> dict[str, Opener]:
     if metadata and path.is_dir():
         return _metadata_splits(root, name, metadata, columns)
     if tables:
-        return {
-            split: partial(_open_parquet, root, part, name, columns)
-            for split, part in _by_split(tables).items()
-        }
+        return {split: partial(_open_parquet, root, part, name, columns) for split, part in _by_split(tables).items()}
     if tars:
         return {
             split: partial(TarPictures, [root / file for file in part], name=name, columns=columns)
@@ -143,9 +140,7 @@ def table_splits(tables: Mapping[str, Any], name: str, columns: Columns) -> dict
 # ---- folders of picture files
 
 
-def _picture_splits(
-    root: Path, name: str, pictures: list[str], files: set[str], columns: Columns
-) -> dict[str, Opener]:
+def _picture_splits(root: Path, name: str, pictures: list[str], files: set[str], columns: Columns) -> dict[str, Opener]:
     """Pictures beside .txt captions, or in one folder per class; split by folders named train, test, ..."""
     for option, column in (("image_column", columns.image), ("caption_column", columns.caption)):
         if column is not None:

@@ -169,12 +169,8 @@ def postprocess(pixel_values: torch.Tensor, output_type: Literal["np"]) -> np.nd
 @overload
 def postprocess(pixel_values: torch.Tensor, output_type: Literal["pt"]) -> torch.Tensor: ...
 @overload
-def postprocess(
-    pixel_values: torch.Tensor, output_type: str
-) -> list[Image.Image] | np.ndarray | torch.Tensor: ...
-def postprocess(
-    pixel_values: torch.Tensor, output_type: str = "pil"
-) -> list[Image.Image] | np.ndarray | torch.Tensor:
+def postprocess(pixel_values: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor: ...
+def postprocess(pixel_values: torch.Tensor, output_type: str = "pil") -> list[Image.Image] | np.ndarray | torch.Tensor:
     """Float (B, C, H, W) in [-1, 1] -> pictures; what lies outside is clipped.
 
     output_type: "pil" list of B images ("RGB", or "L" for one channel), rounded to 8 bit: the inverse of

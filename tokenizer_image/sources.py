@@ -104,9 +104,7 @@ class TarPictures:
     def __init__(self, paths: list[Path], *, name: str, columns: Columns) -> None:
         self.paths, self.name = paths, name
         examples = [
-            (number, key, members)
-            for number, path in enumerate(paths)
-            for key, members in _tar_examples(path).items()
+            (number, key, members) for number, path in enumerate(paths) for key, members in _tar_examples(path).items()
         ]
         fields = sorted({field for _, _, members in examples for field in members})
         pictures = [field for field in fields if f".{field.rsplit('.', 1)[-1]}" in PICTURE_SUFFIXES]
@@ -207,9 +205,7 @@ class TablePictures:
     identity: fingerprint of the rows, whatever the columns.
     """
 
-    def __init__(
-        self, table: Any, *, name: str, identity: str, columns: Columns, root: Path | None = None
-    ) -> None:
+    def __init__(self, table: Any, *, name: str, identity: str, columns: Columns, root: Path | None = None) -> None:
         if table._indices is not None:
             table = table.flatten_indices()
         self.name, self.root = name, root
@@ -223,9 +219,7 @@ class TablePictures:
         self._length = len(table)
         self._table = None if self._files else table.data.table
         self._columns: dict[str, Any] = {}
-        self.fingerprint = digest(
-            "table", identity, self._image_column, self._caption_column, self._label_column
-        )
+        self.fingerprint = digest("table", identity, self._image_column, self._caption_column, self._label_column)
 
     def __len__(self) -> int:
         return self._length

@@ -93,9 +93,7 @@ class Scene:
             _check_choice("thing", item.thing, THINGS)
             _check_choice("colour", item.colour, tuple(COLOURS))
         if self.relation is None and (len(self.objects) != 1 or self.objects[0].position not in POSITIONS):
-            raise ValueError(
-                f"a scene without a relation has one object with a position, not {self.objects!r}"
-            )
+            raise ValueError(f"a scene without a relation has one object with a position, not {self.objects!r}")
         if self.relation is not None and (len(self.objects) != 2 or self.relation not in RELATIONS):
             raise ValueError(f"relation={self.relation!r} is not one of {RELATIONS} between two objects")
 
@@ -141,9 +139,7 @@ def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
         raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(map(repr, choices))}")
 
 
-def sample_scene(
-    index: int, *, seed: int = 0, pairs: Pairs = "seen", num_objects: int | None = None
-) -> Scene:
+def sample_scene(index: int, *, seed: int = 0, pairs: Pairs = "seen", num_objects: int | None = None) -> Scene:
     """The scene with this number (0 or more): a pure function of its arguments.
 
     `pairs` says which thing-colour pairs may occur: those of the training ("seen"), only those that never
@@ -168,9 +164,7 @@ def sample_scene(
     relation = _pick(rng, RELATIONS)
     side = {"left of": "left", "right of": "right", "above": "top", "below": "bottom"}
     first = _place(rng, thing, colour, "small", side[relation], PAIR_OFFSET, named=False)
-    other = _place(
-        rng, other_thing, other_colour, "small", side[OPPOSITES[relation]], PAIR_OFFSET, named=False
-    )
+    other = _place(rng, other_thing, other_colour, "small", side[OPPOSITES[relation]], PAIR_OFFSET, named=False)
     return Scene((first, other), place, relation)
 
 
@@ -201,9 +195,7 @@ def draw_scene(scene: Scene, image_size: int = IMAGE_SIZE) -> Image.Image:
     scale = image_size * SUPERSAMPLING / IMAGE_SIZE
     for item in scene.objects:
         centre, diameter = (item.x * scale, item.y * scale), item.diameter * scale
-        draw_thing(
-            pen, item.thing, item.colour, centre=centre, diameter=diameter, night=scene.background == "night"
-        )
+        draw_thing(pen, item.thing, item.colour, centre=centre, diameter=diameter, night=scene.background == "night")
     return canvas.reduce(SUPERSAMPLING)
 
 

@@ -189,9 +189,7 @@ def _backdrop(name: str, size: int) -> Image.Image:
         for column in range(size + 1):  # a cosine between neighbouring heights
             step = min(int(column / size * last), last - 1)
             share = (1 - math.cos(math.pi * (column / size * last - step))) / 2
-            corners.append(
-                (column, size * (drop.skyline[step] * (1 - share) + drop.skyline[step + 1] * share))
-            )
+            corners.append((column, size * (drop.skyline[step] * (1 - share) + drop.skyline[step + 1] * share)))
         mask = Image.new("L", (size, size))
         ImageDraw.Draw(mask).polygon([*corners, (size, size), (0, size)], fill=255)
         picture.paste(_gradient(drop.near, horizon, size, size), (0, 0), mask)

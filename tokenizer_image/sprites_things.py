@@ -38,9 +38,7 @@ def arc(
     return [(cx + rx * math.cos(math.radians(a)), cy + ry * math.sin(math.radians(a))) for a in angles]
 
 
-def disc(
-    cx: float, cy: float, rx: float, ry: float | None = None, tone: str = "base", rim: bool = True
-) -> Shape:
+def disc(cx: float, cy: float, rx: float, ry: float | None = None, tone: str = "base", rim: bool = True) -> Shape:
     return Shape(tuple(arc(cx, cy, rx, rx if ry is None else ry)), tone, rim)
 
 
@@ -83,9 +81,7 @@ def spikes(cx: float, cy: float, outer: float, inner: float, count: int, start: 
 def turned(shape: Shape, angle: float) -> Shape:
     """The shape turned clockwise around the middle of the grid, in degrees."""
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    points = (
-        (50 + (x - 50) * cos - (y - 50) * sin, 50 + (x - 50) * sin + (y - 50) * cos) for x, y in shape.points
-    )
+    points = ((50 + (x - 50) * cos - (y - 50) * sin, 50 + (x - 50) * sin + (y - 50) * cos) for x, y in shape.points)
     return replace(shape, points=tuple(points))
 
 

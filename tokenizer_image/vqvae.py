@@ -204,8 +204,10 @@ def load_tokenizer(folder: str | Path) -> VQVAE:
     remedy = "give the --output_dir of scripts/train_tokenizer.py"
     if not path.is_dir():
         raise ValueError(f"there is no image tokenizer folder {folder}: {remedy}")
-    config = path / "config.json"
-    kind = json.loads(config.read_text()).get("model_type") if config.is_file() else None
+    try:
+        kind = json.loads((path / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        kind = None
     if kind != VQVAEConfig.model_type or not (path / "model.safetensors").is_file():
         raise ValueError(f"{folder} is not an image tokenizer (no config.json of one, or no weights): {remedy}")
     return VQVAE.from_pretrained(path, use_safetensors=True).eval()

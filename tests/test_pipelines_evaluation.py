@@ -1,0 +1,386 @@
+"""Figures of a model folder, and the probe that reads sprites. Real parts, at tiny size."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lm.model import build_configuration, build_model
+from lm.sequences import image_sequence
+from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
+from pipelines.alignment import alignment_report, alignment_sets, is_right, score, wilson_interval
+from pipelines.evaluation import (
+    as_8_bit,
+    measure_tokenizer,
+    nats_per_code,
+    preprocessing_of,
+    reconstruct,
+)
+from pipelines.options import parse_options
+from pipelines.sprites_probe import QUESTIONS, SpritesProbe, answers, labels, load_probe, probe_hash, train_probe
+from pipelines.text_to_image import TextToImagePipeline
+from scripts.evaluate import EvaluateOptions, main
+from tokenizer_image import VQVAE, VQVAEConfig, sprites
+from tokenizer_image.data import decode_pictures, load_pictures
+from tokenizer_image.preprocessing import Preprocessing, to_pixel_values
+
+
+@pytest.fixture(scope="module")
+def image_tokenizer() -> VQVAE:
+    torch.manual_seed(0)
+    config = VQVAEConfig(
+        image_size=32,
+        hidden_sizes=[8, 16],
+        num_res_blocks=1,
+        code_dim=4,
+        codebook_sizes=[16, 8],
+        preprocessing=Preprocessing(image_size=32).to_dict(),
+    )
+    tokenizer = VQVAE(config).train()
+    scenes = [sprites.sample_scene(index) for index in range(64)]
+    drawn = np.stack([np.asarray(sprites.draw_scene(scene)) for scene in scenes]).transpose(0, 3, 1, 2)
+    with torch.no_grad():
+        tokenizer(to_pixel_values(drawn))  # the first batch starts the codebooks
+    return tokenizer.eval()
+
+
+@pytest.fixture(scope="module")
+def pipeline(image_tokenizer: VQVAE) -> TextToImagePipeline:
+    torch.manual_seed(1)
+    source = sprites.SpriteDataset(num_examples=50)
+    text = train_text_tokenizer([caption for row in range(50) for caption in source.texts(row)], 320)
+    vocabulary = MultimodalVocabulary.build(
+        text,
+        num_codes=image_tokenizer.num_codes,
+        layout=image_tokenizer.layout().to_dict(),
+        image_size=[32, 32],
+        image_tokenizer_fingerprint=image_tokenizer.fingerprint,
+    )
+    config = build_configuration(vocabulary, num_layers=1, hidden_size=32, num_heads=2, max_positions=128)
+    pipe = TextToImagePipeline(image_tokenizer, build_model(config).eval(), vocabulary)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("pictures")
+    source = load_pictures("sprites", "validation", max_examples=30)
+    return decode_pictures(source, Preprocessing(image_size=32), cache_folder=folder, progress=False)
+
+
+class PerfectProbe(SpritesProbe):
+    """Reads pictures by looking them up among those of known scenes, so that scoring can be tested exactly."""
+
+    def __init__(self, scenes: list[sprites.Scene]) -> None:
+        super().__init__()
+        self.known = {np.asarray(sprites.draw_scene(scene)).tobytes(): scene for scene in scenes}
+
+    def read(self, pixel_values: torch.Tensor, batch_size: int = 500) -> list[dict[str, str]]:
+        readings = []
+        for picture in as_8_bit(pixel_values).permute(0, 2, 3, 1).contiguous().numpy():
+            scene = self.known.get(picture.tobytes())
+            reading = {name: "?" for name in QUESTIONS}
+            readings.append(reading if scene is None else reading | answers(scene))
+        return readings
+
+
+# --- tokenizer
+
+
+def test_reconstruction_figures_are_means_over_all_pictures(image_tokenizer, pictures):
+    found = measure_tokenizer(image_tokenizer, pictures, batch_size=7, num_examples=9, progress=False)
+    target = torch.from_numpy(pictures.batch(range(30)))
+    with torch.no_grad():
+        codes = image_tokenizer.encode(to_pixel_values(target))
+        pixels = image_tokenizer.decode(codes)
+    reconstruction = ((pixels.clamp(-1, 1) + 1) * 127.5).round()  # the stored picture, not the network's output
+    squares = ((reconstruction - target) / 255).double().square().mean(dim=(1, 2, 3))
+    quality = found.figures["reconstruction"]
+    assert quality["n"] == 30
+    assert quality["mse"] == pytest.approx(float(squares.mean()), rel=1e-5)
+    assert quality["psnr"] == pytest.approx(float((-10 * squares.log10()).mean()), rel=1e-5)
+    assert torch.equal(found.codes, codes)
+    assert torch.equal(found.pictures, target[:9]) and found.reconstructions.shape == (9, 3, 32, 32)
+    assert torch.equal(found.reconstructions, reconstruction[:9].to(torch.uint8))
+
+
+def test_codebook_figures_cover_each_depth(image_tokenizer, pictures):
+    found = measure_tokenizer(image_tokenizer, pictures, progress=False)
+    codes, codebook = found.codes.numpy(), found.figures["codebook"]
+    assert codebook["num_codes"] == 24 and codebook["tokens_per_image"] == codes.shape[1] == 32
+    assert codebook["usage"] == pytest.approx(len(np.unique(codes)) / 24)
+    first, second = codebook["parts"]
+    assert (first["codebook_size"], second["codebook_size"]) == (16, 8)
+    assert first["usage"] == pytest.approx(len(np.unique(codes[codes < 16])) / 16)
+    share = np.bincount(codes[codes >= 16] - 16, minlength=8) / (codes >= 16).sum()
+    share = share[share > 0]
+    assert second["perplexity"] == pytest.approx(np.exp(-(share * np.log(share)).sum()))
+
+
+def test_measuring_changes_nothing(image_tokenizer, pictures):
+    before = {name: tensor.clone() for name, tensor in image_tokenizer.state_dict().items()}
+    image_tokenizer.train()
+    measure_tokenizer(image_tokenizer, pictures, progress=False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in image_tokenizer.state_dict().items())
+
+
+def test_a_tokenizer_without_stored_settings_gets_plain_ones():
+    tokenizer = VQVAE(VQVAEConfig(image_size=16, num_channels=1, hidden_sizes=[8], codebook_sizes=[4]))
+    assert preprocessing_of(tokenizer) == Preprocessing(image_size=16, num_channels=1)
+
+
+# --- language model
+
+
+def test_nats_per_code_equals_plain_log_softmax(pipeline, image_tokenizer, pictures):
+    codes = reconstruct(image_tokenizer, torch.from_numpy(pictures.batch(range(6))))[1]
+    captions = ["a red dog", None, "a dog on the left, on grass", "a cat", None, "two words"]
+    vocabulary, low, high = pipeline.vocabulary, pipeline.vocabulary.layout["low"], pipeline.vocabulary.layout["high"]
+    total = 0.0
+    for row, caption in enumerate(captions):
+        ids = None if caption is None else vocabulary.encode_text(caption)
+        sequence = image_sequence(vocabulary, ids, codes[row].numpy())
+        with torch.no_grad():
+            logits = pipeline.model(torch.from_numpy(sequence.input_ids)[None], use_cache=False).logits[0].double()
+        begin = len(sequence) - 32
+        for place, code in enumerate(codes[row].tolist()):
+            valid = slice(vocabulary.image_offset + low[place], vocabulary.image_offset + high[place])
+            total -= float(logits[begin + place - 1, valid].log_softmax(-1)[code - low[place]])
+    found = nats_per_code(pipeline, codes, captions, batch_size=4, progress=False)
+    assert found == pytest.approx(total / codes.numel(), rel=1e-5)
+
+
+def test_nats_per_code_crops_a_caption_that_leaves_no_room(pipeline, image_tokenizer, pictures):
+    codes = reconstruct(image_tokenizer, torch.from_numpy(pictures.batch(range(1))))[1]
+    long = "a very long story about a dog " * 50
+    assert nats_per_code(pipeline, codes, [long], progress=False) > 0
+
+
+# --- alignment
+
+
+def test_sets_state_everything_and_keep_pairs_apart():
+    seen, held_out, relation = alignment_sets(40, seed=3)
+    assert [len(one.scenes) for one in (seen, held_out, relation)] == [40, 40, 20]
+    for one, apart in ((seen, False), (held_out, True)):
+        for scene, caption in zip(one.scenes, one.captions, strict=True):
+            (thing,) = scene.objects
+            assert ((thing.thing, thing.colour) in sprites.HELD_OUT_PAIRS) == apart
+            assert thing.thing in caption and thing.colour in caption
+    assert all(len(scene.objects) == 2 for scene in relation.scenes)
+    trained = {sprites.sample_scene(index) for index in range(2000)}
+    assert not trained & set(seen.scenes)
+    assert alignment_sets(40, seed=3)[0].captions == seen.captions != alignment_sets(40, seed=4)[0].captions
+
+
+def test_answers_name_the_left_or_upper_object_first():
+    scene = sprites.sample_scene(5, pairs="all", num_objects=2)
+    told = answers(scene)
+    assert told == answers(scene.told_backwards())
+    first = min(scene.objects, key=lambda thing: thing.x if told["axis"] == "horizontal" else thing.y)
+    assert (told["first_thing"], told["first_colour"]) == (first.thing, first.colour)
+    numbers = dict(zip(QUESTIONS, labels(scene).tolist(), strict=True))
+    assert numbers["thing"] == -100 and QUESTIONS["second_thing"][numbers["second_thing"]] == told["second_thing"]
+
+
+def test_score_counts_each_attribute_and_all_at_once():
+    (one, *_) = alignment_sets(4, seed=0)
+    readings = [answers(scene) for scene in one.scenes]
+    readings[0]["thing"] = "other"
+    readings[1]["size"] = "other"
+    readings[1]["thing"] = "other"
+    readings[2]["num_objects"] = "2"  # a second object that nobody asked for
+    result = score(one, readings)
+    expected = {"thing": 0.5, "colour": 1.0, "size": 0.75, "position": 1.0, "background": 1.0}
+    assert {name: result[name] for name in expected} == expected
+    assert result["num_objects"] == 0.75 and result["all"] == 0.25 and result["n"] == 4
+    assert result["interval"]["thing"] == pytest.approx(wilson_interval(2, 4))
+
+
+def test_a_swapped_pair_is_not_the_relation_asked_for():
+    scene = next(scene for scene in alignment_sets(60)[2].scenes if scene.objects[0].colour != scene.objects[1].colour)
+    swapped = sprites.Scene(scene.objects, scene.background, sprites.OPPOSITES[scene.relation])
+    verdict = is_right(scene, answers(swapped))
+    assert verdict == {"things": False, "colours": False, "num_objects": True, "all": False}
+    assert all(is_right(scene, answers(scene)).values())
+
+
+def test_wilson_interval_against_tabled_values():
+    assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+    assert wilson_interval(20, 20)[1] == 1.0
+    with pytest.raises(ValueError, match="3 right of 2"):
+        wilson_interval(3, 2)
+
+
+def test_report_of_real_pictures_reconstructions_and_samples(pipeline, image_tokenizer):
+    sets = alignment_sets(6, seed=1)
+    probe = PerfectProbe([scene for one in sets for scene in one.scenes])
+    options = {"sets": sets, "seed": 1, "progress": False}
+    report = alignment_report(pipeline, image_tokenizer, probe, batch_size=4, **options)
+    for name in ("seen", "held_out", "relation"):
+        assert report["real"][name]["all"] == 1.0
+        assert report[name]["all"] == report["reconstructed"][name]["all"] == 0.0  # nothing is trained
+        assert report[name]["n"] == report["real"][name]["n"] == (3 if name == "relation" else 6)
+    assert set(report["seen"]) >= {"thing", "colour", "size", "position", "background", "all", "n", "interval"}
+    assert sets[0].pictures["sampled"].shape == (6, 3, 32, 32)
+    sampled = [one.pictures["sampled"].clone() for one in sets]
+    # Samples depend on seed and scene, not on the batches; two captions do not share random numbers.
+    alignment_report(pipeline, image_tokenizer, probe, batch_size=6, **options)
+    assert all(torch.equal(one.pictures["sampled"], before) for one, before in zip(sets, sampled, strict=True))
+    assert len({picture.numpy().tobytes() for picture in sampled[0]}) == 6
+    alone = alignment_report(None, image_tokenizer, probe, **options)
+    assert set(alone) == {"real", "reconstructed", "probe"}
+
+
+# --- probe
+
+
+def test_probe_reads_other_sizes_and_grey(tmp_path):
+    probe = SpritesProbe()
+    readings = probe.read(torch.zeros(3, 1, 64, 48))
+    assert len(readings) == 3
+    assert all(reading[name] in known for reading in readings for name, known in QUESTIONS.items())
+
+
+def test_probe_learns_and_comes_back_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.sprites_probe._TEST_PICTURES", 200)
+    train = train_probe
+
+    def quick(**options):
+        return train(num_pictures=1500, epochs=3, required_accuracy=0.05, **options)
+
+    monkeypatch.setattr("pipelines.sprites_probe.train_probe", quick)
+    probe = load_probe(tmp_path, progress=False)
+    assert probe.accuracies["background"] > 0.8 and probe.accuracies["colour"] > 0.2  # by chance 0.17, 0.1
+    folder = tmp_path / f"probe-{probe_hash()}"
+    assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "probe.json"]
+    assert json.loads((folder / "probe.json").read_text())["accuracies"] == probe.accuracies
+    monkeypatch.setattr("pipelines.sprites_probe.train_probe", lambda **_: pytest.fail("trained again"))
+    again = load_probe(tmp_path, progress=False)
+    scenes = [sprites.sample_scene(index, pairs="all") for index in range(10)]
+    pixels = np.stack([np.asarray(sprites.draw_scene(scene)) for scene in scenes]).transpose(0, 3, 1, 2)
+    assert again.read(to_pixel_values(pixels)) == probe.read(to_pixel_values(pixels))
+    assert again.accuracies == probe.accuracies
+
+
+def test_a_probe_that_does_not_get_good_enough_is_refused(monkeypatch):
+    monkeypatch.setattr("pipelines.sprites_probe._TEST_PICTURES", 50)
+    with pytest.raises(RuntimeError, match=r"must read 99% .* after 256 pictures it reads: num_objects"):
+        train_probe(num_pictures=128, epochs=1, rounds=2, progress=False)
+
+
+# --- the command
+
+
+@pytest.fixture
+def untrained_probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The command gets a probe that nobody trained: what it reads is not the subject here."""
+    torch.manual_seed(0)
+    monkeypatch.setattr("pipelines.sprites_probe.load_probe", lambda **_: SpritesProbe())
+    monkeypatch.setenv("TESSERA_CACHE", str(tmp_path / "cache"))
+
+
+def evaluate(*arguments: object) -> dict:
+    words = [str(argument) for argument in arguments]
+    fixed = ["--device", "cpu", "--cpu_threads", "1", "--num_workers", "0"]
+    return main(parse_options(EvaluateOptions, description=None, argv=words + fixed))
+
+
+def test_command_writes_report_and_page(untrained_probe, pipeline, tmp_path, capsys):
+    pipeline.save_pretrained(tmp_path / "model")
+    output, page = tmp_path / "figures" / "report.json", tmp_path / "page"
+    evaluate(
+        "--model", tmp_path / "model", "--output", output, "--report", page, "--max_examples", 40,
+        "--num_captions", 5, "--guidance_scale", 2, "--seed", 7,
+    )  # fmt: skip
+    report = json.loads(output.read_text())
+    assert set(report["reconstruction"]) == {"mse", "psnr", "ssim", "n"} and report["reconstruction"]["n"] == 40
+    assert 0 < report["codebook"]["usage"] <= 1 and report["codebook"]["perplexity"] >= 1
+    assert report["alignment"]["held_out"]["n"] == 5 and report["alignment"]["relation"]["n"] == 3
+    assert report["likelihood"]["nats_per_code"] > 0
+    assert report["guidance_scale"] == report["settings"]["guidance_scale"] == 2
+    assert report["seed"] == 7 and torch.__version__.startswith(report["versions"]["torch"])
+    assert "commit" in report  # the commit is null outside a checkout
+    assert report["image_tokenizer_fingerprint"] == pipeline.image_tokenizer.fingerprint
+    names = {path.name for path in page.iterdir()}
+    assert names >= {"index.html", "reconstructions.png", "alignment_seen.png", "alignment_relation.png"}
+    html = (page / "index.html").read_text()
+    assert html.count("data:image/png;base64,") == len(names) - 1 and 'src="reconstructions' not in html
+    shown = capsys.readouterr().out
+    assert "PSNR" in shown and "held-out, samples" in shown and str(output) in shown and "index.html" in shown
+
+
+def test_command_measures_a_tokenizer_alone(untrained_probe, image_tokenizer, tmp_path):
+    image_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    output = tmp_path / "report.json"
+    evaluate(
+        "--image_tokenizer", tmp_path / "tokenizer", "--max_examples", 20, "--num_captions", 4, "--output", output
+    )  # fmt: skip
+    report = json.loads(output.read_text())
+    assert "likelihood" not in report and "seen" not in report["alignment"]
+    assert report["alignment"]["reconstructed"]["seen"]["n"] == 4
+
+
+def test_command_on_pictures_of_ones_own(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setenv("TESSERA_CACHE", str(tmp_path / "cache"))
+    pipeline.save_pretrained(tmp_path / "model")
+    (tmp_path / "pictures" / "validation").mkdir(parents=True)
+    for number in range(6):
+        image = sprites.draw_scene(sprites.sample_scene(number), image_size=40)
+        image.save(tmp_path / "pictures" / "validation" / f"{number}.png")
+        (tmp_path / "pictures" / "validation" / f"{number}.txt").write_text(f"picture number {number % 2}")
+    output, page = tmp_path / "report.json", tmp_path / "page"
+    evaluate("--model", tmp_path / "model", "--dataset", tmp_path / "pictures", "--output", output, "--report", page)
+    report = json.loads(output.read_text())
+    assert "alignment" not in report and report["reconstruction"]["n"] == 6
+    assert (page / "samples.png").is_file()
+
+
+def test_report_without_matplotlib_says_what_is_missing(
+    untrained_probe, image_tokenizer, tmp_path, monkeypatch, capsys
+):
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)  # makes the import fail
+    image_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    evaluate(
+        "--image_tokenizer", tmp_path / "tokenizer", "--max_examples", 5, "--num_captions", 2,
+        "--output", tmp_path / "report.json", "--report", tmp_path / "page",
+    )  # fmt: skip
+    assert "tessera[evaluation]" in capsys.readouterr().out
+    assert not (tmp_path / "page" / "plots.png").exists() and (tmp_path / "page" / "index.html").is_file()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--num_captions", "0"], "--num_captions must be at least 1, got 0"),
+        (["--batch_size", "-1"], "--batch_size must be at least 1, got -1"),
+        (["--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["--output", "."], "--output . is a folder: name a file"),
+        (["--modle", "x"], "unrecognized arguments: --modle x"),
+    ],
+)
+def test_command_refuses_bad_options(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        parse_options(EvaluateOptions, description=None, argv=arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model", "{tmp}/nowhere"], "there is no folder"),
+        (["--model", "{tmp}"], "is not a model folder"),
+        (["--image_tokenizer", "{tmp}"], "is not an image tokenizer"),
+        (["--model", "{tmp}", "--top_p", "0"], "top_p must be in"),
+        (["--model", "{tmp}", "--guidance_scale", "-1"], "guidance_scale must be at least 0"),
+    ],
+)
+def test_command_says_what_is_wrong_before_it_measures(arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        evaluate(*(word.format(tmp=tmp_path) for word in arguments))

@@ -1,0 +1,357 @@
+"""Quantizers: the nearest code, what a step does to a codebook, and what no call may change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tokenizer_image import ResidualQuantizer, VectorQuantizer, nearest
+from tokenizer_image.nearest import nearest_codes, sums_per_code
+
+EXAMPLE = json.loads((Path(__file__).parent / "data" / "worked_example.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def started(codebook: Tensor, counts: Tensor | float = 1.0, **options: float) -> VectorQuantizer:
+    """A quantizer in train mode that holds this codebook already."""
+    quantizer = VectorQuantizer(*codebook.shape, **{"revival_threshold": 0.0, **options})
+    quantizer.codebook.copy_(codebook)
+    quantizer.ema_counts.copy_(torch.as_tensor(counts).expand(len(codebook)))
+    quantizer.ema_sums.copy_(codebook * quantizer.ema_counts[:, None])
+    quantizer.initialized.fill_(True)
+    return quantizer
+
+
+def snapshot(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def assert_unchanged(module: torch.nn.Module, before: dict[str, Tensor]) -> None:
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name]), f"{name} changed"
+
+
+# Nearest codes
+
+
+def test_worked_example():
+    codebook, vectors = torch.tensor(EXAMPLE["codebook"]), torch.tensor(EXAMPLE["vectors"])
+    quantizer = started(codebook).eval()
+    codes = quantizer.encode(vectors)
+    assert codes.dtype == torch.int64 and codes[..., 0].tolist() == EXAMPLE["codes"]
+    assert torch.equal(quantizer.decode(codes), codebook[torch.tensor(EXAMPLE["codes"])])
+    output = quantizer(vectors)
+    assert output.codes[..., 0].tolist() == EXAMPLE["codes"]
+    assert torch.allclose(output.quantized, quantizer.decode(codes), atol=1e-6)
+
+
+@pytest.mark.parametrize("count, size, dim", [(1000, 512, 32), (3, 7, 1), (1, 4096, 8), (2000, 2, 4)])
+def test_nearest_codes_equal_brute_force_in_float64(count, size, dim):
+    vectors, codebook = torch.randn(count, dim), torch.randn(size, dim)
+    distances = (vectors.double()[:, None] - codebook.double()[None]).square().sum(-1)
+    best, expected = distances.min(dim=1)
+    codes = nearest_codes(vectors, codebook)
+    chosen = distances.gather(1, codes[:, None])[:, 0]
+    assert codes.shape == (count,) and codes.dtype == torch.int64
+    assert (chosen - best < 1e-4).all(), "only codes at practically the same distance may be taken instead"
+    assert (codes == expected).float().mean() > 0.99
+
+
+def test_nearest_codes_work_in_blocks(monkeypatch):
+    vectors, codebook = torch.randn(1000, 8), torch.randn(100, 8)
+    whole = nearest_codes(vectors, codebook)
+    monkeypatch.setattr(nearest, "BLOCK_FLOATS", 100)  # 64 rows at a time, the last block a part of one
+    assert torch.equal(nearest_codes(vectors, codebook), whole)
+
+
+def test_ties_go_to_the_lowest_index():
+    codebook = torch.tensor([[5.0, 5.0], [1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
+    assert nearest_codes(torch.tensor([[1.0, 0.0], [0.0, 3.0], [-2.0, 0.0]]), codebook).tolist() == [1, 1, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nearest_codes_do_not_depend_on_autocast(dtype):
+    vectors, codebook = torch.randn(500, 16).to(dtype), torch.randn(256, 16)
+    outside = nearest_codes(vectors, codebook)
+    assert torch.equal(outside, nearest_codes(vectors.float(), codebook))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(nearest_codes(vectors, codebook), outside)
+
+
+def test_sums_per_code():
+    vectors = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    counts, sums = sums_per_code(vectors, torch.tensor([2, 0, 2]), 4)
+    assert counts.tolist() == [1, 0, 2, 0]
+    assert sums.tolist() == [[3, 4], [0, 0], [6, 8], [0, 0]]
+
+
+# Gradient and loss
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_straight_through_gradient_is_exactly_one(residual, training):
+    quantizer = ResidualQuantizer([16, 16, 16], 4) if residual else VectorQuantizer(16, 4)
+    quantizer.train(training)
+    latents = torch.randn(2, 5, 5, 4, requires_grad=True)
+    output = quantizer(latents)
+    weights = torch.randn_like(latents)
+    (output.quantized * weights).sum().backward()
+    assert torch.equal(latents.grad, weights)
+
+
+def test_commitment_loss_and_its_gradient():
+    codebook = torch.tensor([[0.0, 0.0], [10.0, 10.0]])
+    quantizer = started(codebook, commitment_weight=0.5)
+    latents = torch.tensor([[1.0, 2.0], [9.0, 10.0]], requires_grad=True)
+    output = quantizer(latents)
+    assert output.loss.item() == pytest.approx(0.5 * (1 + 4 + 1 + 0) / 4)
+    output.loss.backward()
+    assert torch.allclose(latents.grad, 0.5 * 2 / 4 * torch.tensor([[1.0, 2.0], [-1.0, 0.0]]))
+
+
+def test_residual_commitment_loss_reaches_the_latents_at_every_depth():
+    first, second = torch.tensor([[0.0], [10.0]]), torch.tensor([[-1.0], [2.0]])
+    quantizer = residual_of(first, second, commitment_weight=1.0)
+    latents = torch.tensor([[1.5], [8.5]], requires_grad=True)
+    output = quantizer(latents)  # rows 0 and 10, residuals 1.5 and -1.5; rows 2 and -1, left over -0.5 and -0.5
+    assert output.codes.tolist() == [[0, 1], [1, 0]]
+    assert output.loss.item() == pytest.approx(((1.5**2 + 1.5**2) / 2 + (0.5**2 + 0.5**2) / 2) / 2)
+    output.loss.backward()
+    assert torch.allclose(latents.grad, torch.tensor([[(1.5 - 0.5) / 2], [(-1.5 - 0.5) / 2]]))
+
+
+def residual_of(*codebooks: Tensor, **options: float) -> ResidualQuantizer:
+    sizes, dim = [len(codebook) for codebook in codebooks], codebooks[0].shape[1]
+    quantizer = ResidualQuantizer(sizes, dim, **options)
+    for depth, codebook in enumerate(codebooks):
+        quantizer.depths[depth] = started(codebook, **options)
+    return quantizer
+
+
+# One step of the codebook
+
+
+def test_an_ema_step_by_hand():
+    codebook = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 8.0]])
+    quantizer = started(codebook, torch.tensor([2.0, 1.0, 5.0]), ema_decay=0.9, epsilon=0.01)
+    latents = torch.tensor([[1.0, 0.0], [0.0, 1.0], [5.0, 0.0]])  # two for code 0, one for code 1
+    quantized = quantizer(latents).quantized
+    assert torch.allclose(quantized, codebook[[0, 0, 1]]), "what was nearest before the update"
+    counts = torch.tensor([0.9 * 2 + 0.1 * 2, 0.9 * 1 + 0.1 * 1, 0.9 * 5])
+    sums = torch.tensor([[0.1, 0.1], [0.9 * 4 + 0.1 * 5, 0.0], [0.0, 0.9 * 40]])
+    smoothed = (counts + 0.01) / (counts.sum() + 3 * 0.01) * counts.sum()
+    assert torch.allclose(quantizer.ema_counts, counts)
+    assert torch.allclose(quantizer.ema_sums, sums)
+    assert torch.allclose(quantizer.codebook, sums / smoothed[:, None])
+
+
+def test_ema_steps_equal_vector_quantize_pytorch():
+    library = pytest.importorskip("vector_quantize_pytorch")
+    size, dim, options = 32, 8, {"commitment_weight": 0.25}
+    theirs = library.VectorQuantize(
+        dim, size, decay=0.95, eps=1e-5, rotation_trick=False, threshold_ema_dead_code=0, **options
+    )
+    codebook = torch.randn(size, dim)
+    theirs._codebook.embed.data.copy_(codebook)
+    theirs._codebook.embed_avg.data.copy_(codebook)
+    theirs._codebook.cluster_size.fill_(1.0)
+    ours = started(codebook, ema_decay=0.95, **options)
+    for _ in range(5):
+        latents = torch.randn(3, 40, dim)
+        mine, yours = latents.clone().requires_grad_(), latents.clone().requires_grad_()
+        output = ours(mine)
+        quantized, codes, loss = theirs.train()(yours)
+        assert torch.equal(output.codes[..., 0], codes)
+        assert torch.allclose(output.quantized, quantized, atol=1e-6)
+        assert torch.allclose(output.loss, loss.sum(), atol=1e-6)
+        (output.quantized.square().sum() + output.loss).backward()
+        (quantized.square().sum() + loss.sum()).backward()
+        assert torch.allclose(mine.grad, yours.grad, atol=1e-5)
+        assert torch.allclose(ours.ema_counts, theirs._codebook.cluster_size[0], atol=1e-5)
+        assert torch.allclose(ours.ema_sums, theirs._codebook.embed_avg[0], atol=1e-5)
+        assert torch.allclose(ours.codebook, theirs._codebook.embed[0], atol=1e-5)
+    assert not torch.allclose(ours.codebook, codebook, atol=0.1)
+
+
+def test_no_step_outside_train_mode():
+    quantizer = started(torch.randn(8, 4)).eval()
+    before = snapshot(quantizer)
+    quantizer(torch.randn(10, 4))
+    assert_unchanged(quantizer, before)
+
+
+@pytest.mark.parametrize("is_started", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+def test_encode_changes_nothing_in_train_mode(residual, is_started):
+    quantizer = ResidualQuantizer([16, 8], 4) if residual else VectorQuantizer(16, 4)
+    if is_started:
+        quantizer(torch.randn(100, 4))
+    quantizer.train()
+    before, state = snapshot(quantizer), torch.get_rng_state()
+    quantizer.decode(quantizer.encode(torch.randn(3, 7, 4, generator=torch.Generator().manual_seed(1))))
+    assert_unchanged(quantizer, before)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# Start and revival
+
+
+def test_kmeans_start_finds_clusters():
+    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
+    latents = (centres[:, None] + 0.1 * torch.randn(4, 50, 2)).reshape(-1, 2)
+    quantizer = VectorQuantizer(8, 2)
+    error = (quantizer(latents).quantized - latents).square().sum(1)
+    assert bool(quantizer.initialized)
+    assert error.max() < 0.5, "every cluster has a code of its own"
+    distances = torch.cdist(quantizer.codebook, centres).min(1).values
+    assert distances.max() < 0.5, "and no code lies elsewhere"
+
+
+def test_start_happens_once():
+    quantizer = started(torch.tensor([[0.0], [1.0]]), ema_decay=0.99)
+    quantizer(torch.full((10, 1), 100.0))
+    assert quantizer.codebook[0].abs() < 1e-3
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_start_with_fewer_vectors_than_codes(count):
+    quantizer = VectorQuantizer(16, 4)
+    latents = torch.randn(count, 4)
+    output = quantizer(latents)
+    assert torch.isfinite(quantizer.codebook).all() and bool(quantizer.initialized)
+    assert torch.allclose(output.quantized, latents, atol=1e-5), "each vector has a code at its place"
+    for _ in range(3):
+        output = quantizer(torch.randn(count, 4))
+    assert torch.isfinite(quantizer.codebook).all() and torch.isfinite(output.loss)
+
+
+def test_a_revived_code_survives_the_next_update():
+    codebook = torch.tensor([[0.0, 0.0], [1.0, 1.0], [50.0, 50.0]])
+    counts = torch.tensor([10.0, 10.0, 0.001])  # nobody uses the last one
+    quantizer = started(codebook, counts, ema_decay=0.9, revival_threshold=0.1)
+    latents = torch.tensor([[0.1, -0.1], [0.9, 1.2], [-0.2, 0.1], [1.1, 0.8]])
+    output = quantizer(latents)
+    assert output.revived == 1
+    revived = quantizer.codebook[2].clone()
+    assert (latents == revived).all(1).any(), "one of the batch's latents"
+    mean = (0.9 * 10 + 0.1 * 2) * 2 / 3 + 0.9 * 0.001 / 3  # of the counts just before the revival
+    assert quantizer.ema_counts[2].item() == pytest.approx(mean, rel=1e-5)
+    assert torch.allclose(quantizer.ema_sums[2], revived * mean)
+    # The next batch is far from the revived code: an update from a stale sum would throw it elsewhere.
+    assert quantizer(torch.tensor([[-3.0, -3.0], [-3.0, -3.1]])).revived == 0
+    assert torch.allclose(quantizer.codebook[2], revived, atol=1e-4)
+
+
+def test_revival_can_be_off():
+    quantizer = started(torch.tensor([[0.0], [1.0], [50.0]]), torch.tensor([1.0, 1.0, 1e-6]), revival_threshold=0.0)
+    assert quantizer(torch.rand(20, 1)).revived == 0
+
+
+def test_all_codes_live_in_the_end():
+    """Codes that start in one place spread over the latents."""
+    quantizer = started(torch.zeros(32, 2) + 0.001 * torch.randn(32, 2), ema_decay=0.8, revival_threshold=0.1)
+    for _ in range(60):
+        output = quantizer(torch.rand(256, 2))
+    assert len(output.codes.unique()) >= 30
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("is_started", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+def test_latents_that_are_not_finite_raise_and_change_nothing(residual, is_started, bad):
+    quantizer = ResidualQuantizer([8, 8], 3) if residual else VectorQuantizer(8, 3)
+    if is_started:
+        quantizer(torch.randn(50, 3))
+    before = snapshot(quantizer)
+    latents = torch.randn(50, 3)
+    latents[17, 1] = bad
+    with pytest.raises(ValueError, match="NaN or infinity.*lower the learning rate"):
+        quantizer(latents)
+    assert_unchanged(quantizer, before)
+
+
+# Residual depths
+
+
+def test_residual_rows_add_up():
+    quantizer = ResidualQuantizer([16, 8, 4], 6)
+    quantizer(torch.randn(200, 6))
+    quantizer.eval()
+    latents = torch.randn(5, 7, 6)
+    codes = quantizer.encode(latents)
+    assert codes.shape == (5, 7, 3) and quantizer.codebook_sizes == [16, 8, 4]
+    residual, total = latents, torch.zeros_like(latents)
+    for depth, size in enumerate((16, 8, 4)):
+        codebook = quantizer.depths[depth].codebook
+        assert codebook.shape == (size, 6)
+        expected = torch.cdist(residual.reshape(-1, 6), codebook).argmin(1).view(5, 7)
+        assert torch.equal(codes[..., depth], expected)
+        total = total + F.embedding(codes[..., depth], codebook)
+        residual = latents - total
+    assert torch.allclose(quantizer.decode(codes), total, atol=1e-6)
+    output = quantizer(latents)
+    assert torch.equal(output.codes, codes) and torch.allclose(output.quantized, total, atol=1e-6)
+
+
+def test_each_depth_learns_from_what_the_one_before_left():
+    first, second = torch.tensor([[0.0], [10.0]]), torch.tensor([[-1.0], [1.0]])
+    quantizer = residual_of(first, second, ema_decay=0.5)
+    quantizer(torch.tensor([[0.8], [9.4]]))
+    assert torch.allclose(quantizer.depths[0].ema_sums, torch.tensor([[0.4], [5 + 4.7]]))
+    assert torch.allclose(quantizer.depths[1].ema_sums, torch.tensor([[-0.5 - 0.3], [0.5 + 0.4]]))
+
+
+def test_one_depth_is_a_vector_quantizer():
+    torch.manual_seed(1)
+    single = VectorQuantizer(16, 4)
+    torch.manual_seed(1)
+    stack = ResidualQuantizer([16], 4)
+    for seed in range(3):
+        latents = torch.randn(64, 4, generator=torch.Generator().manual_seed(seed))
+        torch.manual_seed(seed)
+        one = single(latents)
+        torch.manual_seed(seed)
+        other = stack(latents)
+        assert torch.equal(one.codes, other.codes) and torch.equal(one.loss, other.loss)
+    assert torch.equal(single.codebook, stack.depths[0].codebook)
+
+
+# The codebook's mean, and codes that are none
+
+
+def test_mean_code_is_weighted_by_use():
+    quantizer = started(torch.tensor([[0.0, 4.0], [8.0, 0.0]]), torch.tensor([3.0, 1.0]))
+    assert torch.allclose(quantizer.mean_code(), torch.tensor([2.0, 3.0]))
+    quantizer.ema_counts.zero_()
+    assert torch.allclose(quantizer.mean_code(), torch.tensor([4.0, 2.0]))
+
+
+def test_refit_moves_codes_that_have_latents():
+    quantizer = started(torch.tensor([[1.0], [2.0], [3.0]]))
+    quantizer.refit(torch.tensor([2.0, 0.0, 4.0]), torch.tensor([[5.0], [0.0], [2.0]]))
+    assert quantizer.codebook.flatten().tolist() == [2.5, 2.0, 0.5]
+    assert quantizer.ema_counts.tolist() == [2, 0, 4] and quantizer.ema_sums.flatten().tolist() == [5, 0, 2]
+
+
+@pytest.mark.parametrize("code", [-1, 8])
+def test_codes_out_of_range(code):
+    quantizer = started(torch.randn(8, 4))
+    with pytest.raises(ValueError, match=f"codes from .*{code}.*: this codebook has codes 0 to 7"):
+        quantizer.decode(torch.tensor([[0], [code]]).sort(0).values)
+
+
+def test_settings_that_mean_nothing():
+    with pytest.raises(ValueError, match="codebook_size=1"):
+        VectorQuantizer(1, 4)
+    with pytest.raises(ValueError, match=r"ema_decay=1.0 must be in \[0, 1\)"):
+        VectorQuantizer(8, 4, ema_decay=1.0)

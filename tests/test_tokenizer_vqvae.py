@@ -1,0 +1,425 @@
+"""`VQVAE`: pictures to codes and back, its layout, its file, its fingerprint."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import fields
+from inspect import signature
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tokenizer_image import VQVAE, CodeLayout, ImageTokenizer, VQVAEConfig
+from tokenizer_image.configuration import preset
+from tokenizer_image.layout import build_layout
+from tokenizer_image.networks import ResidualBlock
+from tokenizer_image.preprocessing import Preprocessing
+from tokenizer_image.vqvae import load_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = {"hidden_sizes": [8, 16], "num_res_blocks": 1, "code_dim": 4}
+
+
+def tiny(codebook_sizes: tuple[int, ...] = (16, 8), image_size: int = 16, seed: int = 0, **changes) -> VQVAE:
+    """16x16 pictures, 2x2 positions of two codes; with a codebook that has seen something."""
+    torch.manual_seed(seed)
+    settings = {"image_size": image_size, "patch_size": 4, "codebook_sizes": list(codebook_sizes), **SIZES, **changes}
+    tokenizer = VQVAE(VQVAEConfig(preprocessing=Preprocessing(image_size=image_size).to_dict(), **settings))
+    channels = tokenizer.config.num_channels
+    tokenizer.train()(torch.rand(32, channels, image_size, image_size) * 2 - 1)
+    return tokenizer.eval()
+
+
+def pictures(count: int = 5, height: int = 16, width: int | None = None, channels: int = 3, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, channels, height, width or height, generator=generator) * 2 - 1
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> VQVAE:
+    return tiny()
+
+
+# Codes and pictures
+
+
+@pytest.mark.parametrize("codebook_sizes", [(16,), (16, 8), (8, 4, 2)])
+def test_decoded_codes_are_the_reconstruction(codebook_sizes):
+    tokenizer, pixel_values = tiny(codebook_sizes), pictures()
+    codes = tokenizer.encode(pixel_values)
+    assert codes.shape == (5, 4 * len(codebook_sizes)) and codes.dtype == torch.int64
+    with torch.no_grad():
+        output = tokenizer(pixel_values)
+    assert torch.equal(output.codes, codes)
+    restored = tokenizer.decode(codes)
+    assert restored.shape == pixel_values.shape and restored.dtype == torch.float32
+    assert torch.allclose(restored, output.reconstruction.clamp(-1, 1), atol=1e-5)
+    assert restored.flatten(1).unique(dim=0).shape[0] == 5, "pictures differ, so do their reconstructions"
+
+
+def test_decoded_pictures_are_clipped(tokenizer):
+    loud = tiny()
+    with torch.no_grad():
+        loud.decoder.to_pixels.weight.mul_(100)
+    restored = loud.decode(loud.encode(pictures()))
+    assert restored.min() == -1 and restored.max() == 1
+
+
+def test_a_code_is_of_its_position():
+    """With a decoder that looks at nothing but a position itself, a code changes the pixels of its place alone."""
+    tokenizer = tiny()
+    with torch.no_grad():
+        for conv in (tokenizer.decoder.stem, tokenizer.decoder.to_pixels):
+            centre = conv.weight[:, :, 1, 1].clone()
+            conv.weight.zero_()[:, :, 1, 1] = centre
+        for name, parameter in tokenizer.decoder.named_parameters():
+            if "conv2" in name:
+                parameter.zero_()
+    codes, layout = tokenizer.encode(pictures(1)), tokenizer.layout()
+    for position in range(len(layout)):
+        low, high = int(layout.low[position]), int(layout.high[position])
+        others = codes.repeat(high - low, 1)
+        others[:, position] = torch.arange(low, high)
+        change = (tokenizer.decode(others) - tokenizer.decode(codes)).abs().sum((0, 1))
+        changed = (change.reshape(2, 8, 2, 8).sum((1, 3)) > 1e-3).nonzero().tolist()
+        assert changed == [[layout.row[position], layout.column[position]]]
+
+
+def test_encode_changes_nothing_in_train_mode(tokenizer):
+    own = tiny().train()
+    before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+    codes = own.encode(pictures())
+    assert torch.equal(own.encode(pictures()), codes)
+    own.decode(codes)
+    for name, tensor in own.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert own.training
+
+
+def test_forward_learns_in_train_mode_only():
+    own = tiny()
+    before = own.quantizer.depths[0].codebook.clone()
+    own(pictures())
+    assert torch.equal(own.quantizer.depths[0].codebook, before)
+    own.train()(pictures())
+    assert not torch.equal(own.quantizer.depths[0].codebook, before)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 5])
+def test_absent_positions_are_the_mean_of_their_codebook(tokenizer, count):
+    codes = tokenizer.encode(pictures())
+    quantized = torch.empty(5, 2, 2, 4)
+    for place in range(4):
+        total = torch.zeros(5, 4)
+        for depth, quantizer in enumerate(tokenizer.quantizer.quantizers):
+            if 2 * place + depth < count:
+                total += quantizer.codebook[codes[:, 2 * place + depth] - (0, 16)[depth]]
+            else:
+                weights = quantizer.ema_counts / quantizer.ema_counts.sum()
+                total += (weights[:, None] * quantizer.codebook).sum(0)
+        quantized[:, place // 2, place % 2] = total
+    with torch.no_grad():
+        expected = tokenizer.decoder(quantized.permute(0, 3, 1, 2)).clamp(-1, 1)
+    assert torch.allclose(tokenizer.decode(codes[:, :count]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("height, width", [(8, 8), (24, 16), (8, 40)])
+def test_other_picture_sizes(tokenizer, height, width):
+    pixel_values = pictures(3, height, width)
+    codes = tokenizer.encode(pixel_values)
+    layout = tokenizer.layout((height, width))
+    assert codes.shape == (3, len(layout)) == (3, height * width // 64 * 2)
+    assert (codes >= torch.from_numpy(layout.low)).all() and (codes < torch.from_numpy(layout.high)).all()
+    restored = tokenizer.decode(codes, (height, width))
+    with torch.no_grad():
+        expected = tokenizer(pixel_values).reconstruction.clamp(-1, 1)
+    assert restored.shape == pixel_values.shape and torch.allclose(restored, expected, atol=1e-5)
+
+
+def test_grey_pictures():
+    tokenizer, pixel_values = tiny((16,), num_channels=1), pictures(channels=1)
+    assert tokenizer.decode(tokenizer.encode(pixel_values)).shape == pixel_values.shape
+
+
+def test_bf16_autocast_is_finite(tokenizer):
+    own = tiny().train()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = own(pictures(16))
+    output.loss.backward()
+    assert torch.isfinite(output.loss) and output.loss.dtype == torch.float32
+    assert all(torch.isfinite(parameter.grad).all() for parameter in own.parameters())
+    assert all(quantizer.codebook.dtype == torch.float32 for quantizer in own.quantizer.quantizers)
+    with torch.autocast("cpu", torch.bfloat16):
+        codes = tokenizer.encode(pictures(64))
+        assert torch.isfinite(tokenizer.decode(codes)).all()
+    assert (codes == tokenizer.encode(pictures(64))).float().mean() > 0.9
+
+
+# Learning
+
+
+@pytest.mark.parametrize("codebook_sizes", [(16,), (16, 16)])
+def test_the_loss_falls_on_eight_pictures(codebook_sizes):
+    tokenizer = tiny(codebook_sizes).train()
+    pixel_values = torch.nn.functional.interpolate(pictures(8, 4), scale_factor=4)  # 4x4 patches of one colour
+    optimizer = torch.optim.AdamW(tokenizer.parameters(), 3e-3)
+    losses = []
+    for _ in range(100):
+        output = tokenizer(pixel_values)
+        output.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(output.reconstruction_loss.item())
+    assert min(losses[-5:]) < 0.35 * losses[0]
+    assert output.loss.item() == pytest.approx(output.reconstruction_loss.item() + output.commitment_loss.item())
+
+
+def test_gradients_reach_every_weight():
+    tokenizer = tiny().train()
+    tokenizer(pictures()).loss.backward()
+    for name, parameter in tokenizer.named_parameters():
+        # The blocks' second convolutions start at zero, so the first ones learn from the second step on.
+        assert parameter.grad is not None and (parameter.grad.abs().sum() > 0 or "conv1" in name), name
+
+
+def test_a_fresh_start_keeps_the_size_of_signals():
+    """transformers' own start, N(0, 0.02), would not; and each residual block starts as the identity."""
+    tokenizer = VQVAE(VQVAEConfig(image_size=32, hidden_sizes=[64, 128], code_dim=16, codebook_sizes=[8]))
+    latents = tokenizer.latents(pictures(4, 32))
+    assert 0.1 < latents.std() < 3
+    blocks = [module for module in tokenizer.modules() if isinstance(module, ResidualBlock)]
+    assert len(blocks) == 8
+    for block in blocks:
+        hidden = torch.randn(2, block.conv1.in_channels, 4, 4)
+        assert torch.equal(block(hidden), hidden)
+
+
+def test_refit_lowers_the_quantization_error():
+    tokenizer = tiny()
+    with torch.no_grad():  # as after averaging: another encoder than the codebooks followed
+        for parameter in tokenizer.encoder.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    batches = [pictures(64, seed=seed) for seed in range(3)]
+
+    def error() -> float:
+        latents = torch.cat([tokenizer.latents(batch) for batch in batches])
+        return float((tokenizer.quantizer(latents).quantized - latents).square().mean())
+
+    with torch.no_grad():
+        before = error()
+        tokenizer.refit_codebook(iter(batches))
+        after = error()
+        tokenizer.refit_codebook(batches)
+        assert after < 0.98 * before
+        assert error() <= after * (1 + 1e-5)
+    quantizer = tokenizer.quantizer.quantizers[0]
+    assert quantizer.ema_counts.sum() == 3 * 64 * 4
+    used = quantizer.ema_counts > 0
+    assert torch.allclose(quantizer.ema_sums[used] / quantizer.ema_counts[used, None], quantizer.codebook[used])
+
+
+# Layout
+
+
+def table(layout: CodeLayout) -> list[tuple[int, ...]]:
+    columns = [getattr(layout, field.name) for field in fields(CodeLayout)]
+    assert all(column.dtype == np.int64 and column.shape == (len(layout),) for column in columns)
+    assert [field.name for field in fields(CodeLayout)] == ["level", "depth", "row", "column", "low", "high"]
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def test_layout_of_one_depth():
+    tokenizer = tiny((16,))
+    assert table(tokenizer.layout()) == [
+        (0, 0, 0, 0, 0, 16),
+        (0, 0, 0, 1, 0, 16),
+        (0, 0, 1, 0, 0, 16),
+        (0, 0, 1, 1, 0, 16),
+    ]
+    assert tokenizer.num_codes == 16 and tokenizer.tokens_per_image == 4
+
+
+def test_layout_of_two_depths(tokenizer):
+    assert table(tokenizer.layout((8, 24))) == [
+        (0, 0, 0, 0, 0, 16),
+        (0, 1, 0, 0, 16, 24),
+        (0, 0, 0, 1, 0, 16),
+        (0, 1, 0, 1, 16, 24),
+        (0, 0, 0, 2, 0, 16),
+        (0, 1, 0, 2, 16, 24),
+    ]
+    assert tokenizer.num_codes == 24 and tokenizer.tokens_per_image == 8
+
+
+def test_layout_of_two_levels():
+    assert table(build_layout([(1, 1), (1, 2)], [[5], [7, 3]])) == [
+        (0, 0, 0, 0, 0, 5),
+        (1, 0, 0, 0, 5, 12),
+        (1, 1, 0, 0, 12, 15),
+        (1, 0, 0, 1, 5, 12),
+        (1, 1, 0, 1, 12, 15),
+    ]
+
+
+def test_layout_as_plain_lists(tokenizer):
+    layout = tokenizer.layout()
+    values = json.loads(json.dumps(layout.to_dict()))
+    assert values["low"] == [0, 16] * 4
+    assert table(CodeLayout.from_dict(values)) == table(layout)
+
+
+def test_a_vqvae_is_an_image_tokenizer(tokenizer):
+    assert isinstance(tokenizer, ImageTokenizer)
+    assert not isinstance(tokenizer.decoder, ImageTokenizer)
+
+
+# On disk
+
+
+def test_save_and_load_are_exact(tmp_path):
+    tokenizer = tiny()
+    tokenizer.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    loaded = load_tokenizer(tmp_path)
+    assert not loaded.training
+    ours, theirs = tokenizer.state_dict(), loaded.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype, name
+    assert loaded.fingerprint == tokenizer.fingerprint
+    assert torch.equal(loaded.encode(pictures()), tokenizer.encode(pictures()))
+    assert torch.equal(loaded.decode(loaded.encode(pictures())), tokenizer.decode(tokenizer.encode(pictures())))
+    assert loaded.config.preprocessing == Preprocessing(image_size=16).to_dict()
+    # It goes on learning where it was, without another k-means start.
+    torch.manual_seed(0)
+    tokenizer.train()(pictures(32))
+    torch.manual_seed(0)
+    loaded.train()(pictures(32))
+    assert torch.equal(loaded.quantizer.depths[1].codebook, tokenizer.quantizer.depths[1].codebook)
+
+
+def test_fingerprint_follows_what_changes_codes_and_nothing_else(tmp_path):
+    tokenizer = tiny()
+    fingerprint = tokenizer.fingerprint
+    assert re.fullmatch(r"[0-9a-f]{32}", fingerprint) and tiny().fingerprint == fingerprint
+    for name in ("a", "b"):
+        tokenizer.save_pretrained(tmp_path / name)
+        assert load_tokenizer(tmp_path / name).fingerprint == fingerprint
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    config |= {"transformers_version": "99.0", "commitment_weight": 0.5}
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+    assert load_tokenizer(tmp_path / "a").fingerprint == fingerprint
+    assert tokenizer.train().fingerprint == fingerprint
+    assert tokenizer.to(memory_format=torch.channels_last).fingerprint == fingerprint
+    with torch.no_grad():
+        weight = tokenizer.encoder.head.weight.view(-1)
+        weight[0] = torch.nextafter(weight[0], torch.tensor(9.0))
+    changed = tokenizer.fingerprint
+    assert changed != fingerprint
+    tokenizer.quantizer.depths[0].codebook[3, 1] += 1e-3
+    assert tokenizer.fingerprint not in (changed, fingerprint)
+
+
+@pytest.mark.parametrize("changes", [{"resize": "squash"}, {"background": (0, 0, 0)}])
+def test_fingerprint_follows_preprocessing(tokenizer, changes):
+    other = tiny()
+    other.config.preprocessing = Preprocessing(image_size=16, **changes).to_dict()
+    assert other.fingerprint != tokenizer.fingerprint
+
+
+def test_config_round_trip(tmp_path):
+    settings = dict(
+        image_size=24, num_channels=1, patch_size=3, hidden_sizes=[4, 5, 6], num_res_blocks=3, code_dim=7,
+        codebook_sizes=[9, 8], commitment_weight=0.3, ema_decay=0.9, revival_threshold=0.2,
+        preprocessing=Preprocessing(image_size=24, num_channels=1).to_dict(),
+    )  # fmt: skip
+    assert settings.keys() == signature(VQVAEConfig.__init__).parameters.keys() - {"self", "kwargs"}
+    config = VQVAEConfig(**settings)
+    config.save_pretrained(tmp_path)
+    loaded = VQVAEConfig.from_pretrained(tmp_path)
+    assert {name: getattr(loaded, name) for name in settings} == settings
+    assert loaded.downsampling == 12 and loaded.grid() == (2, 2) and loaded.grid((12, 36)) == (1, 3)
+    defaults = VQVAEConfig()
+    defaults.hidden_sizes.append(0)
+    assert VQVAEConfig().hidden_sizes != defaults.hidden_sizes
+
+
+def test_every_config_field_is_read():
+    sources = [*ROOT.glob("tokenizer_image/**/*.py"), *ROOT.glob("pipelines/*.py"), *ROOT.glob("scripts/*.py")]
+    code = "\n".join(path.read_text() for path in sources)
+    for name in signature(VQVAEConfig.__init__).parameters.keys() - {"self", "kwargs"}:
+        reads = re.findall(rf"config\.{name}\b|self\.{name}\b(?! =)", code)
+        assert reads, f"VQVAEConfig.{name} is written and never read"
+
+
+@pytest.mark.parametrize("size", [28, 32, 64, 128, 256])
+def test_presets_fit_their_picture_size(size):
+    config = VQVAEConfig(image_size=size, **preset(size))
+    positions = config.grid()[0] * config.grid()[1]
+    assert 16 <= positions * len(config.codebook_sizes) <= 1024
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("size", [12, (16, 20), 0, (8, -8)])
+def test_sizes_that_the_downsampling_does_not_divide(tokenizer, size):
+    with pytest.raises(ValueError, match="not a multiple of the tokenizer's downsampling, 8; choose a multiple of 8"):
+        tokenizer.layout(size)
+    with pytest.raises(ValueError, match="downsampling, 8"):
+        tokenizer.decode(torch.zeros(1, 1, dtype=torch.int64), size)
+
+
+def test_pictures_of_a_wrong_shape(tokenizer):
+    with pytest.raises(ValueError, match="12x16 is not a multiple"):
+        tokenizer.encode(pictures(1, 12, 16))
+    with pytest.raises(ValueError, match=r"shape \(1, 1, 16, 16\): expected \(B, 3, H, W\)"):
+        tokenizer.encode(pictures(1, channels=1))
+    with pytest.raises(ValueError, match=r"expected \(B, 3, H, W\)"):
+        tokenizer.encode(pictures(1)[0])
+
+
+def test_config_that_cannot_be():
+    with pytest.raises(ValueError, match="30x30 is not a multiple.*--patch_size"):
+        VQVAEConfig(image_size=30, patch_size=4, hidden_sizes=[8, 8])
+    with pytest.raises(ValueError, match="each needs at least one entry"):
+        VQVAEConfig(codebook_sizes=[])
+    with pytest.raises(ValueError, match="image_size=30: no preset"):
+        preset(30)
+
+
+def test_codes_that_are_none(tokenizer):
+    codes = tokenizer.encode(pictures(1))
+    for position, wrong in ((0, 16), (0, -1), (1, 15), (1, 24), (6, 16)):
+        bad = codes.clone()
+        bad[0, position] = wrong
+        with pytest.raises(ValueError, match="this codebook has codes 0 to"):
+            tokenizer.decode(bad)
+    with pytest.raises(ValueError, match=r"shape \(1, 9\): expected \(B, at most 8\)"):
+        tokenizer.decode(torch.zeros(1, 9, dtype=torch.int64))
+    with pytest.raises(ValueError, match="at most 8"):
+        tokenizer.decode(codes[0])
+
+
+def test_folders_that_are_no_tokenizer(tmp_path, tokenizer):
+    remedy = "give the --output_dir of scripts/train_tokenizer.py"
+    with pytest.raises(ValueError, match=f"no image tokenizer folder .*nowhere: {remedy}"):
+        load_tokenizer(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=f"is not an image tokenizer.*{remedy}"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ValueError, match="other is not an image tokenizer"):
+        load_tokenizer(tmp_path / "other")
+    tokenizer.config.save_pretrained(tmp_path / "unfinished")
+    with pytest.raises(ValueError, match="unfinished is not an image tokenizer.*no weights"):
+        load_tokenizer(tmp_path / "unfinished")
+
+
+def test_load_the_tokenizer_of_a_model_folder(tmp_path, tokenizer):
+    tokenizer.save_pretrained(tmp_path / "model" / "image_tokenizer")
+    assert load_tokenizer(tmp_path / "model").fingerprint == tokenizer.fingerprint
