@@ -33,17 +33,22 @@ SIZES: dict[str, tuple[int, int, int]] = {
 
 def default_size(tokens_per_image: int) -> str:
     """The size to start from: longer rows of codes come from larger pictures, which larger models serve better."""
-    for limit, size in ((64, "3M"), (144, "10M"), (300, "25M")):
+    for limit, size in ((64, "2M"), (144, "10M"), (300, "25M")):
         if tokens_per_image <= limit:
             return size
     return "85M"
 
 
+def default_learning_rate(hidden_size: int) -> float:
+    """AdamW's peak learning rate: 3e-3 at a width of 192, less in proportion to the width (Yang et al. 2022, muP)."""
+    return 3e-3 * 192 / hidden_size
+
+
 def build_configuration(
     vocabulary: MultimodalVocabulary,
     *,
-    architecture: str = "qwen3",
-    size: str = "3M",
+    architecture: str = "llama",
+    size: str = "2M",
     num_layers: int | None = None,
     hidden_size: int | None = None,
     intermediate_size: int | None = None,

@@ -157,4 +157,10 @@ def load_optimizer_tensors(optimizers: list[torch.optim.Optimizer], tensors: dic
         index, parameter, name = key.split(".", 2)
         states[int(index)].setdefault(int(parameter), {})[name] = value
     for optimizer, state in zip(optimizers, states, strict=True):
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for index, values in state.items():
+            for name, value in values.items():
+                if value.shape == parameters[index].shape:
+                    # Files keep no memory format, but fused AdamW walks weight and averages side by side.
+                    values[name] = torch.empty_like(parameters[index], dtype=value.dtype).copy_(value)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

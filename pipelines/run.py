@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,11 @@ from safetensors.torch import load_file, save_file
 
 PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "pillow")
 # Options that may differ between a run and its continuation.
-FREE_OPTIONS = {"resume", "overwrite", "output_dir", "cpu_threads", "num_workers", "tracker", "config"}
+# Learning rates are among them, since a lower one is the way out of a loss that became NaN.
+FREE_OPTIONS = {
+    "resume", "overwrite", "output_dir", "cpu_threads", "num_workers", "tracker", "max_steps", "max_minutes",
+    "learning_rate", "muon_learning_rate", "log_every", "validate_every", "sample_every", "checkpoint_every",
+}  # fmt: skip
 
 
 class Run:
@@ -36,13 +41,15 @@ class Run:
 
     Args:
         folder: the output directory.
-        options: the script's options (a dataclass), kept in run.json.
+        options: the script's options (a dataclass), kept in run.json; its `script`, if it has one, says which
+            command the run is of.
         resume: go on from the last whole checkpoint, or start if there is none.
         overwrite: delete an earlier run in this folder first.
         is_main: only the main process writes.
 
     Raises:
-        ValueError: the folder holds a run and neither `resume` nor `overwrite` is set, or it holds other files.
+        ValueError: the folder holds a run and neither `resume` nor `overwrite` is set, or a run of another command
+            or with other settings.
     """
 
     def __init__(
@@ -53,14 +60,16 @@ class Run:
         self.options: dict[str, Any] = (
             asdict(options) if is_dataclass(options) and not isinstance(options, type) else {}
         )
+        self.script: str | None = getattr(options, "script", None)
         self.checkpoints = self.folder / "checkpoints"
         self.samples = self.folder / "samples"
         self.metrics_file = self.folder / "metrics.jsonl"
         self.info_file = self.folder / "run.json"
         if resume and overwrite:
             raise ValueError("--resume and --overwrite exclude each other")
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"--output_dir {self.folder} is a file; name a folder")
+        nearest = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            raise ValueError(f"--output_dir {self.folder}: {nearest} is a file; name a folder")
         if self.info_file.exists() and not (resume or overwrite):
             raise ValueError(
                 f"--output_dir {self.folder} already holds a run: pass --resume to go on with it, --overwrite to "
@@ -90,12 +99,16 @@ class Run:
 
     def _check_options(self) -> None:
         """A continued run must have the settings that it started with, but for where and how long it runs."""
+        if self.info and self.info.get("script", self.script) != self.script:
+            raise ValueError(
+                f"{self.folder} holds a run of another command ({self.info.get('script')}, not {self.script}): name "
+                "another --output_dir"
+            )
         before = self.info.get("options", {})
-        free = FREE_OPTIONS | {"max_minutes", "max_steps"}
         changed = [
             f"--{name} was {before[name]!r}, now {value!r}"
             for name, value in self.options.items()
-            if name in before and name not in free and before[name] != json.loads(json.dumps(value))
+            if name in before and name not in FREE_OPTIONS and before[name] != json.loads(json.dumps(value))
         ]
         if changed:
             raise ValueError(
@@ -113,7 +126,8 @@ class Run:
         if not self.is_main:
             return
         base = {
-            "command": " ".join(sys.argv),
+            "script": self.script,
+            "command": shlex.join(sys.argv),
             "options": self.options,
             "versions": versions(),
             "commit": commit(),
@@ -157,6 +171,11 @@ class Run:
         """Steps of the whole checkpoints, oldest first."""
         names = [path.name for path in self.checkpoints.glob("checkpoint-*")] if self.checkpoints.is_dir() else []
         return sorted(int(name.split("-")[1]) for name in names if re.fullmatch(r"checkpoint-\d+", name))
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a whole checkpoint."""
+        return bool(self._steps())
 
     def load_checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """Tensors and state of the newest checkpoint, or None. Cuts metrics.jsonl back to it."""

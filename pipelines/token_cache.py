@@ -10,11 +10,12 @@ import torch
 from tqdm.auto import tqdm
 
 from lm.cache import MANIFEST, Document, TokenCache, code_dtype, write_manifest, write_shard
+from pipelines.run import write_text
 from tokenizer_image.data import DecodedPictures, PictureDataset
 from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.preprocessing import to_pixel_values
 
-PARTIAL = "building.json"
+PARTIAL = "building.json"  # whose shards these are, until the manifest says so
 SHARD_ROWS = 8192
 
 
@@ -28,18 +29,25 @@ class TokenCacheWriter:
         tokenizer: the image tokenizer, in eval mode.
         source: captions and labels.
         decoded: the source's pictures.
+        settings: the options that chose them, by name, kept in the manifest for `check_settings`.
 
     Raises:
         ValueError: the folder holds a cache (or the beginning of one) of another tokenizer or data set.
     """
 
     def __init__(
-        self, folder: str | Path, tokenizer: ImageTokenizer, source: PictureDataset, decoded: DecodedPictures
+        self,
+        folder: str | Path,
+        tokenizer: ImageTokenizer,
+        source: PictureDataset,
+        decoded: DecodedPictures,
+        settings: dict[str, Any] | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.tokenizer = tokenizer
         self.source = source
         self.decoded = decoded
+        self.settings = settings or {}
         self.shards: list[dict[str, Any]] = [
             {"name": f"shard-{index:05d}", "rows": min(SHARD_ROWS, len(decoded) - start)}
             for index, start in enumerate(range(0, len(decoded), SHARD_ROWS))
@@ -73,7 +81,7 @@ class TokenCacheWriter:
     def prepare(self) -> None:
         """Say what is being built here, before any process writes a shard. For the main process alone."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / PARTIAL).write_text(json.dumps(self.identity) + "\n")
+        write_text(self.folder / PARTIAL, json.dumps(self.identity) + "\n")
 
     def write(
         self,
@@ -117,7 +125,26 @@ class TokenCacheWriter:
             )
         write_manifest(
             self.folder,
-            {**self.identity, "num_codes": self.tokenizer.num_codes, "shards": self.shards},
+            {
+                **self.identity, "settings": self.settings, "num_codes": self.tokenizer.num_codes,
+                "shards": self.shards,
+            },  # fmt: skip
         )
         (self.folder / PARTIAL).unlink(missing_ok=True)
         return TokenCache(self.folder)
+
+
+def check_settings(cache: TokenCache, settings: dict[str, Any]) -> None:
+    """Raise ValueError unless a whole cache was built with these options. Needs no data set, so that a cache can be
+    used where its data set is not; a cache that does not say how it was built is taken as it is."""
+    built = cache.manifest.get("settings", {})
+    for name, value in settings.items():
+        if name in built and built[name] != value and not (name == "dataset" and _same_place(built[name], value)):
+            raise ValueError(
+                f"the token cache {cache.folder} was built from --{name} {built[name]}, not {value}: give the same, "
+                "another --token_cache folder, or delete this one to build it again"
+            )
+
+
+def _same_place(first: str, second: str) -> bool:
+    return Path(first).exists() and Path(second).exists() and Path(first).samefile(second)

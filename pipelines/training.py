@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import queue
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -43,6 +44,8 @@ def option(default: Any, text: str) -> Any:
 class TrainingOptions:
     """Options of both training scripts."""
 
+    output_dir: str = option("runs/run", "folder of the run")
+    batch_size: int = option(64, "examples a step, over all processes")
     dataset: str = option("sprites", "'sprites', a local folder of pictures, or the name of a data set on the Hub")
     image_column: str | None = option(None, "column of the pictures (found by itself if it has a usual name)")
     caption_column: str | None = option(None, "column of the captions, one text or a list of texts a picture")
@@ -54,7 +57,7 @@ class TrainingOptions:
     init_from: str | None = option(None, "start from the weights of this earlier result, with its sizes")
     max_steps: int | None = option(None, "end after this many steps")
     max_minutes: float | None = option(None, "end after this much training time (default: 10, without --max_steps)")
-    learning_rate: float = option(1e-3, "peak learning rate")
+    learning_rate: float | None = option(None, "peak learning rate (default: by stage and width)")
     optimizer: str = option("muon", "'muon' (inner matrices and convolutions; AdamW for the rest) or 'adamw'")
     muon_learning_rate: float = option(0.01, "peak learning rate of Muon, on AdamW's scale")
     weight_decay: float = option(0.05, "weight decay of matrices and convolutions")
@@ -70,17 +73,28 @@ class TrainingOptions:
     checkpoint_every: int = option(1000, "steps between checkpoints; 0: only at the end")
     tracker: str = option("none", "'tensorboard' or 'wandb', beside metrics.jsonl")
 
+    script: ClassVar[str | None] = None  # the command that these options are of
+    above_zero: ClassVar[tuple[str, ...]] = (
+        "learning_rate", "muon_learning_rate", "max_grad_norm", "log_every", "batch_size", "max_examples",
+        "cpu_threads",
+    )  # fmt: skip
+    not_negative: ClassVar[tuple[str, ...]] = (
+        "weight_decay", "warmup_steps", "seed", "validate_every", "sample_every", "checkpoint_every",
+    )  # fmt: skip
+
     def budget(self) -> Budget:
         """How long to train."""
         if self.max_steps is None and self.max_minutes is None:
             return Budget(max_minutes=10.0)
         return Budget(self.max_steps, self.max_minutes)
 
-    def optimizers(self, model: nn.Module, betas: tuple[float, float]) -> list[torch.optim.Optimizer]:
+    def optimizers(
+        self, model: nn.Module, learning_rate: float, betas: tuple[float, float]
+    ) -> list[torch.optim.Optimizer]:
         """What updates the model's weights."""
         return build_optimizers(
             model,
-            learning_rate=self.learning_rate,
+            learning_rate=learning_rate,
             weight_decay=self.weight_decay,
             betas=betas,
             muon_learning_rate=self.muon_learning_rate if self.optimizer == "muon" else None,
@@ -93,13 +107,20 @@ class TrainingOptions:
     def check(self) -> None:
         """Raise ValueError for values that no run can have."""
         self.budget()
-        for name in ("learning_rate", "muon_learning_rate", "max_grad_norm", "log_every"):
-            if getattr(self, name) <= 0:
+        for name in self.above_zero:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"--{name} {getattr(self, name)} must be above zero")
+        for name in self.not_negative:
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"--{name} {getattr(self, name)} must be at least zero")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"--ema_decay {self.ema_decay} must be in [0, 1); 0 turns averaging off")
         if self.optimizer not in ("muon", "adamw"):
             raise ValueError(f"--optimizer {self.optimizer!r}: choose muon or adamw")
         if self.tracker not in ("none", "tensorboard", "wandb"):
             raise ValueError(f"--tracker {self.tracker!r}: choose none, tensorboard or wandb")
+        if self.tracker != "none" and importlib.util.find_spec(self.tracker) is None:
+            raise ValueError(f"--tracker {self.tracker} is not installed: pip install {self.tracker}, or leave it out")
         if self.mixed_precision not in ("auto", "no", "bf16"):
             raise ValueError(f"--mixed_precision {self.mixed_precision!r}: choose auto, no or bf16")
         if self.init_from and not os.path.isdir(self.init_from):
@@ -124,13 +145,25 @@ def start_accelerator(options: TrainingOptions) -> Accelerator:
         precision = "bf16" if computes_bf16() else "no"
     log_with = None if options.tracker == "none" else options.tracker
     accelerator = Accelerator(
-        mixed_precision=precision, log_with=log_with, project_dir=getattr(options, "output_dir", None)
+        mixed_precision=precision, log_with=log_with, project_dir=options.output_dir
     )
     # Plain `accelerate launch` sets OMP_NUM_THREADS=1 on a machine without a GPU.
     local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
     torch.set_num_threads(options.cpu_threads or max(1, (os.cpu_count() or 1) // local))
     torch.manual_seed(options.seed)
     return accelerator
+
+
+def check_batch_size(accelerator: Accelerator, batch_size: int, pictures: int, parts: int = 1) -> None:
+    """Raise ValueError unless every process gets an equal share of a batch, in `parts`, and there is a whole one."""
+    shares = accelerator.num_processes * parts
+    if batch_size % shares:
+        raise ValueError(
+            f"--batch_size {batch_size} is not a multiple of {shares} ({accelerator.num_processes} processes x {parts} "
+            "accumulation steps): change one of them"
+        )
+    if pictures < batch_size:
+        raise ValueError(f"--batch_size {batch_size} must be at most the number of training pictures, {pictures}")
 
 
 def say(accelerator: Accelerator, text: str) -> None:
@@ -146,10 +179,11 @@ def count_parameters(model: nn.Module) -> int:
 
 def prefetch(items: Iterable[Item], depth: int = 4) -> Iterator[Item]:
     """The same items, made `depth` ahead in a thread, so that training does not wait for data."""
-    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
+    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
+    end = object()
     stopped = threading.Event()
 
-    def put(entry: tuple[Item | None, BaseException | None]) -> bool:
+    def put(entry: tuple[Any, BaseException | None]) -> bool:
         while not stopped.is_set():
             try:
                 ready.put(entry, timeout=0.2)
@@ -163,6 +197,7 @@ def prefetch(items: Iterable[Item], depth: int = 4) -> Iterator[Item]:
             for item in items:
                 if not put((item, None)):
                     return
+            put((end, None))
         except BaseException as error:  # handed to the consumer, which raises it
             put((None, error))
 
@@ -172,7 +207,9 @@ def prefetch(items: Iterable[Item], depth: int = 4) -> Iterator[Item]:
             item, error = ready.get()
             if error is not None:
                 raise error
-            yield item  # type: ignore[misc]
+            if item is end:
+                return
+            yield item
     finally:
         stopped.set()
 
@@ -204,6 +241,8 @@ class Loop:
     rate: tuple[str, float]
     step: int = 0
     seconds: float = 0.0
+    tokens: int = 0  # that the language model has read, over all processes
+    figures: dict[str, float] = field(default_factory=dict)  # of the last validation
 
     def __post_init__(self) -> None:
         self.budget = self.options.budget()
@@ -225,7 +264,10 @@ class Loop:
         self.averages.load(parts["averaged"])
         load_optimizer_tensors(self.optimizers, parts["optimizer"])
         torch.set_rng_state(parts["random"]["torch"].cpu())
+        if "cuda" in parts["random"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(parts["random"]["cuda"].cpu())
         self.step, self.seconds, self._last_saved = state["step"], state["seconds"], state["step"]
+        self.tokens = state.get("tokens", 0)
         say(self.accelerator, f"resumed from step {self.step} ({self.seconds / 60:.1f} minutes of training)")
         return True
 
@@ -233,12 +275,29 @@ class Loop:
         """Write a checkpoint of this step."""
         if self._last_saved == self.step:
             return
+        # The step after a finite loss can break the weights: never let those take a good checkpoint's place.
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
+            self.stop("weights with NaN or infinity")
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"averaged/{name}": tensor for name, tensor in self.averages.state().items()}
         tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(self.optimizers).items()}
         tensors["random/torch"] = torch.get_rng_state()
-        self.run.save_checkpoint(self.step, tensors, {"seconds": self.seconds})
+        if torch.cuda.is_available():
+            tensors["random/cuda"] = torch.cuda.get_rng_state()
+        self.run.save_checkpoint(self.step, tensors, {"seconds": self.seconds, "tokens": self.tokens})
         self._last_saved = self.step
+
+    def stop(self, reason: str) -> NoReturn:
+        """End a run that has diverged: raise ValueError with `reason` and the way out."""
+        rate = self.optimizers[0].param_groups[0]["peak_lr"]
+        remedy = f"lower --learning_rate (now {rate:g})"
+        if len(self.optimizers) > 1:
+            remedy += f" or --muon_learning_rate (now {self.optimizers[1].param_groups[0]['peak_lr']:g})"
+        if self.run.has_checkpoint:
+            remedy = f"The last good checkpoint is in {self.run.checkpoints}; {remedy} and --resume from it"
+        else:
+            remedy = f"There is no checkpoint yet; {remedy} and start again with --overwrite"
+        raise ValueError(f"{reason} at step {self.step}: stopped. {remedy}, or look for broken pictures")
 
     def steps(self) -> Iterator[int]:
         """Steps until the budget is spent; then a last checkpoint, validation and sample."""
@@ -247,6 +306,7 @@ class Loop:
         self._logged = (self.step, self.seconds)
         self._estimate_at = (self.step + 3, self.step + 3 + ESTIMATE_AT)
         shown = self.accelerator.is_main_process
+        self._start_tracker()
         with tqdm(
             total=100, unit="%", disable=not shown, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
         ) as bar:
@@ -257,8 +317,20 @@ class Loop:
                 share = self.budget.progress(self.step, self.seconds)
                 bar.n = round(100 * share, 1)
                 bar.refresh() if share >= 1.0 else bar.update(0)
+            if self._log:
+                self._write_log()
             self.save()
             self._evaluate(validate=self._validated_at != self.step, sample=self._sampled_at != self.step)
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+    def _start_tracker(self) -> None:
+        if self.options.tracker == "none":
+            return
+        kept = (bool, int, float, str)  # what TensorBoard takes
+        settings = {name: v if isinstance(v, kept) else str(v) for name, v in self.run.options.items()}
+        project = "tessera" if self.options.tracker == "wandb" else "tensorboard"  # a name, a folder in the run's
+        self.accelerator.init_trackers(project, config=settings)
 
     def finish_step(self, loss: torch.Tensor, **measured: torch.Tensor | float) -> None:
         """Count the step, fold the weights into the averages, and log, validate, sample and save where due."""
@@ -288,11 +360,7 @@ class Loop:
         means = {name: float(sum(float(v) for v in values) / len(values)) for name, values in self._log.items()}
         self._log.clear()
         if not math.isfinite(means["loss"]):
-            raise ValueError(
-                f"the loss is {means['loss']} at step {self.step}: stopped. The last good checkpoint is in "
-                f"{self.run.checkpoints}; lower --learning_rate (now {self.options.learning_rate}) and --resume from "
-                "it, or look for broken pictures"
-            )
+            self.stop(f"the loss is {means['loss']}")
         self._keep_time()
         steps, seconds = self.step - self._logged[0], self.seconds - self._logged[1]
         unit, per_step = self.rate
@@ -331,7 +399,7 @@ class Loop:
         self.model.eval()
         with self.averages.applied():
             if validate:
-                figures = self.validate()
+                self.figures = figures = self.validate()
                 self.run.log(self.step, **{f"validation_{name}": value for name, value in figures.items()})
                 if self.options.tracker != "none":
                     self.accelerator.log({f"validation_{n}": v for n, v in figures.items()}, step=self.step)

@@ -39,12 +39,14 @@ class Options(TrainingOptions):
     unconditional: bool = option(False, "learn pictures alone, without captions")
     text_tokenizer: str | None = option(None, "a tokenizer of transformers, on disk or Hub (default: train a BPE)")
     text_vocab_size: int = option(4096, "most tokens of the BPE that is trained on the captions")
-    architecture: str = option("qwen3", "'qwen3', 'llama' or 'gpt2'")
+    architecture: str = option("llama", "'llama', 'qwen3' (normalised queries and keys, steadier at size) or 'gpt2'")
     lm_size: str | None = option(None, "2M, 3M, 10M, 25M, 85M, 300M or 1B (default: by codes per picture)")
     num_layers: int | None = option(None, "overrides that of --lm_size")
     hidden_size: int | None = option(None, "overrides that of --lm_size")
     intermediate_size: int | None = option(None, "overrides that of --lm_size")
     num_heads: int | None = option(None, "overrides that of --lm_size")
+    optimizer: str = option("adamw", "'adamw', or 'muon' for the inner matrices")
+    muon_learning_rate: float = option(0.02, "peak learning rate of Muon, on AdamW's scale")
     max_caption_tokens: int = option(64, "longer captions lose their end")
     batch_size: int = option(64, "sequences a step, over all processes and accumulation steps")
     gradient_accumulation_steps: int = option(1, "parts in which a process works through its share of a batch")
@@ -192,6 +194,7 @@ def main(options: Options) -> None:
     from lm.attention import use_fastest_attention
     from lm.data import BatchOrder, CaptionedPictures
     from lm.losses import NextTokenLoss
+    from lm.model import default_learning_rate
     from pipelines.run import Run
     from pipelines.text_to_image import TextToImagePipeline
     from pipelines.training import Loop, count_parameters, prefetch, say, start_accelerator, warn_small_data_set
@@ -228,7 +231,8 @@ def main(options: Options) -> None:
         f"{torch.get_num_threads()} threads",
     )
     warn_small_data_set(accelerator, len(cache))
-    optimizers = options.optimizers(model, betas=(0.9, 0.95))
+    learning_rate = options.learning_rate or default_learning_rate(model.config.hidden_size)
+    optimizers = options.optimizers(model, learning_rate, betas=(0.9, 0.95))
     use_fastest_attention(model, vocabulary.tokens_per_image + options.max_caption_tokens)
     module = NextTokenLoss(model, vocabulary.id_ranges)
     prepared = accelerator.prepare(module)

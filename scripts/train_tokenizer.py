@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipelines.training import TrainingOptions, option
 
@@ -24,20 +24,24 @@ if TYPE_CHECKING:
 
 VALIDATION_PICTURES = 2000
 REFIT_PICTURES = 16384
+LEARNING_RATE = 2e-3
 SHOWN = 12  # pictures in a reconstruction grid
+# Settings that an earlier tokenizer brings along.
+FIXED = ("image_size", "num_channels", "patch_size", "hidden_sizes", "num_res_blocks", "code_dim", "quantizer",
+         "codebook_sizes")  # fmt: skip
 
 
 @dataclass
 class Options(TrainingOptions):
     """Train an image tokenizer."""
 
+    script: ClassVar[str | None] = "train_tokenizer.py"
     output_dir: str = option("runs/tokenizer", "folder of the run and of the tokenizer")
     image_size: int | None = option(None, "side of the pictures in pixels (default 32)")
     num_channels: int = option(3, "3: colour, 1: grey")
     resize: str = option("crop", "'crop': resize the short side and cut the middle out; 'squash': change the shape")
     random_flip: bool = option(False, "mirror pictures at random (makes 'left' in a caption untrue)")
     batch_size: int = option(64, "pictures a step, over all processes")
-    learning_rate: float = option(2e-3, "peak learning rate")
     weight_decay: float = option(0.01, "weight decay of the convolutions")
     patch_size: int | None = option(None, "pixels that the first convolution reads at once (default: by image size)")
     hidden_sizes: list[int] | None = field(
@@ -46,6 +50,8 @@ class Options(TrainingOptions):
     codebook_sizes: list[int] | None = field(
         default=None, metadata={"help": "codes of each residual depth (default: by image size)"}
     )
+    quantizer: str = option("residual", "how several depths share a latent: 'residual' or 'grouped'")
+    depth_dropout: float = option(0.0, "residual: share of pictures decoded from their first depth alone, in training")
     num_res_blocks: int = option(2, "residual blocks at each resolution")
     code_dim: int = option(32, "size of a latent and of a code")
     commitment_weight: float = option(0.25, "weight of the commitment loss")
@@ -62,15 +68,19 @@ def build_tokenizer(options: Options) -> VQVAE:
     if options.init_from:
         from tokenizer_image.vqvae import load_tokenizer
 
-        tokenizer = load_tokenizer(options.init_from)
-        given = {"image_size", "patch_size", "hidden_sizes", "codebook_sizes"}
-        clashes = [n for n in given if getattr(options, n) not in (None, getattr(tokenizer.config, n))]
+        tokenizer = load_tokenizer(
+            options.init_from, commitment_weight=options.commitment_weight, ema_decay=options.codebook_decay,
+            revival_threshold=options.revival_threshold, depth_dropout=options.depth_dropout,
+        )  # fmt: skip
+        fixed = {name: getattr(tokenizer.config, name) for name in FIXED}
+        fixed["resize"] = tokenizer.config.preprocessing["resize"]
+        clashes = [n for n, value in fixed.items() if getattr(options, n) not in (getattr(Options(), n), value)]
         if clashes:
             raise ValueError(
                 f"--init_from {options.init_from} fixes {', '.join('--' + n for n in sorted(clashes))}: leave them out"
             )
         return tokenizer
-    size = options.image_size or 32
+    size = 32 if options.image_size is None else options.image_size
     settings: dict[str, Any] = preset(size) if not (options.patch_size and options.hidden_sizes) else {}
     for name in ("patch_size", "hidden_sizes", "codebook_sizes"):
         if getattr(options, name) is not None:
@@ -79,6 +89,7 @@ def build_tokenizer(options: Options) -> VQVAE:
     return VQVAE(
         VQVAEConfig(
             image_size=size, num_channels=options.num_channels, num_res_blocks=options.num_res_blocks,
+            quantizer=options.quantizer, depth_dropout=options.depth_dropout,
             code_dim=options.code_dim, commitment_weight=options.commitment_weight, ema_decay=options.codebook_decay,
             revival_threshold=options.revival_threshold, preprocessing=preprocessing.to_dict(), **settings,
         )
@@ -116,23 +127,24 @@ def training_batches(
     import torch
 
     world, rank = accelerator.num_processes, accelerator.process_index
-    if options.batch_size % world or len(pictures) < options.batch_size:
-        raise ValueError(
-            f"--batch_size {options.batch_size} must be a multiple of the {world} processes and at most the number "
-            f"of training pictures, {len(pictures)}"
-        )
     per_epoch = len(pictures) // options.batch_size
     epoch, batch = divmod(start, per_epoch)
     while True:
         order = np.random.default_rng([options.seed, epoch]).permutation(len(pictures))
+        flips = np.random.default_rng([options.seed, epoch, 1]).random(len(pictures)) < 0.5  # keyed by row
         for index in range(batch, per_epoch):
             rows = order[index * options.batch_size : (index + 1) * options.batch_size]
-            chosen = pictures.batch(np.sort(rows[rank::world]))
+            mine = np.sort(rows[rank::world])
+            chosen = pictures.batch(mine)
             if options.random_flip:
-                flips = np.random.default_rng([options.seed, epoch, index, rank]).random(len(chosen)) < 0.5
-                chosen[flips] = chosen[flips][..., ::-1]
+                chosen[flips[mine]] = chosen[flips[mine]][..., ::-1]
             yield torch.from_numpy(chosen)
         epoch, batch = epoch + 1, 0
+
+
+def at_once(tokenizer: VQVAE) -> int:
+    """How many pictures to encode together: 512 of 32x32, fewer of larger ones, so that memory stays the same."""
+    return max(1, 512 * 32**2 // tokenizer.config.image_size**2)
 
 
 def validate(tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device) -> dict[str, float]:
@@ -145,8 +157,9 @@ def validate(tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device) 
     usage = CodeUsage(tokenizer.num_codes)
     errors, ratios = [], []
     with torch.inference_mode():
-        for start in range(0, len(pictures), 250):
-            original = to_pixel_values(pictures.batch(range(start, min(start + 250, len(pictures))))).to(device)
+        size = at_once(tokenizer)
+        for start in range(0, len(pictures), size):
+            original = to_pixel_values(pictures.batch(range(start, min(start + size, len(pictures))))).to(device)
             codes = tokenizer.encode(original)
             restored = (tokenizer.decode(codes, tuple(original.shape[2:])) + 1) / 2
             usage.update(codes.cpu())
@@ -183,6 +196,7 @@ def main(options: Options) -> None:
     from pipelines.run import Run
     from pipelines.training import (
         Loop,
+        check_batch_size,
         count_parameters,
         prefetch,
         say,
@@ -190,6 +204,7 @@ def main(options: Options) -> None:
         warn_small_data_set,
     )
     from tokenizer_image.data import to_pixel_values
+    from tokenizer_image.quantizers.vector import NotFiniteError
 
     accelerator = start_accelerator(options)
     run = Run(
@@ -197,11 +212,12 @@ def main(options: Options) -> None:
         is_main=accelerator.is_main_process,
     )  # fmt: skip
     if run.finished:
-        say(accelerator, f"{run.folder} is finished already; --overwrite trains it again")
+        say(accelerator, f"{run.folder} is finished already; --overwrite trains it again, --init_from goes on from it")
         return
     tokenizer = build_tokenizer(options)
     pictures = load_split(options, tokenizer, "train", accelerator)
     validation = load_split(options, tokenizer, "validation", accelerator)
+    check_batch_size(accelerator, options.batch_size, len(pictures))
     run.begin()
     parameters = count_parameters(tokenizer)
     config = tokenizer.config
@@ -214,7 +230,7 @@ def main(options: Options) -> None:
     warn_small_data_set(accelerator, len(pictures))
     device = accelerator.device
     tokenizer.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizers = options.optimizers(tokenizer, betas=(0.9, 0.99))
+    optimizers = options.optimizers(tokenizer, options.learning_rate or LEARNING_RATE, betas=(0.9, 0.99))
     prepared = accelerator.prepare(tokenizer)
     loop = Loop(
         accelerator, run, options, tokenizer, optimizers,
@@ -229,7 +245,10 @@ def main(options: Options) -> None:
     batches = prefetch(training_batches(pictures, options, loop.step, accelerator))
     for _ in loop.steps():
         pixel_values = to_pixel_values(next(batches)).to(device).contiguous(memory_format=torch.channels_last)
-        output = prepared(pixel_values)
+        try:
+            output = prepared(pixel_values)
+        except NotFiniteError as error:
+            loop.stop(str(error))
         accelerator.backward(output.loss)
         torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), options.max_grad_norm)
         for optimizer in optimizers:
@@ -252,7 +271,7 @@ def finish(loop: Any, pictures: DecodedPictures, validation: DecodedPictures, de
     tokenizer.eval()
     with loop.averages.applied():
         rows = np.linspace(0, len(pictures) - 1, min(REFIT_PICTURES, len(pictures))).astype(np.int64)
-        parts = np.array_split(rows, max(1, len(rows) // 512))
+        parts = np.array_split(rows, -(-len(rows) // at_once(tokenizer)))
         tokenizer.refit_codebook(to_pixel_values(pictures.batch(part)).to(device) for part in parts)
         figures = validate(tokenizer, validation, device)
         if run.is_main:
@@ -274,5 +293,5 @@ if __name__ == "__main__":
 
     try:
         main(parse_options(Options, description="Train an image tokenizer (stage 1)."))
-    except (ValueError, TypeError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")

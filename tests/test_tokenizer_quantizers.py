@@ -10,10 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokenizer_image import ResidualQuantizer, VectorQuantizer, nearest
+from tokenizer_image import GroupedQuantizer, ResidualQuantizer, VectorQuantizer, nearest
 from tokenizer_image.nearest import nearest_codes, sums_per_code
 
 EXAMPLE = json.loads((Path(__file__).parent / "data" / "worked_example.json").read_text())
+
+
+KINDS = {
+    "vector": lambda: VectorQuantizer(16, 4),
+    "residual": lambda: ResidualQuantizer([16, 8, 12], 4),
+    "residual with dropout": lambda: ResidualQuantizer([16, 8], 4, depth_dropout=0.5),
+    "grouped": lambda: GroupedQuantizer([16, 8], 4),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -97,11 +105,10 @@ def test_sums_per_code():
 # Gradient and loss
 
 
-@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("training", [False, True])
-def test_straight_through_gradient_is_exactly_one(residual, training):
-    quantizer = ResidualQuantizer([16, 16, 16], 4) if residual else VectorQuantizer(16, 4)
-    quantizer.train(training)
+def test_straight_through_gradient_is_exactly_one(kind, training):
+    quantizer = KINDS[kind]().train(training)
     latents = torch.randn(2, 5, 5, 4, requires_grad=True)
     output = quantizer(latents)
     weights = torch.randn_like(latents)
@@ -183,17 +190,23 @@ def test_ema_steps_equal_vector_quantize_pytorch():
     assert not torch.allclose(ours.codebook, codebook, atol=0.1)
 
 
-def test_no_step_outside_train_mode():
-    quantizer = started(torch.randn(8, 4)).eval()
-    before = snapshot(quantizer)
-    quantizer(torch.randn(10, 4))
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_step_and_no_chance_outside_train_mode(kind):
+    quantizer = KINDS[kind]()
+    quantizer(torch.randn(50, 4))
+    before, state = snapshot(quantizer.eval()), torch.get_rng_state()
+    latents = torch.randn(10, 4, generator=torch.Generator().manual_seed(1))
+    output = quantizer(latents)
     assert_unchanged(quantizer, before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(output.codes, quantizer.encode(latents)) and output.revived == 0
+    assert torch.allclose(output.quantized, quantizer.decode(output.codes), atol=1e-6)
 
 
 @pytest.mark.parametrize("is_started", [False, True])
-@pytest.mark.parametrize("residual", [False, True])
-def test_encode_changes_nothing_in_train_mode(residual, is_started):
-    quantizer = ResidualQuantizer([16, 8], 4) if residual else VectorQuantizer(16, 4)
+@pytest.mark.parametrize("kind", KINDS)
+def test_encode_changes_nothing_in_train_mode(kind, is_started):
+    quantizer = KINDS[kind]()
     if is_started:
         quantizer(torch.randn(100, 4))
     quantizer.train()
@@ -267,14 +280,14 @@ def test_all_codes_live_in_the_end():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("is_started", [False, True])
-@pytest.mark.parametrize("residual", [False, True])
-def test_latents_that_are_not_finite_raise_and_change_nothing(residual, is_started, bad):
-    quantizer = ResidualQuantizer([8, 8], 3) if residual else VectorQuantizer(8, 3)
+@pytest.mark.parametrize("kind", KINDS)
+def test_latents_that_are_not_finite_raise_and_change_nothing(kind, is_started, bad):
+    quantizer = KINDS[kind]()
     if is_started:
-        quantizer(torch.randn(50, 3))
+        quantizer(torch.randn(50, 4))
     before = snapshot(quantizer)
-    latents = torch.randn(50, 3)
-    latents[17, 1] = bad
+    latents = torch.randn(50, 4)
+    latents[17, 3] = bad
     with pytest.raises(ValueError, match="NaN or infinity.*lower the learning rate"):
         quantizer(latents)
     assert_unchanged(quantizer, before)
@@ -324,6 +337,61 @@ def test_one_depth_is_a_vector_quantizer():
         other = stack(latents)
         assert torch.equal(one.codes, other.codes) and torch.equal(one.loss, other.loss)
     assert torch.equal(single.codebook, stack.depths[0].codebook)
+
+
+def test_depth_dropout_leaves_the_first_depth_alone():
+    first, second = torch.tensor([[0.0], [10.0]]), torch.tensor([[-1.0], [1.0]])
+    quantizer = ResidualQuantizer([2, 2], 1, depth_dropout=0.25)
+    for depth, codebook in enumerate((first, second)):
+        quantizer.depths[depth] = started(codebook, ema_decay=0.999)
+    latents = torch.full((1000, 3, 1), 0.9)
+    output = quantizer(latents)
+    shallow = (output.quantized.abs() < 1e-5).flatten(1)
+    assert torch.equal(shallow.all(1), shallow.any(1)), "whole pictures, not positions"
+    assert shallow.all(1).float().mean().item() == pytest.approx(0.25, abs=0.05)
+    assert torch.allclose(output.quantized[~shallow.all(1)], torch.tensor(1.0))
+    assert output.codes.tolist() == [[[0, 1]] * 3] * 1000, "codes are the same, and every depth learns from all"
+    assert quantizer.depths[1].ema_counts[1].item() == pytest.approx(0.999 + 0.001 * 3000)
+    assert torch.allclose(quantizer.eval()(latents).quantized, quantizer.decode(output.codes), atol=1e-6)
+
+
+# Groups
+
+
+def test_groups_are_quantizers_of_their_own():
+    quantizer = GroupedQuantizer([16, 8], 6)
+    latents = torch.randn(100, 6)
+    quantizer(latents)
+    parts = [VectorQuantizer(16, 3), VectorQuantizer(8, 3)]
+    for part, own in zip(parts, quantizer.quantizers, strict=True):
+        part.load_state_dict(own.state_dict())
+    output = quantizer(latents)
+    outputs = [part(latents[:, 3 * number : 3 * number + 3]) for number, part in enumerate(parts)]
+    assert torch.equal(output.codes, torch.cat([one.codes for one in outputs], dim=-1))
+    assert torch.equal(output.quantized, torch.cat([one.quantized for one in outputs], dim=-1))
+    assert torch.allclose(output.loss, (outputs[0].loss + outputs[1].loss) / 2)
+    for part, own in zip(parts, quantizer.quantizers, strict=True):
+        assert_unchanged(own, part.state_dict())
+    codes = quantizer.encode(latents.view(10, 10, 6))
+    assert codes.shape == (10, 10, 2) and quantizer.codebook_sizes == [16, 8] and quantizer.codes_per_position == 2
+    rows = [own.codebook[codes[..., part]] for part, own in enumerate(quantizer.quantizers)]
+    assert torch.equal(quantizer.decode(codes), torch.cat(rows, dim=-1))
+    with pytest.raises(ValueError, match="code_dim 7 cannot be cut into 2 equal parts"):
+        GroupedQuantizer([16, 8], 7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_absent_codes_are_the_mean_of_their_codebook(kind):
+    quantizer = KINDS[kind]()
+    quantizer(torch.randn(100, 4))
+    codes = quantizer.encode(torch.randn(6, 4))
+    absent = torch.zeros_like(codes, dtype=torch.bool)
+    absent[1, -1] = absent[2] = True
+    means = [own.ema_counts / own.ema_counts.sum() @ own.codebook for own in quantizer.quantizers]
+    rows = [own.codebook[codes[:, depth]] for depth, own in enumerate(quantizer.quantizers)]
+    filled = [torch.where(absent[:, [depth]], means[depth], row) for depth, row in enumerate(rows)]
+    expected = torch.cat(filled, dim=-1) if kind == "grouped" else torch.stack(filled).sum(0)
+    assert torch.allclose(quantizer.decode(codes, absent), expected, atol=1e-6)
 
 
 # The codebook's mean, and codes that are none

@@ -47,9 +47,11 @@ def tokenizer() -> VQVAE:
 # Codes and pictures
 
 
-@pytest.mark.parametrize("codebook_sizes", [(16,), (16, 8), (8, 4, 2)])
-def test_decoded_codes_are_the_reconstruction(codebook_sizes):
-    tokenizer, pixel_values = tiny(codebook_sizes), pictures()
+@pytest.mark.parametrize("codebook_sizes, changes", [
+    ((16,), {}), ((16, 8), {}), ((8, 4, 2), {"depth_dropout": 0.5}), ((16, 8), {"quantizer": "grouped"})
+])  # fmt: skip
+def test_decoded_codes_are_the_reconstruction(codebook_sizes, changes):
+    tokenizer, pixel_values = tiny(codebook_sizes, **changes), pictures()
     codes = tokenizer.encode(pixel_values)
     assert codes.shape == (5, 4 * len(codebook_sizes)) and codes.dtype == torch.int64
     with torch.no_grad():
@@ -162,9 +164,10 @@ def test_bf16_autocast_is_finite(tokenizer):
 # Learning
 
 
-@pytest.mark.parametrize("codebook_sizes", [(16,), (16, 16)])
-def test_the_loss_falls_on_eight_pictures(codebook_sizes):
-    tokenizer = tiny(codebook_sizes).train()
+@pytest.mark.parametrize("codebook_sizes, quantizer", [((16,), "residual"), ((16, 16), "residual"),
+                                                       ((16, 16), "grouped")])  # fmt: skip
+def test_the_loss_falls_on_eight_pictures(codebook_sizes, quantizer):
+    tokenizer = tiny(codebook_sizes, quantizer=quantizer).train()
     pixel_values = torch.nn.functional.interpolate(pictures(8, 4), scale_factor=4)  # 4x4 patches of one colour
     optimizer = torch.optim.AdamW(tokenizer.parameters(), 3e-3)
     losses = []
@@ -198,8 +201,9 @@ def test_a_fresh_start_keeps_the_size_of_signals():
         assert torch.equal(block(hidden), hidden)
 
 
-def test_refit_lowers_the_quantization_error():
-    tokenizer = tiny()
+@pytest.mark.parametrize("quantizer", ["residual", "grouped"])
+def test_refit_lowers_the_quantization_error(quantizer):
+    tokenizer = tiny(quantizer=quantizer)
     with torch.no_grad():  # as after averaging: another encoder than the codebooks followed
         for parameter in tokenizer.encoder.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -324,6 +328,14 @@ def test_fingerprint_follows_what_changes_codes_and_nothing_else(tmp_path):
     assert tokenizer.fingerprint not in (changed, fingerprint)
 
 
+def test_fingerprint_follows_the_kind_of_quantizer():
+    """The same weights mean other codes."""
+    assert tiny((8, 8), quantizer="grouped").config.quantizer == "grouped"
+    one, other = tiny((8, 8)), tiny((8, 8))
+    other.config.quantizer = "grouped"
+    assert one.fingerprint != other.fingerprint
+
+
 @pytest.mark.parametrize("changes", [{"resize": "squash"}, {"background": (0, 0, 0)}])
 def test_fingerprint_follows_preprocessing(tokenizer, changes):
     other = tiny()
@@ -333,8 +345,8 @@ def test_fingerprint_follows_preprocessing(tokenizer, changes):
 
 def test_config_round_trip(tmp_path):
     settings = dict(
-        image_size=24, num_channels=1, patch_size=3, hidden_sizes=[4, 5, 6], num_res_blocks=3, code_dim=7,
-        codebook_sizes=[9, 8], commitment_weight=0.3, ema_decay=0.9, revival_threshold=0.2,
+        image_size=24, num_channels=1, patch_size=3, hidden_sizes=[4, 5, 6], num_res_blocks=3, code_dim=8,
+        codebook_sizes=[9, 8], quantizer="grouped", depth_dropout=0.2, commitment_weight=0.3, ema_decay=0.9, revival_threshold=0.2,
         preprocessing=Preprocessing(image_size=24, num_channels=1).to_dict(),
     )  # fmt: skip
     assert settings.keys() == signature(VQVAEConfig.__init__).parameters.keys() - {"self", "kwargs"}
@@ -388,6 +400,8 @@ def test_config_that_cannot_be():
         VQVAEConfig(image_size=30, patch_size=4, hidden_sizes=[8, 8])
     with pytest.raises(ValueError, match="each needs at least one entry"):
         VQVAEConfig(codebook_sizes=[])
+    with pytest.raises(ValueError, match="unknown quantizer 'product': choose one of residual, grouped"):
+        VQVAEConfig(quantizer="product")
     with pytest.raises(ValueError, match="image_size=30: no preset"):
         preset(30)
 

@@ -11,6 +11,7 @@ _PUBLIC = {
     "VQVAEOutput": "vqvae",
     "CodeLayout": "layout",
     "ImageTokenizer": "layout",
+    "GroupedQuantizer": "quantizers",
     "QuantizerOutput": "quantizers",
     "ResidualQuantizer": "quantizers",
     "VectorQuantizer": "quantizers",

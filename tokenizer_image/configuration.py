@@ -6,11 +6,13 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+QUANTIZERS = ("residual", "grouped")
+
 # Widths, residual blocks and codebooks by picture size: (largest image_size, settings). Codes per picture stay
 # between 32 and 512, because the language model pays for each of them.
 PRESETS: dict[int, dict[str, Any]] = {
     28: {"patch_size": 2, "hidden_sizes": [64, 128], "codebook_sizes": [512]},
-    32: {"patch_size": 4, "hidden_sizes": [128, 256], "codebook_sizes": [1024, 1024]},
+    32: {"patch_size": 4, "hidden_sizes": [64, 128], "codebook_sizes": [1024, 1024]},
     64: {"patch_size": 4, "hidden_sizes": [128, 256], "codebook_sizes": [1024, 1024]},
     128: {"patch_size": 4, "hidden_sizes": [128, 192, 256], "codebook_sizes": [4096]},
     256: {"patch_size": 4, "hidden_sizes": [128, 192, 256], "codebook_sizes": [8192]},
@@ -27,7 +29,9 @@ class VQVAEConfig(PretrainedConfig):
         hidden_sizes: channels at each resolution, fine to coarse; each next one halves height and width.
         num_res_blocks: residual blocks at each resolution, in encoder and decoder each.
         code_dim: size of a latent and of a code.
-        codebook_sizes: codes in each depth's codebook; more than one depth is residual quantization.
+        codebook_sizes: codes in each depth's codebook; each depth is one code a position.
+        quantizer: how several depths share a latent: "residual" or "grouped".
+        depth_dropout: see `ResidualQuantizer`.
         commitment_weight, ema_decay, revival_threshold: see `VectorQuantizer`.
         preprocessing: `Preprocessing.to_dict()` of the pictures it was trained on.
     """
@@ -43,6 +47,8 @@ class VQVAEConfig(PretrainedConfig):
         num_res_blocks: int = 2,
         code_dim: int = 32,
         codebook_sizes: list[int] | None = None,
+        quantizer: str = "residual",
+        depth_dropout: float = 0.0,
         commitment_weight: float = 0.25,
         ema_decay: float = 0.99,
         revival_threshold: float = 0.1,
@@ -56,6 +62,8 @@ class VQVAEConfig(PretrainedConfig):
         self.num_res_blocks = num_res_blocks
         self.code_dim = code_dim
         self.codebook_sizes = [1024, 1024] if codebook_sizes is None else list(codebook_sizes)
+        self.quantizer = quantizer
+        self.depth_dropout = depth_dropout
         self.commitment_weight = commitment_weight
         self.ema_decay = ema_decay
         self.revival_threshold = revival_threshold
@@ -64,6 +72,15 @@ class VQVAEConfig(PretrainedConfig):
             raise ValueError(
                 f"hidden_sizes={hidden_sizes}, codebook_sizes={codebook_sizes}: each needs at least one entry"
             )
+        for name in ("patch_size", "hidden_sizes", "code_dim", "num_channels"):
+            value = getattr(self, name)
+            if min(value if isinstance(value, list) else [value]) < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        for name in ("num_res_blocks", "commitment_weight", "revival_threshold"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
+        if quantizer not in QUANTIZERS:
+            raise ValueError(f"unknown quantizer {quantizer!r}: choose one of {', '.join(QUANTIZERS)}")
         self.grid(image_size)
         super().__init__(**kwargs)
 
@@ -89,13 +106,14 @@ class VQVAEConfig(PretrainedConfig):
 
 
 def preset(image_size: int) -> dict[str, Any]:
-    """Settings to start from for pictures of this size: those of the nearest listed size that is not smaller."""
+    """Settings to start from for pictures of this size: of the listed sizes whose downsampling divides it, those of
+    the smallest that is not smaller, else of the largest."""
     fitting = [size for size in PRESETS if size >= image_size and image_size % _downsampling(PRESETS[size]) == 0]
     larger = [size for size in PRESETS if size < image_size and image_size % _downsampling(PRESETS[size]) == 0]
     if not fitting and not larger:
         raise ValueError(
-            f"image_size={image_size}: no preset's downsampling divides it; choose a multiple of 8 (or 28), "
-            "or give --patch_size and --hidden_sizes"
+            f"image_size={image_size}: no preset's downsampling divides it; choose a multiple of 8 (a multiple of "
+            "4 does too), or give --patch_size and --hidden_sizes"
         )
     return dict(PRESETS[min(fitting) if fitting else max(larger)])
 

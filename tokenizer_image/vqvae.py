@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,10 +19,18 @@ from tokenizer_image.configuration import VQVAEConfig
 from tokenizer_image.layout import CodeLayout, build_layout
 from tokenizer_image.nearest import sums_per_code
 from tokenizer_image.networks import Decoder, Encoder, ResidualBlock
-from tokenizer_image.quantizers import QuantizerOutput, ResidualQuantizer, VectorQuantizer
+from tokenizer_image.quantizers import GroupedQuantizer, QuantizerOutput, ResidualQuantizer, VectorQuantizer
 
 # The configuration that changes which codes a picture gets, beside the weights.
-FINGERPRINT_FIELDS = ("image_size", "num_channels", "patch_size", "hidden_sizes", "codebook_sizes", "preprocessing")
+FINGERPRINT_FIELDS = (
+    "image_size",
+    "num_channels",
+    "patch_size",
+    "hidden_sizes",
+    "quantizer",
+    "codebook_sizes",
+    "preprocessing",
+)
 
 
 @dataclass
@@ -61,11 +70,15 @@ class VQVAE(PreTrainedModel):
             "revival_threshold": config.revival_threshold,
         }
         self.encoder = Encoder(*shape)
-        self.quantizer: VectorQuantizer | ResidualQuantizer
+        self.quantizer: VectorQuantizer | ResidualQuantizer | GroupedQuantizer
         if len(config.codebook_sizes) == 1:
             self.quantizer = VectorQuantizer(config.codebook_sizes[0], config.code_dim, **options)
+        elif config.quantizer == "grouped":
+            self.quantizer = GroupedQuantizer(config.codebook_sizes, config.code_dim, **options)
         else:
-            self.quantizer = ResidualQuantizer(config.codebook_sizes, config.code_dim, **options)
+            self.quantizer = ResidualQuantizer(
+                config.codebook_sizes, config.code_dim, depth_dropout=config.depth_dropout, **options
+            )
         self.decoder = Decoder(*shape)
         self.post_init()
 
@@ -144,15 +157,8 @@ class VQVAE(PreTrainedModel):
         local = F.pad(codes, (0, total - codes.shape[1]), value=-1).view(-1, rows, columns, depths)
         absent = torch.arange(total, device=codes.device).view(rows, columns, depths) >= codes.shape[1]
         local = torch.where(absent, 0, local - self._code_offsets(codes.device))
-        quantized = torch.zeros(*local.shape[:-1], self.config.code_dim, device=codes.device)
-        for depth, quantizer in enumerate(self._depths):
-            rows_of_depth = quantizer.decode(local[..., depth : depth + 1])
-            quantized += torch.where(absent[..., depth, None], quantizer.mean_code(), rows_of_depth)
+        quantized = self.quantizer.decode(local, absent)
         return self._to_pixels(quantized).float().clamp(-1, 1)
-
-    @property
-    def _depths(self) -> list[VectorQuantizer]:
-        return self.quantizer.quantizers if isinstance(self.quantizer, ResidualQuantizer) else [self.quantizer]
 
     def _to_pixels(self, quantized: torch.Tensor) -> torch.Tensor:
         return self.decoder(quantized.permute(0, 3, 1, 2).to(self.decoder.stem.weight.dtype))
@@ -178,22 +184,23 @@ class VQVAE(PreTrainedModel):
 
         Averaged encoder weights do not fit a codebook that followed the raw encoder; one pass per depth mends it.
         """
-        batches = list(batches)
-        for depth, quantizer in enumerate(self._depths):
+        # The latents take a fraction of the pictures' memory, and the encoder runs once for all depths.
+        latents = [self.latents(pixel_values).reshape(-1, self.config.code_dim).float() for pixel_values in batches]
+        for depth, quantizer in enumerate(self.quantizer.quantizers):
             counts = torch.zeros_like(quantizer.ema_counts)
             sums = torch.zeros_like(quantizer.ema_sums)
-            for pixel_values in batches:
-                residual = self.latents(pixel_values).reshape(-1, self.config.code_dim).float()
-                for earlier in self._depths[:depth]:
-                    residual = residual - earlier.decode(earlier.encode(residual))
-                codes = quantizer.encode(residual).flatten()
-                for total, part in zip((counts, sums), sums_per_code(residual, codes, len(counts)), strict=True):
-                    total += part
+            for part in latents:
+                vectors = self.quantizer.inputs(part, depth)
+                codes = quantizer.encode(vectors).flatten()
+                for total, share in zip((counts, sums), sums_per_code(vectors, codes, len(counts)), strict=True):
+                    total += share
             quantizer.refit(counts, sums)
 
 
-def load_tokenizer(folder: str | Path) -> VQVAE:
+def load_tokenizer(folder: str | Path, **settings: Any) -> VQVAE:
     """Read a tokenizer folder, or the image_tokenizer/ of a model folder, in eval mode.
+
+    `settings` take the place of those in its configuration (how it learns; sizes are those of its weights).
 
     Raises:
         ValueError: there is no tokenizer there.
@@ -210,4 +217,4 @@ def load_tokenizer(folder: str | Path) -> VQVAE:
         kind = None
     if kind != VQVAEConfig.model_type or not (path / "model.safetensors").is_file():
         raise ValueError(f"{folder} is not an image tokenizer (no config.json of one, or no weights): {remedy}")
-    return VQVAE.from_pretrained(path, use_safetensors=True).eval()
+    return VQVAE.from_pretrained(path, use_safetensors=True, **settings).eval()

@@ -18,12 +18,15 @@ class ResidualQuantizer(nn.Module):
     Args:
         codebook_sizes: size of each depth's codebook, first to last.
         code_dim: size of a latent.
+        depth_dropout: share of pictures that, in a training step, are decoded from their first depth alone, so that
+            it carries most of the picture and a mistake in a later depth costs little.
         options: passed on to each `VectorQuantizer`.
     """
 
-    def __init__(self, codebook_sizes: list[int], code_dim: int, **options: float) -> None:
+    def __init__(self, codebook_sizes: list[int], code_dim: int, depth_dropout: float = 0.0, **options: float) -> None:
         super().__init__()
         self.code_dim = code_dim
+        self.depth_dropout = depth_dropout
         self.depths = nn.ModuleList(VectorQuantizer(size, code_dim, **options) for size in codebook_sizes)
 
     @property
@@ -40,6 +43,13 @@ class ResidualQuantizer(nn.Module):
         """The depths, first to last."""
         return list(self.depths)  # type: ignore[arg-type]
 
+    def inputs(self, latents: torch.Tensor, depth: int) -> torch.Tensor:
+        """What depth `depth` quantizes of latents (..., code_dim): what the depths before it left over."""
+        residual = latents.float()
+        for quantizer in self.quantizers[:depth]:
+            residual = residual - quantizer.decode(quantizer.encode(residual))
+        return residual
+
     def encode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (..., code_dim) to codes (..., depths) int64. Changes nothing."""
         residual, codes = latents.float(), []
@@ -48,9 +58,15 @@ class ResidualQuantizer(nn.Module):
             residual = residual - quantizer.decode(codes[-1])
         return torch.cat(codes, dim=-1)
 
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes (..., depths) int64 to quantized (..., code_dim) float32: the sum of the rows."""
-        parts = [quantizer.decode(codes[..., d : d + 1]) for d, quantizer in enumerate(self.quantizers)]
+    def decode(self, codes: torch.Tensor, absent: torch.Tensor | None = None) -> torch.Tensor:
+        """Codes (..., depths) int64 to quantized (..., code_dim) float32: the sum of the rows.
+
+        `absent` as in `VectorQuantizer.decode`.
+        """
+        parts = [
+            quantizer.decode(codes[..., d : d + 1], None if absent is None else absent[..., d : d + 1])
+            for d, quantizer in enumerate(self.quantizers)
+        ]
         return torch.stack(parts).sum(0)
 
     def forward(self, latents: torch.Tensor) -> QuantizerOutput:
@@ -58,11 +74,14 @@ class ResidualQuantizer(nn.Module):
         latents = latents.float()
         residual, quantized, codes = latents, torch.zeros_like(latents), []
         loss, revived = latents.new_zeros(()), 0
-        for quantizer in self.quantizers:
+        # Rows of the batch that only their first depth describes in this step.
+        shallow = torch.rand(len(latents), device=latents.device) < (self.depth_dropout if self.training else 0.0)
+        kept = (~shallow).float().view(-1, *[1] * (latents.ndim - 1))
+        for depth, quantizer in enumerate(self.quantizers):
             output = quantizer(residual)
             # The rows alone: with the straight-through value the next residual would lose its gradient.
             rows = output.quantized.detach()
-            residual, quantized = residual - rows, quantized + rows
+            residual, quantized = residual - rows, quantized + (rows * kept if depth else rows)
             loss, revived = loss + output.loss, revived + output.revived
             codes.append(output.codes)
         quantized = latents + (quantized - latents).detach()

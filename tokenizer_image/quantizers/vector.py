@@ -13,6 +13,10 @@ from tokenizer_image.quantizers.output import QuantizerOutput
 KMEANS_ROUNDS = 10
 
 
+class NotFiniteError(ValueError):
+    """Latents with NaN or infinity: training has diverged, and the codebook was left as it was."""
+
+
 class VectorQuantizer(nn.Module):
     """The nearest row of a codebook, which follows the latents by EMA (van den Oord et al. 2017, appendix A.1).
 
@@ -85,14 +89,26 @@ class VectorQuantizer(nn.Module):
         codes = nearest_codes(latents.reshape(-1, self.code_dim), self.codebook)
         return codes.reshape(*latents.shape[:-1], 1)
 
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+    @property
+    def quantizers(self) -> list[VectorQuantizer]:
+        """The quantizer of each of the `codes_per_position` codes."""
+        return [self]
+
+    def inputs(self, latents: torch.Tensor, depth: int) -> torch.Tensor:
+        """What the quantizer of code `depth` sees of latents (..., code_dim)."""
+        return latents
+
+    def decode(self, codes: torch.Tensor, absent: torch.Tensor | None = None) -> torch.Tensor:
         """Codes (..., 1) int64 to quantized (..., code_dim) float32.
+
+        Where `absent` (..., 1) bool is set, there is no code yet, and the codebook's mean stands in.
 
         Raises:
             ValueError: a code is outside 0 .. codebook_size - 1.
         """
         check_range(codes, self.codebook_size)
-        return F.embedding(codes[..., 0], self.codebook.float())
+        rows = F.embedding(codes[..., 0], self.codebook.float())
+        return rows if absent is None else torch.where(absent, self.mean_code(), rows)
 
     def mean_code(self) -> torch.Tensor:
         """(code_dim,) mean of the codebook, each code weighted by how often it is used."""
@@ -103,7 +119,7 @@ class VectorQuantizer(nn.Module):
         """Quantize latents (..., code_dim); in train mode the codebook learns from them.
 
         Raises:
-            ValueError: in train mode, a latent is NaN or infinite (the codebook is left as it was).
+            NotFiniteError: in train mode, a latent is NaN or infinite (the codebook is left as it was).
         """
         vectors = latents.reshape(-1, self.code_dim).float()
         if self.training and not bool(self.initialized):
@@ -143,7 +159,7 @@ class VectorQuantizer(nn.Module):
     def start(self, vectors: torch.Tensor) -> None:
         """Start the codebook by k-means over vectors (N, D) (with fewer vectors than codes, some start as copies)."""
         if not bool(torch.isfinite(vectors).all()):
-            raise ValueError("latents with NaN or infinity: the codebook was not started; lower the learning rate")
+            raise NotFiniteError("latents with NaN or infinity: the codebook was not started")
         codebook = sample_rows(vectors, self.codebook_size)
         for _ in range(KMEANS_ROUNDS):
             counts, sums = sums_per_code(vectors, nearest_codes(vectors, codebook), self.codebook_size)
@@ -173,12 +189,9 @@ def check_range(codes: torch.Tensor, codebook_size: int) -> None:
 
 
 def check_finite(sums: torch.Tensor, counts: torch.Tensor) -> None:
-    """Raise ValueError if any latent was NaN or infinite. Sums show it without another pass over the latents."""
+    """Raise NotFiniteError if any latent was NaN or infinite. Sums show it without another pass over the latents."""
     if not bool(torch.isfinite(sums).all()):
-        raise ValueError(
-            f"latents with NaN or infinity among {int(counts.sum())}: the codebook was left as it was; "
-            "lower the learning rate or look at the input"
-        )
+        raise NotFiniteError(f"latents with NaN or infinity among {int(counts.sum())}: the codebook was left as it was")
 
 
 def sample_rows(vectors: torch.Tensor, count: int) -> torch.Tensor:

@@ -1,0 +1,217 @@
+"""The order of data: batch k depends on (seed, epoch, k) alone, and each row's choices on (seed, epoch, row)."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lm.cache import Document, TokenCache, code_dtype, write_manifest, write_shard
+from lm.data import BatchOrder, CaptionedPictures, keyed_generator
+from lm.sequences import image_sequence
+from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
+from tokenizer_image.layout import build_layout
+
+ROWS, TOKENS = 203, 4
+WORDS = ["a", "red", "blue", "green", "dog", "cat", "house", "left", "of", "on", "the", "grass", "small", "large"]
+
+
+def captions(row: int) -> list[str]:
+    """0 to 3 captions of 1 to 9 words; row 5 has none."""
+    rng = np.random.default_rng(row)
+    return [" ".join(rng.choice(WORDS, rng.integers(1, 10))) for _ in range(0 if row == 5 else 1 + row % 3)]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> TokenCache:
+    """Row r has the codes of r in base 4, so that every sequence tells its row."""
+    folder: Path = tmp_path_factory.mktemp("cache")
+    documents = [
+        Document(np.array([row // 4**place % 4 for place in range(TOKENS)]), [(8, 8)], captions(row))
+        for row in range(ROWS)
+    ]
+    for index, part in enumerate((documents[:150], documents[150:])):
+        write_shard(folder / f"shard-{index:05d}", part, code_dtype(4))
+    shards = [{"name": "shard-00000", "rows": 150}, {"name": "shard-00001", "rows": ROWS - 150}]
+    write_manifest(folder, {"image_tokenizer_fingerprint": "none", "num_codes": 4, "shards": shards})
+    return TokenCache(folder)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(cache) -> MultimodalVocabulary:
+    return MultimodalVocabulary.build(
+        train_text_tokenizer(cache.all_texts(), 300),
+        num_codes=4,
+        layout=build_layout([(2, 2)], [[4]]).to_dict(),
+        image_size=[8, 8],
+        image_tokenizer_fingerprint="none",
+    )
+
+
+@pytest.fixture
+def order(cache, vocabulary):
+    def make(batch_size: int = 8, seed: int = 0, window: int = 64, mix: float = 4.0, **settings) -> BatchOrder:
+        return BatchOrder(CaptionedPictures(cache, vocabulary, **settings), batch_size, seed, window, mix)
+
+    return make
+
+
+def rows_of(batch: dict[str, torch.Tensor], vocabulary: MultimodalVocabulary) -> list[int]:
+    """Which row of the cache each sequence of a batch is."""
+    codes = [row[row >= vocabulary.image_offset] - vocabulary.image_offset for row in batch["input_ids"]]
+    return [int((one * 4 ** torch.arange(TOKENS)).sum()) for one in codes]
+
+
+def global_batches(order: BatchOrder, count: int, world_size: int = 1, micro_batches: int = 1, start: int = 0) -> list:
+    """`count` batches, each as the list of all ranks' parts."""
+    streams = [
+        order.batches(start, rank=rank, world_size=world_size, micro_batches=micro_batches)
+        for rank in range(world_size)
+    ]
+    return [[part for stream in streams for part in next(stream)] for _ in range(count)]
+
+
+def lines(parts: list[dict[str, torch.Tensor]], vocabulary: MultimodalVocabulary) -> list[tuple]:
+    """The sequences of a batch without padding, sorted."""
+    found = []
+    for part in parts:
+        for ids, labels, weights in zip(part["input_ids"], part["labels"], part["loss_weights"], strict=True):
+            kept = ids != vocabulary.pad_id
+            found.append((ids[kept].tolist(), labels[kept].tolist(), weights[kept].tolist()))
+    return sorted(found)
+
+
+# Batches
+
+
+@pytest.mark.parametrize("start", [1, 7, 8, 24, 25, 26, 60])
+def test_a_batch_does_not_depend_on_those_before(order, start):
+    """25 batches an epoch, 8 a window: starts inside a window, at its end, in the short one, in later epochs."""
+    assert order().batches_per_epoch == 25
+    expected = list(islice(order().batches(), 70))[start:]
+    fresh = order()
+    fresh.source.caption_ids(["something that was seen before"])
+    found = list(islice(fresh.batches(start), 70 - start))
+    for ours, theirs in zip(found, expected, strict=True):
+        for name in ("input_ids", "labels", "position_ids", "loss_weights"):
+            assert torch.equal(ours[0][name], theirs[0][name])
+
+
+@pytest.mark.parametrize("world_size, micro_batches", [(2, 1), (4, 1), (1, 4), (2, 2)])
+def test_any_number_of_processes_has_the_same_batches(order, vocabulary, world_size, micro_batches):
+    expected = global_batches(order(), 30)
+    found = global_batches(order(), 30, world_size, micro_batches)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert len(ours) == world_size * micro_batches
+        assert {len(part["input_ids"]) for part in ours} == {8 // len(ours)}, "equal shares"
+        assert lines(ours, vocabulary) == lines(theirs, vocabulary)
+
+
+def test_every_row_comes_once_an_epoch(order, vocabulary):
+    stream, epochs = order().batches(), []
+    for _ in range(2):
+        epochs.append([row for _ in range(25) for row in rows_of(next(stream)[0], vocabulary)])
+    for rows in epochs:
+        assert len(rows) == len(set(rows)) == 200 and set(rows) <= set(range(ROWS)), "all but the remainder"
+    assert epochs[0] != epochs[1]
+    assert set(range(ROWS)) - set(epochs[0]) != set(range(ROWS)) - set(epochs[1]), "another remainder each time"
+
+
+def test_seeds_give_other_orders(order, vocabulary):
+    first, again, other = ([rows_of(b[0], vocabulary) for b in islice(order(seed=seed).batches(), 25)]
+                           for seed in (0, 0, 1))  # fmt: skip
+    assert first == again != other
+
+
+def test_rows_of_a_batch_are_about_equally_long(order, vocabulary):
+    def padding(**settings) -> float:
+        batches = [batch[0]["input_ids"] for batch in islice(order(**settings).batches(), 25)]
+        return float(np.mean([(ids == vocabulary.pad_id).float().mean() for ids in batches]))
+
+    mixed = padding(mix=1000.0)
+    assert padding(window=200, mix=0.0) < 0.3 * mixed
+    assert padding(window=200) < 0.6 * mixed
+    # And long ones do not come first or last: blocks are shuffled.
+    lengths = [batch[0]["input_ids"].shape[1] for batch in islice(order(window=200, mix=0.0).batches(), 25)]
+    assert lengths != sorted(lengths) and lengths != sorted(lengths, reverse=True)
+
+
+def test_sequences_are_those_of_their_rows(order, vocabulary, cache):
+    for batch in islice(order(caption_dropout=0.0, text_loss_weight=0.5).batches(), 25):
+        for row, ids, labels in zip(
+            rows_of(batch[0], vocabulary), batch[0]["input_ids"], batch[0]["labels"], strict=True
+        ):
+            encoded = [vocabulary.encode_text(text) for text in cache.texts(row)] or [None]
+            possible = [image_sequence(vocabulary, one, cache.codes(row), text_loss_weight=0.5) for one in encoded]
+            kept = ids != vocabulary.pad_id
+            assert (ids[kept].tolist(), labels[kept].tolist()) in [
+                (one.input_ids.tolist(), one.labels.tolist()) for one in possible
+            ]
+
+
+def test_batches_that_do_not_divide(order):
+    with pytest.raises(ValueError, match=r"batch_size 8 is not a multiple of 6 .2 processes x 3 accumulation steps"):
+        next(order().batches(world_size=2, micro_batches=3))
+    with pytest.raises(ValueError, match="batch_size 204 is larger than the data set, 203 rows: lower it"):
+        order(batch_size=204)
+    assert order(batch_size=203).batches_per_epoch == 1
+    rows = next(order(batch_size=203).batches())[0]["input_ids"]
+    assert len(rows) == 203
+
+
+# Choices
+
+
+def test_choices_are_keyed_by_row(cache, vocabulary):
+    source = CaptionedPictures(cache, vocabulary, caption_dropout=0.3)
+    rows = np.arange(ROWS)
+    together = source.choose(3, 1, rows)
+    assert together == [source.choose(3, 1, np.array([row]))[0] for row in rows], "whatever the neighbours"
+    assert together[::-1] == CaptionedPictures(cache, vocabulary, caption_dropout=0.3).choose(3, 1, rows[::-1])
+    assert together != source.choose(3, 2, rows) and together != source.choose(4, 1, rows)
+    for row, caption in zip(rows, together, strict=True):
+        assert caption is None or caption in cache.texts(row)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5, 1.0])
+def test_captions_are_dropped_as_often_as_asked(cache, vocabulary, dropout):
+    source = CaptionedPictures(cache, vocabulary, caption_dropout=dropout)
+    rows = np.delete(np.arange(ROWS), 5)
+    dropped = np.mean([caption is None for epoch in range(30) for caption in source.choose(0, epoch, rows)])
+    assert dropped == pytest.approx(dropout, abs=0.02)
+    assert source.choose(0, 0, np.array([5])) == [None], "a row without captions has none to drop"
+
+
+def test_all_captions_of_a_row_are_used_alike(cache, vocabulary):
+    source = CaptionedPictures(cache, vocabulary, caption_dropout=0.2)
+    row = next(row for row in range(ROWS) if len(set(captions(row))) == 3)
+    chosen = [source.choose(0, epoch, np.array([row]))[0] for epoch in range(600)]
+    shares = [chosen.count(text) / 600 for text in cache.texts(row)]
+    assert shares == pytest.approx([0.8 / 3] * 3, abs=0.06)
+    # What is dropped in one epoch is not what is dropped in all of them.
+    both = [[caption is None for caption in source.choose(0, epoch, np.arange(ROWS))] for epoch in range(2)]
+    assert both[0] != both[1]
+
+
+def test_long_captions_lose_their_end_and_are_counted(cache, vocabulary):
+    room = 3
+    source = CaptionedPictures(cache, vocabulary, max_length=1 + room + 1 + TOKENS)
+    texts = ["a red dog", "a red dog on the grass", None, "a"]
+    found = source.caption_ids(texts)
+    full = vocabulary.encode_texts([text or "" for text in texts])
+    assert found == [full[0][:room], full[1][:room], None, full[3]]
+    assert source.cropped == sum(len(ids) > room for ids in full) > 0
+    assert len(source.sequence(0, found[1])) == source.max_length
+    learned = CaptionedPictures(cache, vocabulary, max_length=1 + room + 1 + TOKENS + 2, text_loss_weight=0.1)
+    assert learned.caption_ids(texts) == found, "end_image and eos need their places too"
+    assert len(learned.sequence(0, found[1])) == learned.max_length
+
+
+def test_keyed_generators_are_distinct_and_repeat():
+    keys = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 2, 0, 1), (0, 3, 0, 1), (0, 2, 1, 0)]
+    draws = [keyed_generator(*key).integers(0, 2**63) for key in keys]
+    assert len(set(draws)) == len(keys)
+    assert draws == [keyed_generator(*key).integers(0, 2**63) for key in keys]

@@ -1,0 +1,248 @@
+"""The next-token loss against full logits, and what must not change it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel, Qwen3ForCausalLM
+
+from lm import losses
+from lm.losses import NextTokenLoss
+from lm.model import ARCHITECTURES, build_configuration, build_model, check_vocabulary, default_size
+from lm.model import SIZES as model_sizes
+from lm.sequences import IGNORED, TokenSequence, collate, image_sequence
+from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
+from tokenizer_image.layout import build_layout
+
+SIZES = {"num_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
+FIELDS = ("loss", "weight", "text_nats", "text_tokens", "image_nats", "image_tokens")
+CAPTIONS = ("a red dog", None, "", "a blue cat on grass", "a dog", "a red cat left of a blue dog")
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> MultimodalVocabulary:
+    """Two depths of 12 and 20 codes at 2x2 positions."""
+    return MultimodalVocabulary.build(
+        train_text_tokenizer([caption for caption in CAPTIONS if caption] * 3, 300),
+        num_codes=32,
+        layout=build_layout([(2, 2)], [[12, 20]]).to_dict(),
+        image_size=[16, 16],
+        image_tokenizer_fingerprint="none",
+    )
+
+
+def random_model(vocabulary: MultimodalVocabulary, architecture: str = "qwen3") -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = build_model(build_configuration(vocabulary, architecture=architecture, max_positions=64, **SIZES))
+    with torch.no_grad():  # far from the start, where all losses are about the same
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model(vocabulary) -> PreTrainedModel:
+    return random_model(vocabulary)
+
+
+@pytest.fixture(scope="module")
+def sequences(vocabulary) -> list[TokenSequence]:
+    rng = np.random.default_rng(0)
+    codes = np.stack([rng.integers(0, 12, (6, 4)), rng.integers(12, 32, (6, 4))], axis=2).reshape(6, 8)
+    ids = [None if caption is None else vocabulary.encode_text(caption) for caption in CAPTIONS]
+    return [image_sequence(vocabulary, one, row, text_loss_weight=0.3) for one, row in zip(ids, codes, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def batch(vocabulary, sequences) -> dict[str, Tensor]:
+    return collate(sequences, vocabulary.pad_id)
+
+
+def sums_of(model: PreTrainedModel, vocabulary: MultimodalVocabulary, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return NextTokenLoss(model, vocabulary.id_ranges)(**batch)
+
+
+def by_hand(model: PreTrainedModel, vocabulary: MultimodalVocabulary, batch: dict[str, Tensor]) -> dict[str, float]:
+    """One label at a time, from all logits of each row without its padding."""
+    totals = dict.fromkeys(FIELDS, 0.0)
+    offset = vocabulary.image_offset
+    for row, labels in enumerate(batch["labels"]):
+        length = int((batch["input_ids"][row] != vocabulary.pad_id).sum())
+        logits = model(batch["input_ids"][row : row + 1, :length], use_cache=False).logits[0].double()
+        for place in range(1, length):
+            label = int(labels[place])
+            if label == IGNORED:
+                continue
+            if label < offset:
+                kind, low, high = "text", 0, offset
+            elif label < offset + 12:
+                kind, low, high = "image", offset, offset + 12
+            else:
+                kind, low, high = "image", offset + 12, offset + 32
+            nats = -float(logits[place - 1, low:high].log_softmax(0)[label - low])
+            weight = float(batch["loss_weights"][row, place])
+            totals["loss"] += weight * nats
+            totals["weight"] += weight
+            totals[f"{kind}_nats"] += nats
+            totals[f"{kind}_tokens"] += 1
+    return totals
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_sums_equal_a_hand_computation_with_full_logits(vocabulary, batch, architecture):
+    model = random_model(vocabulary, architecture)
+    sums = sums_of(model, vocabulary, batch)
+    assert set(sums) == set(FIELDS)
+    with torch.no_grad():
+        expected = by_hand(model, vocabulary, batch)
+    for name in FIELDS:
+        assert float(sums[name].detach()) == pytest.approx(expected[name], rel=1e-4), name
+    assert expected["image_tokens"] == 6 * 8
+    texts = sum(len(vocabulary.encode_text(caption)) + 1 for caption in CAPTIONS if caption is not None)
+    assert expected["text_tokens"] == texts + 6 * 2
+    sums["loss"].backward()
+    gradient = model.get_output_embeddings().weight.grad
+    assert (gradient[: vocabulary.size].abs().sum(1) > 0).float().mean() > 0.9
+
+
+def test_other_kinds_do_not_compete(vocabulary, model, batch):
+    """A bias on ids that cannot stand at a place changes nothing there."""
+    expected = sums_of(model, vocabulary, batch)
+    changed = random_model(vocabulary)
+    changed.lm_head.bias = torch.nn.Parameter(torch.zeros(vocabulary.size))
+    with torch.no_grad():
+        changed.lm_head.bias[: vocabulary.image_offset] = 50.0
+    sums = sums_of(changed, vocabulary, batch)
+    for name in ("loss", "image_nats", "text_nats"):
+        assert torch.allclose(sums[name], expected[name], rtol=1e-4), name
+    with torch.no_grad():  # a bias inside a kind does count
+        changed.lm_head.bias[vocabulary.image_offset + 3] = 5.0
+    assert not torch.allclose(sums_of(changed, vocabulary, batch)["image_nats"], expected["image_nats"], rtol=1e-3)
+
+
+def test_without_text_weight_only_codes_are_learned(vocabulary, model):
+    rows = [image_sequence(vocabulary, vocabulary.encode_text("a red dog"), np.arange(8) % 2 * 12)]
+    sums = sums_of(model, vocabulary, collate(rows, vocabulary.pad_id))
+    assert sums["text_tokens"] == 0 and sums["image_tokens"] == 8 and sums["weight"] == 8
+    assert torch.allclose(sums["loss"], sums["image_nats"])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_right_padding_does_not_change_the_loss(vocabulary, sequences, architecture):
+    model = random_model(vocabulary, architecture)
+    tight = sums_of(model, vocabulary, collate(sequences, vocabulary.pad_id))
+    wide = sums_of(model, vocabulary, collate(sequences, vocabulary.pad_id, multiple_of=60))
+    for name in FIELDS:
+        assert torch.allclose(tight[name], wide[name], rtol=1e-5), name
+
+
+def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def test_parts_of_a_batch_add_up(vocabulary, model, sequences, batch):
+    whole = sums_of(model, vocabulary, batch)
+    whole["loss"].backward()
+    expected = gradients(model)
+    totals = dict.fromkeys(FIELDS, 0.0)
+    for part in (sequences[:1], sequences[1:3], sequences[3:]):  # of different widths
+        sums = sums_of(model, vocabulary, collate(part, vocabulary.pad_id))
+        sums["loss"].backward()
+        for name in FIELDS:
+            totals[name] += float(sums[name].detach())
+    for name in FIELDS:
+        assert totals[name] == pytest.approx(float(whole[name].detach()), rel=1e-5), name
+    for name, gradient in gradients(model).items():
+        assert torch.allclose(gradient, expected[name], rtol=1e-4, atol=1e-5), name
+
+
+def test_chunks_change_nothing(vocabulary, model, batch, monkeypatch):
+    whole = sums_of(model, vocabulary, batch)
+    whole["loss"].backward()
+    expected = gradients(model)
+    monkeypatch.setattr(losses, "CHUNK_FLOATS", 5 * 20)  # 5 of 24 rows at a time in the widest kind of code
+    calls = []
+    original = NextTokenLoss._chunk_nats
+    monkeypatch.setattr(NextTokenLoss, "_chunk_nats", lambda *a: calls.append(len(a[1])) or original(*a))
+    chunked = sums_of(model, vocabulary, batch)
+    assert max(calls) <= 8 and len(calls) > 10
+    for name in FIELDS:
+        assert torch.allclose(whole[name], chunked[name], rtol=1e-6), name
+    chunked["loss"].backward()
+    found = gradients(model)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert torch.allclose(gradient, expected[name], rtol=1e-4, atol=1e-6), name
+
+
+def test_bf16_autocast_keeps_the_loss_in_float32(vocabulary, model, batch):
+    exact = sums_of(model, vocabulary, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = sums_of(model, vocabulary, batch)
+    assert rounded["loss"].dtype == torch.float32
+    assert torch.allclose(rounded["loss"], exact["loss"], rtol=0.05)
+
+
+def test_one_caption_can_be_overfitted(vocabulary):
+    """Two captions, two pictures: the loss goes to nothing."""
+    torch.manual_seed(0)
+    model = build_model(build_configuration(vocabulary, max_positions=64, **SIZES))
+    codes = np.stack([np.arange(8) % 2 * 12, np.arange(8) % 2 * 15 + np.arange(8) // 2])
+    rows = [image_sequence(vocabulary, vocabulary.encode_text(f"a {c} dog"), row)
+            for c, row in zip(("red", "blue"), codes, strict=True)]  # fmt: skip
+    batch = collate(rows, vocabulary.pad_id)
+    module, optimizer = NextTokenLoss(model.train(), vocabulary.id_ranges), torch.optim.AdamW(model.parameters(), 5e-3)
+    for _ in range(60):
+        sums = module(**batch)
+        (sums["loss"] / sums["weight"]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert float(sums["image_nats"].detach() / sums["image_tokens"]) < 0.05
+
+
+# The models
+
+
+@pytest.mark.parametrize(
+    "architecture, kind", [("qwen3", Qwen3ForCausalLM), ("llama", LlamaForCausalLM), ("gpt2", GPT2LMHeadModel)]
+)
+def test_models_are_stock_and_say_what_belongs_to_them(vocabulary, architecture, kind, tmp_path):
+    model = random_model(vocabulary, architecture)
+    assert type(model) is kind
+    config = model.config
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (
+        vocabulary.bos_id, vocabulary.eos_id, vocabulary.pad_id,
+    )  # fmt: skip
+    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (2, 32, 2)
+    assert config.vocab_size == vocabulary.size and config.max_position_embeddings == 64
+    if architecture != "gpt2":
+        assert (config.head_dim, config.num_key_value_heads, config.intermediate_size) == (16, 2, 64)
+    model.save_pretrained(tmp_path)
+    loaded = kind.from_pretrained(tmp_path)
+    assert loaded.generation_config.eos_token_id == vocabulary.eos_id
+    for (name, ours), theirs in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+    check_vocabulary(config, vocabulary)
+    config.vocab_size -= 1
+    with pytest.raises(ValueError, match="do not belong together"):
+        check_vocabulary(config, vocabulary)
+
+
+def test_named_sizes_and_settings_that_cannot_be(vocabulary):
+    widths = [model_sizes[default_size(tokens)][1] for tokens in (16, 64, 100, 256, 1024)]
+    assert widths == sorted(widths) and widths[0] < widths[-1], "longer rows of codes get larger models"
+    for name, (layers, hidden, intermediate) in model_sizes.items():
+        config = build_configuration(vocabulary, size=name)
+        assert (config.num_hidden_layers, config.hidden_size) == (layers, hidden), name
+        assert config.intermediate_size == intermediate and config.head_dim * config.num_attention_heads == hidden
+    assert build_configuration(vocabulary, hidden_size=128).intermediate_size == 384
+    with pytest.raises(ValueError, match="unknown LM size '4M': choose one of 2M"):
+        build_configuration(vocabulary, size="4M")
+    with pytest.raises(ValueError, match="unknown architecture 'bert': choose one of qwen3, llama, gpt2"):
+        build_configuration(vocabulary, architecture="bert")
+    with pytest.raises(ValueError, match="hidden_size 100 is not a multiple of num_heads 3"):
+        build_configuration(vocabulary, hidden_size=100, num_heads=3)

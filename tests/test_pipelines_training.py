@@ -1,0 +1,526 @@
+"""What surrounds a training step: budget, optimizers, averaged weights, the run's folder, the loop."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from torch import nn
+
+from pipelines.muon import Muon, orthogonalized
+from pipelines.optimization import (
+    FINAL_SHARE,
+    AveragedWeights,
+    Budget,
+    build_optimizers,
+    learning_rate_share,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    set_learning_rate,
+)
+from pipelines.run import Run
+from pipelines.training import Loop, TrainingOptions, prefetch
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+# Budget and learning rate
+
+
+def test_budget_in_steps_and_in_minutes():
+    assert [Budget(max_steps=8).progress(step, 1e9) for step in (0, 2, 8, 9)] == [0, 0.25, 1, 1]
+    assert [Budget(max_minutes=2).progress(10**9, s) for s in (0, 30, 120, 121)] == [0, 0.25, 1, 1]
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_steps": 3, "max_minutes": 1.0}])
+def test_a_budget_is_one_of_two(settings):
+    with pytest.raises(ValueError, match="--max_steps .* and --max_minutes .*: give one of the two"):
+        Budget(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"max_steps": 0}, {"max_steps": -3}, {"max_minutes": 0}, {"max_minutes": -1.0}])
+def test_a_budget_is_above_zero(settings):
+    with pytest.raises(ValueError, match="must be above zero"):
+        Budget(**settings)
+
+
+def test_the_learning_rate_rises_then_falls_along_a_cosine():
+    assert [learning_rate_share(0.0, step, 4) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert learning_rate_share(0.5, 1000, 4) == pytest.approx(FINAL_SHARE + (1 - FINAL_SHARE) / 2)
+    assert learning_rate_share(1.0, 1000, 4) == pytest.approx(FINAL_SHARE)
+    assert learning_rate_share(0.0, 0, 0) == 1, "no warm-up"
+    shares = [learning_rate_share(step / 100, step, 10) for step in range(10, 101)]
+    assert shares == sorted(shares, reverse=True)
+
+
+# Optimizers
+
+
+class Network(nn.Module):
+    """One of each kind of weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 6)
+        self.norm = nn.LayerNorm(6)
+        self.linear = nn.Linear(6, 10)
+        self.conv = nn.Conv2d(1, 4, (3, 2))
+        self.lm_head = nn.Linear(10, 7, bias=False)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        hidden = self.linear(self.norm(self.embedding(ids)))  # (B, L, 10)
+        return self.lm_head(hidden + self.conv(hidden[:, None]).mean())
+
+
+def train(model: nn.Module, optimizers: list[torch.optim.Optimizer], steps: int, start: int = 0) -> None:
+    for step in range(start, start + steps):
+        ids = torch.randint(7, (4, 5), generator=torch.Generator().manual_seed(step))
+        set_learning_rate(optimizers, 1 / (step + 1))
+        model(ids).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_every_weight_is_in_one_group_and_decays_only_where_it_should():
+    model = Network()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    (adamw,) = build_optimizers(model, learning_rate=1e-3, weight_decay=0.1)
+    groups = {group["weight_decay"]: {names[id(p)] for p in group["params"]} for group in adamw.param_groups}
+    assert groups == {
+        0.1: {"linear.weight", "conv.weight", "lm_head.weight"},
+        0.0: {"embedding.weight", "norm.weight", "norm.bias", "linear.bias", "conv.bias"},
+    }
+    adamw, muon = build_optimizers(model, learning_rate=1e-3, weight_decay=0.1, muon_learning_rate=0.02)
+    matrices = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    others = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
+    assert "linear.weight" in matrices and not matrices & others and matrices | others == set(names.values())
+    assert not matrices & {"embedding.weight", "lm_head.weight"}
+    set_learning_rate([adamw, muon], 0.5)
+    assert [group["lr"] for group in adamw.param_groups] == [5e-4, 5e-4] and muon.param_groups[0]["lr"] == 0.01
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("muon_learning_rate", [None, 0.02])
+def test_optimizers_go_on_exactly_from_their_tensors(tmp_path, muon_learning_rate, channels_last):
+    def fresh() -> tuple[nn.Module, list[torch.optim.Optimizer]]:
+        torch.manual_seed(0)
+        model = Network()
+        model.conv = nn.Conv2d(3, 4, (3, 2))
+        model.conv.forward = lambda x, conv=model.conv: nn.functional.conv2d(x.expand(-1, 3, -1, -1), conv.weight)
+        if channels_last:
+            model.to(memory_format=torch.channels_last)
+        rates = {"learning_rate": 0.01, "weight_decay": 0.1, "muon_learning_rate": muon_learning_rate}
+        return model, build_optimizers(model, **rates)
+
+    model, optimizers = fresh()
+    train(model, optimizers, 3)
+    run = Run(tmp_path, None)
+    run.begin()
+    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    run.save_checkpoint(3, {**tensors, **{f"optimizer/{n}": t for n, t in optimizer_tensors(optimizers).items()}}, {})
+    train(model, optimizers, 3, start=3)
+
+    again, others = fresh()
+    stored, _ = run.load_checkpoint()
+    again.load_state_dict({name[6:]: tensor for name, tensor in stored.items() if name.startswith("model/")})
+    load_optimizer_tensors(others, {name[10:]: t for name, t in stored.items() if name.startswith("optimizer/")})
+    train(again, others, 3, start=3)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+# Muon
+
+
+@pytest.mark.parametrize("shape", [(16, 64), (64, 16), (32, 32)])
+def test_orthogonalized_matrices_have_singular_values_near_one(shape):
+    matrices = torch.randn(3, *shape) * torch.tensor([0.01, 1.0, 100.0])[:, None, None]
+    result = orthogonalized(matrices).float()
+    assert result.shape == matrices.shape
+    values = torch.linalg.svdvals(result)
+    assert values.max() < 1.3 and values.median() > 0.6 and (values > 0.3).float().mean() > 0.9
+    for matrix, other in zip(matrices, result, strict=True):
+        u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+        assert torch.nn.functional.cosine_similarity((u @ v).flatten(), other.flatten(), dim=0) > 0.95
+    assert torch.equal(orthogonalized(torch.zeros(1, 4, 4)), torch.zeros(1, 4, 4, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+def test_muon_equals_torchs(shape):
+    start, momentum = torch.randn(*shape), 0.9
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    settings = {"lr": 0.02, "momentum": momentum, "weight_decay": 0.1}
+    mine = Muon([ours], **settings)
+    yours = torch.optim.Muon([theirs], adjust_lr_fn="match_rms_adamw", **settings)
+    for _ in range(4):
+        ours.grad = torch.randn(*shape)
+        theirs.grad = ours.grad.clone()
+        mine.step()
+        yours.step()
+    step = (theirs - start).detach()
+    assert step.abs().mean() > 0.01
+    assert (ours - theirs).detach().norm() < 0.02 * step.norm(), "but for rounding in bfloat16"
+
+
+def test_muon_works_on_stacks_and_convolutions():
+    """Weights of one shape are worked on together; a convolution's is a matrix (out, in x height x width)."""
+    shapes = [(8, 6), (8, 6), (8, 2, 3, 1), (5, 9), (4, 3, 2, 2)]
+    starts, gradients = ([torch.randn(shape) for shape in shapes] for _ in range(2))
+    together = [nn.Parameter(start.clone()) for start in starts]
+    single = [nn.Parameter(start.clone().flatten(1)) for start in starts]
+    optimizer = Muon(together, lr=0.02, weight_decay=0.1)
+    others = [Muon([parameter], lr=0.02, weight_decay=0.1) for parameter in single]
+    for _ in range(3):
+        for one, other, gradient in zip(together, single, gradients, strict=True):
+            one.grad, other.grad = gradient.clone(), gradient.clone().flatten(1)
+        for each in (optimizer, *others):
+            each.step()
+    for one, other, start in zip(together, single, starts, strict=True):
+        assert torch.allclose(one.detach().flatten(1), other.detach(), atol=2e-3)
+        assert (one - start).abs().mean() > 0.005
+    before = together[0].detach().clone()
+    together[0].grad = None
+    optimizer.step()
+    assert torch.equal(together[0], before), "no gradient, no step"
+    with pytest.raises(ValueError, match="two or more dimensions"):
+        Muon([nn.Parameter(torch.zeros(3))])
+
+
+# Averaged weights
+
+
+def test_averages_by_hand():
+    model = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    averages = AveragedWeights(model, decay=0.5)
+    expected = 1.0
+    for step, value in enumerate((3.0, 5.0, -2.0, 7.0, 4.0, 9.0, 1.0, 0.0, 6.0, 2.0), start=1):
+        with torch.no_grad():
+            model.weight.fill_(value)
+        averages.update(step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+        assert averages.averages[0].item() == pytest.approx(expected, abs=1e-5)
+    assert model.weight.item() == 2.0
+
+
+def test_swapping_restores_every_bit():
+    model = Network()
+    averages = AveragedWeights(model, 0.9)
+    train(model, build_optimizers(model, learning_rate=0.1, weight_decay=0.0), 2)
+    averages.update(1)
+    raw = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    averaged = {name: tensor.clone() for name, tensor in averages.state().items()}
+    with pytest.raises(KeyError), averages.applied():  # after an error too
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, averaged[name]) and not torch.equal(parameter, raw[name]), name
+        raise KeyError
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, raw[name]) and torch.equal(averages.state()[name], averaged[name]), name
+
+
+def test_averages_load_and_can_be_off():
+    model = nn.Linear(3, 3)
+    averages = AveragedWeights(model, 0.9)
+    other = AveragedWeights(nn.Linear(3, 3), 0.9)
+    other.load({name: tensor.clone() for name, tensor in averages.state().items()})
+    assert all(torch.equal(a, b) for a, b in zip(other.averages, averages.averages, strict=True))
+    off = AveragedWeights(model, 0.0)
+    with torch.no_grad():
+        model.weight.add_(1)
+    off.update(1)
+    assert torch.equal(off.state()["weight"], model.weight)
+    with pytest.raises(ValueError, match=r"--ema_decay 1.0 must be in \[0, 1\)"):
+        AveragedWeights(model, 1.0)
+
+
+# The run's folder
+
+
+@dataclass
+class Settings:
+    batch_size: int = 64
+    learning_rate: float = 0.1
+    sizes: tuple[int, ...] = (1, 2)
+    output_dir: str = "a"
+    max_steps: int | None = 5
+    resume: bool = False
+
+
+def begun(folder: Path, options: Settings | None = None, **settings: bool) -> Run:
+    run = Run(folder, options or Settings(), **settings)
+    run.begin()
+    run.write_info(finished=False)
+    return run
+
+
+def test_a_folder_that_holds_a_run(tmp_path):
+    begun(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"--output_dir .*run already holds a run: pass --resume.*--overwrite"):
+        Run(tmp_path / "run", Settings())
+    with pytest.raises(ValueError, match="exclude each other"):
+        Run(tmp_path / "run", Settings(), resume=True, overwrite=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is a file; name a folder"):
+        Run(tmp_path / "file", Settings())
+    assert not Run(tmp_path / "new", Settings(), resume=True).finished, "--resume starts in an empty folder"
+
+
+def test_overwriting_removes_the_run_and_nothing_else(tmp_path):
+    run = begun(tmp_path)
+    run.log(1, loss=2.0)
+    run.save_checkpoint(1, {"x": torch.zeros(1)}, {})
+    (tmp_path / "notes.txt").write_text("mine")
+    again = Run(tmp_path, Settings(), overwrite=True)
+    assert run.checkpoints.joinpath("checkpoint-1").is_dir(), "nothing is lost before the run begins"
+    again.begin()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "notes.txt", "samples"]
+    assert again.load_checkpoint() is None
+
+
+def test_changed_options_are_listed(tmp_path):
+    begun(tmp_path)
+    # How long and how fast may change: a lower rate is the way on that a run whose loss broke names.
+    free = Settings(output_dir="b", max_steps=7, resume=True, learning_rate=0.2)
+    assert Run(tmp_path, free, resume=True).info["options"]["max_steps"] == 5
+    with pytest.raises(ValueError, match="other settings: --batch_size was 64, now 32; --sizes was .*, now .3,."):
+        Run(tmp_path, Settings(batch_size=32, sizes=(3,)), resume=True)
+
+
+def test_a_run_of_another_command_is_not_resumed(tmp_path):
+    @dataclass
+    class Others:
+        temperature: float = 1.0
+
+    begun(tmp_path)
+    with pytest.raises(ValueError, match="holds a run of another command.*name another --output_dir"):
+        Run(tmp_path, Others(), resume=True)
+
+
+def test_run_info_says_how_it_came_about(tmp_path):
+    run = begun(tmp_path)
+    run.write_info(parameters=12, finished=True)
+    info = json.loads((tmp_path / "run.json").read_text())
+    assert info["parameters"] == 12 and info["finished"] and info["options"]["learning_rate"] == 0.1
+    assert info["versions"].keys() >= {"python", "torch", "transformers", "numpy"} and info["command"]
+    assert info["commit"] is None or info["commit"].removesuffix("-dirty").isalnum()
+    assert Run(tmp_path, Settings(), resume=True).finished
+
+
+def test_checkpoints_rotate(tmp_path):
+    run = begun(tmp_path)
+    for step in (2, 9, 10, 100):
+        run.save_checkpoint(step, {"x": torch.full((2,), float(step))}, {"seconds": step / 2})
+    names = sorted(path.name for path in run.checkpoints.iterdir())
+    assert names == ["checkpoint-10", "checkpoint-100"], "the newest two, by number"
+    tensors, state = run.load_checkpoint()
+    assert tensors["x"].tolist() == [100, 100] and state == {"step": 100, "seconds": 50}
+
+
+def test_what_a_killed_run_left_is_ignored_then_removed(tmp_path):
+    run = begun(tmp_path)
+    run.save_checkpoint(3, {"x": torch.zeros(1)}, {})
+    for name in ("checkpoint-4.part", "checkpoint-x", "checkpoint-"):
+        (run.checkpoints / name).mkdir()
+        (run.checkpoints / name / "state.safetensors").write_bytes(b"half")
+    assert run.load_checkpoint()[1]["step"] == 3
+    resumed = begun(tmp_path, resume=True)
+    assert not (run.checkpoints / "checkpoint-4.part").exists()
+    assert resumed.load_checkpoint()[1]["step"] == 3
+
+
+def test_a_kill_while_a_checkpoint_is_written_keeps_the_one_before(tmp_path, monkeypatch):
+    run = begun(tmp_path)
+    run.save_checkpoint(1, {"x": torch.ones(1)}, {})
+    for target in ("save_file", "sync"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"pipelines.run.{target}", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                run.save_checkpoint(2, {"x": torch.zeros(1)}, {})
+        tensors, state = Run(tmp_path, Settings(), resume=True).load_checkpoint()
+        assert state["step"] == 1 and tensors["x"].item() == 1
+    run.save_checkpoint(2, {"x": torch.zeros(1)}, {})
+    assert run.load_checkpoint()[1]["step"] == 2
+
+
+def test_the_log_is_cut_back_to_the_checkpoint(tmp_path):
+    run = begun(tmp_path)
+    run.save_checkpoint(4, {"x": torch.zeros(1)}, {})
+    for step in (2, 4, 6):
+        run.log(step, loss=1.0 / step)
+    with run.metrics_file.open("a") as file:
+        file.write('{"step": 7, "lo')
+    Run(tmp_path, Settings(), resume=True).load_checkpoint()
+    lines = run.metrics_file.read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4]
+    run.log(5, loss=1.0)
+    assert len(run.metrics_file.read_text().splitlines()) == 3
+
+
+def test_without_a_checkpoint_the_log_starts_again(tmp_path):
+    begun(tmp_path).log(2, loss=1.0)
+    resumed = Run(tmp_path, Settings(), resume=True)
+    assert resumed.load_checkpoint() is None and resumed.metrics_file.read_text() == ""
+
+
+def test_only_the_main_process_writes(tmp_path):
+    run = Run(tmp_path / "run", Settings(), is_main=False)
+    run.begin()
+    run.write_info(finished=True)
+    run.log(1, loss=1.0)
+    run.save_checkpoint(1, {"x": torch.zeros(1)}, {})
+    assert not (tmp_path / "run").exists()
+
+
+# The loop
+
+
+class Training:
+    """The smallest script: a linear map learns to give zero."""
+
+    def __init__(self, folder: Path, **settings) -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        torch.manual_seed(0)
+        chosen = {"learning_rate": 0.1, "warmup_steps": 2, "log_every": 2, "validate_every": 0, "sample_every": 0,
+                  "checkpoint_every": 3, **settings}  # fmt: skip
+        if "max_minutes" not in chosen:
+            chosen.setdefault("max_steps", 8)
+        self.options = TrainingOptions(mixed_precision="no", **chosen)
+        self.options.check()
+        self.run = Run(folder, self.options, resume=self.options.resume)
+        self.run.begin()
+        self.model = nn.Linear(4, 2)
+        optimizers = build_optimizers(self.model, learning_rate=0.1, weight_decay=0.0)
+        self.validated: list[torch.Tensor] = []
+        self.sampled: list[int] = []
+        self.loop = Loop(
+            Accelerator(cpu=True), self.run, self.options, self.model, optimizers, validate=self.validate,
+            sample=self.sampled.append, rate=("images", 4),
+        )  # fmt: skip
+        if self.options.resume:
+            self.loop.resume()
+        self.run.write_info(finished=False)
+
+    def validate(self) -> dict[str, float]:
+        assert not self.model.training
+        self.validated.append(self.model.weight.detach().clone())
+        return {"mse": 0.5}
+
+    def train(self, bad_step: int | None = None, kill_at: int | None = None) -> list[int]:
+        steps = []
+        self.model.train()
+        for step in self.loop.steps():
+            steps.append(step)
+            # Noise from torch's generator: a resumed run must go on with its state.
+            loss = self.model(torch.randn(4, 4)).square().mean()
+            loss.backward()
+            for optimizer in self.loop.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            self.loop.finish_step(loss * float("nan") if step == bad_step else loss, extra=1.5)
+            if step == kill_at:
+                break
+        return steps
+
+    def lines(self) -> list[dict]:
+        return [json.loads(line) for line in self.run.metrics_file.read_text().splitlines()]
+
+
+def test_the_loop_logs_validates_and_ends(tmp_path):
+    training = Training(tmp_path, validate_every=4, sample_every=5)
+    assert training.train() == list(range(8)) and training.loop.step == 8
+    losses = [line for line in training.lines() if "loss" in line]
+    assert [line["step"] for line in losses] == [2, 4, 6, 8]
+    assert all(line["extra"] == 1.5 and line["images_per_second"] > 0 and line["seconds"] >= 0 for line in losses)
+    assert losses[-1]["loss"] < losses[0]["loss"]
+    assert [line["step"] for line in training.lines() if "validation_mse" in line] == [4, 8]
+    assert training.sampled == [5, 8], "and once more at the end"
+    assert len(training.validated) == 2
+    names = sorted(path.name for path in training.run.checkpoints.iterdir())
+    assert names == ["checkpoint-6", "checkpoint-8"], "one at the end"
+
+
+def test_validation_sees_the_averaged_weights(tmp_path):
+    training = Training(tmp_path, ema_decay=0.9)
+    training.train()
+    assert torch.equal(training.validated[-1], training.loop.averages.state()["weight"])
+    assert not torch.equal(training.validated[-1], training.model.weight) and training.model.training
+
+
+@pytest.mark.parametrize("killed_at", [3, 4, 6])
+def test_a_resumed_loop_equals_an_uninterrupted_one(tmp_path, killed_at):
+    whole = Training(tmp_path / "whole")
+    whole.train()
+    Training(tmp_path / "killed").train(kill_at=killed_at)
+    resumed = Training(tmp_path / "killed", resume=True)
+    last = killed_at + 1 if (killed_at + 1) % 3 == 0 else (killed_at + 1) // 3 * 3
+    assert resumed.loop.step == last
+    assert resumed.train() == list(range(last, 8))
+    for name in ("checkpoint-6", "checkpoint-8"):
+        ours, theirs = (
+            load_file(training.run.checkpoints / name / "state.safetensors") for training in (resumed, whole)
+        )
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+    assert [line["step"] for line in resumed.lines()] == [line["step"] for line in whole.lines()]
+
+
+def test_time_goes_on_where_a_checkpoint_left_it(tmp_path):
+    first = Training(tmp_path, max_minutes=100.0)
+    first.loop.seconds = 1200.0
+    first.train(kill_at=2)
+    resumed = Training(tmp_path, max_minutes=100.0, resume=True)
+    assert 1200 <= resumed.loop.seconds < 1260
+    assert 0.2 <= resumed.loop.budget.progress(0, resumed.loop.seconds) < 0.21
+    resumed.loop.seconds = 5999.95
+    steps = resumed.train()
+    assert steps and resumed.loop.seconds >= 6000
+
+
+@pytest.mark.parametrize("bad_step", [3, 4])
+def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path, bad_step):
+    training = Training(tmp_path)
+    with pytest.raises(ValueError, match=rf"the loss is nan at step {bad_step + 1}: stopped. The last good checkpoint "
+                       r"is in .*checkpoints; lower --learning_rate.* and --resume"):  # fmt: skip
+        training.train(bad_step=bad_step)
+    assert training.run.load_checkpoint()[1]["step"] == 3
+    assert all(math.isfinite(line["loss"]) for line in training.lines())
+
+
+def test_a_finished_loop_has_nothing_to_do(tmp_path):
+    Training(tmp_path).train()
+    resumed = Training(tmp_path, resume=True)
+    assert resumed.loop.step == 8 and resumed.train() == []
+
+
+@pytest.mark.parametrize("name, value", [("learning_rate", 0.0), ("max_grad_norm", -1.0), ("log_every", 0),
+                                         ("tracker", "paper"), ("mixed_precision", "fp8"), ("optimizer", "sgd"),
+                                         ("init_from", "/nowhere/at/all")])  # fmt: skip
+def test_options_that_no_run_can_have(name, value):
+    with pytest.raises(ValueError, match=f"--{name}.*{value}"):
+        TrainingOptions(**{name: value}).check()
+
+
+def test_prefetch_keeps_order_hands_errors_on_and_stops():
+    assert list(zip(range(10), prefetch(iter(range(1000)), depth=2), strict=False)) == [(i, i) for i in range(10)]
+
+    def broken():
+        yield 1
+        raise OSError("disk gone")
+
+    items = prefetch(broken())
+    assert next(items) == 1
+    with pytest.raises(OSError, match="disk gone"):
+        next(items)

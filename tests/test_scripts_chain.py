@@ -1,0 +1,534 @@
+"""Both stages through their scripts: what they leave, how they resume, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lm.cache import TokenCache
+from pipelines import TextToImagePipeline
+from pipelines.training import Loop
+from scripts import train_lm, train_tokenizer
+from tokenizer_image.vqvae import load_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+# Everything that a recipe could change is said here.
+COMMON = dict(
+    num_workers=0, cpu_threads=1, mixed_precision="no", batch_size=16, max_steps=6, warmup_steps=2, log_every=3,
+    validate_every=4, sample_every=4, checkpoint_every=3, learning_rate=1e-3, muon_learning_rate=5e-3,
+    optimizer="muon", weight_decay=0.01, ema_decay=0.9, seed=0, max_examples=64,
+)  # fmt: skip
+STAGE_1 = dict(
+    image_size=16, patch_size=4, hidden_sizes=[8, 16], codebook_sizes=[16, 12], num_res_blocks=1, code_dim=4,
+    quantizer="residual", depth_dropout=0.2,
+)  # fmt: skip
+STAGE_2 = dict(
+    architecture="llama", num_layers=2, hidden_size=32, intermediate_size=64, num_heads=2, text_vocab_size=300, max_caption_tokens=48,
+    caption_dropout=0.1, default_guidance=2.0,
+)  # fmt: skip
+TOKENS = 2 * 2 * 2
+
+
+class Killed(BaseException):
+    """Takes the place of SIGKILL where a test stays in its own process."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory) -> None:
+    """Decoded pictures go to a folder of this module's own, and validation sets are small."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TESSERA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(train_tokenizer, "VALIDATION_PICTURES", 24)
+        patch.setattr(train_lm, "VALIDATION_PICTURES", 24)
+        yield
+    torch.set_num_threads(threads)
+
+
+def stage_1(output_dir: Path, **changes) -> train_tokenizer.Options:
+    return train_tokenizer.Options(**{**COMMON, **STAGE_1, "output_dir": str(output_dir), **changes})
+
+
+def stage_2(output_dir: Path, image_tokenizer: Path, **changes) -> train_lm.Options:
+    settings = {**COMMON, **STAGE_2, "output_dir": str(output_dir), "image_tokenizer": str(image_tokenizer)}
+    return train_lm.Options(**{**settings, **changes})
+
+
+def train(options: train_tokenizer.Options | train_lm.Options) -> Path:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    script = train_lm if isinstance(options, train_lm.Options) else train_tokenizer
+    script.main(options)
+    return Path(options.output_dir)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory) -> Path:
+    return train(stage_1(tmp_path_factory.mktemp("stage1") / "tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory, tokenizer_folder) -> Path:
+    return train(stage_2(tmp_path_factory.mktemp("stage2") / "model", tokenizer_folder))
+
+
+def own_pictures(folder: Path, count: int = 40, captions: bool = True) -> Path:
+    """Discs of three colours, each beside a .txt with its caption."""
+    folder.mkdir(parents=True)
+    colours = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 210)}
+    for number in range(count):
+        name = list(colours)[number % 3]
+        pixels = np.full((20, 24, 3), 255, np.uint8)
+        rows, columns = np.ogrid[:20, :24]
+        pixels[(rows - 10) ** 2 + (columns - 8 - number % 7) ** 2 < 36] = colours[name]
+        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+        if captions:
+            (folder / f"{number:03d}.txt").write_text(f"a {name} disc\nnumber {number}")
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_clock(line: dict) -> dict:
+    return {name: value for name, value in line.items() if name != "seconds" and not name.endswith("_per_second")}
+
+
+def assert_equal_runs(ours: Path, theirs: Path, part: str = "") -> None:
+    """Bit for bit: what was saved, the last checkpoint, and the figures on the way."""
+    for file in (f"{part}model.safetensors", "checkpoints/checkpoint-6/state.safetensors"):
+        first, second = load_file(ours / file), load_file(theirs / file)
+        assert first.keys() == second.keys()
+        different = [name for name in first if not torch.equal(first[name], second[name])]
+        assert not different, f"{file}: {different}"
+    assert [without_clock(line) for line in lines(ours)] == [without_clock(line) for line in lines(theirs)]
+
+
+# What a run leaves
+
+
+def test_stage_1_leaves_a_tokenizer(tokenizer_folder, capsys):
+    tokenizer = load_tokenizer(tokenizer_folder)
+    assert tokenizer.config.image_size == 16 and tokenizer.tokens_per_image == TOKENS and tokenizer.num_codes == 28
+    assert tokenizer.config.preprocessing["image_size"] == 16
+    names = {path.name for path in tokenizer_folder.iterdir()}
+    assert names == {"checkpoints", "config.json", "metrics.jsonl", "model.safetensors", "run.json", "samples"}
+    assert sorted(path.name for path in (tokenizer_folder / "checkpoints").iterdir()) == [
+        "checkpoint-3",
+        "checkpoint-6",
+    ]
+    assert {path.name for path in (tokenizer_folder / "samples").iterdir()} == {
+        "step-000004.png", "step-000006.png", "final.png"
+    }  # fmt: skip
+    steps = {line["step"]: line for line in lines(tokenizer_folder) if "loss" in line}
+    assert list(steps) == [3, 6]
+    assert all(
+        {"loss", "psnr", "batch_usage", "revived", "images_per_second"} <= line.keys() for line in steps.values()
+    )
+    validated = [line for line in lines(tokenizer_folder) if "validation_psnr" in line]
+    assert [line["step"] for line in validated] == [4, 6] and {"validation_mse", "validation_usage"} <= validated[
+        0
+    ].keys()
+    info = json.loads((tokenizer_folder / "run.json").read_text())
+    assert info["finished"] and info["steps"] == 6 and info["pictures_seen"] == 96 and info["training_pictures"] == 64
+    assert info["parameters"] == sum(parameter.numel() for parameter in tokenizer.parameters())
+    assert info["validation"]["psnr"] > 0 and info["options"]["seed"] == 0
+
+
+def test_the_tokenizer_has_averaged_weights_and_a_codebook_that_fits_them(tokenizer_folder):
+    saved = weights(tokenizer_folder)
+    checkpoint = load_file(tokenizer_folder / "checkpoints" / "checkpoint-6" / "state.safetensors")
+    averaged = {name.removeprefix("averaged/"): t for name, t in checkpoint.items() if name.startswith("averaged/")}
+    assert averaged and all(torch.equal(saved[name], tensor) for name, tensor in averaged.items())
+    assert any(not torch.equal(tensor, checkpoint[f"model/{name}"]) for name, tensor in averaged.items())
+    codebook = "quantizer.depths.0.codebook"
+    assert not torch.equal(saved[codebook], checkpoint[f"model/{codebook}"])
+    # Refitted on all training pictures: as many latents were counted as there are.
+    assert saved["quantizer.depths.0.ema_counts"].sum() == 64 * 4
+
+
+def test_stage_2_leaves_a_whole_model_folder(model_folder, tokenizer_folder):
+    names = {path.name for path in model_folder.iterdir()}
+    assert names == {"checkpoints", "image_tokenizer", "lm", "metrics.jsonl", "model_index.json", "run.json", "samples",
+                     "token_cache"}  # fmt: skip
+    assert weights(model_folder / "image_tokenizer").keys() == weights(tokenizer_folder).keys()
+    assert load_tokenizer(model_folder).fingerprint == load_tokenizer(tokenizer_folder).fingerprint
+    caches = {split: TokenCache(model_folder / "token_cache" / split) for split in ("train", "validation")}
+    assert {split: len(cache) for split, cache in caches.items()} == {"train": 64, "validation": 24}
+    assert len(caches["train"].codes(0)) == TOKENS and len(caches["train"].texts(0)) >= 2
+    assert {path.name for path in (model_folder / "samples").iterdir()} == {"step-000004.png", "step-000006.png"}
+    info = json.loads((model_folder / "run.json").read_text())
+    assert info["finished"] and info["steps"] == 6 and info["pictures_seen"] == 96 and info["tokens_seen"] > 96 * TOKENS
+    validated = [line for line in lines(model_folder) if "validation_nats_per_code" in line]
+    assert [line["step"] for line in validated] == [4, 6]
+    # Random guessing costs (log 16 + log 12) / 2 nats a code.
+    assert 0.5 < validated[-1]["validation_nats_per_code"] < 3.2
+    checkpoint = load_file(model_folder / "checkpoints" / "checkpoint-6" / "state.safetensors")
+    saved = weights(model_folder / "lm")
+    averaged = {name.removeprefix("averaged/"): t for name, t in checkpoint.items() if name.startswith("averaged/")}
+    assert saved.keys() == averaged.keys() and all(torch.equal(saved[name], averaged[name]) for name in saved)
+
+
+def test_the_pipeline_and_any_tool_load_the_model_folder(model_folder):
+    pipe = TextToImagePipeline.from_pretrained(model_folder)
+    output = pipe(["a dog", "a red cat"], num_images_per_prompt=2, seed=0)
+    assert [image.size for image in output.images] == [(16, 16)] * 4 and output.codes.shape == (4, TOKENS)
+    assert pipe.vocabulary.default_guidance == 2.0
+    model = AutoModelForCausalLM.from_pretrained(model_folder / "lm")
+    tokenizer = AutoTokenizer.from_pretrained(model_folder / "lm")
+    assert model.get_output_embeddings().weight.shape[0] == len(tokenizer)
+    prompt = tokenizer("a dog<|begin_image|>", return_tensors="pt", add_special_tokens=False)["input_ids"]
+    assert torch.isfinite(model(prompt).logits).all()
+
+
+def test_a_finished_run_is_left_alone(model_folder, tokenizer_folder, capsys):
+    before = {path: path.stat().st_mtime_ns for path in model_folder.rglob("*")}
+    train(stage_2(model_folder, tokenizer_folder, resume=True))
+    assert "is finished already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in model_folder.rglob("*")} == before
+    train(stage_1(tokenizer_folder, resume=True))
+    assert "is finished already" in capsys.readouterr().out
+
+
+def test_the_first_lines_say_what_will_happen(tokenizer_folder, tmp_path, capsys):
+    train(stage_2(tmp_path / "model", tokenizer_folder, max_steps=1))
+    said = capsys.readouterr().out
+    for words in ("M parameters", "28 image codes", f"64 pictures of {TOKENS} tokens", "1 threads", "Only 64 training"):
+        assert words in said
+    train(stage_1(tmp_path / "tokenizer", max_steps=1))
+    said = capsys.readouterr().out
+    for words in ("M parameters", "16x16 pictures become 8 codes", "64 training pictures", "next: accelerate launch"):
+        assert words in said
+
+
+# Resume
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_stage_1_resumed_equals_uninterrupted(tokenizer_folder, tmp_path, monkeypatch, optimizer):
+    whole = tokenizer_folder
+    if optimizer == "adamw":
+        whole = train(stage_1(tmp_path / "whole", optimizer=optimizer))
+    interrupt_after(monkeypatch, step=5)
+    with pytest.raises(Killed):
+        train(stage_1(tmp_path / "run", optimizer=optimizer))
+    monkeypatch.undo()
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    resumed = train(stage_1(tmp_path / "run", optimizer=optimizer, resume=True))
+    assert_equal_runs(resumed, whole)
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "text_loss_weight": 0.1}])
+def test_stage_2_resumed_equals_uninterrupted(tokenizer_folder, model_folder, tmp_path, monkeypatch, changes):
+    whole = model_folder
+    if changes:
+        whole = train(stage_2(tmp_path / "whole", tokenizer_folder, **changes))
+    interrupt_after(monkeypatch, step=5)
+    with pytest.raises(Killed):
+        train(stage_2(tmp_path / "run", tokenizer_folder, **changes))
+    monkeypatch.undo()
+    assert not (tmp_path / "run" / "model_index.json").exists()
+    resumed = train(stage_2(tmp_path / "run", tokenizer_folder, resume=True, **changes))
+    assert_equal_runs(resumed, whole, "lm/")
+    infos = [json.loads((folder / "run.json").read_text()) for folder in (resumed, whole)]
+    assert infos[0]["tokens_seen"] == infos[1]["tokens_seen"], "what was seen before the interruption counts"
+
+
+def interrupt_after(monkeypatch, step: int) -> None:
+    """Stop after `step` steps as a kill would: nothing is cleaned up or saved."""
+    original = Loop.finish_step
+
+    def finish_step(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        if self.step == step:
+            raise Killed
+
+    monkeypatch.setattr(Loop, "finish_step", finish_step)
+
+
+def test_accumulated_batches_learn_the_same(tokenizer_folder, model_folder, tmp_path):
+    parts = train(stage_2(tmp_path / "parts", tokenizer_folder, gradient_accumulation_steps=4, max_steps=2))
+    whole = train(stage_2(tmp_path / "whole", tokenizer_folder, max_steps=2))
+    for name, tensor in weights(whole / "lm").items():
+        assert torch.allclose(weights(parts / "lm")[name], tensor, atol=2e-3), name
+    for ours, theirs in zip(lines(parts), lines(whole), strict=True):
+        if "loss" in ours:
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+
+
+def test_a_changed_option_is_named(model_folder, tokenizer_folder, tmp_path):
+    copy = shutil.copytree(model_folder, tmp_path / "copy")
+    with pytest.raises(ValueError, match="--caption_dropout was 0.1, now 0.2"):
+        train(stage_2(copy, tokenizer_folder, resume=True, caption_dropout=0.2))
+
+
+def test_training_goes_on_from_an_earlier_result(model_folder, tokenizer_folder, tmp_path):
+    tokenizer = train(stage_1(tmp_path / "tokenizer", init_from=str(tokenizer_folder), max_steps=1,
+                              image_size=None, patch_size=None, hidden_sizes=None, codebook_sizes=None))  # fmt: skip
+    model = train(stage_2(tmp_path / "model", tokenizer_folder, init_from=str(model_folder), max_steps=1))
+    for ours, start in ((tokenizer, tokenizer_folder), (model / "lm", model_folder / "lm")):
+        ours, start = weights(ours), weights(start)
+        moved = [float((ours[name] - start[name]).abs().mean() / start[name].abs().mean().clamp(min=1e-3))
+                 for name in ours if name.endswith("weight")]  # fmt: skip
+        assert 0 < np.median(moved) < 0.3, "near where it started, not another random start"
+    with pytest.raises(ValueError, match="--init_from .* fixes --image_size: leave them out"):
+        train(stage_1(tmp_path / "other", init_from=str(tokenizer_folder), image_size=32, patch_size=None,
+                      hidden_sizes=None, codebook_sizes=None))  # fmt: skip
+    with pytest.raises(ValueError, match="was trained with another image tokenizer: give its own as --image_tokenizer"):
+        train(stage_2(tmp_path / "another", tokenizer, init_from=str(model_folder)))
+
+
+# The real commands, on a folder of one's own
+
+
+def test_commands_on_ones_own_pictures(tmp_path):
+    """Killed by SIGKILL and resumed in stage 1; then stage 2 as the README starts it; then a grid."""
+    pictures = own_pictures(tmp_path / "discs")
+    options = stage_1(tmp_path / "tokenizer", dataset=str(pictures), max_examples=None, max_steps=60)
+    first = [sys.executable, "scripts/train_tokenizer.py", *flags(options)]
+    checkpoints, said = tmp_path / "tokenizer" / "checkpoints", tmp_path / "said.txt"
+    with said.open("w") as file:
+        process = subprocess.Popen(first, cwd=ROOT, env=environment(), stdout=file, stderr=file)
+        while not list(checkpoints.glob("checkpoint-*[0-9]")) and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, f"it ended before it was killed: {said.read_text()[-2000:]}"
+    assert not (tmp_path / "tokenizer" / "model.safetensors").exists()
+    said = command([*first, "--resume"])
+    assert "resumed from step" in said and "next: accelerate launch scripts/train_lm.py" in said
+    whole = train(replace(options, output_dir=str(tmp_path / "whole")))
+    ours, theirs = weights(tmp_path / "tokenizer"), weights(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+    model = tmp_path / "model"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1",
+                "--mixed_precision", "no", "--dynamo_backend", "no", "--cpu"]  # fmt: skip
+    options = stage_2(model, tmp_path / "tokenizer", dataset=str(pictures), max_examples=None)
+    said = command([*launcher, "scripts/train_lm.py", *flags(options)])
+    assert "38 pictures of 8 tokens" in said and "next: python scripts/generate.py" in said
+    cache = TokenCache(model / "token_cache" / "train")
+    assert len(cache.texts(0)) == 2 and cache.texts(0)[0].endswith(" disc")
+    grid = tmp_path / "grid.png"
+    command(
+        [
+            sys.executable,
+            "scripts/generate.py",
+            "--model",
+            str(model),
+            "a red disc",
+            "--seed",
+            "1",
+            "--output",
+            str(grid),
+        ]
+    )
+    assert Image.open(grid).size[0] > 4 * 16
+
+
+def flags(options: train_tokenizer.Options | train_lm.Options) -> list[str]:
+    words: list[str] = []
+    for name, value in vars(options).items():
+        if value is None or value is False:
+            continue
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def command(words: list[str]) -> str:
+    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout + done.stderr
+
+
+def test_pictures_without_captions(tokenizer_folder, tmp_path):
+    """Stage 1 needs none; stage 2 says how to go on without, and does."""
+    pictures = own_pictures(tmp_path / "plain", captions=False)
+    train(stage_1(tmp_path / "tokenizer", dataset=str(pictures), max_examples=None, max_steps=1))
+    options = stage_2(tmp_path / "model", tokenizer_folder, dataset=str(pictures), max_examples=None, max_steps=1)
+    with pytest.raises(ValueError, match="has no captions.*--caption_column.*--unconditional"):
+        train(options)
+    model = train(replace(options, unconditional=True))
+    assert len(TextToImagePipeline.from_pretrained(model)(None, seed=0).images) == 1
+
+
+def test_flips_do_not_depend_on_the_number_of_processes(tmp_path):
+    """Half of the pictures are mirrored, whoever works on them."""
+    pictures = np.arange(64 * 2 * 3, dtype=np.uint8).reshape(64, 1, 2, 3)
+
+    class Pictures:
+        def __len__(self) -> int:
+            return 64
+
+        def batch(self, rows: np.ndarray) -> np.ndarray:
+            return pictures[rows]
+
+    def batches(world: int) -> list[list]:
+        options = stage_1(tmp_path, random_flip=True)
+        ranks = [SimpleNamespace(num_processes=world, process_index=rank) for rank in range(world)]
+        streams = [train_tokenizer.training_batches(Pictures(), options, 0, rank) for rank in ranks]
+        return [sorted(picture.tolist() for stream in streams for picture in next(stream)) for _ in range(8)]
+
+    alone = batches(1)
+    assert alone == batches(2) == batches(4)
+    assert 0.3 < np.mean([picture[0][0][0] > picture[0][0][2] for batch in alone for picture in batch]) < 0.7
+
+
+def test_a_few_pictures_some_without_captions(tokenizer_folder, tmp_path):
+    pictures = own_pictures(tmp_path / "few", count=20)
+    for file in sorted(pictures.glob("*.txt"))[::2]:
+        file.unlink()
+    options = stage_2(tmp_path / "model", tokenizer_folder, dataset=str(pictures), max_examples=None, max_steps=2)
+    model = train(replace(options, batch_size=8))
+    assert (model / "samples" / "step-000002.png").is_file()
+
+
+# Bad input
+
+
+def test_commands_end_with_one_sentence(tmp_path, monkeypatch, capsys):
+    for script, words, message in (
+        ("train_lm.py", ["--image_tokenizer", str(tmp_path / "none")], "there is no image tokenizer folder"),
+        ("train_tokenizer.py", ["--dataset", str(tmp_path / "none")], "does not exist"),
+    ):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        words = ["--output_dir", str(tmp_path / "run"), "--num_workers", "0", "--cpu_threads", "1", *words]
+        monkeypatch.setattr(sys, "argv", [script, *words])
+        with pytest.raises(SystemExit, match=rf"{script}: .*{message}") as caught:
+            runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+        assert "\n" not in str(caught.value.code) and not (tmp_path / "run" / "run.json").exists()
+
+
+def test_no_tokenizer(tmp_path):
+    with pytest.raises(
+        ValueError, match="no image tokenizer folder .*none: give the --output_dir of scripts/train_tok"
+    ):
+        train(stage_2(tmp_path / "model", tmp_path / "none"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty is not an image tokenizer"):
+        train(stage_2(tmp_path / "model", tmp_path / "empty"))
+    assert not (tmp_path / "model").exists()
+
+
+def test_output_folders_that_hold_another_run(tokenizer_folder, model_folder):
+    for options in (stage_1(tokenizer_folder), stage_2(model_folder, tokenizer_folder),
+                    stage_2(tokenizer_folder, tokenizer_folder)):  # fmt: skip
+        before = sorted(Path(options.output_dir).rglob("*"))
+        with pytest.raises(ValueError, match=f"{options.output_dir} already holds a run: pass --resume .*--overwrite"):
+            train(options)
+        assert sorted(Path(options.output_dir).rglob("*")) == before
+
+
+def test_a_run_of_the_other_stage_cannot_be_resumed(tokenizer_folder):
+    with pytest.raises(ValueError, match="holds a run of another command"):
+        train(stage_2(tokenizer_folder, tokenizer_folder, resume=True))
+
+
+def test_a_mistake_does_not_cost_the_run_that_is_overwritten(tokenizer_folder, tmp_path):
+    copy = Path(shutil.copytree(tokenizer_folder, tmp_path / "copy"))
+    before = sorted(copy.rglob("*"))
+    for changes in ({"dataset": str(tmp_path / "none")}, {"image_size": 18}, {"learning_rate": -1.0}):
+        with pytest.raises(ValueError):
+            train(stage_1(copy, overwrite=True, **changes))
+    assert sorted(copy.rglob("*")) == before
+
+
+def test_a_cache_of_another_tokenizer_or_data_set(model_folder, tokenizer_folder, tmp_path):
+    cache = str(model_folder / "token_cache")
+    other = train(stage_1(tmp_path / "tokenizer", seed=1, max_steps=1))
+    with pytest.raises(ValueError, match="belongs to another image tokenizer.*--token_cache"):
+        train(stage_2(tmp_path / "model", other, token_cache=cache))
+    pictures = own_pictures(tmp_path / "discs")
+    with pytest.raises(ValueError, match="built from --dataset sprites, not .*discs.*--token_cache"):
+        train(stage_2(tmp_path / "model", tokenizer_folder, token_cache=cache, dataset=str(pictures)))
+    reused = train(stage_2(tmp_path / "model", tokenizer_folder, token_cache=cache, max_steps=1))
+    assert not (reused / "token_cache").exists()
+
+
+def test_data_sets_that_are_none(tokenizer_folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for dataset, message in (("none", "does not exist"), ("empty", "holds no pictures: the folder is empty")):
+        for options in (stage_1(tmp_path / "run"), stage_2(tmp_path / "run", tokenizer_folder)):
+            with pytest.raises(ValueError, match=f"{dataset}.*{message}"):
+                train(replace(options, dataset=str(tmp_path / dataset)))
+    pictures = own_pictures(tmp_path / "discs", count=10)
+    for number in (2, 4, 5):  # none of them is the one that is kept for validation
+        (pictures / f"{number:03d}.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="cannot be read.*(?s:.*)--max_unreadable_share"):
+        train(stage_1(tmp_path / "run", dataset=str(pictures), batch_size=4))
+    train(stage_1(tmp_path / "run", dataset=str(pictures), batch_size=4, max_unreadable_share=0.5, max_steps=1))
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"image_size": 18}, "18x18 is not a multiple of the tokenizer's downsampling, 8; choose a multiple of 8"),
+    ({"batch_size": 65}, "--batch_size 65 .*at most the number of training pictures, 64"),
+    ({"max_minutes": 1.0}, "--max_steps 6 and --max_minutes 1.0: give one of the two"),
+    ({"num_channels": 2}, "num_channels must be 1 .* got 2"),
+    ({"resize": "stretch"}, "resize must be one of crop, squash, got 'stretch'"),
+    ({"codebook_sizes": [1]}, "codebook_size=1"),
+])  # fmt: skip
+def test_stage_1_settings_that_cannot_be(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(stage_1(tmp_path / "run", **changes))
+    assert not (tmp_path / "run" / "run.json").exists(), "before training where a check of settings can tell"
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"batch_size": 65}, "batch_size 65 is larger than the data set, 64 rows"),
+    ({"caption_dropout": 1.5}, "--caption_dropout 1.5 is out of range"),
+    ({"architecture": "bert"}, "unknown architecture 'bert'"),
+    ({"lm_size": "4M"}, "unknown LM size '4M'"),
+    ({"num_heads": 5}, "hidden_size 32 is not a multiple of num_heads 5"),
+    ({"gradient_accumulation_steps": 3}, "batch_size 16 is not a multiple of 3"),
+])  # fmt: skip
+def test_stage_2_settings_that_cannot_be(tokenizer_folder, model_folder, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(stage_2(tmp_path / "run", tokenizer_folder, token_cache=str(model_folder / "token_cache"), **changes))
+    assert not (tmp_path / "run" / "run.json").exists(), "before training where a check of settings can tell"
+
+
+def test_a_learning_rate_that_breaks_the_loss(tokenizer_folder, model_folder, tmp_path, monkeypatch):
+    """Both stages stop, keep the last good checkpoint, and the way out that they name works."""
+    cache = str(model_folder / "token_cache")
+    for options in (stage_1(tmp_path / "tokenizer"), stage_2(tmp_path / "model", tokenizer_folder, token_cache=cache)):
+        original = Loop.finish_step
+
+        def finish_step(self, *args, original=original, **kwargs):
+            original(self, *args, **kwargs)
+            if self.step == 4:  # as a step that was far too large leaves it
+                with torch.no_grad():
+                    next(self.model.parameters()).fill_(float("nan"))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Loop, "finish_step", finish_step)
+            message = "(?s:.*)at step .: stopped. The last good checkpoint is in .*lower --learning_rate .*and --resume"
+            with pytest.raises(ValueError, match=message):
+                train(options)
+        names = [path.name for path in (Path(options.output_dir) / "checkpoints").iterdir()]
+        assert names == ["checkpoint-3"]
+        train(replace(options, learning_rate=5e-4, muon_learning_rate=1e-3, resume=True))
+        assert json.loads((Path(options.output_dir) / "run.json").read_text())["finished"]
