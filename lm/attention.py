@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 NAME = "tessera_short_causal"
 # Above this many tokens the (L, L) scores cost more memory traffic than the fused kernel's slower products.
@@ -25,15 +27,19 @@ def short_causal_attention(
 ) -> tuple[torch.Tensor, None]:
     """softmax(scaling Q K^T + causal mask) V, in the form that transformers asks of an attention function.
 
+    Training has neither padding on the left nor a cache: every token sees all that came before it in its row. What has
+    them, the sample pictures in between, goes to transformers' own attention.
+
     Args:
         query, key, value: (B, heads, L, head_dim), with fewer heads for key and value where they are shared.
-        attention_mask: must be None: every token sees all that came before it in its row.
 
     Returns:
         (B, L, heads, head_dim), and no weights.
     """
-    if attention_mask is not None or dropout:
-        raise ValueError(f"{NAME} is for training without a padding mask and without attention dropout")
+    if attention_mask is not None or query.shape[2] != key.shape[2] or dropout:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **unused
+        )
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -45,9 +51,11 @@ def short_causal_attention(
 
 
 AttentionInterface.register(NAME, short_causal_attention)
+# Without this, transformers would make no mask and padding would be read as text.
+AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def use_fastest_attention(model: PreTrainedModel, longest: int) -> None:
-    """Choose how `model` attends in training: sequences of up to `longest` tokens, no mask, no cache."""
+    """Choose how `model` attends in training, to sequences of up to `longest` tokens."""
     on_cpu = next(model.parameters()).device.type == "cpu"
     model.set_attn_implementation(NAME if on_cpu and longest <= LONGEST else "sdpa")

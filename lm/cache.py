@@ -95,13 +95,19 @@ class _Shard:
             arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
             texts = folder / "texts.bin"
             self.texts = np.memmap(texts, np.uint8, "r") if texts.stat().st_size else np.zeros(0, np.uint8)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:  # NumPy's words for an empty file: EOFError
             raise ValueError(f"token cache: shard {folder} is missing or damaged ({error}); build it again") from error
         self.codes, self.code_ends, self.text_ends = arrays["codes"], arrays["code_ends"], arrays["text_ends"]
         self.labels, self.image_sizes = arrays["labels"], arrays["image_sizes"]
         orders = folder / "orders.bin"
         self.orders = orders.read_bytes().decode().split("\0") if orders.is_file() else None
+        # Where each row's pictures end; without orders every row is one captioned picture.
+        self.picture_ends, pictures = None, rows
+        if self.orders is not None:
+            self.picture_ends = np.cumsum([order.count("i") if order else 1 for order in self.orders], dtype=np.int64)
+            pictures = int(self.picture_ends[-1])
         whole = len(self.labels) == len(self.code_ends) == len(self.text_ends) == rows
+        whole = whole and len(self.image_sizes) == pictures and (self.orders is None or len(self.orders) == rows)
         if whole and rows:
             whole = self.code_ends[-1] == len(self.codes) and self.text_ends[-1] == len(self.texts)
         if not whole:
@@ -164,9 +170,12 @@ class TokenCache:
         return [text.decode() for text in raw.split(SEPARATOR)] if raw else []
 
     def document(self, row: int) -> Document:
-        """Everything about a row. Only rows of captioned pictures (one picture each) know their `image_sizes`."""
+        """Everything about a row."""
         shard, local = self._place(row)
-        sizes = [(int(height), int(width)) for height, width in shard.image_sizes[local : local + 1]]
+        first, last = local, local + 1
+        if shard.picture_ends is not None:
+            first, last = _start(shard.picture_ends, local), int(shard.picture_ends[local])
+        sizes = [(int(height), int(width)) for height, width in shard.image_sizes[first:last]]
         order = shard.orders[local] if shard.orders else ""
         return Document(self.codes(row), sizes, self.texts(row), order, int(shard.labels[local]))
 

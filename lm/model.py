@@ -44,6 +44,40 @@ def default_learning_rate(hidden_size: int) -> float:
     return 3e-3 * 192 / hidden_size
 
 
+def model_sizes(
+    architecture: str,
+    size: str,
+    num_layers: int | None = None,
+    hidden_size: int | None = None,
+    intermediate_size: int | None = None,
+    num_heads: int | None = None,
+) -> tuple[int, int, int, int]:
+    """(layers, hidden_size, intermediate_size, heads): explicit sizes override those of the named `size`.
+
+    Raises:
+        ValueError: an unknown architecture or size, or a hidden size that the heads do not divide.
+    """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"unknown architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
+    if size not in SIZES:
+        raise ValueError(f"unknown LM size {size!r}: choose one of {', '.join(SIZES)}, or give explicit sizes")
+    layers, hidden, intermediate = SIZES[size]
+    layers, hidden = num_layers or layers, hidden_size or hidden
+    if architecture == "gpt2":  # two matrices in place of three
+        intermediate = 4 * hidden
+    elif hidden != SIZES[size][1]:
+        intermediate = -(-hidden * 8 // 3 // 64) * 64
+    heads = num_heads or max(1, hidden // HEAD_DIM)
+    if hidden % heads:
+        raise ValueError(f"hidden_size {hidden} is not a multiple of num_heads {heads}; change one of them")
+    if architecture != "gpt2" and hidden // heads % 2:
+        raise ValueError(
+            f"hidden_size {hidden} gives each of {heads} heads {hidden // heads} numbers, and rotary positions need an "
+            "even number; change --hidden_size or --num_heads"
+        )
+    return layers, hidden, intermediate_size or intermediate, heads
+
+
 def build_configuration(
     vocabulary: MultimodalVocabulary,
     *,
@@ -55,21 +89,10 @@ def build_configuration(
     num_heads: int | None = None,
     max_positions: int = 256,
 ) -> PretrainedConfig:
-    """A configuration for a model from scratch. Explicit sizes override those of the named `size`.
-
-    Raises:
-        ValueError: an unknown architecture or size, or a hidden size that the heads do not divide.
-    """
-    if size not in SIZES:
-        raise ValueError(f"unknown LM size {size!r}: choose one of {', '.join(SIZES)}, or give explicit sizes")
-    layers, hidden, intermediate = SIZES[size]
-    layers, hidden = num_layers or layers, hidden_size or hidden
-    if intermediate_size is None and hidden != SIZES[size][1]:
-        intermediate = -(-hidden * 8 // 3 // 64) * 64
-    intermediate = intermediate_size or intermediate
-    heads = num_heads or max(1, hidden // HEAD_DIM)
-    if hidden % heads:
-        raise ValueError(f"hidden_size {hidden} is not a multiple of num_heads {heads}; change one of them")
+    """A configuration for a model from scratch, of the sizes that `model_sizes` gives (which says what it raises)."""
+    layers, hidden, intermediate, heads = model_sizes(
+        architecture, size, num_layers, hidden_size, intermediate_size, num_heads
+    )
     ids = {
         "vocab_size": vocabulary.size,
         "bos_token_id": vocabulary.bos_id,
@@ -79,11 +102,9 @@ def build_configuration(
     }
     if architecture == "gpt2":
         return GPT2Config(
-            n_positions=max_positions, n_embd=hidden, n_layer=layers, n_head=heads, n_inner=4 * hidden,
+            n_positions=max_positions, n_embd=hidden, n_layer=layers, n_head=heads, n_inner=intermediate,
             embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0, **ids,
         )  # fmt: skip
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
     config_class = Qwen3Config if architecture == "qwen3" else LlamaConfig
     # Both would otherwise take head_dim and key-value heads from some other, larger model.
     return config_class(

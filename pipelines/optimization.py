@@ -158,9 +158,9 @@ def load_optimizer_tensors(optimizers: list[torch.optim.Optimizer], tensors: dic
         states[int(index)].setdefault(int(parameter), {})[name] = value
     for optimizer, state in zip(optimizers, states, strict=True):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        for index, values in state.items():
+        for place, values in state.items():
             for name, value in values.items():
-                if value.shape == parameters[index].shape:
+                if value.shape == parameters[place].shape:
                     # Files keep no memory format, but fused AdamW walks weight and averages side by side.
-                    values[name] = torch.empty_like(parameters[index], dtype=value.dtype).copy_(value)
+                    values[name] = torch.empty_like(parameters[place], dtype=value.dtype).copy_(value)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -227,6 +227,8 @@ class TextToImagePipeline:
             raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
         self._check_size(height, width)
         prompts = _texts(prompt, "prompt")
+        if prompt is not None and "caption_to_image" not in self.vocabulary.formats:
+            raise ValueError(f"prompt {_shown(prompt)}: this model was trained without captions; give None, no prompt")
         if guidance_scale is None:
             guidance_scale = self.vocabulary.default_guidance
         settings = SamplingSettings(guidance_scale, temperature, top_k, top_p)

@@ -126,9 +126,11 @@ class TokenCacheWriter:
         write_manifest(
             self.folder,
             {
-                **self.identity, "settings": self.settings, "num_codes": self.tokenizer.num_codes,
+                **self.identity,
+                "settings": self.settings,
+                "num_codes": self.tokenizer.num_codes,
                 "shards": self.shards,
-            },  # fmt: skip
+            },
         )
         (self.folder / PARTIAL).unlink(missing_ok=True)
         return TokenCache(self.folder)

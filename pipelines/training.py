@@ -144,9 +144,7 @@ def start_accelerator(options: TrainingOptions) -> Accelerator:
     if precision == "auto":
         precision = "bf16" if computes_bf16() else "no"
     log_with = None if options.tracker == "none" else options.tracker
-    accelerator = Accelerator(
-        mixed_precision=precision, log_with=log_with, project_dir=options.output_dir
-    )
+    accelerator = Accelerator(mixed_precision=precision, log_with=log_with, project_dir=options.output_dir)
     # Plain `accelerate launch` sets OMP_NUM_THREADS=1 on a machine without a GPU.
     local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
     torch.set_num_threads(options.cpu_threads or max(1, (os.cpu_count() or 1) // local))
@@ -154,15 +152,15 @@ def start_accelerator(options: TrainingOptions) -> Accelerator:
     return accelerator
 
 
-def check_batch_size(accelerator: Accelerator, batch_size: int, pictures: int, parts: int = 1) -> None:
-    """Raise ValueError unless every process gets an equal share of a batch, in `parts`, and there is a whole one."""
+def check_batch_size(accelerator: Accelerator, batch_size: int, *, pictures: int | None = None, parts: int = 1) -> None:
+    """Raise ValueError unless every process gets an equal share of a batch, in `parts`, and `pictures` make one."""
     shares = accelerator.num_processes * parts
     if batch_size % shares:
         raise ValueError(
             f"--batch_size {batch_size} is not a multiple of {shares} ({accelerator.num_processes} processes x {parts} "
             "accumulation steps): change one of them"
         )
-    if pictures < batch_size:
+    if pictures is not None and pictures < batch_size:
         raise ValueError(f"--batch_size {batch_size} must be at most the number of training pictures, {pictures}")
 
 

@@ -33,6 +33,7 @@ class GenerateOptions:
         default="generated.png",
         metadata={"help": "a picture file (one sheet), or a folder (single pictures)"},
     )
+    unconditional: bool = field(default=False, metadata={"help": "draw without a prompt"})
     num_images_per_prompt: int = field(default=4, metadata={"help": "pictures for each prompt"})
     negative_prompt: str | None = field(default=None, metadata={"help": "what to lead away from"})
     guidance_scale: float | None = field(
@@ -51,8 +52,10 @@ class GenerateOptions:
     )
 
     def __post_init__(self) -> None:
-        if not self.prompts:
-            raise ValueError('no prompt: say in quotes what to draw, for example "a dog"')
+        if not self.prompts and not self.unconditional:
+            raise ValueError('no prompt: say in quotes what to draw, for example "a dog", or give --unconditional')
+        if self.prompts and self.unconditional:
+            raise ValueError(f"--unconditional draws without a prompt: leave {self.prompts[0]!r} out, or the option")
         if self.num_images_per_prompt < 1:
             raise ValueError(f"--num_images_per_prompt must be at least 1, got {self.num_images_per_prompt}")
 
@@ -72,7 +75,7 @@ def main(options: GenerateOptions) -> Path:
     seed = random.randrange(2**32) if options.seed is None else options.seed
     pipe = TextToImagePipeline.from_pretrained(options.model, dtype=options.dtype, device=device)
     images = pipe(
-        options.prompts,
+        options.prompts or None,
         negative_prompt=options.negative_prompt,
         num_images_per_prompt=options.num_images_per_prompt,
         guidance_scale=options.guidance_scale,
@@ -82,7 +85,8 @@ def main(options: GenerateOptions) -> Path:
         seed=seed,
     ).images
     size = options.num_images_per_prompt
-    rows = [(text, images[start * size : (start + 1) * size]) for start, text in enumerate(options.prompts)]
+    labels = options.prompts or ["(no prompt)"]
+    rows = [(text, images[start * size : (start + 1) * size]) for start, text in enumerate(labels)]
     _write(output, rows)
     print(f"{output} ({len(images)} pictures, seed {seed})")
     return output

@@ -9,19 +9,18 @@ encodes every picture once (the token cache), then leaves a whole model folder i
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipelines.training import TrainingOptions, option
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
-    from transformers import PreTrainedModel
 
     from lm.cache import TokenCache
-    from lm.vocabulary import MultimodalVocabulary
     from tokenizer_image import VQVAE
 
 VALIDATION_PICTURES = 2000
@@ -33,6 +32,14 @@ SHOWN_CAPTIONS, SHOWN_PICTURES = 6, 4  # in a sample grid
 class Options(TrainingOptions):
     """Train a language model on mixed sequences."""
 
+    script: ClassVar[str | None] = "train_lm.py"
+    above_zero: ClassVar[tuple[str, ...]] = (
+        *TrainingOptions.above_zero, "gradient_accumulation_steps", "max_caption_tokens", "text_vocab_size",
+        "num_layers", "hidden_size", "intermediate_size", "num_heads",
+    )  # fmt: skip
+    not_negative: ClassVar[tuple[str, ...]] = (
+        *TrainingOptions.not_negative, "caption_dropout", "text_loss_weight", "default_guidance",
+    )  # fmt: skip
     output_dir: str = option("runs/model", "folder of the run and of the model")
     image_tokenizer: str = option("runs/tokenizer", "folder of the image tokenizer")
     token_cache: str | None = option(None, "folder of the token cache (default: OUTPUT_DIR/token_cache)")
@@ -52,18 +59,33 @@ class Options(TrainingOptions):
     gradient_accumulation_steps: int = option(1, "parts in which a process works through its share of a batch")
     caption_dropout: float = option(0.1, "share of pictures that are learned without their caption, for guidance")
     text_loss_weight: float = option(0.0, "weight of a caption token's loss beside an image token's 1")
-    default_guidance: float = option(3.0, "guidance scale that the pipeline uses when none is given")
+    default_guidance: float = option(
+        3.0, "the pipeline's guidance scale when none is given; 1 if --caption_dropout is 0"
+    )
 
     def check(self) -> None:
         super().check()
-        for name in ("caption_dropout", "text_loss_weight", "default_guidance"):
-            if getattr(self, name) < 0 or (name == "caption_dropout" and self.caption_dropout > 1):
-                raise ValueError(f"--{name} {getattr(self, name)} is out of range")
+        if self.caption_dropout > 1:
+            raise ValueError(f"--caption_dropout {self.caption_dropout} is out of range: give a share, 0 to 1")
+
+    def sizes(self, tokens_per_image: int) -> dict[str, Any]:
+        """What is said about the shape of the language model."""
+        from lm.model import default_size
+
+        names = ("architecture", "num_layers", "hidden_size", "intermediate_size", "num_heads")
+        return {"size": self.lm_size or default_size(tokens_per_image), **{name: getattr(self, name) for name in names}}
+
+    def formats(self) -> list[str]:
+        """The sequence formats that this run trains."""
+        if self.unconditional or self.caption_dropout == 1:
+            return ["image"]
+        return ["caption_to_image", "image"] if self.caption_dropout else ["caption_to_image"]
 
 
 def open_cache(options: Options, tokenizer: VQVAE, split: str, accelerator: Accelerator) -> TokenCache:
     """The token cache of one split, built if it is not there yet. A whole cache needs no data set."""
     from lm.cache import MANIFEST, TokenCache
+    from pipelines.token_cache import check_settings
 
     folder = Path(options.token_cache or Path(options.output_dir) / "token_cache") / split
     if not (folder / MANIFEST).is_file():
@@ -82,7 +104,16 @@ def open_cache(options: Options, tokenizer: VQVAE, split: str, accelerator: Acce
             accelerator.wait_for_everyone()
     cache = TokenCache(folder)
     cache.check_fingerprint(tokenizer.fingerprint)
+    check_settings(cache, source_settings(options, split))
+    if not options.unconditional and next(iter(cache.all_texts()), None) is None:
+        raise ValueError(f"the token cache {folder} has no captions: train without by --unconditional")
     return cache
+
+
+def source_settings(options: Options, split: str) -> dict[str, Any]:
+    """Which pictures a split's cache holds, by option."""
+    names = ("dataset", "image_column", "caption_column", *(["max_examples"] if split == "train" else []))
+    return {name: getattr(options, name) for name in names}
 
 
 def build_writer(options: Options, tokenizer: VQVAE, split: str, folder: Path, accelerator: Accelerator) -> Any:
@@ -107,52 +138,21 @@ def build_writer(options: Options, tokenizer: VQVAE, split: str, folder: Path, a
             max_unreadable_share=options.max_unreadable_share,
             progress=accelerator.is_main_process,
         )
-    return TokenCacheWriter(folder, tokenizer, source, decoded)
+    return TokenCacheWriter(folder, tokenizer, source, decoded, source_settings(options, split))
 
 
-def build_vocabulary(options: Options, tokenizer: VQVAE, cache: TokenCache) -> MultimodalVocabulary:
-    """The joint vocabulary: a BPE trained on the captions (or a given tokenizer) and the image codes."""
-    from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
-
-    if options.text_tokenizer:
-        from transformers import AutoTokenizer
-
-        text = AutoTokenizer.from_pretrained(options.text_tokenizer)
-    else:
-        text = train_text_tokenizer(cache.all_texts(), options.text_vocab_size)
-    side = tokenizer.config.image_size
-    return MultimodalVocabulary.build(
-        text, num_codes=tokenizer.num_codes, layout=tokenizer.layout().to_dict(), image_size=[side, side],
-        image_tokenizer_fingerprint=tokenizer.fingerprint, default_guidance=options.default_guidance,
-    )  # fmt: skip
+def first_captions(source: Any, rows: Any) -> list[str | None]:
+    """The first caption of each row; None where there is none, or where none are learned."""
+    if source.caption_dropout == 1:
+        return [None for _ in rows]
+    return [(source.cache.texts(row) or [None])[0] for row in rows]
 
 
-def build_parts(options: Options, tokenizer: VQVAE, cache: TokenCache) -> tuple[PreTrainedModel, MultimodalVocabulary]:
-    """Language model and vocabulary: fresh, or those of --init_from."""
-    from lm.model import build_configuration, build_model, default_size, load_model
-    from lm.vocabulary import MultimodalVocabulary
-
-    if options.init_from:
-        folder = Path(options.init_from) / "lm"
-        vocabulary = MultimodalVocabulary.from_pretrained(folder)
-        if vocabulary.image_tokenizer_fingerprint != tokenizer.fingerprint:
-            raise ValueError(
-                f"--init_from {options.init_from} was trained with another image tokenizer: give its own as "
-                f"--image_tokenizer {Path(options.init_from) / 'image_tokenizer'}"
-            )
-        return load_model(str(folder)), vocabulary
-    vocabulary = build_vocabulary(options, tokenizer, cache)
-    config = build_configuration(
-        vocabulary,
-        architecture=options.architecture,
-        size=options.lm_size or default_size(vocabulary.tokens_per_image),
-        num_layers=options.num_layers,
-        hidden_size=options.hidden_size,
-        intermediate_size=options.intermediate_size,
-        num_heads=options.num_heads,
-        max_positions=vocabulary.tokens_per_image + options.max_caption_tokens + 4,
-    )
-    return build_model(config), vocabulary
+def shown_captions(source: Any) -> list[str | None]:
+    """Different captions for the sample grid."""
+    rows = range(min(64 * SHOWN_CAPTIONS, len(source.cache)))
+    found = [caption for caption in dict.fromkeys(first_captions(source, rows)) if caption is not None]
+    return [*found[:SHOWN_CAPTIONS]] or [None, None]
 
 
 def validate(module: Any, order: Any, device: torch.device) -> dict[str, float]:
@@ -164,7 +164,7 @@ def validate(module: Any, order: Any, device: torch.device) -> dict[str, float]:
     with torch.inference_mode():
         for start in range(0, len(rows), VALIDATION_ROWS):
             part = rows[start : start + VALIDATION_ROWS]
-            captions = [(order.source.cache.texts(row) or [None])[0] for row in part]
+            captions = first_captions(order.source, part)
             batch = order.collate(list(zip(part, order.source.caption_ids(captions), strict=True)))
             sums = module(**{name: tensor.to(device) for name, tensor in batch.items()})
             for name in ("image_nats", "image_tokens", "text_nats", "text_tokens"):
@@ -195,9 +195,18 @@ def main(options: Options) -> None:
     from lm.data import BatchOrder, CaptionedPictures
     from lm.losses import NextTokenLoss
     from lm.model import default_learning_rate
+    from pipelines.language_model import build_parts, check_parts
     from pipelines.run import Run
     from pipelines.text_to_image import TextToImagePipeline
-    from pipelines.training import Loop, count_parameters, prefetch, say, start_accelerator, warn_small_data_set
+    from pipelines.training import (
+        Loop,
+        check_batch_size,
+        count_parameters,
+        prefetch,
+        say,
+        start_accelerator,
+        warn_small_data_set,
+    )
     from tokenizer_image.vqvae import load_tokenizer
 
     accelerator = start_accelerator(options)
@@ -206,38 +215,55 @@ def main(options: Options) -> None:
         is_main=accelerator.is_main_process,
     )  # fmt: skip
     if run.finished:
-        say(accelerator, f"{run.folder} is finished already; --overwrite trains it again")
+        say(accelerator, f"{run.folder} is finished already; --overwrite trains it again, --init_from goes on from it")
         return
     device = accelerator.device
     tokenizer = load_tokenizer(options.image_tokenizer).to(device)
+    check_parts(options, tokenizer)
+    check_batch_size(accelerator, options.batch_size, parts=options.gradient_accumulation_steps)
     cache = open_cache(options, tokenizer, "train", accelerator)
     validation_cache = open_cache(options, tokenizer, "validation", accelerator)
     model, vocabulary = build_parts(options, tokenizer, cache)
     model.to(device)
-    limit = model.config.max_position_embeddings
-    settings = {"text_loss_weight": options.text_loss_weight, "max_length": limit}
-    dropout = 1.0 if options.unconditional else options.caption_dropout
+    # begin of text and of image, caption, codes; where captions are learned, end of image and of text
+    frame = 4 if options.text_loss_weight > 0 else 2
+    longest = vocabulary.tokens_per_image + options.max_caption_tokens + frame
+    settings = {
+        "text_loss_weight": options.text_loss_weight,
+        "max_length": min(longest, model.config.max_position_embeddings),
+    }
+    alone = options.formats() == ["image"]
+    dropout = 1.0 if alone else options.caption_dropout
     source = CaptionedPictures(cache, vocabulary, caption_dropout=dropout, **settings)
     order = BatchOrder(source, options.batch_size, options.seed)
-    validation = BatchOrder(CaptionedPictures(validation_cache, vocabulary, caption_dropout=0.0, **settings), 1)
+    told = CaptionedPictures(validation_cache, vocabulary, caption_dropout=1.0 if alone else 0.0, **settings)
+    told.caption_ids(first_captions(told, range(len(validation_cache))))
+    cut = told.cropped
+    validation = BatchOrder(told, 1)
     run.begin()
     parameters = count_parameters(model)
     embeddings = model.get_input_embeddings().weight.numel() + model.get_output_embeddings().weight.numel()
     say(
         accelerator,
-        f"{options.architecture}: {parameters / 1e6:.2f}M parameters ({(parameters - embeddings) / 1e6:.2f}M without "
-        f"embeddings), {vocabulary.size} token ids ({vocabulary.num_codes} image codes); {len(cache)} pictures of "
-        f"{vocabulary.tokens_per_image} tokens; {accelerator.mixed_precision} precision, "
+        f"{model.config.model_type}: {parameters / 1e6:.2f}M parameters ({(parameters - embeddings) / 1e6:.2f}M "
+        f"without embeddings), {vocabulary.size} token ids ({vocabulary.num_codes} image codes); {len(cache)} pictures "
+        f"of {vocabulary.tokens_per_image} tokens; {accelerator.mixed_precision} precision, "
         f"{torch.get_num_threads()} threads",
     )
     warn_small_data_set(accelerator, len(cache))
+    if cut:
+        say(
+            accelerator,
+            f"{cut} of {len(validation_cache)} validation captions, and about that share of all, have more than "
+            f"--max_caption_tokens {options.max_caption_tokens} tokens and lose their end",
+        )
     learning_rate = options.learning_rate or default_learning_rate(model.config.hidden_size)
     optimizers = options.optimizers(model, learning_rate, betas=(0.9, 0.95))
-    use_fastest_attention(model, vocabulary.tokens_per_image + options.max_caption_tokens)
+    use_fastest_attention(model, settings["max_length"])
     module = NextTokenLoss(model, vocabulary.id_ranges)
     prepared = accelerator.prepare(module)
     pipe = TextToImagePipeline(tokenizer, model, vocabulary)
-    captions = [None] * 2 if options.unconditional else [validation_cache.texts(r)[0] for r in range(SHOWN_CAPTIONS)]
+    captions = shown_captions(told)
     loop = Loop(
         accelerator, run, options, model, optimizers,
         validate=lambda: validate(module, validation, device),
@@ -246,7 +272,9 @@ def main(options: Options) -> None:
     )  # fmt: skip
     if options.resume:
         loop.resume()
-    run.write_info(parameters=parameters, training_pictures=len(cache), finished=False)
+    run.write_info(
+        parameters=parameters, training_pictures=len(cache), captions_cut=cut / len(validation_cache), finished=False
+    )
     model.train()
     accumulation = options.gradient_accumulation_steps
     batches = prefetch(
@@ -254,7 +282,6 @@ def main(options: Options) -> None:
             loop.step, rank=accelerator.process_index, world_size=accelerator.num_processes, micro_batches=accumulation
         )
     )
-    tokens = 0
     for _ in loop.steps():
         micro_batches = next(batches)
         # Divided by the global weight: a mean of per-rank means is wrong where captions differ in length.
@@ -262,9 +289,10 @@ def main(options: Options) -> None:
         weight = accelerator.reduce(weight, "sum")
         nats = torch.zeros((), device=device)
         codes = torch.zeros((), device=device)
+        tokens = 0
         for index, batch in enumerate(micro_batches):
             last = index == accumulation - 1
-            with accelerator.no_sync(prepared) if not last else _nothing():
+            with accelerator.no_sync(prepared) if not last else nullcontext():
                 sums = prepared(**{name: tensor.to(device) for name, tensor in batch.items()})
                 accelerator.backward(sums["loss"] * (accelerator.num_processes / weight))
             nats += sums["image_nats"]
@@ -274,35 +302,30 @@ def main(options: Options) -> None:
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        totals = accelerator.reduce(torch.stack([nats, codes]), "sum")
+        totals = accelerator.reduce(torch.stack([nats, codes, torch.full_like(nats, tokens)]), "sum")
+        loop.tokens += int(totals[2])
         loop.finish_step(totals[0] / totals[1], grad_norm=norm)
-    finish(loop, pipe, module, validation, tokens)
+    finish(loop, pipe)
 
 
-def _nothing() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()
-
-
-def finish(loop: Any, pipe: Any, module: Any, validation: Any, tokens: int) -> None:
+def finish(loop: Any, pipe: Any) -> None:
     """Save the model folder with the averaged weights, and say where everything is."""
     from pipelines.training import say
 
     run, model = loop.run, loop.model
     model.eval()
+    figures = loop.figures  # of these very weights
     with loop.averages.applied():
-        figures = validate(module, validation, loop.accelerator.device)
         if run.is_main:
             pipe.save_pretrained(run.folder)
-    cropped = validation.source.cropped
-    run.write_info(finished=True, steps=loop.step, minutes=loop.seconds / 60, validation=figures, tokens_seen=tokens,
-                   pictures_seen=loop.step * loop.options.batch_size, captions_cut=cropped)  # fmt: skip
+    run.write_info(finished=True, steps=loop.step, minutes=loop.seconds / 60, validation=figures,
+                   tokens_seen=loop.tokens, pictures_seen=loop.step * loop.options.batch_size)  # fmt: skip
     say(loop.accelerator, f"final: {', '.join(f'{name} {value:.4g}' for name, value in figures.items())}")
+    prompt = '"a dog"' if "caption_to_image" in pipe.vocabulary.formats else "--unconditional"
     say(
         loop.accelerator,
         f"model: {run.folder}\nsamples: {run.samples}\n"
-        f'next: python scripts/generate.py --model {run.folder} "a dog" --num_images_per_prompt 4',
+        f"next: python scripts/generate.py --model {run.folder} {prompt} --num_images_per_prompt 4",
     )
 
 
@@ -311,5 +334,5 @@ if __name__ == "__main__":
 
     try:
         main(parse_options(Options, description="Train a language model on captions and pictures (stage 2)."))
-    except (ValueError, TypeError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")

@@ -48,10 +48,10 @@ class Options(TrainingOptions):
         default=None, metadata={"help": "channels at each resolution, fine to coarse (default: by image size)"}
     )
     codebook_sizes: list[int] | None = field(
-        default=None, metadata={"help": "codes of each residual depth (default: by image size)"}
+        default=None, metadata={"help": "codes of each depth (default: by image size)"}
     )
-    quantizer: str = option("residual", "how several depths share a latent: 'residual' or 'grouped'")
-    depth_dropout: float = option(0.0, "residual: share of pictures decoded from their first depth alone, in training")
+    quantizer: str = option("grouped", "how several codes share a place: 'grouped' or 'residual'")
+    encoder_kernel_size: int = option(1, "1: a code sees the pixels of its own place alone; 3: a patch further a block")
     num_res_blocks: int = option(2, "residual blocks at each resolution")
     code_dim: int = option(32, "size of a latent and of a code")
     commitment_weight: float = option(0.25, "weight of the commitment loss")
@@ -70,7 +70,7 @@ def build_tokenizer(options: Options) -> VQVAE:
 
         tokenizer = load_tokenizer(
             options.init_from, commitment_weight=options.commitment_weight, ema_decay=options.codebook_decay,
-            revival_threshold=options.revival_threshold, depth_dropout=options.depth_dropout,
+            revival_threshold=options.revival_threshold, 
         )  # fmt: skip
         fixed = {name: getattr(tokenizer.config, name) for name in FIXED}
         fixed["resize"] = tokenizer.config.preprocessing["resize"]
@@ -89,7 +89,7 @@ def build_tokenizer(options: Options) -> VQVAE:
     return VQVAE(
         VQVAEConfig(
             image_size=size, num_channels=options.num_channels, num_res_blocks=options.num_res_blocks,
-            quantizer=options.quantizer, depth_dropout=options.depth_dropout,
+            quantizer=options.quantizer, encoder_kernel_size=options.encoder_kernel_size, 
             code_dim=options.code_dim, commitment_weight=options.commitment_weight, ema_decay=options.codebook_decay,
             revival_threshold=options.revival_threshold, preprocessing=preprocessing.to_dict(), **settings,
         )
@@ -217,7 +217,7 @@ def main(options: Options) -> None:
     tokenizer = build_tokenizer(options)
     pictures = load_split(options, tokenizer, "train", accelerator)
     validation = load_split(options, tokenizer, "validation", accelerator)
-    check_batch_size(accelerator, options.batch_size, len(pictures))
+    check_batch_size(accelerator, options.batch_size, pictures=len(pictures))
     run.begin()
     parameters = count_parameters(tokenizer)
     config = tokenizer.config

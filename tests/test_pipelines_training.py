@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -257,6 +258,7 @@ class Settings:
     output_dir: str = "a"
     max_steps: int | None = 5
     resume: bool = False
+    script: ClassVar[str] = "train_this.py"
 
 
 def begun(folder: Path, options: Settings | None = None, **settings: bool) -> Run:
@@ -300,12 +302,11 @@ def test_changed_options_are_listed(tmp_path):
 
 
 def test_a_run_of_another_command_is_not_resumed(tmp_path):
-    @dataclass
-    class Others:
-        temperature: float = 1.0
+    class Others(Settings):
+        script = "train_others.py"
 
     begun(tmp_path)
-    with pytest.raises(ValueError, match="holds a run of another command.*name another --output_dir"):
+    with pytest.raises(ValueError, match="another command .train_this.py, not train_others.py.: name another --output"):
         Run(tmp_path, Others(), resume=True)
 
 

@@ -37,7 +37,7 @@ COMMON = dict(
 )  # fmt: skip
 STAGE_1 = dict(
     image_size=16, patch_size=4, hidden_sizes=[8, 16], codebook_sizes=[16, 12], num_res_blocks=1, code_dim=4,
-    quantizer="residual", depth_dropout=0.2,
+    quantizer="residual",
 )  # fmt: skip
 STAGE_2 = dict(
     architecture="llama", num_layers=2, hidden_size=32, intermediate_size=64, num_heads=2, text_vocab_size=300, max_caption_tokens=48,

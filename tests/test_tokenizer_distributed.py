@@ -16,7 +16,8 @@ STEPS, BATCH = 4, 8
 
 def build(**changes) -> VQVAE:
     torch.manual_seed(0)
-    settings = {"hidden_sizes": [8, 16], "num_res_blocks": 1, "code_dim": 4, "codebook_sizes": [16, 8]}
+    settings = {"hidden_sizes": [8, 16], "num_res_blocks": 1, "code_dim": 4, "codebook_sizes": [16, 8],
+                "quantizer": "residual"}  # fmt: skip
     tokenizer = VQVAE(VQVAEConfig(image_size=16, **settings, **{"revival_threshold": 0.0, **changes}))
     for quantizer in tokenizer.quantizer.quantizers:  # a start of its own, so that k-means has no part in it
         codebook = 0.5 * torch.randn(quantizer.codebook.shape)

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-QUANTIZERS = ("residual", "grouped")
+QUANTIZERS = ("grouped", "residual")
 
 # Widths, residual blocks and codebooks by picture size: (largest image_size, settings). Codes per picture stay
 # between 32 and 512, because the language model pays for each of them.
@@ -28,10 +28,11 @@ class VQVAEConfig(PretrainedConfig):
         patch_size: side of the square of pixels that the first convolution reads at once.
         hidden_sizes: channels at each resolution, fine to coarse; each next one halves height and width.
         num_res_blocks: residual blocks at each resolution, in encoder and decoder each.
+        encoder_kernel_size: how far the encoder looks at its finest resolution; 1 is no further than a code's own
+            place, 3 a patch further in each block. See `Encoder`.
         code_dim: size of a latent and of a code.
         codebook_sizes: codes in each depth's codebook; each depth is one code a position.
-        quantizer: how several depths share a latent: "residual" or "grouped".
-        depth_dropout: see `ResidualQuantizer`.
+        quantizer: how several depths share a latent: "grouped" (each has a part of it) or "residual".
         commitment_weight, ema_decay, revival_threshold: see `VectorQuantizer`.
         preprocessing: `Preprocessing.to_dict()` of the pictures it was trained on.
     """
@@ -45,10 +46,10 @@ class VQVAEConfig(PretrainedConfig):
         patch_size: int = 4,
         hidden_sizes: list[int] | None = None,
         num_res_blocks: int = 2,
+        encoder_kernel_size: int = 1,
         code_dim: int = 32,
         codebook_sizes: list[int] | None = None,
-        quantizer: str = "residual",
-        depth_dropout: float = 0.0,
+        quantizer: str = "grouped",
         commitment_weight: float = 0.25,
         ema_decay: float = 0.99,
         revival_threshold: float = 0.1,
@@ -60,10 +61,10 @@ class VQVAEConfig(PretrainedConfig):
         self.patch_size = patch_size
         self.hidden_sizes = [128, 256] if hidden_sizes is None else list(hidden_sizes)
         self.num_res_blocks = num_res_blocks
+        self.encoder_kernel_size = encoder_kernel_size
         self.code_dim = code_dim
         self.codebook_sizes = [1024, 1024] if codebook_sizes is None else list(codebook_sizes)
         self.quantizer = quantizer
-        self.depth_dropout = depth_dropout
         self.commitment_weight = commitment_weight
         self.ema_decay = ema_decay
         self.revival_threshold = revival_threshold
@@ -79,6 +80,8 @@ class VQVAEConfig(PretrainedConfig):
         for name in ("num_res_blocks", "commitment_weight", "revival_threshold"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
+        if encoder_kernel_size < 1 or encoder_kernel_size % 2 == 0:
+            raise ValueError(f"encoder_kernel_size={encoder_kernel_size} must be odd: 1, 3, ...")
         if quantizer not in QUANTIZERS:
             raise ValueError(f"unknown quantizer {quantizer!r}: choose one of {', '.join(QUANTIZERS)}")
         self.grid(image_size)

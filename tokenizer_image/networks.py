@@ -13,35 +13,47 @@ class ResidualBlock(nn.Module):
     """x + conv(silu(conv(silu(x)))), the second convolution starting at zero, so that every block starts as the
     identity and no normalisation is needed (Zhang et al. 2019, Fixup)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, kernel_sizes: tuple[int, int] = (3, 3)) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        first, second = kernel_sizes
+        self.conv1 = nn.Conv2d(channels, channels, first, padding=first // 2)
+        self.conv2 = nn.Conv2d(channels, channels, second, padding=second // 2)
+        self.conv2.starts_at_zero = True  # type: ignore[assignment]  # read by VQVAE._init_weights
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(B, channels, h, w) to the same shape."""
         return hidden + self.conv2(F.silu(self.conv1(F.silu(hidden))))
 
 
-def residual_blocks(channels: int, count: int) -> nn.Sequential:
-    return nn.Sequential(*(ResidualBlock(channels) for _ in range(count)))
+def residual_blocks(channels: int, count: int, kernel_sizes: tuple[int, int] = (3, 3)) -> nn.Sequential:
+    return nn.Sequential(*(ResidualBlock(channels, kernel_sizes) for _ in range(count)))
 
 
 class Encoder(nn.Module):
     """Pictures (B, C, H, W) to latents (B, code_dim, H / downsampling, W / downsampling).
 
-    A patch embedding, then residual blocks at each resolution with a strided convolution between two of them.
+    A patch embedding, then residual blocks at each resolution with a strided convolution between two of them. Only the
+    finest resolution may look sideways, by one `kernel_size` convolution a block; with `kernel_size` 1 a latent sees
+    the pixels of its own place and no others. A code then tells what its own place looks like, which a language model
+    learns to predict far sooner than codes that an encoder with a wide view has filled with details of other places
+    (docs/results.md has the figures). Seeing the whole is the decoder's work.
     """
 
     def __init__(
-        self, num_channels: int, patch_size: int, hidden_sizes: list[int], num_res_blocks: int, code_dim: int
+        self,
+        num_channels: int,
+        patch_size: int,
+        hidden_sizes: list[int],
+        num_res_blocks: int,
+        code_dim: int,
+        kernel_size: int = 1,
     ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(num_channels, hidden_sizes[0], patch_size, stride=patch_size)
-        stages: list[nn.Module] = [residual_blocks(hidden_sizes[0], num_res_blocks)]
+        stages: list[nn.Module] = [residual_blocks(hidden_sizes[0], num_res_blocks, (kernel_size, 1))]
         for fine, coarse in zip(hidden_sizes[:-1], hidden_sizes[1:], strict=True):
             stages.append(nn.Conv2d(fine, coarse, 2, stride=2))
-            stages.append(residual_blocks(coarse, num_res_blocks))
+            stages.append(residual_blocks(coarse, num_res_blocks, (1, 1)))
         self.stages = nn.Sequential(*stages)
         self.head = nn.Conv2d(hidden_sizes[-1], code_dim, 1)
 

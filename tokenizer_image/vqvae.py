@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 from tokenizer_image.configuration import VQVAEConfig
 from tokenizer_image.layout import CodeLayout, build_layout
 from tokenizer_image.nearest import sums_per_code
-from tokenizer_image.networks import Decoder, Encoder, ResidualBlock
+from tokenizer_image.networks import Decoder, Encoder
 from tokenizer_image.quantizers import GroupedQuantizer, QuantizerOutput, ResidualQuantizer, VectorQuantizer
 
 # The configuration that changes which codes a picture gets, beside the weights.
@@ -69,28 +69,28 @@ class VQVAE(PreTrainedModel):
             "ema_decay": config.ema_decay,
             "revival_threshold": config.revival_threshold,
         }
-        self.encoder = Encoder(*shape)
+        self.encoder = Encoder(*shape, kernel_size=config.encoder_kernel_size)
         self.quantizer: VectorQuantizer | ResidualQuantizer | GroupedQuantizer
         if len(config.codebook_sizes) == 1:
             self.quantizer = VectorQuantizer(config.codebook_sizes[0], config.code_dim, **options)
         elif config.quantizer == "grouped":
             self.quantizer = GroupedQuantizer(config.codebook_sizes, config.code_dim, **options)
         else:
-            self.quantizer = ResidualQuantizer(
-                config.codebook_sizes, config.code_dim, depth_dropout=config.depth_dropout, **options
-            )
+            self.quantizer = ResidualQuantizer(config.codebook_sizes, config.code_dim, **options)
         self.decoder = Decoder(*shape)
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # transformers' default, N(0, 0.02), starves deep convolutions.
+        # transformers' default, N(0, 0.02), starves deep convolutions. Of a model that is not its own, transformers
+        # passes only modules with weights of their own, so a ResidualBlock cannot be asked for here.
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            if getattr(module, "starts_at_zero", False):
+                nn.init.zeros_(module.weight)
+            else:
+                nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        if isinstance(module, ResidualBlock):
-            nn.init.zeros_(module.conv2.weight)
 
     @property
     def num_codes(self) -> int:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tokenizer_image.quantizers.output import QuantizerOutput
-from tokenizer_image.quantizers.vector import VectorQuantizer
+from tokenizer_image.quantizers.vector import VectorQuantizer, check_finite
 
 
 class GroupedQuantizer(nn.Module):
@@ -68,6 +68,8 @@ class GroupedQuantizer(nn.Module):
 
     def forward(self, latents: torch.Tensor) -> QuantizerOutput:
         """Quantize latents (..., code_dim); in train mode every part's codebook learns."""
+        if self.training:  # before any part learns
+            check_finite(latents.detach(), torch.tensor(latents[..., 0].numel()))
         outputs = [quantizer(self.inputs(latents, d)) for d, quantizer in enumerate(self.quantizers)]
         return QuantizerOutput(
             torch.cat([output.quantized for output in outputs], dim=-1),

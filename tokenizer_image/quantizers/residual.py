@@ -18,15 +18,12 @@ class ResidualQuantizer(nn.Module):
     Args:
         codebook_sizes: size of each depth's codebook, first to last.
         code_dim: size of a latent.
-        depth_dropout: share of pictures that, in a training step, are decoded from their first depth alone, so that
-            it carries most of the picture and a mistake in a later depth costs little.
         options: passed on to each `VectorQuantizer`.
     """
 
-    def __init__(self, codebook_sizes: list[int], code_dim: int, depth_dropout: float = 0.0, **options: float) -> None:
+    def __init__(self, codebook_sizes: list[int], code_dim: int, **options: float) -> None:
         super().__init__()
         self.code_dim = code_dim
-        self.depth_dropout = depth_dropout
         self.depths = nn.ModuleList(VectorQuantizer(size, code_dim, **options) for size in codebook_sizes)
 
     @property
@@ -74,14 +71,11 @@ class ResidualQuantizer(nn.Module):
         latents = latents.float()
         residual, quantized, codes = latents, torch.zeros_like(latents), []
         loss, revived = latents.new_zeros(()), 0
-        # Rows of the batch that only their first depth describes in this step.
-        shallow = torch.rand(len(latents), device=latents.device) < (self.depth_dropout if self.training else 0.0)
-        kept = (~shallow).float().view(-1, *[1] * (latents.ndim - 1))
-        for depth, quantizer in enumerate(self.quantizers):
+        for quantizer in self.quantizers:
             output = quantizer(residual)
             # The rows alone: with the straight-through value the next residual would lose its gradient.
             rows = output.quantized.detach()
-            residual, quantized = residual - rows, quantized + (rows * kept if depth else rows)
+            residual, quantized = residual - rows, quantized + rows
             loss, revived = loss + output.loss, revived + output.revived
             codes.append(output.codes)
         quantized = latents + (quantized - latents).detach()
