@@ -50,6 +50,12 @@ class CaptionedPictures:
             captions.append(texts[int(choice * len(texts))] if texts and dropout >= self.caption_dropout else None)
         return captions
 
+    @property
+    def room(self) -> int:
+        """Most tokens of a caption."""
+        tail = 2 if self.text_loss_weight > 0 else 0
+        return self.max_length - self.vocabulary.tokens_per_image - 2 - tail
+
     def caption_ids(self, captions: list[str | None]) -> list[list[int] | None]:
         """Token ids of captions, each text tokenized once and cut to fit `max_length`."""
         new = list({caption for caption in captions if caption is not None} - self._encoded.keys())
@@ -58,8 +64,7 @@ class CaptionedPictures:
             new = list({caption for caption in captions if caption is not None})
         if new:
             self._encoded.update(zip(new, self.vocabulary.encode_texts(new), strict=True))
-        tail = 2 if self.text_loss_weight > 0 else 0
-        room = self.max_length - self.vocabulary.tokens_per_image - 2 - tail
+        room = self.room
         self.cropped += sum(caption is not None and len(self._encoded[caption]) > room for caption in captions)
         return [None if caption is None else self._encoded[caption][:room] for caption in captions]
 

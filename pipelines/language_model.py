@@ -32,7 +32,7 @@ def load_text_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"--text_tokenizer {name} is no tokenizer of transformers, here or on the Hub: {reason}"
         ) from error

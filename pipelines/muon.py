@@ -29,6 +29,17 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
+def as_matrix(tensor: Tensor, like: Tensor) -> Tensor:
+    """A weight, or something of its shape, as a matrix (out, rest) in the order in which the weight `like` lies.
+
+    The order of the columns does not matter to Muon, so a convolution's weight in channels-last memory is read as it
+    lies, (out, height, width, in), and nothing is copied.
+    """
+    if like.ndim == 4 and not like.is_contiguous():
+        tensor = tensor.permute(0, 2, 3, 1)
+    return tensor.reshape(tensor.shape[0], -1)
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum, made orthogonal (Jordan et al. 2024, "Muon: an optimizer for hidden layers"), with AdamW's update size.
 
@@ -78,9 +89,12 @@ class Muon(torch.optim.Optimizer):
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(parameter)
             state["momentum"].lerp_(gradient, 1 - momentum)
-            updates.append(gradient.lerp(state["momentum"], momentum).reshape(rows, columns))
+            updates.append(as_matrix(gradient.lerp(state["momentum"], momentum), parameter))
         stack = orthogonalized(torch.stack(updates))
         scale = group["lr"] * 0.2 * max(rows, columns) ** 0.5
         for parameter, update in zip(parameters, stack, strict=True):
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            if parameter.ndim == 4 and not parameter.is_contiguous():
+                out, channels, height, width = parameter.shape
+                update = update.view(out, height, width, channels).permute(0, 3, 1, 2)
             parameter.add_(update.reshape(parameter.shape).to(parameter.dtype), alpha=-scale)

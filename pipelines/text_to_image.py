@@ -228,7 +228,9 @@ class TextToImagePipeline:
         self._check_size(height, width)
         prompts = _texts(prompt, "prompt")
         if prompt is not None and "caption_to_image" not in self.vocabulary.formats:
-            raise ValueError(f"prompt {_shown(prompt)}: this model was trained without captions; give None, no prompt")
+            raise ValueError(
+                f"prompt {_shown(prompt)}: this model was trained without captions; give None (generate.py: --unconditional)"
+            )
         if guidance_scale is None:
             guidance_scale = self.vocabulary.default_guidance
         settings = SamplingSettings(guidance_scale, temperature, top_k, top_p)

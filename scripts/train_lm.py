@@ -60,7 +60,7 @@ class Options(TrainingOptions):
     caption_dropout: float = option(0.1, "share of pictures that are learned without their caption, for guidance")
     text_loss_weight: float = option(0.0, "weight of a caption token's loss beside an image token's 1")
     default_guidance: float = option(
-        3.0, "the pipeline's guidance scale when none is given; 1 if --caption_dropout is 0"
+        1.5, "the pipeline's guidance scale when none is given; 1 if --caption_dropout is 0"
     )
 
     def check(self) -> None:
@@ -105,7 +105,7 @@ def open_cache(options: Options, tokenizer: VQVAE, split: str, accelerator: Acce
     cache = TokenCache(folder)
     cache.check_fingerprint(tokenizer.fingerprint)
     check_settings(cache, source_settings(options, split))
-    if not options.unconditional and next(iter(cache.all_texts()), None) is None:
+    if split == "train" and not options.unconditional and next(iter(cache.all_texts()), None) is None:
         raise ValueError(f"the token cache {folder} has no captions: train without by --unconditional")
     return cache
 
@@ -126,7 +126,7 @@ def build_writer(options: Options, tokenizer: VQVAE, split: str, folder: Path, a
         split,
         image_column=options.image_column,
         caption_column=options.caption_column,
-        need_captions=not options.unconditional,
+        need_captions=split == "train" and not options.unconditional,
         max_examples=options.max_examples if split == "train" else VALIDATION_PICTURES,
         seed=options.seed,
     )
@@ -149,10 +149,16 @@ def first_captions(source: Any, rows: Any) -> list[str | None]:
 
 
 def shown_captions(source: Any) -> list[str | None]:
-    """Different captions for the sample grid."""
+    """Different captions for the sample grid, cut at a word where they are too long for the model."""
     rows = range(min(64 * SHOWN_CAPTIONS, len(source.cache)))
     found = [caption for caption in dict.fromkeys(first_captions(source, rows)) if caption is not None]
-    return [*found[:SHOWN_CAPTIONS]] or [None, None]
+    shown: list[str | None] = []
+    for caption in found[:SHOWN_CAPTIONS]:
+        words = caption.split()
+        while len(source.vocabulary.encode_text(" ".join(words))) > source.room:
+            words.pop()
+        shown.append(" ".join(words) or None)
+    return shown or [None, None]
 
 
 def validate(module: Any, order: Any, device: torch.device) -> dict[str, float]:

@@ -247,8 +247,8 @@ def main(options: Options) -> None:
         pixel_values = to_pixel_values(next(batches)).to(device).contiguous(memory_format=torch.channels_last)
         try:
             output = prepared(pixel_values)
-        except NotFiniteError as error:
-            loop.stop(str(error))
+        except NotFiniteError:
+            loop.stop("there are latents with NaN or infinity")
         accelerator.backward(output.loss)
         torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), options.max_grad_norm)
         for optimizer in optimizers:

@@ -7,6 +7,7 @@ import os
 import runpy
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -275,6 +276,52 @@ def test_accumulated_batches_learn_the_same(tokenizer_folder, model_folder, tmp_
     for ours, theirs in zip(lines(parts), lines(whole), strict=True):
         if "loss" in ours:
             assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+
+
+def two_processes(rank: int, port: int, runs: list) -> None:
+    """What each of two spawned processes does: the scripts' main, as torchrun would start it."""
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in ranks.items()})
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"})
+    train_tokenizer.VALIDATION_PICTURES = train_lm.VALIDATION_PICTURES = 24
+    for options in runs:
+        train(options)
+
+
+def test_two_processes_learn_what_one_learns(tokenizer_folder, model_folder, tmp_path):
+    """Halves of the batches, captions of different lengths, accumulation: the sums must come out the same."""
+    # From a codebook that has started (k-means sees a batch's first half on rank 0) and without revival (random).
+    started = dict(init_from=str(tokenizer_folder), revival_threshold=0.0, image_size=None, patch_size=None,
+                   hidden_sizes=None, codebook_sizes=None)  # fmt: skip
+    common = dict(optimizer="adamw", max_steps=3, log_every=1)
+
+    def runs(folder: Path, parts: int) -> list:
+        return [
+            stage_1(folder / "tokenizer", **common, **started),
+            stage_2(
+                folder / "model", tokenizer_folder, **common, text_loss_weight=0.2, gradient_accumulation_steps=parts
+            ),
+        ]
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(two_processes, (port, runs(tmp_path / "two", 2)), nprocs=2)
+    for options in runs(tmp_path / "one", 1):
+        train(options)
+    for part, start in (("tokenizer", tokenizer_folder), ("model/lm", None)):
+        ours, theirs = weights(tmp_path / "two" / part), weights(tmp_path / "one" / part)
+        assert ours.keys() == theirs.keys()
+        for name in theirs:
+            apart = (ours[name] - theirs[name]).norm()
+            assert apart < 1e-3 * theirs[name].norm() + 1e-5, name
+    for part in ("tokenizer", "model"):
+        for ours, theirs in zip(lines(tmp_path / "two" / part), lines(tmp_path / "one" / part), strict=True):
+            assert ours.keys() == theirs.keys() and ours["step"] == theirs["step"]
+            if part == "model" or "loss" not in ours:  # stage 1 logs the loss of rank 0's share
+                assert without_clock(ours) == pytest.approx(without_clock(theirs), rel=1e-3)
+    infos = [json.loads((tmp_path / folder / "model" / "run.json").read_text()) for folder in ("two", "one")]
+    assert infos[0]["pictures_seen"] == infos[1]["pictures_seen"] == 48
 
 
 def test_a_changed_option_is_named(model_folder, tokenizer_folder, tmp_path):

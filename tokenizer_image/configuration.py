@@ -12,7 +12,7 @@ QUANTIZERS = ("grouped", "residual")
 # between 32 and 512, because the language model pays for each of them.
 PRESETS: dict[int, dict[str, Any]] = {
     28: {"patch_size": 2, "hidden_sizes": [64, 128], "codebook_sizes": [512]},
-    32: {"patch_size": 4, "hidden_sizes": [64, 128], "codebook_sizes": [1024, 1024]},
+    32: {"patch_size": 4, "hidden_sizes": [64, 128], "codebook_sizes": [512, 512]},
     64: {"patch_size": 4, "hidden_sizes": [128, 256], "codebook_sizes": [1024, 1024]},
     128: {"patch_size": 4, "hidden_sizes": [128, 192, 256], "codebook_sizes": [4096]},
     256: {"patch_size": 4, "hidden_sizes": [128, 192, 256], "codebook_sizes": [8192]},

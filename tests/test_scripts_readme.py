@@ -1,0 +1,106 @@
+"""The README's commands work as they are written, with their budgets cut."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+CUT = {
+    "train_tokenizer.py": ["--hidden_sizes", "8", "8", "--codebook_sizes", "8", "8"],
+    "train_lm.py": ["--lm_size", "2M"],
+}
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code blocks in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+
+
+def commands() -> list[list[str]]:
+    """Every command of a shell block that runs one of our scripts, split into words."""
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if "scripts/" in line]
+
+
+def cut(words: list[str]) -> list[str]:
+    """The same command with this interpreter and a budget of two steps."""
+    script = next(index for index, word in enumerate(words) if word.startswith("scripts/"))
+    name, arguments = Path(words[script]).name, words[script + 1 :]
+    if "--max_minutes" in arguments:
+        place = arguments.index("--max_minutes")
+        arguments[place : place + 2] = [
+            "--max_steps",
+            "2",
+            "--batch_size",
+            "4",
+            "--cpu_threads",
+            "1",
+            "--num_workers",
+            "0",
+        ]
+    return [sys.executable, str(ROOT / "scripts" / name), *arguments, *CUT.get(name, [])]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with captioned pictures in photos/, as the README describes them."""
+    folder = tmp_path_factory.mktemp("readme")
+    photos = folder / "photos"
+    photos.mkdir()
+    for index in range(12):
+        image = Image.new("RGB", (80, 64), (20 * index, 90, 200))
+        ImageDraw.Draw(image).ellipse((10, 10, 50, 50), fill=(250, 20 * index, 0))
+        image.save(photos / f"{index}.jpg")
+        (photos / f"{index}.txt").write_text("a photo of a dog\na dog\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ran(folder: Path) -> dict[str, subprocess.CompletedProcess[str]]:
+    """Every command that trains on, draws from or measures one's own pictures, run in the README's order."""
+    results = {}
+    own = [words for words in commands() if "runs/demo" not in words]
+    for words in own:
+        environment = {
+            "TESSERA_CACHE": str(folder / "cache"),
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": str(ROOT),
+            "HOME": str(folder),
+        }
+        done = subprocess.run(cut(words), cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+        results[" ".join(words)] = done
+        assert done.returncode == 0, f"{' '.join(words)}\n{done.stderr[-2000:]}"
+    return results
+
+
+def test_own_pictures_step_by_step(folder: Path, ran: dict[str, subprocess.CompletedProcess[str]]) -> None:
+    assert [Path(shlex.split(command)[-1]).name for command in ran], "the README has commands for one's own pictures"
+    assert any("train_tokenizer" in command for command in ran) and any("train_lm" in command for command in ran)
+    assert Image.open(folder / "dogs.png").width >= 4 * 64
+    assert (folder / "report.json").is_file() and (folder / "runs/model/model_index.json").is_file()
+
+
+def test_python_block_draws(folder: Path, ran: dict[str, subprocess.CompletedProcess[str]], monkeypatch) -> None:
+    (code,) = blocks("python")
+    monkeypatch.chdir(folder)
+    exec(compile(code.replace("runs/demo", "runs/model"), "README.md", "exec"), {})
+    assert Image.open(folder / "dog.png").size == (64, 64)
+
+
+def test_demo_commands_name_what_make_demo_leaves() -> None:
+    demo = [words for words in commands() if "runs/demo" in words]
+    assert demo, "the README draws from the demo's model"
+    assert "--output_dir runs/demo " in (ROOT / "Makefile").read_text()
+
+
+def test_pictures_and_pages_that_the_readme_names_exist() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), f"README.md links to {target}, which is not there"
