@@ -229,7 +229,8 @@ class TextToImagePipeline:
         prompts = _texts(prompt, "prompt")
         if prompt is not None and "caption_to_image" not in self.vocabulary.formats:
             raise ValueError(
-                f"prompt {_shown(prompt)}: this model was trained without captions; give None (generate.py: --unconditional)"
+                f"prompt {_shown(prompt)}: this model was trained without captions; give None "
+                "(generate.py: --unconditional)"
             )
         if guidance_scale is None:
             guidance_scale = self.vocabulary.default_guidance

@@ -17,7 +17,7 @@ import time
 
 import psutil
 
-INTERVAL = 0.25  # seconds between two looks at the processes
+INTERVAL = 1.0  # seconds between two looks at the processes
 
 
 def tree_memory(process: psutil.Process) -> int:

@@ -179,12 +179,13 @@ def test_muon_works_on_stacks_and_convolutions():
     shapes = [(8, 6), (8, 6), (8, 2, 3, 1), (5, 9), (4, 3, 2, 2)]
     starts, gradients = ([torch.randn(shape) for shape in shapes] for _ in range(2))
     together = [nn.Parameter(start.clone()) for start in starts]
+    together[-1] = nn.Parameter(starts[-1].to(memory_format=torch.channels_last))  # as stage 1 keeps them
     single = [nn.Parameter(start.clone().flatten(1)) for start in starts]
     optimizer = Muon(together, lr=0.02, weight_decay=0.1)
     others = [Muon([parameter], lr=0.02, weight_decay=0.1) for parameter in single]
     for _ in range(3):
         for one, other, gradient in zip(together, single, gradients, strict=True):
-            one.grad, other.grad = gradient.clone(), gradient.clone().flatten(1)
+            one.grad, other.grad = torch.empty_like(one).copy_(gradient), gradient.clone().flatten(1)
         for each in (optimizer, *others):
             each.step()
     for one, other, start in zip(together, single, starts, strict=True):

@@ -348,7 +348,8 @@ def test_fingerprint_follows_preprocessing(tokenizer, changes):
 def test_config_round_trip(tmp_path):
     settings = dict(
         image_size=24, num_channels=1, patch_size=3, hidden_sizes=[4, 5, 6], num_res_blocks=3, code_dim=8,
-        codebook_sizes=[9, 8], quantizer="grouped", encoder_kernel_size=3, commitment_weight=0.3, ema_decay=0.9, revival_threshold=0.2,
+        codebook_sizes=[9, 8], quantizer="grouped", encoder_kernel_size=3, commitment_weight=0.3,
+        ema_decay=0.9, revival_threshold=0.2,
         preprocessing=Preprocessing(image_size=24, num_channels=1).to_dict(),
     )  # fmt: skip
     assert settings.keys() == signature(VQVAEConfig.__init__).parameters.keys() - {"self", "kwargs"}
