@@ -84,8 +84,8 @@ environment:
 # ----------------------------------------------------------------------------------------------- demo
 
 # The recipe: what share of the time each stage gets, and what they are told.
-TOKENIZER_MINUTES = $(shell awk -v minutes="$(MINUTES)" 'BEGIN { printf "%.2f", 0.35 * minutes }')
-LM_MINUTES = $(shell awk -v minutes="$(MINUTES)" 'BEGIN { printf "%.2f", 0.65 * minutes }')
+TOKENIZER_MINUTES = $(shell awk -v minutes="$(MINUTES)" 'BEGIN { printf "%.2f", 0.40 * minutes }')
+LM_MINUTES = $(shell awk -v minutes="$(MINUTES)" 'BEGIN { printf "%.2f", 0.60 * minutes }')
 TOKENIZER_ARGS ?=
 LM_ARGS ?=
 # One process, spelled out so that the launcher does not remark on what it was not told.

@@ -199,7 +199,8 @@ def prefetch(items: Iterable[Item], depth: int = 4) -> Iterator[Item]:
         except BaseException as error:  # handed to the consumer, which raises it
             put((None, error))
 
-    threading.Thread(target=work, daemon=True).start()
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
     try:
         while True:
             item, error = ready.get()
@@ -210,6 +211,7 @@ def prefetch(items: Iterable[Item], depth: int = 4) -> Iterator[Item]:
             yield item
     finally:
         stopped.set()
+        thread.join()  # a thread at work inside a library when Python ends can bring it down
 
 
 @dataclass

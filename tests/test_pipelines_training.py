@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -526,3 +527,9 @@ def test_prefetch_keeps_order_hands_errors_on_and_stops():
     assert next(items) == 1
     with pytest.raises(OSError, match="disk gone"):
         next(items)
+    assert list(prefetch(iter(range(5)))) == [0, 1, 2, 3, 4]
+    threads = threading.active_count()
+    items = prefetch(iter(range(1000)), depth=2)
+    assert next(items) == 0 and threading.active_count() == threads + 1
+    items.close()
+    assert threading.active_count() == threads, "no thread is left at work"
