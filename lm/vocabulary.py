@@ -76,7 +76,7 @@ class MultimodalVocabulary:
     image_size: list[int]
     image_tokenizer_fingerprint: str
     formats: list[str] = field(default_factory=lambda: ["caption_to_image", "image"])
-    default_guidance: float = 1.5
+    default_guidance: float = 2.0
 
     @classmethod
     def build(
@@ -87,7 +87,7 @@ class MultimodalVocabulary:
         layout: dict[str, list[int]],
         image_size: list[int],
         image_tokenizer_fingerprint: str,
-        default_guidance: float = 1.5,
+        default_guidance: float = 2.0,
     ) -> MultimodalVocabulary:
         """Extend a text tokenizer by the special tokens that it lacks and by one token per image code."""
         for role, text in (("bos_token", BOS), ("eos_token", EOS), ("pad_token", PAD)):

@@ -60,7 +60,7 @@ class Options(TrainingOptions):
     caption_dropout: float = option(0.1, "share of pictures that are learned without their caption, for guidance")
     text_loss_weight: float = option(0.0, "weight of a caption token's loss beside an image token's 1")
     default_guidance: float = option(
-        1.5, "the pipeline's guidance scale when none is given; 1 if --caption_dropout is 0"
+        2.0, "the pipeline's guidance scale when none is given; 1 if --caption_dropout is 0"
     )
 
     def check(self) -> None:
