@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from tokenizer_image.quantizers.output import QuantizerOutput
-from tokenizer_image.quantizers.vector import VectorQuantizer, check_finite
+from tokenizer_image.quantizers.stacked import StackedQuantizer
+from tokenizer_image.quantizers.vector import check_finite
 
 
-class GroupedQuantizer(nn.Module):
+class GroupedQuantizer(StackedQuantizer):
     """One code for each part of a latent (product quantization, Jegou et al. 2011).
 
     The codes of a position are free of each other, so the encoder can put what varies freely (colour and shape, say)
@@ -25,29 +25,12 @@ class GroupedQuantizer(nn.Module):
     """
 
     def __init__(self, codebook_sizes: list[int], code_dim: int, **options: float) -> None:
-        super().__init__()
         if code_dim % len(codebook_sizes):
             raise ValueError(
                 f"code_dim {code_dim} cannot be cut into {len(codebook_sizes)} equal parts, one for each of "
                 f"codebook_sizes {codebook_sizes}: choose a multiple of {len(codebook_sizes)}"
             )
-        self.code_dim = code_dim
-        part = code_dim // len(codebook_sizes)
-        self.depths = nn.ModuleList(VectorQuantizer(size, part, **options) for size in codebook_sizes)
-
-    @property
-    def codes_per_position(self) -> int:
-        return len(self.depths)
-
-    @property
-    def codebook_sizes(self) -> list[int]:
-        """Codebook size of each part."""
-        return [quantizer.codebook_size for quantizer in self.quantizers]
-
-    @property
-    def quantizers(self) -> list[VectorQuantizer]:
-        """The parts' quantizers, first to last."""
-        return list(self.depths)  # type: ignore[arg-type]
+        super().__init__(codebook_sizes, code_dim, code_dim // len(codebook_sizes), **options)
 
     def inputs(self, latents: torch.Tensor, depth: int) -> torch.Tensor:
         """What part `depth` quantizes of latents (..., code_dim)."""
@@ -60,11 +43,7 @@ class GroupedQuantizer(nn.Module):
 
     def decode(self, codes: torch.Tensor, absent: torch.Tensor | None = None) -> torch.Tensor:
         """Codes (..., parts) int64 to quantized (..., code_dim) float32; `absent` as in `VectorQuantizer.decode`."""
-        parts = [
-            quantizer.decode(codes[..., d : d + 1], None if absent is None else absent[..., d : d + 1])
-            for d, quantizer in enumerate(self.quantizers)
-        ]
-        return torch.cat(parts, dim=-1)
+        return torch.cat(self.rows(codes, absent), dim=-1)
 
     def forward(self, latents: torch.Tensor) -> QuantizerOutput:
         """Quantize latents (..., code_dim); in train mode every part's codebook learns."""

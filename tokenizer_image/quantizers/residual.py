@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from tokenizer_image.quantizers.output import QuantizerOutput
-from tokenizer_image.quantizers.vector import VectorQuantizer
+from tokenizer_image.quantizers.stacked import StackedQuantizer
 
 
-class ResidualQuantizer(nn.Module):
+class ResidualQuantizer(StackedQuantizer):
     """A stack of vector quantizers, one codebook per depth (Lee et al. 2022, RQ-VAE, section 3.2).
 
     Depth d quantizes r_d = r_{d-1} - e(k_d), starting at r_0 = latents; the quantized vector is the sum of the
@@ -22,23 +21,7 @@ class ResidualQuantizer(nn.Module):
     """
 
     def __init__(self, codebook_sizes: list[int], code_dim: int, **options: float) -> None:
-        super().__init__()
-        self.code_dim = code_dim
-        self.depths = nn.ModuleList(VectorQuantizer(size, code_dim, **options) for size in codebook_sizes)
-
-    @property
-    def codes_per_position(self) -> int:
-        return len(self.depths)
-
-    @property
-    def codebook_sizes(self) -> list[int]:
-        """Codebook size of each depth."""
-        return [quantizer.codebook_size for quantizer in self.quantizers]
-
-    @property
-    def quantizers(self) -> list[VectorQuantizer]:
-        """The depths, first to last."""
-        return list(self.depths)  # type: ignore[arg-type]
+        super().__init__(codebook_sizes, code_dim, code_dim, **options)
 
     def inputs(self, latents: torch.Tensor, depth: int) -> torch.Tensor:
         """What depth `depth` quantizes of latents (..., code_dim): what the depths before it left over."""
@@ -60,11 +43,7 @@ class ResidualQuantizer(nn.Module):
 
         `absent` as in `VectorQuantizer.decode`.
         """
-        parts = [
-            quantizer.decode(codes[..., d : d + 1], None if absent is None else absent[..., d : d + 1])
-            for d, quantizer in enumerate(self.quantizers)
-        ]
-        return torch.stack(parts).sum(0)
+        return torch.stack(self.rows(codes, absent)).sum(0)
 
     def forward(self, latents: torch.Tensor) -> QuantizerOutput:
         """Quantize latents (..., code_dim); in train mode every depth's codebook learns."""
