@@ -86,6 +86,8 @@ environment:
 # The recipe: what share of the time each stage gets, and what they are told.
 TOKENIZER_MINUTES = $(shell awk -v minutes="$(MINUTES)" 'BEGIN { printf "%.2f", 0.40 * minutes }')
 LM_MINUTES = $(shell awk -v minutes="$(MINUTES)" 'BEGIN { printf "%.2f", 0.60 * minutes }')
+# More time sees more different pictures, up to what fits into 3 GB.
+EXAMPLES = $(shell awk -v minutes="$(MINUTES)" 'BEGIN { n = 5000 * minutes; print (n < 100000) ? 100000 : (n > 300000) ? 300000 : int(n) }')
 TOKENIZER_ARGS ?=
 LM_ARGS ?=
 # One process, spelled out so that the launcher does not remark on what it was not told.
@@ -104,9 +106,9 @@ demo: environment
 	        fi; \
 	    done; \
 	fi; echo "$(MINUTES)" >runs/.demo_minutes
-	"$(BIN)/python" scripts/train_tokenizer.py --dataset sprites --output_dir runs/demo_tokenizer \
+	"$(BIN)/python" scripts/train_tokenizer.py --dataset sprites --max_examples $(EXAMPLES) --output_dir runs/demo_tokenizer \
 	    --max_minutes $(TOKENIZER_MINUTES) --resume $(TOKENIZER_ARGS)
-	"$(BIN)/accelerate" launch $(LAUNCH) scripts/train_lm.py --dataset sprites \
+	"$(BIN)/accelerate" launch $(LAUNCH) scripts/train_lm.py --dataset sprites --max_examples $(EXAMPLES) \
 	    --image_tokenizer runs/demo_tokenizer --output_dir runs/demo --max_minutes $(LM_MINUTES) --resume $(LM_ARGS)
 	"$(BIN)/python" scripts/evaluate.py --model runs/demo --dataset sprites --output runs/demo/report.json
 	"$(BIN)/python" scripts/generate.py --model runs/demo $(PROMPTS) --output runs/demo/samples.png

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,6 +19,8 @@ from lm.vocabulary import MultimodalVocabulary
 
 ARCHITECTURES = ("qwen3", "llama", "gpt2")
 HEAD_DIM = 64
+# Standard deviations that the rows of image codes start with.
+EMBEDDING_SCALE, OUTPUT_SCALE = 0.3, 0.15
 
 # (layers, hidden_size, intermediate_size), named by rough parameters without embeddings.
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -116,6 +119,36 @@ def build_configuration(
 def build_model(config: PretrainedConfig) -> PreTrainedModel:
     """A stock causal LM with random weights, in float32."""
     return AutoModelForCausalLM.from_config(config)
+
+
+@torch.no_grad()
+def start_code_rows(model: PreTrainedModel, vocabulary: MultimodalVocabulary, vectors: torch.Tensor) -> None:
+    """Start the rows of image codes, in the embeddings and in the output layer, as projections of their own vectors.
+
+    Random rows would make the model find out from data which of the codes look alike. Projected at random, the image
+    tokenizer's vectors keep their angles and distances, so what is learned of one code holds for its likes from the
+    first step on; docs/results.md has what that is worth. The classes of transformers start all rows at a standard
+    deviation of 0.02; these start larger, so that training does not wash the likeness out.
+
+    Args:
+        vectors: (num_codes, D) float, what each code stands for in the image tokenizer.
+
+    Raises:
+        ValueError: not one vector for each code.
+    """
+    if vectors.ndim != 2 or len(vectors) != vocabulary.num_codes:
+        raise ValueError(
+            f"code vectors of shape {tuple(vectors.shape)}: expected one row for each of the vocabulary's "
+            f"{vocabulary.num_codes} image codes"
+        )
+    layers = ((model.get_input_embeddings(), EMBEDDING_SCALE), (model.get_output_embeddings(), OUTPUT_SCALE))
+    for low, high in vocabulary.id_ranges[1:]:
+        part = vectors[low - vocabulary.image_offset : high - vocabulary.image_offset].float()
+        part = part - part.mean(0)
+        for layer, scale in layers:
+            rows = part.to(layer.weight.device) @ torch.randn(part.shape[1], layer.weight.shape[1]).to(layer.weight)
+            if bool(rows.std() > 0):
+                layer.weight[low:high] = rows * (scale / rows.std())
 
 
 def load_model(folder: str, **options: Any) -> PreTrainedModel:

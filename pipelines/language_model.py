@@ -1,4 +1,4 @@
-"""Options of stage 2 to a language model and its vocabulary: fresh, or those of an earlier run."""
+"""Options of stage 2 to a language model and its vocabulary, and the figures and pictures of its training."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm.cache import TokenCache
-from lm.model import build_configuration, build_model, load_model, model_sizes
+from lm.model import build_configuration, build_model, load_model, model_sizes, start_code_rows
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
+from pipelines.grids import labelled_grid
 from tokenizer_image.layout import ImageTokenizer
+
+VALIDATION_ROWS = 64  # per batch
+SHOWN_CAPTIONS, SHOWN_PICTURES = 6, 4  # in a sample grid
 
 
 def build_vocabulary(options: Any, tokenizer: ImageTokenizer, cache: TokenCache) -> MultimodalVocabulary:
@@ -87,7 +92,56 @@ def build_parts(
         positions = vocabulary.tokens_per_image + options.max_caption_tokens + 4
         sizes = options.sizes(vocabulary.tokens_per_image)
         model = build_model(build_configuration(vocabulary, max_positions=positions, **sizes))
+        if hasattr(tokenizer, "code_vectors"):
+            start_code_rows(model, vocabulary, tokenizer.code_vectors())
     vocabulary.formats = options.formats()
     # Guidance needs what caption dropout teaches.
     vocabulary.default_guidance = options.default_guidance if "image" in vocabulary.formats else 1.0
     return model, vocabulary
+
+
+def first_captions(source: Any, rows: Any) -> list[str | None]:
+    """The first caption of each row; None where there is none, or where none are learned."""
+    if source.caption_dropout == 1:
+        return [None for _ in rows]
+    return [(source.cache.texts(row) or [None])[0] for row in rows]
+
+
+def shown_captions(source: Any) -> list[str | None]:
+    """Different captions for the sample grid, cut at a word where they are too long for the model."""
+    rows = range(min(64 * SHOWN_CAPTIONS, len(source.cache)))
+    found = [caption for caption in dict.fromkeys(first_captions(source, rows)) if caption is not None]
+    shown: list[str | None] = []
+    for caption in found[:SHOWN_CAPTIONS]:
+        words = caption.split()
+        while len(source.vocabulary.encode_text(" ".join(words))) > source.room:
+            words.pop()
+        shown.append(" ".join(words) or None)
+    return shown or [None, None]
+
+
+def validate(module: Any, order: Any, device: torch.device) -> dict[str, float]:
+    """Mean nats per image code (and per text token, where captions are learned) over the validation rows."""
+    totals: dict[str, float] = {}
+    rows = range(len(order.source.cache))
+    with torch.inference_mode():
+        for start in range(0, len(rows), VALIDATION_ROWS):
+            part = rows[start : start + VALIDATION_ROWS]
+            captions = first_captions(order.source, part)
+            batch = order.collate(list(zip(part, order.source.caption_ids(captions), strict=True)))
+            sums = module(**{name: tensor.to(device) for name, tensor in batch.items()})
+            for name in ("image_nats", "image_tokens", "text_nats", "text_tokens"):
+                totals[name] = totals.get(name, 0.0) + float(sums[name])
+    figures = {"nats_per_code": totals["image_nats"] / max(1, totals["image_tokens"])}
+    if totals["text_tokens"]:
+        figures["nats_per_text_token"] = totals["text_nats"] / totals["text_tokens"]
+    return figures
+
+
+def draw_samples(pipe: Any, captions: list[str | None], file: Path) -> None:
+    """A grid of pictures for the same few captions each time, with random streams of its own."""
+    rows = []
+    for caption in captions:
+        output = pipe(caption, num_images_per_prompt=SHOWN_PICTURES, seed=0)
+        rows.append((caption or "(no caption)", output.images))
+    labelled_grid(rows).save(file)

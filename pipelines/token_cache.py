@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from lm.cache import MANIFEST, Document, TokenCache, code_dtype, write_manifest, write_shard
 from pipelines.run import write_text
+from pipelines.training import load_split
 from tokenizer_image.data import DecodedPictures, PictureDataset
 from tokenizer_image.layout import ImageTokenizer
-from tokenizer_image.preprocessing import to_pixel_values
+from tokenizer_image.preprocessing import Preprocessing, to_pixel_values
 
 PARTIAL = "building.json"  # whose shards these are, until the manifest says so
 SHARD_ROWS = 8192
@@ -134,6 +136,45 @@ class TokenCacheWriter:
         )
         (self.folder / PARTIAL).unlink(missing_ok=True)
         return TokenCache(self.folder)
+
+
+def open_cache(options: Any, tokenizer: Any, split: str, accelerator: Accelerator) -> TokenCache:
+    """The token cache of one split, built if it is not there yet. A whole cache needs no data set."""
+    folder = Path(options.token_cache or Path(options.output_dir) / "token_cache") / split
+    if not (folder / MANIFEST).is_file():
+        writer = build_writer(options, tokenizer, split, folder, accelerator)
+        if not writer.finished:
+            if accelerator.is_main_process:
+                writer.prepare()
+            accelerator.wait_for_everyone()
+            writer.write(
+                process_index=accelerator.process_index, num_processes=accelerator.num_processes,
+                device=accelerator.device,
+            )  # fmt: skip
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                writer.finish()
+            accelerator.wait_for_everyone()
+    cache = TokenCache(folder)
+    cache.check_fingerprint(tokenizer.fingerprint)
+    check_settings(cache, source_settings(options, split))
+    if split == "train" and not options.unconditional and next(iter(cache.all_texts()), None) is None:
+        raise ValueError(f"the token cache {folder} has no captions: train without by --unconditional")
+    return cache
+
+
+def source_settings(options: Any, split: str) -> dict[str, Any]:
+    """Which pictures a split's cache holds, by option."""
+    names = ("dataset", "image_column", "caption_column", *(["max_examples"] if split == "train" else []))
+    return {name: getattr(options, name) for name in names}
+
+
+def build_writer(options: Any, tokenizer: Any, split: str, folder: Path, accelerator: Accelerator) -> Any:
+    """What encodes one split of the data set."""
+    settings = Preprocessing.from_dict(tokenizer.config.preprocessing)
+    captions = split == "train" and not options.unconditional
+    source, decoded = load_split(options, settings, split, accelerator, need_captions=captions)
+    return TokenCacheWriter(folder, tokenizer, source, decoded, source_settings(options, split))
 
 
 def check_settings(cache: TokenCache, settings: dict[str, Any]) -> None:

@@ -1,8 +1,7 @@
-"""What the two training scripts share: their options, and everything around a step that is not the step itself."""
+"""What the two training scripts share: everything around a step that is not the step itself."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import queue
@@ -11,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -21,110 +20,19 @@ from tqdm.auto import tqdm
 
 from pipelines.optimization import (
     AveragedWeights,
-    Budget,
-    build_optimizers,
     learning_rate_share,
     load_optimizer_tensors,
     optimizer_tensors,
     set_learning_rate,
 )
 from pipelines.run import Run, peak_memory
+from pipelines.training_options import TrainingOptions
+from tokenizer_image.data import DecodedPictures, PictureDataset, Preprocessing, decode_pictures, load_pictures
 
 ESTIMATE_AT = 20  # steps after which time and memory are worth telling
 SMALL_DATA_SET = 1000
+VALIDATION_PICTURES = 2000
 Item = TypeVar("Item")
-
-
-def option(default: Any, text: str) -> Any:
-    """A dataclass field with help text."""
-    return field(default=default, metadata={"help": text})
-
-
-@dataclass
-class TrainingOptions:
-    """Options of both training scripts."""
-
-    output_dir: str = option("runs/run", "folder of the run")
-    batch_size: int = option(64, "examples a step, over all processes")
-    dataset: str = option("sprites", "'sprites', a local folder of pictures, or the name of a data set on the Hub")
-    image_column: str | None = option(None, "column of the pictures (found by itself if it has a usual name)")
-    caption_column: str | None = option(None, "column of the captions, one text or a list of texts a picture")
-    max_examples: int | None = option(None, "use at most this many training pictures (sprites: 100000)")
-    max_unreadable_share: float = option(0.01, "stop when more than this share of the pictures cannot be read")
-    num_workers: int = option(-1, "processes that read pictures; -1: one per core")
-    resume: bool = option(False, "go on from the last checkpoint in --output_dir, or start if there is none")
-    overwrite: bool = option(False, "delete an earlier run in --output_dir first")
-    init_from: str | None = option(None, "start from the weights of this earlier result, with its sizes")
-    max_steps: int | None = option(None, "end after this many steps")
-    max_minutes: float | None = option(None, "end after this much training time (default: 10, without --max_steps)")
-    learning_rate: float | None = option(None, "peak learning rate (default: by stage and width)")
-    optimizer: str = option("muon", "'muon' (inner matrices and convolutions; AdamW for the rest) or 'adamw'")
-    muon_learning_rate: float = option(0.01, "peak learning rate of Muon, on AdamW's scale")
-    weight_decay: float = option(0.05, "weight decay of matrices and convolutions")
-    warmup_steps: int = option(100, "steps of linear warm-up; a cosine follows")
-    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
-    ema_decay: float = option(0.998, "decay of the averaged weights; 0 turns averaging off")
-    mixed_precision: str = option("auto", "'no', 'bf16', or 'auto': bf16 where the machine computes in it")
-    cpu_threads: int | None = option(None, "PyTorch's threads (default: cores over local processes)")
-    seed: int = option(0, "seed of everything random")
-    log_every: int = option(20, "steps between lines in metrics.jsonl")
-    validate_every: int = option(500, "steps between validations; 0: only at the end")
-    sample_every: int = option(1000, "steps between sample pictures; 0: only at the end")
-    checkpoint_every: int = option(1000, "steps between checkpoints; 0: only at the end")
-    tracker: str = option("none", "'tensorboard' or 'wandb', beside metrics.jsonl")
-
-    script: ClassVar[str | None] = None  # the command that these options are of
-    above_zero: ClassVar[tuple[str, ...]] = (
-        "learning_rate", "muon_learning_rate", "max_grad_norm", "log_every", "batch_size", "max_examples",
-        "cpu_threads",
-    )  # fmt: skip
-    not_negative: ClassVar[tuple[str, ...]] = (
-        "weight_decay", "warmup_steps", "seed", "validate_every", "sample_every", "checkpoint_every",
-    )  # fmt: skip
-
-    def budget(self) -> Budget:
-        """How long to train."""
-        if self.max_steps is None and self.max_minutes is None:
-            return Budget(max_minutes=10.0)
-        return Budget(self.max_steps, self.max_minutes)
-
-    def optimizers(
-        self, model: nn.Module, learning_rate: float, betas: tuple[float, float]
-    ) -> list[torch.optim.Optimizer]:
-        """What updates the model's weights."""
-        return build_optimizers(
-            model,
-            learning_rate=learning_rate,
-            weight_decay=self.weight_decay,
-            betas=betas,
-            muon_learning_rate=self.muon_learning_rate if self.optimizer == "muon" else None,
-        )
-
-    def workers(self) -> int:
-        """How many processes read pictures."""
-        return self.num_workers if self.num_workers >= 0 else (os.cpu_count() or 1)
-
-    def check(self) -> None:
-        """Raise ValueError for values that no run can have."""
-        self.budget()
-        for name in self.above_zero:
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"--{name} {getattr(self, name)} must be above zero")
-        for name in self.not_negative:
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"--{name} {getattr(self, name)} must be at least zero")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"--ema_decay {self.ema_decay} must be in [0, 1); 0 turns averaging off")
-        if self.optimizer not in ("muon", "adamw"):
-            raise ValueError(f"--optimizer {self.optimizer!r}: choose muon or adamw")
-        if self.tracker not in ("none", "tensorboard", "wandb"):
-            raise ValueError(f"--tracker {self.tracker!r}: choose none, tensorboard or wandb")
-        if self.tracker != "none" and importlib.util.find_spec(self.tracker) is None:
-            raise ValueError(f"--tracker {self.tracker} is not installed: pip install {self.tracker}, or leave it out")
-        if self.mixed_precision not in ("auto", "no", "bf16"):
-            raise ValueError(f"--mixed_precision {self.mixed_precision!r}: choose auto, no or bf16")
-        if self.init_from and not os.path.isdir(self.init_from):
-            raise ValueError(f"--init_from {self.init_from}: no such folder")
 
 
 def computes_bf16() -> bool:
@@ -150,6 +58,53 @@ def start_accelerator(options: TrainingOptions) -> Accelerator:
     torch.set_num_threads(options.cpu_threads or max(1, (os.cpu_count() or 1) // local))
     torch.manual_seed(options.seed)
     return accelerator
+
+
+def start_run(options: TrainingOptions) -> tuple[Accelerator, Run]:
+    """Accelerate, and the run's folder, once the options are known to make sense.
+
+    Raises:
+        ValueError: an option has a value that no run can have, or the folder does not fit (`TrainingOptions.check`,
+            `Run`).
+    """
+    options.check()
+    accelerator = start_accelerator(options)
+    run = Run(
+        options.output_dir, options, resume=options.resume, overwrite=options.overwrite,
+        is_main=accelerator.is_main_process,
+    )  # fmt: skip
+    if run.finished:
+        say(accelerator, f"{run.folder} is finished already; --overwrite trains it again, --init_from goes on from it")
+    return accelerator, run
+
+
+def load_split(
+    options: TrainingOptions,
+    settings: Preprocessing,
+    split: str,
+    accelerator: Accelerator,
+    *,
+    need_captions: bool = False,
+) -> tuple[PictureDataset, DecodedPictures]:
+    """One split of the data set, and its pictures, decoded (once, by the main process)."""
+    source = load_pictures(
+        options.dataset,
+        split,
+        image_column=options.image_column,
+        caption_column=options.caption_column,
+        need_captions=need_captions,
+        max_examples=options.max_examples if split == "train" else VALIDATION_PICTURES,
+        seed=options.seed,
+    )
+    with accelerator.main_process_first():
+        decoded = decode_pictures(
+            source,
+            settings,
+            num_workers=options.workers(),
+            max_unreadable_share=options.max_unreadable_share,
+            progress=accelerator.is_main_process,
+        )
+    return source, decoded
 
 
 def check_batch_size(accelerator: Accelerator, batch_size: int, *, pictures: int | None = None, parts: int = 1) -> None:

@@ -12,20 +12,9 @@ import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from pipelines.training import TrainingOptions, option
-
-if TYPE_CHECKING:
-    import torch
-    from accelerate import Accelerator
-
-    from lm.cache import TokenCache
-    from tokenizer_image import VQVAE
-
-VALIDATION_PICTURES = 2000
-VALIDATION_ROWS = 64  # per batch
-SHOWN_CAPTIONS, SHOWN_PICTURES = 6, 4  # in a sample grid
+from pipelines.training_options import TrainingOptions, option
 
 
 @dataclass
@@ -82,146 +71,37 @@ class Options(TrainingOptions):
         return ["caption_to_image", "image"] if self.caption_dropout else ["caption_to_image"]
 
 
-def open_cache(options: Options, tokenizer: VQVAE, split: str, accelerator: Accelerator) -> TokenCache:
-    """The token cache of one split, built if it is not there yet. A whole cache needs no data set."""
-    from lm.cache import MANIFEST, TokenCache
-    from pipelines.token_cache import check_settings
-
-    folder = Path(options.token_cache or Path(options.output_dir) / "token_cache") / split
-    if not (folder / MANIFEST).is_file():
-        writer = build_writer(options, tokenizer, split, folder, accelerator)
-        if not writer.finished:
-            if accelerator.is_main_process:
-                writer.prepare()
-            accelerator.wait_for_everyone()
-            writer.write(
-                process_index=accelerator.process_index, num_processes=accelerator.num_processes,
-                device=accelerator.device,
-            )  # fmt: skip
-            accelerator.wait_for_everyone()
-            if accelerator.is_main_process:
-                writer.finish()
-            accelerator.wait_for_everyone()
-    cache = TokenCache(folder)
-    cache.check_fingerprint(tokenizer.fingerprint)
-    check_settings(cache, source_settings(options, split))
-    if split == "train" and not options.unconditional and next(iter(cache.all_texts()), None) is None:
-        raise ValueError(f"the token cache {folder} has no captions: train without by --unconditional")
-    return cache
-
-
-def source_settings(options: Options, split: str) -> dict[str, Any]:
-    """Which pictures a split's cache holds, by option."""
-    names = ("dataset", "image_column", "caption_column", *(["max_examples"] if split == "train" else []))
-    return {name: getattr(options, name) for name in names}
-
-
-def build_writer(options: Options, tokenizer: VQVAE, split: str, folder: Path, accelerator: Accelerator) -> Any:
-    """What encodes one split of the data set."""
-    from pipelines.token_cache import TokenCacheWriter
-    from tokenizer_image.data import Preprocessing, decode_pictures, load_pictures
-
-    source = load_pictures(
-        options.dataset,
-        split,
-        image_column=options.image_column,
-        caption_column=options.caption_column,
-        need_captions=split == "train" and not options.unconditional,
-        max_examples=options.max_examples if split == "train" else VALIDATION_PICTURES,
-        seed=options.seed,
-    )
-    with accelerator.main_process_first():
-        decoded = decode_pictures(
-            source,
-            Preprocessing.from_dict(tokenizer.config.preprocessing),
-            num_workers=options.workers(),
-            max_unreadable_share=options.max_unreadable_share,
-            progress=accelerator.is_main_process,
-        )
-    return TokenCacheWriter(folder, tokenizer, source, decoded, source_settings(options, split))
-
-
-def first_captions(source: Any, rows: Any) -> list[str | None]:
-    """The first caption of each row; None where there is none, or where none are learned."""
-    if source.caption_dropout == 1:
-        return [None for _ in rows]
-    return [(source.cache.texts(row) or [None])[0] for row in rows]
-
-
-def shown_captions(source: Any) -> list[str | None]:
-    """Different captions for the sample grid, cut at a word where they are too long for the model."""
-    rows = range(min(64 * SHOWN_CAPTIONS, len(source.cache)))
-    found = [caption for caption in dict.fromkeys(first_captions(source, rows)) if caption is not None]
-    shown: list[str | None] = []
-    for caption in found[:SHOWN_CAPTIONS]:
-        words = caption.split()
-        while len(source.vocabulary.encode_text(" ".join(words))) > source.room:
-            words.pop()
-        shown.append(" ".join(words) or None)
-    return shown or [None, None]
-
-
-def validate(module: Any, order: Any, device: torch.device) -> dict[str, float]:
-    """Mean nats per image code (and per text token, where captions are learned) over the validation rows."""
-    import torch
-
-    totals: dict[str, float] = {}
-    rows = range(len(order.source.cache))
-    with torch.inference_mode():
-        for start in range(0, len(rows), VALIDATION_ROWS):
-            part = rows[start : start + VALIDATION_ROWS]
-            captions = first_captions(order.source, part)
-            batch = order.collate(list(zip(part, order.source.caption_ids(captions), strict=True)))
-            sums = module(**{name: tensor.to(device) for name, tensor in batch.items()})
-            for name in ("image_nats", "image_tokens", "text_nats", "text_tokens"):
-                totals[name] = totals.get(name, 0.0) + float(sums[name])
-    figures = {"nats_per_code": totals["image_nats"] / max(1, totals["image_tokens"])}
-    if totals["text_tokens"]:
-        figures["nats_per_text_token"] = totals["text_nats"] / totals["text_tokens"]
-    return figures
-
-
-def draw_samples(pipe: Any, captions: list[str | None], file: Path) -> None:
-    """A grid of pictures for the same few captions each time, with random streams of its own."""
-    from pipelines.grids import labelled_grid
-
-    rows = []
-    for caption in captions:
-        output = pipe(caption, num_images_per_prompt=SHOWN_PICTURES, seed=0)
-        rows.append((caption or "(no caption)", output.images))
-    labelled_grid(rows).save(file)
-
-
 def main(options: Options) -> None:
     """Train, then leave a model folder in `options.output_dir`."""
-    options.check()
     import torch
 
     from lm.attention import use_fastest_attention
     from lm.data import BatchOrder, CaptionedPictures
     from lm.losses import NextTokenLoss
     from lm.model import default_learning_rate
-    from pipelines.language_model import build_parts, check_parts
-    from pipelines.run import Run
+    from pipelines.language_model import (
+        build_parts,
+        check_parts,
+        draw_samples,
+        first_captions,
+        shown_captions,
+        validate,
+    )
     from pipelines.text_to_image import TextToImagePipeline
+    from pipelines.token_cache import open_cache
     from pipelines.training import (
         Loop,
         check_batch_size,
         count_parameters,
         prefetch,
         say,
-        start_accelerator,
+        start_run,
         warn_small_data_set,
     )
     from tokenizer_image.vqvae import load_tokenizer
 
-    accelerator = start_accelerator(options)
-    run = Run(
-        options.output_dir, options, resume=options.resume, overwrite=options.overwrite,
-        is_main=accelerator.is_main_process,
-    )  # fmt: skip
+    accelerator, run = start_run(options)
     if run.finished:
-        say(accelerator, f"{run.folder} is finished already; --overwrite trains it again, --init_from goes on from it")
         return
     device = accelerator.device
     tokenizer = load_tokenizer(options.image_tokenizer).to(device)

@@ -28,7 +28,8 @@ from pipelines.optimization import (
     set_learning_rate,
 )
 from pipelines.run import Run
-from pipelines.training import Loop, TrainingOptions, prefetch
+from pipelines.training import Loop, prefetch
+from pipelines.training_options import TrainingOptions
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lm.cache import TokenCache
-from pipelines import TextToImagePipeline
+from pipelines import TextToImagePipeline, training
+from pipelines.image_tokenizer import training_batches
 from pipelines.training import Loop
 from scripts import train_lm, train_tokenizer
 from tokenizer_image.vqvae import load_tokenizer
@@ -58,8 +59,7 @@ def _own_cache(tmp_path_factory) -> None:
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TESSERA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(train_tokenizer, "VALIDATION_PICTURES", 24)
-        patch.setattr(train_lm, "VALIDATION_PICTURES", 24)
+        patch.setattr(training, "VALIDATION_PICTURES", 24)
         yield
     torch.set_num_threads(threads)
 
@@ -284,7 +284,7 @@ def two_processes(rank: int, port: int, runs: list) -> None:
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in ranks.items()})
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"})
-    train_tokenizer.VALIDATION_PICTURES = train_lm.VALIDATION_PICTURES = 24
+    training.VALIDATION_PICTURES = 24
     for options in runs:
         train(options)
 
@@ -438,7 +438,7 @@ def test_flips_do_not_depend_on_the_number_of_processes(tmp_path):
     def batches(world: int) -> list[list]:
         options = stage_1(tmp_path, random_flip=True)
         ranks = [SimpleNamespace(num_processes=world, process_index=rank) for rank in range(world)]
-        streams = [train_tokenizer.training_batches(Pictures(), options, 0, rank) for rank in ranks]
+        streams = [training_batches(Pictures(), options, 0, rank) for rank in ranks]
         return [sorted(picture.tolist() for stream in streams for picture in next(stream)) for _ in range(8)]
 
     alone = batches(1)

@@ -365,6 +365,17 @@ def test_groups_are_quantizers_of_their_own():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_code_vectors_add_up_to_what_is_decoded(kind):
+    quantizer = KINDS[kind]()
+    quantizer.train()(torch.randn(500, 4))
+    vectors = quantizer.code_vectors()
+    assert [tuple(table.shape) for table in vectors] == [(size, 4) for size in quantizer.codebook_sizes]
+    codes = quantizer.encode(torch.randn(20, 4))
+    total = sum(table[codes[:, d]] for d, table in enumerate(vectors))
+    assert torch.allclose(total, quantizer.decode(codes), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_absent_codes_are_the_mean_of_their_codebook(kind):
     quantizer = KINDS[kind]()
     quantizer(torch.randn(100, 4))

@@ -68,7 +68,11 @@ def build_layout(grids: list[tuple[int, int]], codebook_sizes: list[list[int]]) 
 
 @runtime_checkable
 class ImageTokenizer(Protocol):
-    """What stage 2 and the pipelines need of an image tokenizer. `VQVAE` offers it; so may one made elsewhere."""
+    """What stage 2 and the pipelines need of an image tokenizer. `VQVAE` offers it; so may one made elsewhere.
+
+    One that also has `code_vectors() -> (num_codes, D) float`, a vector for each code, alike where codes look alike,
+    gives the language model a better start.
+    """
 
     config: Any  # with image_size, num_channels, downsampling and preprocessing
 

@@ -113,6 +113,10 @@ class VQVAE(PreTrainedModel):
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:32]
 
+    def code_vectors(self) -> torch.Tensor:
+        """(num_codes, code_dim) float32: what each code alone adds to a quantized latent."""
+        return torch.cat(self.quantizer.code_vectors())
+
     def layout(self, image_size: int | tuple[int, int] | None = None) -> CodeLayout:
         """What each position of a row of codes is, for pictures of `image_size` (default: the configuration's)."""
         return build_layout([self.config.grid(image_size)], [self.config.codebook_sizes])

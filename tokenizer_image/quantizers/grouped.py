@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional as F
 
 from tokenizer_image.quantizers.output import QuantizerOutput
 from tokenizer_image.quantizers.stacked import StackedQuantizer
@@ -35,6 +36,14 @@ class GroupedQuantizer(StackedQuantizer):
     def inputs(self, latents: torch.Tensor, depth: int) -> torch.Tensor:
         """What part `depth` quantizes of latents (..., code_dim)."""
         return latents.chunk(len(self.depths), dim=-1)[depth]
+
+    def code_vectors(self) -> list[torch.Tensor]:
+        """For each of the `codes_per_position` codes, what it adds to a quantized latent: (its size, code_dim)."""
+        share = self.code_dim // len(self.depths)
+        return [
+            F.pad(quantizer.codebook.float(), (d * share, self.code_dim - (d + 1) * share))
+            for d, quantizer in enumerate(self.quantizers)
+        ]
 
     def encode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (..., code_dim) to codes (..., parts) int64. Changes nothing."""

@@ -30,6 +30,10 @@ class ResidualQuantizer(StackedQuantizer):
             residual = residual - quantizer.decode(quantizer.encode(residual))
         return residual
 
+    def code_vectors(self) -> list[torch.Tensor]:
+        """For each of the `codes_per_position` codes, what it adds to a quantized latent: (its size, code_dim)."""
+        return [quantizer.codebook.float() for quantizer in self.quantizers]
+
     def encode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (..., code_dim) to codes (..., depths) int64. Changes nothing."""
         residual, codes = latents.float(), []

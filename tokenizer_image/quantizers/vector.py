@@ -110,6 +110,10 @@ class VectorQuantizer(nn.Module):
         rows = F.embedding(codes[..., 0], self.codebook.float())
         return rows if absent is None else torch.where(absent, self.mean_code(), rows)
 
+    def code_vectors(self) -> list[torch.Tensor]:
+        """For each of the `codes_per_position` codes, what it adds to a quantized latent: (its size, code_dim)."""
+        return [self.codebook.float()]
+
     def mean_code(self) -> torch.Tensor:
         """(code_dim,) mean of the codebook, each code weighted by how often it is used."""
         weights = self.ema_counts if self.ema_counts.sum() > 0 else torch.ones_like(self.ema_counts)
