@@ -5,7 +5,7 @@ One row is one document. A folder holds a manifest and shards; a shard holds fla
     manifest.json                 format_version, fingerprint of the image tokenizer, shards and their rows, dtype
     shard-00000/codes.npy         codes of all pictures of all rows, smallest unsigned integer that fits
     shard-00000/code_ends.npy     (rows,) int64
-    shard-00000/texts.bin         UTF-8, the texts of a row separated by a zero byte
+    shard-00000/texts.bin         UTF-8, each text of a row ended by a zero byte
     shard-00000/text_ends.npy     (rows,) int64, in bytes
     shard-00000/labels.npy        (rows,) int32, -1 if none
     shard-00000/image_sizes.npy   (pictures, 2) uint16 height and width
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 SEPARATOR = b"\0"
 
@@ -61,7 +61,7 @@ def write_shard(folder: Path, documents: Sequence[Document], dtype: np.dtype[Any
     aside = folder.with_name(folder.name + ".part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    texts = [SEPARATOR.join(text.replace("\0", " ").encode() for text in document.texts) for document in documents]
+    texts = [b"".join(text.replace("\0", " ").encode() + SEPARATOR for text in d.texts) for d in documents]
     codes = [np.asarray(document.codes) for document in documents]
     arrays = {
         "codes": np.concatenate(codes).astype(dtype),
@@ -132,6 +132,11 @@ class TokenCache:
                 f"{file} has format_version {self.manifest['format_version']}, this version reads up to "
                 f"{FORMAT_VERSION}: upgrade tessera, or build the cache again"
             )
+        if self.manifest["format_version"] < FORMAT_VERSION:
+            raise ValueError(
+                f"{file} has format_version {self.manifest['format_version']}, this version reads {FORMAT_VERSION}: "
+                f"delete {self.folder} to build it again"
+            )
         rows = [shard["rows"] for shard in self.manifest["shards"]]
         self._shards = [_Shard(self.folder / shard["name"], shard["rows"]) for shard in self.manifest["shards"]]
         self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
@@ -167,7 +172,7 @@ class TokenCache:
         """Texts of a row; [] if it has none."""
         shard, local = self._place(row)
         raw = shard.texts[_start(shard.text_ends, local) : shard.text_ends[local]].tobytes()
-        return [text.decode() for text in raw.split(SEPARATOR)] if raw else []
+        return [text.decode() for text in raw.split(SEPARATOR)[:-1]]
 
     def document(self, row: int) -> Document:
         """Everything about a row."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
+import transformers
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
@@ -68,6 +69,7 @@ def start_run(options: TrainingOptions) -> tuple[Accelerator, Run]:
             `Run`).
     """
     options.check()
+    transformers.logging.disable_progress_bar()  # loading and saving take no time to speak of
     accelerator = start_accelerator(options)
     run = Run(
         options.output_dir, options, resume=options.resume, overwrite=options.overwrite,

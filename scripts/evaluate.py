@@ -85,13 +85,20 @@ class EvaluateOptions:
 def main(options: EvaluateOptions) -> dict[str, Any]:
     """Measure, write, print, and return the report."""
     import torch
+    import transformers
 
     from pipelines.evaluation import measure_tokenizer, preprocessing_of
     from tokenizer_image.data import decode_pictures, load_pictures
 
+    transformers.logging.disable_progress_bar()  # loading takes no time to speak of
     started = time.monotonic()
     torch.set_num_threads(options.cpu_threads or os.cpu_count() or 1)
     pipeline, image_tokenizer = _load(options)
+    if options.dataset == "sprites" and pipeline is not None and "caption_to_image" not in pipeline.vocabulary.formats:
+        raise ValueError(
+            f"--model {options.model} has learned no captions, and the figures of sprites are about captions: measure "
+            f"its tokenizer alone with --image_tokenizer {options.model}/image_tokenizer, or give another --dataset"
+        )
     source = load_pictures(
         options.dataset,
         options.split,

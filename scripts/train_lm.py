@@ -8,6 +8,7 @@ encodes every picture once (the token cache), then leaves a whole model folder i
 
 from __future__ import annotations
 
+import shlex
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -191,10 +192,10 @@ def main(options: Options) -> None:
         totals = accelerator.reduce(torch.stack([nats, codes, torch.full_like(nats, tokens)]), "sum")
         loop.tokens += int(totals[2])
         loop.finish_step(totals[0] / totals[1], grad_norm=norm)
-    finish(loop, pipe)
+    finish(loop, pipe, captions[0])
 
 
-def finish(loop: Any, pipe: Any) -> None:
+def finish(loop: Any, pipe: Any, caption: str | None) -> None:
     """Save the model folder with the averaged weights, and say where everything is."""
     from pipelines.training import say
 
@@ -207,7 +208,7 @@ def finish(loop: Any, pipe: Any) -> None:
     run.write_info(finished=True, steps=loop.step, minutes=loop.seconds / 60, validation=figures,
                    tokens_seen=loop.tokens, pictures_seen=loop.step * loop.options.batch_size)  # fmt: skip
     say(loop.accelerator, f"final: {', '.join(f'{name} {value:.4g}' for name, value in figures.items())}")
-    prompt = '"a dog"' if "caption_to_image" in pipe.vocabulary.formats else "--unconditional"
+    prompt = "--unconditional" if caption is None else shlex.quote(caption)
     say(
         loop.accelerator,
         f"model: {run.folder}\nsamples: {run.samples}\n"

@@ -153,12 +153,20 @@ def test_a_folder_that_is_no_cache(tmp_path):
         TokenCache(tmp_path)
 
 
-def test_a_newer_format_is_refused(tmp_path):
+@pytest.mark.parametrize("change, remedy", [(1, "upgrade tessera"), (-1, "delete .* to build it again")])
+def test_another_format_is_refused(tmp_path, change, remedy):
     write_cache(tmp_path, [DOCUMENTS])
     manifest = tmp_path / "manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format_version": FORMAT_VERSION + 1}))
-    with pytest.raises(ValueError, match=f"format_version {FORMAT_VERSION + 1}.*upgrade tessera"):
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format_version": FORMAT_VERSION + change}))
+    with pytest.raises(ValueError, match=f"format_version {FORMAT_VERSION + change}, .*{remedy}"):
         TokenCache(tmp_path)
+
+
+def test_an_empty_text_is_not_no_text(tmp_path):
+    texts = [[], [""], ["", ""], ["a", ""], ["", "a"]]
+    documents = [Document(np.zeros(1, np.int64), [(8, 8)], row) for row in texts]
+    cache = TokenCache(write_cache(tmp_path, [documents]))
+    assert [cache.texts(row) for row in range(5)] == texts
 
 
 def test_another_tokenizer_is_refused(tmp_path):

@@ -27,7 +27,7 @@ from lm.cache import TokenCache
 from pipelines import TextToImagePipeline, training
 from pipelines.image_tokenizer import training_batches
 from pipelines.training import Loop
-from scripts import train_lm, train_tokenizer
+from scripts import evaluate, train_lm, train_tokenizer
 from tokenizer_image.vqvae import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -422,6 +422,8 @@ def test_pictures_without_captions(tokenizer_folder, tmp_path):
         train(options)
     model = train(replace(options, unconditional=True))
     assert len(TextToImagePipeline.from_pretrained(model)(None, seed=0).images) == 1
+    with pytest.raises(ValueError, match="has learned no captions.*--image_tokenizer .*image_tokenizer"):
+        evaluate.main(evaluate.EvaluateOptions(model=str(model), output=str(tmp_path / "report.json")))
 
 
 def test_flips_do_not_depend_on_the_number_of_processes(tmp_path):

@@ -210,6 +210,7 @@ def test_refit_lowers_the_quantization_error(quantizer):
         for parameter in tokenizer.encoder.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     batches = [pictures(64, seed=seed) for seed in range(3)]
+    total = float(tokenizer.quantizer.quantizers[0].ema_counts.sum())
 
     def error() -> float:
         latents = torch.cat([tokenizer.latents(batch) for batch in batches])
@@ -223,7 +224,8 @@ def test_refit_lowers_the_quantization_error(quantizer):
         assert after < 0.98 * before
         assert error() <= after * (1 + 1e-5)
     quantizer = tokenizer.quantizer.quantizers[0]
-    assert quantizer.ema_counts.sum() == 3 * 64 * 4
+    # A training that goes on from here moves the codebook as before: the counts' total is still about a batch's.
+    assert float(quantizer.ema_counts.sum()) == pytest.approx(total)
     used = quantizer.ema_counts > 0
     assert torch.allclose(quantizer.ema_sums[used] / quantizer.ema_counts[used, None], quantizer.codebook[used])
 
@@ -411,10 +413,12 @@ def test_config_that_cannot_be():
 
 def test_codes_that_are_none(tokenizer):
     codes = tokenizer.encode(pictures(1))
-    for position, wrong in ((0, 16), (0, -1), (1, 15), (1, 24), (6, 16)):
+    # In the numbers of the row of codes: the first depth has 0 to 15, the second 16 to 23.
+    for position, wrong, bounds in ((0, 16, "0 to 15"), (0, -1, "0 to 15"), (1, 15, "16 to 23"), (1, 24, "16 to 23"),
+                                    (6, 16, "0 to 15")):  # fmt: skip
         bad = codes.clone()
         bad[0, position] = wrong
-        with pytest.raises(ValueError, match="this codebook has codes 0 to"):
+        with pytest.raises(ValueError, match=f"code {wrong} at place {position} of row 0: .* are {bounds}"):
             tokenizer.decode(bad)
     with pytest.raises(ValueError, match=r"shape \(1, 9\): expected \(B, at most 8\)"):
         tokenizer.decode(torch.zeros(1, 9, dtype=torch.int64))

@@ -158,11 +158,26 @@ class VQVAE(PreTrainedModel):
             raise ValueError(
                 f"codes of shape {tuple(codes.shape)}: expected (B, at most {total}) for this picture size"
             )
+        self._check_ranges(codes, depths)
         local = F.pad(codes, (0, total - codes.shape[1]), value=-1).view(-1, rows, columns, depths)
         absent = torch.arange(total, device=codes.device).view(rows, columns, depths) >= codes.shape[1]
         local = torch.where(absent, 0, local - self._code_offsets(codes.device))
         quantized = self.quantizer.decode(local, absent)
         return self._to_pixels(quantized).float().clamp(-1, 1)
+
+    def _check_ranges(self, codes: torch.Tensor, depths: int) -> None:
+        """Raise ValueError, in the caller's numbers, for a code outside the range of its place."""
+        low = self._code_offsets(codes.device)
+        high = low + torch.tensor(self.config.codebook_sizes, device=codes.device)
+        depth = torch.arange(codes.shape[1], device=codes.device) % depths
+        wrong = ((codes < low[depth]) | (codes >= high[depth])).nonzero()
+        if len(wrong):
+            row, place = wrong[0].tolist()
+            bounds = int(low[depth[place]]), int(high[depth[place]]) - 1
+            raise ValueError(
+                f"code {int(codes[row, place])} at place {place} of row {row}: the codes there are {bounds[0]} to "
+                f"{bounds[1]}"
+            )
 
     def _to_pixels(self, quantized: torch.Tensor) -> torch.Tensor:
         return self.decoder(quantized.permute(0, 3, 1, 2).to(self.decoder.stem.weight.dtype))

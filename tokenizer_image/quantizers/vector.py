@@ -177,11 +177,16 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def refit(self, counts: torch.Tensor, sums: torch.Tensor) -> None:
-        """Put each code that has any latents at their mean: counts (K,) and sums (K, D) over many batches."""
+        """Put each code that has any latents at their mean: counts (K,) and sums (K, D) over many batches.
+
+        The moving counts keep their total, about that of one batch: with the counts of many, a training that goes on
+        from here would hardly move the codebook for hundreds of steps.
+        """
         used = counts > 0
         self.codebook[used] = sums[used] / counts[used, None]
-        self.ema_counts.copy_(counts)
-        self.ema_sums.copy_(self.codebook * counts[:, None])
+        total = self.ema_counts.sum()
+        self.ema_counts.copy_(counts * (total / counts.sum()) if total > 0 else counts)
+        self.ema_sums.copy_(self.codebook * self.ema_counts[:, None])
 
 
 def check_range(codes: torch.Tensor, codebook_size: int) -> None:
