@@ -21,17 +21,19 @@ from tokenizer_image.vqvae import load_tokenizer
 REFIT_PICTURES = 16384
 SHOWN = 12  # pictures in a reconstruction grid
 # Settings that an earlier tokenizer brings along.
-FIXED = ("image_size", "num_channels", "patch_size", "hidden_sizes", "num_res_blocks", "code_dim", "quantizer",
-         "codebook_sizes")  # fmt: skip
+FIXED = (
+    "image_size", "num_channels", "patch_size", "hidden_sizes", "num_res_blocks", "encoder_kernel_size", "code_dim",
+    "quantizer", "codebook_sizes",
+)  # fmt: skip
 
 
 def build_tokenizer(options: Any) -> VQVAE:
     """A fresh tokenizer by the options, or the one in --init_from."""
     if options.init_from:
-        tokenizer = load_tokenizer(
-            options.init_from, commitment_weight=options.commitment_weight, ema_decay=options.codebook_decay,
-            revival_threshold=options.revival_threshold, 
-        )  # fmt: skip
+        tokenizer = load_tokenizer(options.init_from)
+        if said := options.quantizer_options():
+            changed = {**tokenizer.config.quantizer_options, **said}
+            tokenizer = load_tokenizer(options.init_from, quantizer_options=changed)
         fixed = {name: getattr(tokenizer.config, name) for name in FIXED}
         fixed["resize"] = (tokenizer.config.preprocessing or {}).get("resize")
         defaults = {option.name: option.default for option in fields(options)}
@@ -51,8 +53,8 @@ def build_tokenizer(options: Any) -> VQVAE:
         VQVAEConfig(
             image_size=size, num_channels=options.num_channels, num_res_blocks=options.num_res_blocks,
             quantizer=options.quantizer, encoder_kernel_size=options.encoder_kernel_size, 
-            code_dim=options.code_dim, commitment_weight=options.commitment_weight, ema_decay=options.codebook_decay,
-            revival_threshold=options.revival_threshold, preprocessing=preprocessing.to_dict(), **settings,
+            code_dim=options.code_dim, quantizer_options=options.quantizer_options(),
+            preprocessing=preprocessing.to_dict(), **settings,
         )
     )  # fmt: skip
 

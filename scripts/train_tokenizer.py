@@ -41,13 +41,37 @@ class Options(TrainingOptions):
     codebook_sizes: list[int] | None = field(
         default=None, metadata={"help": "codes of each depth (default: by image size)"}
     )
-    quantizer: str = option("grouped", "how several codes share a place: 'grouped' or 'residual'")
+    quantizer: str = option(
+        "grouped",
+        "'grouped', 'residual' or 'grouped_residual' for several codes a place; 'ema', 'gradient', 'cosine', "
+        "'finite_scalar', 'lookup_free' or 'binary_spherical' for one",
+    )
     encoder_kernel_size: int = option(1, "1: a code sees the pixels of its own place alone; 3: a patch further a block")
     num_res_blocks: int = option(2, "residual blocks at each resolution")
     code_dim: int = option(32, "size of a latent and of a code")
-    commitment_weight: float = option(0.25, "weight of the commitment loss")
-    codebook_decay: float = option(0.99, "decay of the codebook's moving averages")
-    revival_threshold: float = option(0.1, "share of the mean use under which a code is dead and revived; 0: never")
+    commitment_weight: float | None = option(None, "weight of the commitment loss (default 0.25)")
+    codebook_decay: float | None = option(None, "decay of the codebook's moving averages (default 0.99)")
+    revival_threshold: float | None = option(
+        None, "share of the mean use under which a code is dead and revived; 0: never (default 0.1)"
+    )
+    kmeans_start: bool = option(True, "start codebooks by k-means over the first batch")
+    rotation_trick: bool = option(False, "pass gradients by rotation in place of straight-through")
+    code_temperature: float | None = option(None, "in training, draw codes by distance at this temperature")
+    shared_codebook: bool = option(False, "residual: one codebook for all depths")
+    num_groups: int | None = option(None, "grouped_residual: groups, each of several depths (default 2)")
+    codebook_dim: int | None = option(None, "cosine: size of a code (default 8)")
+    entropy_weight: float | None = option(None, "lookup_free, binary_spherical: weight of the entropy loss")
+
+    def quantizer_options(self) -> dict[str, Any]:
+        """What was said about the quantizer, in its own words."""
+        said = {
+            "commitment_weight": self.commitment_weight, "ema_decay": self.codebook_decay,
+            "revival_threshold": self.revival_threshold, "kmeans_start": None if self.kmeans_start else False,
+            "rotation_trick": self.rotation_trick or None, "temperature": self.code_temperature,
+            "shared_codebook": self.shared_codebook or None, "num_groups": self.num_groups,
+            "codebook_dim": self.codebook_dim, "entropy_weight": self.entropy_weight,
+        }  # fmt: skip
+        return {name: value for name, value in said.items() if value is not None}
 
 
 def main(options: Options) -> None:
@@ -66,7 +90,7 @@ def main(options: Options) -> None:
         warn_small_data_set,
     )
     from tokenizer_image.data import Preprocessing, to_pixel_values
-    from tokenizer_image.quantizers.vector import NotFiniteError
+    from tokenizer_image.quantizers.distributed import NotFiniteError
 
     accelerator, run = start_run(options)
     if run.finished:

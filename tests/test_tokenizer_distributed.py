@@ -3,28 +3,48 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tokenizer_image import VQVAE, VectorQuantizer, VQVAEConfig
+from tokenizer_image import VQVAE, VectorQuantizer, VQVAEConfig, build_quantizer
+from tokenizer_image.quantizers import KINDS as ALL_KINDS
+from tokenizer_image.quantizers.distributed import NotFiniteError
 
 STEPS, BATCH = 4, 8
+# Every kind, and what has no chance in it: neither start nor revival.
+STILL = {"revival_threshold": 0.0}
+KINDS: dict[str, tuple[list[int], dict[str, Any]]] = {
+    "ema": ([16], STILL),
+    "gradient": ([16], STILL),
+    "cosine": ([16], {**STILL, "codebook_dim": 3}),
+    "residual": ([16, 8], STILL),
+    "grouped": ([16, 8], STILL),
+    "grouped_residual": ([16, 8, 8, 8], STILL),
+    "finite_scalar": ([240], {}),
+    "lookup_free": ([16], {}),
+    "binary_spherical": ([16], {}),
+}
 
 
-def build(**changes) -> VQVAE:
+def build(kind: str) -> VQVAE:
     torch.manual_seed(0)
-    settings = {"hidden_sizes": [8, 16], "num_res_blocks": 1, "code_dim": 4, "codebook_sizes": [16, 8],
-                "quantizer": "residual"}  # fmt: skip
-    tokenizer = VQVAE(VQVAEConfig(image_size=16, **settings, **{"revival_threshold": 0.0, **changes}))
-    for quantizer in tokenizer.quantizer.quantizers:  # a start of its own, so that k-means has no part in it
-        codebook = 0.5 * torch.randn(quantizer.codebook.shape)
-        quantizer.codebook.copy_(codebook)
-        quantizer.ema_counts.fill_(1.0)
-        quantizer.ema_sums.copy_(codebook)
-        quantizer.initialized.fill_(True)
+    sizes, options = KINDS[kind]
+    config = VQVAEConfig(image_size=16, hidden_sizes=[8, 16], num_res_blocks=1, code_dim=4, codebook_sizes=sizes,
+                         quantizer=kind, quantizer_options=options)  # fmt: skip
+    tokenizer = VQVAE(config)
+    for module in tokenizer.modules():
+        if isinstance(module, VectorQuantizer):  # a start of its own, so that k-means has no part in it
+            codebook = 0.5 * torch.randn(module.codebook.shape)
+            with torch.no_grad():
+                module.codebook.copy_(codebook)
+            module.ema_counts.fill_(1.0)
+            module.initialized.fill_(True)
+            if module.learning == "ema":
+                module.ema_sums.copy_(codebook)
     return tokenizer.train()
 
 
@@ -49,18 +69,29 @@ def on_two_ranks(rank: int, folder: str) -> None:
     """What each of two spawned processes does: one process group serves all checks, since starting it is slow."""
     torch.set_num_threads(1)
     # Built before the process group exists, as in a script that loads first and launches then.
-    tokenizer, codebooks = build(), VectorQuantizer(16, 4, revival_threshold=0.5, ema_decay=0.5)
+    tokenizers = {kind: build(kind) for kind in KINDS}
+    codebooks = VectorQuantizer(16, 4, revival_threshold=0.5, ema_decay=0.5)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     half = slice(rank * BATCH // 2, (rank + 1) * BATCH // 2)
-    wrapped = torch.nn.parallel.DistributedDataParallel(tokenizer)
-    results = learn(tokenizer, wrapped, half)
+    results = {
+        kind: learn(tokenizer, torch.nn.parallel.DistributedDataParallel(tokenizer), half)
+        for kind, tokenizer in tokenizers.items()
+    }
     torch.manual_seed(100 + rank)  # ranks that do not even share their random numbers
     states = []
     for _ in range(6):
         output = codebooks(torch.randn(64, 4) + 5 * rank)
         states.append({"revived": torch.tensor(output.revived), **codebooks.state_dict()})
         states[-1] = {name: tensor.clone() for name, tensor in states[-1].items()}
-    torch.save({"learned": results, "codebooks": states}, f"{folder}/rank{rank}.pt")
+    # A latent that is not finite on one rank stops all of them, rather than leave the others waiting.
+    bad = torch.full((8, 4), float("nan") if rank == 1 else 1.0)
+    refused = []
+    for quantizer in (codebooks, build_quantizer("grouped", [16, 8], 4)):
+        try:
+            quantizer(bad)
+        except NotFiniteError:
+            refused.append(True)
+    torch.save({"learned": results, "codebooks": states, "refused": refused}, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -71,16 +102,27 @@ def ranks(tmp_path_factory) -> list[dict]:
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def test_two_ranks_learn_what_one_process_learns(ranks):
-    tokenizer = build()
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_learn_what_one_process_learns(ranks, kind):
+    tokenizer = build(kind)
     expected = learn(tokenizer, tokenizer, slice(None))
-    start = build().state_dict()
+    start = build(kind).state_dict()
     for results in ranks:
-        assert results["learned"].keys() == expected.keys()
+        learned = results["learned"][kind]
+        assert learned.keys() == expected.keys()
         for name, tensor in expected.items():
-            assert torch.allclose(results["learned"][name].double(), tensor.double(), rtol=1e-4, atol=1e-5), name
-    for name in ("quantizer.depths.0.codebook", "quantizer.depths.1.ema_sums", "encoder.stem.weight"):
-        assert not torch.allclose(expected[name], start[name], atol=1e-3), f"{name} has not learned anything"
+            assert torch.allclose(learned[name].double(), tensor.double(), rtol=1e-4, atol=1e-5), name
+    moved = [name for name in start if not torch.allclose(expected[name].double(), start[name].double(), atol=1e-3)]
+    assert "encoder.head.bias" in moved
+    assert any("codebook" in name for name in moved) or not any("codebook" in name for name in start)
+
+
+def test_every_kind_is_tested():
+    assert KINDS.keys() == ALL_KINDS.keys()
+
+
+def test_one_rank_that_is_not_finite_stops_all(ranks):
+    assert [results["refused"] for results in ranks] == [[True, True], [True, True]]
 
 
 def test_ranks_keep_the_same_codebooks_through_start_and_revival(ranks):
@@ -89,7 +131,7 @@ def test_ranks_keep_the_same_codebooks_through_start_and_revival(ranks):
         for name, tensor in ours.items():
             assert torch.equal(tensor, theirs[name]), name
     assert sum(int(state["revived"]) for state in first) > 0
-    # k-means starts from rank 0's latents, around 0; then rank 1's, around 5, are counted and attract codes too.
+    # k-means starts from latents of both ranks, around 0 and around 5.
     assert first[0]["ema_counts"].sum() >= 2 * 64 - 1e-3
     assert first[-1]["codebook"].max() > 4
 

@@ -318,7 +318,7 @@ def test_fingerprint_follows_what_changes_codes_and_nothing_else(tmp_path):
         tokenizer.save_pretrained(tmp_path / name)
         assert load_tokenizer(tmp_path / name).fingerprint == fingerprint
     config = json.loads((tmp_path / "a" / "config.json").read_text())
-    config |= {"transformers_version": "99.0", "commitment_weight": 0.5}
+    config |= {"transformers_version": "99.0", "quantizer_options": {"commitment_weight": 0.5}}
     (tmp_path / "a" / "config.json").write_text(json.dumps(config))
     assert load_tokenizer(tmp_path / "a").fingerprint == fingerprint
     assert tokenizer.train().fingerprint == fingerprint
@@ -350,8 +350,7 @@ def test_fingerprint_follows_preprocessing(tokenizer, changes):
 def test_config_round_trip(tmp_path):
     settings = dict(
         image_size=24, num_channels=1, patch_size=3, hidden_sizes=[4, 5, 6], num_res_blocks=3, code_dim=8,
-        codebook_sizes=[9, 8], quantizer="grouped", encoder_kernel_size=3, commitment_weight=0.3,
-        ema_decay=0.9, revival_threshold=0.2,
+        codebook_sizes=[9, 8], quantizer="grouped", encoder_kernel_size=3, quantizer_options={"commitment_weight": 0.3},
         preprocessing=Preprocessing(image_size=24, num_channels=1).to_dict(),
     )  # fmt: skip
     assert settings.keys() == signature(VQVAEConfig.__init__).parameters.keys() - {"self", "kwargs"}

@@ -11,10 +11,16 @@ _PUBLIC = {
     "VQVAEOutput": "vqvae",
     "CodeLayout": "layout",
     "ImageTokenizer": "layout",
+    "FiniteScalarQuantizer": "quantizers",
     "GroupedQuantizer": "quantizers",
+    "LookupFreeQuantizer": "quantizers",
+    "ProjectedQuantizer": "quantizers",
+    "Quantizer": "quantizers",
     "QuantizerOutput": "quantizers",
     "ResidualQuantizer": "quantizers",
     "VectorQuantizer": "quantizers",
+    "build_quantizer": "quantizers",
+    "register_quantizer": "quantizers",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-QUANTIZERS = ("grouped", "residual")
+from tokenizer_image.quantizers.kinds import KINDS
 
 # Widths, residual blocks and codebooks by picture size: (largest image_size, settings). Codes per picture stay
 # between 32 and 512, because the language model pays for each of them.
@@ -31,9 +31,11 @@ class VQVAEConfig(PretrainedConfig):
         encoder_kernel_size: how far the encoder looks at its finest resolution; 1 is no further than a code's own
             place, 3 a patch further in each block. See `Encoder`.
         code_dim: size of a latent and of a code.
-        codebook_sizes: codes in each depth's codebook; each depth is one code a position.
-        quantizer: how several depths share a latent: "grouped" (each has a part of it) or "residual".
-        commitment_weight, ema_decay, revival_threshold: see `VectorQuantizer`.
+        codebook_sizes: codes in each codebook; each is one code a position.
+        quantizer: a name in `quantizers.KINDS`: "ema", "gradient", "cosine", "finite_scalar", "lookup_free" and
+            "binary_spherical" have one codebook; "grouped", "residual" and "grouped_residual" may have several.
+        quantizer_options: what else that quantizer can be told, e.g. {"revival_threshold": 0.1} (see `VectorQuantizer`,
+            `ResidualQuantizer`, `LookupFreeQuantizer` and `quantizers.kinds`).
         preprocessing: `Preprocessing.to_dict()` of the pictures it was trained on.
     """
 
@@ -50,9 +52,7 @@ class VQVAEConfig(PretrainedConfig):
         code_dim: int = 32,
         codebook_sizes: list[int] | None = None,
         quantizer: str = "grouped",
-        commitment_weight: float = 0.25,
-        ema_decay: float = 0.99,
-        revival_threshold: float = 0.1,
+        quantizer_options: dict[str, Any] | None = None,
         preprocessing: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -65,9 +65,7 @@ class VQVAEConfig(PretrainedConfig):
         self.code_dim = code_dim
         self.codebook_sizes = [1024, 1024] if codebook_sizes is None else list(codebook_sizes)
         self.quantizer = quantizer
-        self.commitment_weight = commitment_weight
-        self.ema_decay = ema_decay
-        self.revival_threshold = revival_threshold
+        self.quantizer_options = dict(quantizer_options or {})
         self.preprocessing = preprocessing
         if not self.hidden_sizes or not self.codebook_sizes:
             raise ValueError(
@@ -77,13 +75,12 @@ class VQVAEConfig(PretrainedConfig):
             value = getattr(self, name)
             if min(value if isinstance(value, list) else [value]) < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        for name in ("num_res_blocks", "commitment_weight", "revival_threshold"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
+        if num_res_blocks < 0:
+            raise ValueError(f"num_res_blocks={num_res_blocks} must be at least 0")
         if encoder_kernel_size < 1 or encoder_kernel_size % 2 == 0:
             raise ValueError(f"encoder_kernel_size={encoder_kernel_size} must be odd: 1, 3, ...")
-        if quantizer not in QUANTIZERS:
-            raise ValueError(f"unknown quantizer {quantizer!r}: choose one of {', '.join(QUANTIZERS)}")
+        if quantizer not in KINDS:
+            raise ValueError(f"unknown quantizer {quantizer!r}: choose one of {', '.join(KINDS)}")
         self.grid(image_size)
         super().__init__(**kwargs)
 

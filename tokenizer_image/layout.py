@@ -42,18 +42,22 @@ class CodeLayout:
         return cls(**{field.name: np.asarray(values[field.name], np.int64) for field in fields(cls)})
 
 
-def build_layout(grids: list[tuple[int, int]], codebook_sizes: list[list[int]]) -> CodeLayout:
+def build_layout(
+    grids: list[tuple[int, int]], codebook_sizes: list[list[int]], shared: list[bool] | None = None
+) -> CodeLayout:
     """Lay out `len(grids)` levels, coarse to fine.
 
     Args:
         grids: (rows, columns) of each level.
         codebook_sizes: for each level, the codebook size of each of its depths. Every (level, depth) has its
             own range of codes, in this order.
+        shared: for each level, whether all its depths share one codebook, and so one range.
     """
     parts: dict[str, list[np.ndarray]] = {field.name: [] for field in fields(CodeLayout)}
     first = 0
     for level, ((rows, columns), sizes) in enumerate(zip(grids, codebook_sizes, strict=True)):
-        ends = first + np.cumsum(np.asarray(sizes, np.int64))
+        one = shared is not None and shared[level]
+        ends = first + (np.asarray(sizes, np.int64) if one else np.cumsum(np.asarray(sizes, np.int64)))
         shape = (rows, columns, len(sizes))
         row, column, depth = (axis.reshape(-1).astype(np.int64) for axis in np.indices(shape))
         parts["level"].append(np.full(row.shape, level, np.int64))

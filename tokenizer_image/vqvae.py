@@ -17,9 +17,8 @@ from transformers.utils import ModelOutput
 
 from tokenizer_image.configuration import VQVAEConfig
 from tokenizer_image.layout import CodeLayout, build_layout
-from tokenizer_image.nearest import sums_per_code
 from tokenizer_image.networks import Decoder, Encoder
-from tokenizer_image.quantizers import GroupedQuantizer, QuantizerOutput, ResidualQuantizer, VectorQuantizer
+from tokenizer_image.quantizers import Quantizer, QuantizerOutput, build_quantizer
 
 # The configuration that changes which codes a picture gets, beside the weights.
 FINGERPRINT_FIELDS = (
@@ -55,7 +54,7 @@ class VQVAEOutput(ModelOutput):
 
 
 class VQVAE(PreTrainedModel):
-    """Vector-quantized autoencoder (van den Oord et al. 2017), with residual depths (Lee et al. 2022) on request."""
+    """Vector-quantized autoencoder (van den Oord et al. 2017), with any kind of quantizer."""
 
     config_class = VQVAEConfig
     main_input_name = "pixel_values"
@@ -64,19 +63,11 @@ class VQVAE(PreTrainedModel):
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__(config)
         shape = (config.num_channels, config.patch_size, config.hidden_sizes, config.num_res_blocks, config.code_dim)
-        options = {
-            "commitment_weight": config.commitment_weight,
-            "ema_decay": config.ema_decay,
-            "revival_threshold": config.revival_threshold,
-        }
         self.encoder = Encoder(*shape, kernel_size=config.encoder_kernel_size)
-        self.quantizer: VectorQuantizer | ResidualQuantizer | GroupedQuantizer
-        if len(config.codebook_sizes) == 1:
-            self.quantizer = VectorQuantizer(config.codebook_sizes[0], config.code_dim, **options)
-        elif config.quantizer == "grouped":
-            self.quantizer = GroupedQuantizer(config.codebook_sizes, config.code_dim, **options)
-        else:
-            self.quantizer = ResidualQuantizer(config.codebook_sizes, config.code_dim, **options)
+        self.quantizer: Quantizer = build_quantizer(
+            config.quantizer, config.codebook_sizes, config.code_dim, config.quantizer_options
+        )
+        config.codebook_sizes = self.quantizer.codebook_sizes  # finite_scalar cannot have every size
         self.decoder = Decoder(*shape)
         self.post_init()
 
@@ -94,8 +85,8 @@ class VQVAE(PreTrainedModel):
 
     @property
     def num_codes(self) -> int:
-        """The language model sees one alphabet, 0 .. num_codes - 1: each depth's codebook in its own range."""
-        return sum(self.config.codebook_sizes)
+        """The language model sees one alphabet, 0 .. num_codes - 1: each codebook has its own range."""
+        return self.quantizer.codebook_size
 
     @property
     def tokens_per_image(self) -> int:
@@ -115,14 +106,18 @@ class VQVAE(PreTrainedModel):
 
     def code_vectors(self) -> torch.Tensor:
         """(num_codes, code_dim) float32: what each code alone adds to a quantized latent."""
-        return torch.cat(self.quantizer.code_vectors())
+        vectors = self.quantizer.code_vectors()
+        return vectors[0] if self.quantizer.shares_codebook else torch.cat(vectors)
 
     def layout(self, image_size: int | tuple[int, int] | None = None) -> CodeLayout:
         """What each position of a row of codes is, for pictures of `image_size` (default: the configuration's)."""
-        return build_layout([self.config.grid(image_size)], [self.config.codebook_sizes])
+        grid = self.config.grid(image_size)
+        return build_layout([grid], [self.config.codebook_sizes], shared=[self.quantizer.shares_codebook])
 
     def _code_offsets(self, device: torch.device) -> torch.Tensor:
         """(depths,) first code of each depth's range."""
+        if self.quantizer.shares_codebook:
+            return torch.zeros(self.quantizer.codes_per_position, dtype=torch.int64, device=device)
         sizes = torch.tensor([0, *self.config.codebook_sizes[:-1]], device=device)
         return sizes.cumsum(0)
 
@@ -205,15 +200,7 @@ class VQVAE(PreTrainedModel):
         """
         # The latents take a fraction of the pictures' memory, and the encoder runs once for all depths.
         latents = [self.latents(pixel_values).reshape(-1, self.config.code_dim).float() for pixel_values in batches]
-        for depth, quantizer in enumerate(self.quantizer.quantizers):
-            counts = torch.zeros_like(quantizer.ema_counts)
-            sums = torch.zeros_like(quantizer.ema_sums)
-            for part in latents:
-                vectors = self.quantizer.inputs(part, depth)
-                codes = quantizer.encode(vectors).flatten()
-                for total, share in zip((counts, sums), sums_per_code(vectors, codes, len(counts)), strict=True):
-                    total += share
-            quantizer.refit(counts, sums)
+        self.quantizer.refit(latents)
 
 
 def load_tokenizer(folder: str | Path, **settings: Any) -> VQVAE:

@@ -1,67 +1,79 @@
-"""Grouped quantization: the latent is cut into parts, each with a codebook of its own."""
+"""Grouped quantization: the latent is cut into parts, each with a quantizer of its own."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from tokenizer_image.quantizers.output import QuantizerOutput
-from tokenizer_image.quantizers.stacked import StackedQuantizer
-from tokenizer_image.quantizers.vector import check_finite
+from tokenizer_image.quantizers.distributed import check_finite
+from tokenizer_image.quantizers.interface import Quantizer, QuantizerOutput
 
 
-class GroupedQuantizer(StackedQuantizer):
-    """One code for each part of a latent (product quantization, Jegou et al. 2011).
+class GroupedQuantizer(Quantizer):
+    """A quantizer for each part of a latent: product quantization (Jegou et al. 2011), and with residual parts grouped
+    residual quantization (Yang et al. 2023, HiFi-Codec).
 
     The codes of a position are free of each other, so the encoder can put what varies freely (colour and shape, say)
     into different codes, which a language model then need not learn in every combination.
 
     Args:
-        codebook_sizes: size of each part's codebook, first to last.
-        code_dim: size of a latent; each part has an equal share.
-        options: passed on to each `VectorQuantizer`.
-
-    Raises:
-        ValueError: the parts do not divide `code_dim`.
+        parts: one quantizer for each part, first to last; a latent is as long as all of them together.
     """
 
-    def __init__(self, codebook_sizes: list[int], code_dim: int, **options: float) -> None:
-        if code_dim % len(codebook_sizes):
-            raise ValueError(
-                f"code_dim {code_dim} cannot be cut into {len(codebook_sizes)} equal parts, one for each of "
-                f"codebook_sizes {codebook_sizes}: choose a multiple of {len(codebook_sizes)}"
-            )
-        super().__init__(codebook_sizes, code_dim, code_dim // len(codebook_sizes), **options)
+    def __init__(self, parts: Sequence[Quantizer]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.widths = [part.code_dim for part in parts]
+        self.code_dim = sum(self.widths)
 
-    def inputs(self, latents: torch.Tensor, depth: int) -> torch.Tensor:
-        """What part `depth` quantizes of latents (..., code_dim)."""
-        return latents.chunk(len(self.depths), dim=-1)[depth]
+    @property
+    def quantizers(self) -> list[Quantizer]:
+        """The parts' quantizers, first to last."""
+        return list(self.parts)  # type: ignore[arg-type]
+
+    @property
+    def codebook_sizes(self) -> list[int]:
+        return [size for part in self.quantizers for size in part.codebook_sizes]
+
+    def cut(self, latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Latents (..., code_dim) to what each part sees of them."""
+        return latents.split(self.widths, dim=-1)
 
     def code_vectors(self) -> list[torch.Tensor]:
-        """For each of the `codes_per_position` codes, what it adds to a quantized latent: (its size, code_dim)."""
-        share = self.code_dim // len(self.depths)
-        return [
-            F.pad(quantizer.codebook.float(), (d * share, self.code_dim - (d + 1) * share))
-            for d, quantizer in enumerate(self.quantizers)
-        ]
+        vectors, before = [], 0
+        for part in self.quantizers:
+            after = self.code_dim - before - part.code_dim
+            vectors += [F.pad(table, (before, after)) for table in part.code_vectors()]
+            before += part.code_dim
+        return vectors
 
     def encode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (..., code_dim) to codes (..., parts) int64. Changes nothing."""
-        parts = [quantizer.encode(self.inputs(latents, d)) for d, quantizer in enumerate(self.quantizers)]
-        return torch.cat(parts, dim=-1)
+        pairs = zip(self.quantizers, self.cut(latents), strict=True)
+        return torch.cat([part.encode(share) for part, share in pairs], dim=-1)
 
     def decode(self, codes: torch.Tensor, absent: torch.Tensor | None = None) -> torch.Tensor:
-        """Codes (..., parts) int64 to quantized (..., code_dim) float32; `absent` as in `VectorQuantizer.decode`."""
-        return torch.cat(self.rows(codes, absent), dim=-1)
+        counts = [part.codes_per_position for part in self.quantizers]
+        shares = codes.split(counts, dim=-1)
+        gaps = [None] * len(counts) if absent is None else list(absent.split(counts, dim=-1))
+        rows = [part.decode(*pair) for part, pair in zip(self.quantizers, zip(shares, gaps, strict=True), strict=True)]
+        return torch.cat(rows, dim=-1)
 
     def forward(self, latents: torch.Tensor) -> QuantizerOutput:
         """Quantize latents (..., code_dim); in train mode every part's codebook learns."""
-        if self.training:  # before any part learns
-            check_finite(latents.detach(), torch.tensor(latents[..., 0].numel()))
-        outputs = [quantizer(self.inputs(latents, d)) for d, quantizer in enumerate(self.quantizers)]
+        if self.learns:  # before any part learns
+            check_finite(latents)
+        outputs = [part(share) for part, share in zip(self.quantizers, self.cut(latents), strict=True)]
         return QuantizerOutput(
             torch.cat([output.quantized for output in outputs], dim=-1),
             torch.cat([output.codes for output in outputs], dim=-1),
             torch.stack([output.loss for output in outputs]).mean(),
             sum(output.revived for output in outputs),
         )
+
+    @torch.no_grad()
+    def refit(self, batches: Sequence[torch.Tensor]) -> None:
+        for index, part in enumerate(self.quantizers):
+            part.refit([self.cut(batch)[index].contiguous() for batch in batches])

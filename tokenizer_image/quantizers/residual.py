@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+from torch import nn
 
-from tokenizer_image.quantizers.output import QuantizerOutput
-from tokenizer_image.quantizers.stacked import StackedQuantizer
+from tokenizer_image.quantizers.distributed import check_finite
+from tokenizer_image.quantizers.interface import Quantizer, QuantizerOutput
+from tokenizer_image.quantizers.vector import VectorQuantizer
 
 
-class ResidualQuantizer(StackedQuantizer):
-    """A stack of vector quantizers, one codebook per depth (Lee et al. 2022, RQ-VAE, section 3.2).
+class ResidualQuantizer(Quantizer):
+    """A stack of vector quantizers (Lee et al. 2022, RQ-VAE, section 3.2).
 
     Depth d quantizes r_d = r_{d-1} - e(k_d), starting at r_0 = latents; the quantized vector is the sum of the
     codes' rows. The commitment loss is taken at every depth, so that each partial sum is close to the latents.
@@ -17,25 +22,42 @@ class ResidualQuantizer(StackedQuantizer):
     Args:
         codebook_sizes: size of each depth's codebook, first to last.
         code_dim: size of a latent.
+        shared_codebook: one codebook for all depths, as in the paper; the sizes must then be equal.
         options: passed on to each `VectorQuantizer`.
+
+    Raises:
+        ValueError: a shared codebook of several sizes.
     """
 
-    def __init__(self, codebook_sizes: list[int], code_dim: int, **options: float) -> None:
-        super().__init__(codebook_sizes, code_dim, code_dim, **options)
+    def __init__(
+        self, codebook_sizes: list[int], code_dim: int, *, shared_codebook: bool = False, **options: Any
+    ) -> None:
+        super().__init__()
+        if shared_codebook and len(set(codebook_sizes)) > 1:
+            raise ValueError(
+                f"codebook_sizes {codebook_sizes}: depths that share a codebook have one size; make them equal, or "
+                "give each depth its own (shared_codebook=False)"
+            )
+        self.code_dim = code_dim
+        self.shares_codebook = shared_codebook
+        self.num_depths = len(codebook_sizes)
+        own = codebook_sizes[:1] if shared_codebook else codebook_sizes
+        self.depths = nn.ModuleList(VectorQuantizer(size, code_dim, **options) for size in own)
 
-    def inputs(self, latents: torch.Tensor, depth: int) -> torch.Tensor:
-        """What depth `depth` quantizes of latents (..., code_dim): what the depths before it left over."""
-        residual = latents.float()
-        for quantizer in self.quantizers[:depth]:
-            residual = residual - quantizer.decode(quantizer.encode(residual))
-        return residual
+    @property
+    def quantizers(self) -> list[VectorQuantizer]:
+        """The quantizer of each depth, first to last."""
+        own: list[VectorQuantizer] = list(self.depths)  # type: ignore[arg-type]
+        return own * self.num_depths if self.shares_codebook else own
+
+    @property
+    def codebook_sizes(self) -> list[int]:
+        return [quantizer.size for quantizer in self.quantizers]
 
     def code_vectors(self) -> list[torch.Tensor]:
-        """For each of the `codes_per_position` codes, what it adds to a quantized latent: (its size, code_dim)."""
-        return [quantizer.codebook.float() for quantizer in self.quantizers]
+        return [quantizer.code_vectors()[0] for quantizer in self.quantizers]
 
     def encode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (..., code_dim) to codes (..., depths) int64. Changes nothing."""
         residual, codes = latents.float(), []
         for quantizer in self.quantizers:
             codes.append(quantizer.encode(residual))
@@ -43,15 +65,17 @@ class ResidualQuantizer(StackedQuantizer):
         return torch.cat(codes, dim=-1)
 
     def decode(self, codes: torch.Tensor, absent: torch.Tensor | None = None) -> torch.Tensor:
-        """Codes (..., depths) int64 to quantized (..., code_dim) float32: the sum of the rows.
-
-        `absent` as in `VectorQuantizer.decode`.
-        """
-        return torch.stack(self.rows(codes, absent)).sum(0)
+        rows = [
+            quantizer.decode(codes[..., d : d + 1], None if absent is None else absent[..., d : d + 1])
+            for d, quantizer in enumerate(self.quantizers)
+        ]
+        return torch.stack(rows).sum(0)
 
     def forward(self, latents: torch.Tensor) -> QuantizerOutput:
         """Quantize latents (..., code_dim); in train mode every depth's codebook learns."""
         latents = latents.float()
+        if self.learns:  # before any depth learns
+            check_finite(latents)
         residual, quantized, codes = latents, torch.zeros_like(latents), []
         loss, revived = latents.new_zeros(()), 0
         for quantizer in self.quantizers:
@@ -61,5 +85,19 @@ class ResidualQuantizer(StackedQuantizer):
             residual, quantized = residual - rows, quantized + rows
             loss, revived = loss + output.loss, revived + output.revived
             codes.append(output.codes)
-        quantized = latents + (quantized - latents).detach()
+        quantized = self.quantizers[0].estimator(latents, quantized)
         return QuantizerOutput(quantized, torch.cat(codes, dim=-1), loss / len(codes), revived)
+
+    @torch.no_grad()
+    def refit(self, batches: Sequence[torch.Tensor]) -> None:
+        if self.shares_codebook:
+            # The depths' residuals together: each row is the mean of all that it stands for.
+            residuals: list[torch.Tensor] = []
+            for _ in self.quantizers:
+                residuals += batches
+                batches = [batch - self.quantizers[0].decode(self.quantizers[0].encode(batch)) for batch in batches]
+            self.quantizers[0].refit(residuals)
+            return
+        for quantizer in self.quantizers:
+            quantizer.refit(batches)
+            batches = [batch - quantizer.decode(quantizer.encode(batch)) for batch in batches]

@@ -1,44 +1,57 @@
-"""Vector quantization with a codebook learned by exponential moving averages."""
+"""Vector quantization: the nearest row of one codebook."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from tokenizer_image.nearest import nearest_codes, sums_per_code
-from tokenizer_image.quantizers.output import QuantizerOutput
+from tokenizer_image.nearest import nearest_codes, sample_codes, sums_per_code
+from tokenizer_image.quantizers.distributed import all_reduce, check_finite, sample_rows, world_size
+from tokenizer_image.quantizers.estimators import rotate, straight_through
+from tokenizer_image.quantizers.interface import Quantizer, QuantizerOutput, check_range
 
+LEARNING = ("ema", "gradient")
 KMEANS_ROUNDS = 10
 
 
-class NotFiniteError(ValueError):
-    """Latents with NaN or infinity: training has diverged, and the codebook was left as it was."""
+class VectorQuantizer(Quantizer):
+    """The nearest row of a codebook (van den Oord et al. 2017).
 
-
-class VectorQuantizer(nn.Module):
-    """The nearest row of a codebook, which follows the latents by EMA (van den Oord et al. 2017, appendix A.1).
-
-    With n_k the number of latents nearest to code k and s_k their sum, every training step does
+    `learning="ema"`: the codebook follows the latents by moving averages (their appendix A.1). With n_k the number of
+    latents nearest to code k and s_k their sum, every training step does
 
         N_k <- decay N_k + (1 - decay) n_k,   m_k <- decay m_k + (1 - decay) s_k,   e_k <- m_k / N_k
 
-    with Laplace smoothing of N_k. The gradient goes straight through to the latents, and the commitment loss
-    `commitment_weight * |latents - sg(quantized)|^2` keeps them near their codes. The first training batch starts
-    the codebook by k-means; codes that fewer latents use than `revival_threshold` times their fair share are dead
-    and are replaced by random latents of the batch, count and sum included (Zeghidour et al. 2021, SoundStream).
+    with Laplace smoothing of N_k. `learning="gradient"`: the codebook is a parameter, and the loss has the codebook
+    term |sg(latents) - quantized|^2 (their equation 3). In both, the commitment loss
+    `commitment_weight * |latents - sg(quantized)|^2` keeps the latents near their codes.
 
-    In a distributed run, counts and sums are reduced over all ranks and starts and revivals are broadcast from
-    rank 0, so that every rank holds the same codebook.
+    The first training batch starts the codebook by k-means; codes that fewer latents use than `revival_threshold`
+    times their fair share are dead and are replaced by random latents of the batch, count and sum included (Zeghidour
+    et al. 2021, SoundStream). In a distributed run, counts, sums, starts and revivals are those of all ranks together,
+    so that every rank holds the same codebook.
 
     Args:
         codebook_size: number of codes K.
         code_dim: size D of a latent and of a code.
+        learning: "ema" or "gradient".
+        normalize: compare directions: latents and codes are put on the unit sphere (Yu et al. 2022, ViT-VQGAN), and
+            quantized latents are unit vectors.
         commitment_weight: weight of the commitment loss.
         ema_decay: share of the old averages that a step keeps.
         revival_threshold: a code is dead when its moving count is below this share of the mean count; 0 never
             revives.
+        kmeans_start: False starts from random codes.
+        temperature: in training, draw codes with probability proportional to exp(-|latent - code|^2 / temperature)
+            (Lee et al. 2022); 0 takes the nearest.
+        rotation_trick: pass gradients by rotation in place of straight-through (`estimators.rotate`).
+        epsilon: of the Laplace smoothing.
+
+    Raises:
+        ValueError: a setting that means nothing.
     """
 
     codebook: torch.Tensor
@@ -51,9 +64,14 @@ class VectorQuantizer(nn.Module):
         codebook_size: int,
         code_dim: int,
         *,
+        learning: str = "ema",
+        normalize: bool = False,
         commitment_weight: float = 0.25,
         ema_decay: float = 0.99,
         revival_threshold: float = 0.1,
+        kmeans_start: bool = True,
+        temperature: float = 0.0,
+        rotation_trick: bool = False,
         epsilon: float = 1e-5,
     ) -> None:
         super().__init__()
@@ -61,63 +79,64 @@ class VectorQuantizer(nn.Module):
             raise ValueError(
                 f"codebook_size={codebook_size}, code_dim={code_dim}: a codebook needs at least 2 codes of 1 number"
             )
+        if learning not in LEARNING:
+            raise ValueError(f"learning={learning!r}: choose one of {', '.join(LEARNING)}")
         if not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay={ema_decay} must be in [0, 1); 0.99 is usual")
-        self.codebook_size = codebook_size
+        if temperature < 0:
+            raise ValueError(f"temperature={temperature} must be at least 0; 0 takes the nearest code")
+        self.size = codebook_size
         self.code_dim = code_dim
+        self.learning = learning
+        self.normalize = normalize
         self.commitment_weight = commitment_weight
         self.ema_decay = ema_decay
         self.revival_threshold = revival_threshold
+        self.temperature = temperature
         self.epsilon = epsilon
+        self.estimator = rotate if rotation_trick else straight_through
+        codebook = torch.zeros(codebook_size, code_dim) if kmeans_start else torch.randn(codebook_size, code_dim)
+        if normalize:
+            codebook = F.normalize(codebook, dim=-1)
         # All persistent: a non-persistent buffer comes back from `from_pretrained` uninitialised.
-        self.register_buffer("codebook", torch.zeros(codebook_size, code_dim))
-        self.register_buffer("ema_counts", torch.zeros(codebook_size))
-        self.register_buffer("ema_sums", torch.zeros(codebook_size, code_dim))
-        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
-
-    @property
-    def codes_per_position(self) -> int:
-        return 1
+        if learning == "gradient":
+            self.codebook = nn.Parameter(codebook)
+        else:
+            self.register_buffer("codebook", codebook)
+            self.register_buffer("ema_sums", codebook.clone())
+        self.register_buffer("ema_counts", torch.zeros(codebook_size) if kmeans_start else torch.ones(codebook_size))
+        self.register_buffer("initialized", torch.tensor(not kmeans_start))
 
     @property
     def codebook_sizes(self) -> list[int]:
-        """Codebook size of each of the `codes_per_position` codes."""
-        return [self.codebook_size]
+        return [self.size]
+
+    def prepare(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (..., code_dim) to vectors (N, code_dim) float32 in the codebook's space."""
+        vectors = latents.reshape(-1, self.code_dim).float()
+        return F.normalize(vectors, dim=-1) if self.normalize else vectors
+
+    def rows(self) -> torch.Tensor:
+        """(K, code_dim) float32 codes as they are compared and given out."""
+        codebook = self.codebook.float()
+        return F.normalize(codebook, dim=-1) if self.normalize else codebook
 
     def encode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (..., code_dim) to codes (..., 1) int64. Changes nothing, in train mode too."""
-        codes = nearest_codes(latents.reshape(-1, self.code_dim), self.codebook)
+        codes = nearest_codes(self.prepare(latents), self.rows())
         return codes.reshape(*latents.shape[:-1], 1)
 
-    @property
-    def quantizers(self) -> list[VectorQuantizer]:
-        """The quantizer of each of the `codes_per_position` codes."""
-        return [self]
-
-    def inputs(self, latents: torch.Tensor, depth: int) -> torch.Tensor:
-        """What the quantizer of code `depth` sees of latents (..., code_dim)."""
-        return latents
-
     def decode(self, codes: torch.Tensor, absent: torch.Tensor | None = None) -> torch.Tensor:
-        """Codes (..., 1) int64 to quantized (..., code_dim) float32.
-
-        Where `absent` (..., 1) bool is set, there is no code yet, and the codebook's mean stands in.
-
-        Raises:
-            ValueError: a code is outside 0 .. codebook_size - 1.
-        """
-        check_range(codes, self.codebook_size)
-        rows = F.embedding(codes[..., 0], self.codebook.float())
-        return rows if absent is None else torch.where(absent, self.mean_code(), rows)
+        check_range(codes, self.size)
+        found = F.embedding(codes[..., 0], self.rows())
+        return found if absent is None else torch.where(absent, self.mean_code(), found)
 
     def code_vectors(self) -> list[torch.Tensor]:
-        """For each of the `codes_per_position` codes, what it adds to a quantized latent: (its size, code_dim)."""
-        return [self.codebook.float()]
+        return [self.rows().detach()]
 
     def mean_code(self) -> torch.Tensor:
         """(code_dim,) mean of the codebook, each code weighted by how often it is used."""
         weights = self.ema_counts if self.ema_counts.sum() > 0 else torch.ones_like(self.ema_counts)
-        return (weights[:, None] * self.codebook).sum(0) / weights.sum()
+        return (weights[:, None] * self.rows()).sum(0) / weights.sum()
 
     def forward(self, latents: torch.Tensor) -> QuantizerOutput:
         """Quantize latents (..., code_dim); in train mode the codebook learns from them.
@@ -125,26 +144,38 @@ class VectorQuantizer(nn.Module):
         Raises:
             NotFiniteError: in train mode, a latent is NaN or infinite (the codebook is left as it was).
         """
-        vectors = latents.reshape(-1, self.code_dim).float()
-        if self.training and not bool(self.initialized):
-            self.start(vectors.detach())
-        codes = nearest_codes(vectors, self.codebook)
-        quantized = F.embedding(codes, self.codebook)  # before the update: the row that was nearest
-        loss = self.commitment_weight * F.mse_loss(vectors, quantized)
-        revived = self.update(vectors.detach(), codes) if self.training else 0
-        quantized = vectors + (quantized - vectors).detach()
+        vectors = self.prepare(latents)
+        if self.learns:
+            check_finite(vectors)
+            if not bool(self.initialized):
+                self.start(vectors.detach())
+        codebook = self.rows()
+        if self.training and self.temperature > 0:
+            codes = sample_codes(vectors, codebook, self.temperature)
+        else:
+            codes = nearest_codes(vectors, codebook)
+        found = F.embedding(codes, codebook)  # before the update: the row that was nearest
+        loss = self.commitment_weight * F.mse_loss(vectors, found.detach())
+        if self.learning == "gradient" and not self.frozen:
+            loss = loss + F.mse_loss(found, vectors.detach())
+        revived = self.update(vectors.detach(), codes) if self.learns else 0
+        quantized = self.estimator(vectors, found.detach())
         return QuantizerOutput(quantized.reshape(latents.shape), codes.reshape(*latents.shape[:-1], 1), loss, revived)
 
     @torch.no_grad()
     def update(self, vectors: torch.Tensor, codes: torch.Tensor) -> int:
         """One EMA step from vectors (N, D) and their codes (N,); returns the number of revived codes."""
-        counts, sums = sums_per_code(vectors, codes, self.codebook_size)
-        check_finite(sums, counts)
+        if self.learning == "gradient":  # only how often each code is used
+            counts = torch.bincount(codes, minlength=self.size).float()
+            all_reduce(counts)
+            self.ema_counts.lerp_(counts, 1 - self.ema_decay)
+            return self.revive(vectors)
+        counts, sums = sums_per_code(vectors, codes, self.size)
         all_reduce(counts, sums)
         self.ema_counts.lerp_(counts, 1 - self.ema_decay)
         self.ema_sums.lerp_(sums, 1 - self.ema_decay)
         total = self.ema_counts.sum()
-        smoothed = (self.ema_counts + self.epsilon) * total / (total + self.codebook_size * self.epsilon)
+        smoothed = (self.ema_counts + self.epsilon) * total / (total + self.size * self.epsilon)
         self.codebook.copy_(self.ema_sums / smoothed[:, None])
         return self.revive(vectors)
 
@@ -154,29 +185,42 @@ class VectorQuantizer(nn.Module):
         dead = torch.nonzero(self.ema_counts < self.revival_threshold * mean_count).flatten()
         if len(dead) == 0:
             return 0
-        self.codebook[dead] = broadcast(sample_rows(vectors, len(dead)))
+        self.codebook[dead] = sample_rows(vectors, len(dead))
         self.ema_counts[dead] = mean_count
-        self.ema_sums[dead] = self.codebook[dead] * mean_count
+        if self.learning == "ema":
+            self.ema_sums[dead] = self.codebook[dead] * mean_count
         return len(dead)
 
     @torch.no_grad()
     def start(self, vectors: torch.Tensor) -> None:
         """Start the codebook by k-means over vectors (N, D) (with fewer vectors than codes, some start as copies)."""
-        if not bool(torch.isfinite(vectors).all()):
-            raise NotFiniteError("latents with NaN or infinity: the codebook was not started")
-        codebook = sample_rows(vectors, self.codebook_size)
+        codebook = sample_rows(vectors, self.size)
         for _ in range(KMEANS_ROUNDS):
-            counts, sums = sums_per_code(vectors, nearest_codes(vectors, codebook), self.codebook_size)
+            counts, sums = sums_per_code(vectors, nearest_codes(vectors, codebook), self.size)
+            all_reduce(counts, sums)
             # An empty cluster starts again at a random vector; sums are divided by counts only where there are any.
             means = sums / counts.clamp(min=1)[:, None]
-            codebook = torch.where(counts[:, None] > 0, means, sample_rows(vectors, self.codebook_size))
-        self.codebook.copy_(broadcast(codebook))
-        self.ema_counts.fill_(len(vectors) * world_size() / self.codebook_size)
-        self.ema_sums.copy_(self.codebook * self.ema_counts[:, None])
+            codebook = torch.where(counts[:, None] > 0, means, sample_rows(vectors, self.size))
+        self.codebook.copy_(F.normalize(codebook, dim=-1) if self.normalize else codebook)
+        self.ema_counts.fill_(len(vectors) * world_size() / self.size)
+        if self.learning == "ema":
+            self.ema_sums.copy_(self.codebook * self.ema_counts[:, None])
         self.initialized.fill_(True)
 
     @torch.no_grad()
-    def refit(self, counts: torch.Tensor, sums: torch.Tensor) -> None:
+    def refit(self, batches: Sequence[torch.Tensor]) -> None:
+        """Put each code that has any latents at their mean, over batches of latents (n, code_dim)."""
+        counts, sums = torch.zeros_like(self.ema_counts), torch.zeros_like(self.codebook)
+        for batch in batches:
+            vectors = self.prepare(batch)
+            for total, share in zip(
+                (counts, sums), sums_per_code(vectors, nearest_codes(vectors, self.rows()), self.size), strict=True
+            ):
+                total += share
+        self.set_means(counts, sums)
+
+    @torch.no_grad()
+    def set_means(self, counts: torch.Tensor, sums: torch.Tensor) -> None:
         """Put each code that has any latents at their mean: counts (K,) and sums (K, D) over many batches.
 
         The moving counts keep their total, about that of one batch: with the counts of many, a training that goes on
@@ -186,45 +230,5 @@ class VectorQuantizer(nn.Module):
         self.codebook[used] = sums[used] / counts[used, None]
         total = self.ema_counts.sum()
         self.ema_counts.copy_(counts * (total / counts.sum()) if total > 0 else counts)
-        self.ema_sums.copy_(self.codebook * self.ema_counts[:, None])
-
-
-def check_range(codes: torch.Tensor, codebook_size: int) -> None:
-    """Raise ValueError unless every code is in [0, codebook_size)."""
-    if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= codebook_size):
-        raise ValueError(
-            f"codes from {int(codes.min())} to {int(codes.max())}: this codebook has codes 0 to {codebook_size - 1}"
-        )
-
-
-def check_finite(sums: torch.Tensor, counts: torch.Tensor) -> None:
-    """Raise NotFiniteError if any latent was NaN or infinite. Sums show it without another pass over the latents."""
-    if not bool(torch.isfinite(sums).all()):
-        raise NotFiniteError(f"latents with NaN or infinity among {int(counts.sum())}: the codebook was left as it was")
-
-
-def sample_rows(vectors: torch.Tensor, count: int) -> torch.Tensor:
-    """`count` random rows of vectors (N, D), without repeats where N allows it."""
-    if count <= len(vectors):
-        return vectors[torch.randperm(len(vectors), device=vectors.device)[:count]].float()
-    return vectors[torch.randint(len(vectors), (count,), device=vectors.device)].float()
-
-
-def world_size() -> int:
-    """Number of ranks, asked at call time: the process group may come after the quantizer."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def all_reduce(*tensors: torch.Tensor) -> None:
-    """Sum each tensor over all ranks, in place."""
-    if world_size() > 1:
-        for tensor in tensors:
-            dist.all_reduce(tensor)
-
-
-def broadcast(tensor: torch.Tensor) -> torch.Tensor:
-    """Rank 0's values on every rank."""
-    if world_size() > 1:
-        tensor = tensor.contiguous()
-        dist.broadcast(tensor, 0)
-    return tensor
+        if self.learning == "ema":
+            self.ema_sums.copy_(self.codebook * self.ema_counts[:, None])

@@ -1,0 +1,133 @@
+"""Quantizers by name: what `VQVAEConfig.quantizer` can say, and what is built for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tokenizer_image.quantizers.finite_scalar import FiniteScalarQuantizer, levels_for
+from tokenizer_image.quantizers.grouped import GroupedQuantizer
+from tokenizer_image.quantizers.interface import Quantizer
+from tokenizer_image.quantizers.lookup_free import LookupFreeQuantizer
+from tokenizer_image.quantizers.projected import ProjectedQuantizer
+from tokenizer_image.quantizers.residual import ResidualQuantizer
+from tokenizer_image.quantizers.vector import VectorQuantizer
+
+Build = Callable[..., Quantizer]
+
+
+def _one(codebook_sizes: list[int], kind: str) -> int:
+    if len(codebook_sizes) != 1:
+        raise ValueError(
+            f"codebook_sizes {codebook_sizes}: quantizer {kind!r} has one codebook; give one size, or choose "
+            "'residual', 'grouped' or 'grouped_residual'"
+        )
+    return codebook_sizes[0]
+
+
+def _equal_parts(code_dim: int, count: int, codebook_sizes: list[int]) -> int:
+    if code_dim % count:
+        raise ValueError(
+            f"code_dim {code_dim} cannot be cut into {count} equal parts, as codebook_sizes {codebook_sizes} need: "
+            f"choose a multiple of {count}"
+        )
+    return code_dim // count
+
+
+def ema(codebook_sizes: list[int], code_dim: int, **options: Any) -> Quantizer:
+    return VectorQuantizer(_one(codebook_sizes, "ema"), code_dim, **options)
+
+
+def gradient(codebook_sizes: list[int], code_dim: int, **options: Any) -> Quantizer:
+    return VectorQuantizer(_one(codebook_sizes, "gradient"), code_dim, learning="gradient", **options)
+
+
+def cosine(codebook_sizes: list[int], code_dim: int, codebook_dim: int = 8, **options: Any) -> Quantizer:
+    inner = VectorQuantizer(_one(codebook_sizes, "cosine"), codebook_dim, normalize=True, **options)
+    return ProjectedQuantizer(inner, code_dim)
+
+
+def residual(codebook_sizes: list[int], code_dim: int, **options: Any) -> Quantizer:
+    return ResidualQuantizer(codebook_sizes, code_dim, **options)
+
+
+def grouped(codebook_sizes: list[int], code_dim: int, **options: Any) -> Quantizer:
+    width = _equal_parts(code_dim, len(codebook_sizes), codebook_sizes)
+    return GroupedQuantizer([VectorQuantizer(size, width, **options) for size in codebook_sizes])
+
+
+def grouped_residual(codebook_sizes: list[int], code_dim: int, num_groups: int = 2, **options: Any) -> Quantizer:
+    depths = len(codebook_sizes) // num_groups
+    if num_groups < 1 or depths * num_groups != len(codebook_sizes):
+        raise ValueError(
+            f"codebook_sizes {codebook_sizes} cannot be dealt to num_groups {num_groups}: give each as many depths"
+        )
+    width = _equal_parts(code_dim, num_groups, codebook_sizes)
+    shares = [codebook_sizes[group * depths : (group + 1) * depths] for group in range(num_groups)]
+    return GroupedQuantizer([ResidualQuantizer(share, width, **options) for share in shares])
+
+
+def finite_scalar(codebook_sizes: list[int], code_dim: int, levels: list[int] | None = None) -> Quantizer:
+    chosen = levels or levels_for(_one(codebook_sizes, "finite_scalar"))
+    return ProjectedQuantizer(FiniteScalarQuantizer(chosen), code_dim)
+
+
+def lookup_free(codebook_sizes: list[int], code_dim: int, **options: Any) -> Quantizer:
+    return ProjectedQuantizer(LookupFreeQuantizer(_bits(codebook_sizes, "lookup_free"), **options), code_dim)
+
+
+def binary_spherical(codebook_sizes: list[int], code_dim: int, **options: Any) -> Quantizer:
+    bits = _bits(codebook_sizes, "binary_spherical")
+    return ProjectedQuantizer(LookupFreeQuantizer(bits, spherical=True, **options), code_dim)
+
+
+def _bits(codebook_sizes: list[int], kind: str) -> int:
+    size = _one(codebook_sizes, kind)
+    if size < 2 or size & (size - 1):
+        raise ValueError(f"codebook_sizes {codebook_sizes}: quantizer {kind!r} has a power of two of codes, e.g. 1024")
+    return size.bit_length() - 1
+
+
+KINDS: dict[str, Build] = {
+    build.__name__: build
+    for build in (
+        ema, gradient, cosine, residual, grouped, grouped_residual, finite_scalar, lookup_free, binary_spherical,
+    )
+}  # fmt: skip
+
+
+def register_quantizer(name: str, build: Build) -> None:
+    """Make a quantizer of your own known to `VQVAEConfig(quantizer=name)`.
+
+    Args:
+        build: called as `build(codebook_sizes, code_dim, **quantizer_options)`, answers with a `Quantizer`. A saved
+            tokenizer needs it registered again before it is loaded.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in KINDS:
+        raise ValueError(f"quantizer {name!r} is known already: choose another name")
+    KINDS[name] = build
+
+
+def build_quantizer(
+    kind: str, codebook_sizes: list[int], code_dim: int, options: dict[str, Any] | None = None
+) -> Quantizer:
+    """The quantizer of this name.
+
+    Args:
+        kind: a name in `KINDS`.
+        codebook_sizes: size of each codebook, first to last; "finite_scalar" takes the nearest size that it can have.
+        code_dim: size of a latent.
+        options: what else the kind can be told.
+
+    Raises:
+        ValueError: an unknown kind (the known are listed), sizes or options that it cannot have.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown quantizer {kind!r}: choose one of {', '.join(KINDS)}")
+    try:
+        return KINDS[kind](list(codebook_sizes), code_dim, **(options or {}))
+    except TypeError as error:
+        raise ValueError(f"quantizer {kind!r} cannot be given {options}: {error}") from error

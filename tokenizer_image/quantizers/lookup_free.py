@@ -1,0 +1,114 @@
+"""Lookup-free quantization: the signs of a latent are its code."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from tokenizer_image.quantizers.distributed import check_finite, mean_over_ranks
+from tokenizer_image.quantizers.estimators import straight_through
+from tokenizer_image.quantizers.interface import Quantizer, QuantizerOutput, check_range
+
+JOINT_BITS = 8  # whose joint distribution the batch's entropy is taken of: 2^8 numbers a latent
+
+
+class LookupFreeQuantizer(Quantizer):
+    """One bit for each number of a latent: its sign (Yu et al. 2023, MAGVIT-v2, LFQ).
+
+    With `spherical`, latents are first put on the unit sphere and the corners are scaled to lie there too (Zhao et al.
+    2024, BSQ), which bounds the error of quantization.
+
+    The entropy loss asks each latent to be sure of its code and all latents together to use all codes:
+
+        entropy_weight * (E[H(p(c | z))] - diversity * H(E[p(c | z)])),   p(c | z) ~ exp(-|z - c|^2 / temperature)
+
+    Given z the bits are independent, P(bit i = 1) = sigmoid(4 a z_i / temperature) with a the size of a corner's
+    numbers, so the first term is exactly a sum over bits. The second is taken over groups of up to 8 bits, as if
+    groups were independent (BSQ, section 3.3, has groups of one).
+
+    Args:
+        num_bits: numbers of a latent; there are 2^num_bits codes.
+        spherical: BSQ.
+        commitment_weight: weight of |latents - sg(quantized)|^2, which BSQ does without (the sphere does its work).
+        entropy_weight, diversity, temperature: of the entropy loss.
+
+    Raises:
+        ValueError: a number of bits that a code cannot have.
+    """
+
+    def __init__(
+        self,
+        num_bits: int,
+        *,
+        spherical: bool = False,
+        commitment_weight: float = 0.25,
+        entropy_weight: float = 0.1,
+        diversity: float = 1.0,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not 1 <= num_bits <= 30:
+            raise ValueError(f"num_bits={num_bits}: choose 1 to 30 (2 to 1,073,741,824 codes)")
+        if temperature <= 0:
+            raise ValueError(f"temperature={temperature} must be above 0")
+        self.code_dim = num_bits
+        self.spherical = spherical
+        self.commitment_weight = 0.0 if spherical else commitment_weight
+        self.entropy_weight = entropy_weight
+        self.diversity = diversity
+        self.temperature = temperature
+        self.corner = num_bits**-0.5 if spherical else 1.0
+
+    @property
+    def codebook_sizes(self) -> list[int]:
+        return [2**self.code_dim]
+
+    def prepare(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (..., code_dim) float32, on the sphere where that is asked for."""
+        return F.normalize(latents.float(), dim=-1) if self.spherical else latents.float()
+
+    def pack(self, bits: torch.Tensor) -> torch.Tensor:
+        """Bits (..., code_dim) bool to codes (..., 1) int64, the first bit the least significant."""
+        return (bits.long() << torch.arange(self.code_dim, device=bits.device)).sum(-1, keepdim=True)
+
+    def corners(self, bits: torch.Tensor) -> torch.Tensor:
+        """Bits (..., code_dim) bool to quantized numbers."""
+        return torch.where(bits, self.corner, -self.corner)
+
+    def encode(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.pack(latents > 0)
+
+    def decode(self, codes: torch.Tensor, absent: torch.Tensor | None = None) -> torch.Tensor:
+        check_range(codes, 2**self.code_dim)
+        found = self.corners((codes >> torch.arange(self.code_dim, device=codes.device)) & 1 == 1)
+        return found if absent is None else torch.where(absent, torch.zeros_like(found), found)
+
+    def code_vectors(self) -> list[torch.Tensor]:
+        return [self.decode(torch.arange(2**self.code_dim)[:, None])]
+
+    def forward(self, latents: torch.Tensor) -> QuantizerOutput:
+        """Quantize latents (..., code_dim)."""
+        if self.learns:
+            check_finite(latents)
+        vectors = self.prepare(latents)
+        bits = vectors > 0
+        corners = self.corners(bits)
+        loss = self.commitment_weight * F.mse_loss(vectors, corners)
+        if self.training and self.entropy_weight:
+            loss = loss + self.entropy_weight * self.entropy_loss(vectors.reshape(-1, self.code_dim))
+        return QuantizerOutput(straight_through(vectors, corners), self.pack(bits), loss)
+
+    def entropy_loss(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Mean entropy of a latent's code, less `diversity` times the entropy of the codes of all, in nats a bit."""
+        logits = vectors * (4 * self.corner / self.temperature)
+        ones = torch.sigmoid(logits)
+        # H(p) = softplus(x) - p x, with p = sigmoid(x)
+        single = (F.softplus(logits) - ones * logits).sum(1).mean()
+        together = logits.new_zeros(())
+        for group in ones.split(JOINT_BITS, dim=1):
+            joint = ones.new_ones(len(ones), 1)
+            for bit in group.unbind(1):
+                joint = torch.cat([joint * (1 - bit[:, None]), joint * bit[:, None]], dim=1)
+            mean = mean_over_ranks(joint.mean(0))
+            together = together - torch.xlogy(mean, mean).sum()
+        return (single - self.diversity * together) / self.code_dim
