@@ -22,8 +22,8 @@ REFIT_PICTURES = 16384
 SHOWN = 12  # pictures in a reconstruction grid
 # Settings that an earlier tokenizer brings along.
 FIXED = (
-    "image_size", "num_channels", "patch_size", "hidden_sizes", "num_res_blocks", "encoder_kernel_size", "code_dim",
-    "quantizer", "codebook_sizes",
+    "image_size", "num_channels", "network", "patch_size", "hidden_sizes", "num_res_blocks", "encoder_kernel_size",
+    "code_dim", "quantizer", "codebook_sizes",
 )  # fmt: skip
 
 
@@ -52,6 +52,7 @@ def build_tokenizer(options: Any) -> VQVAE:
     return VQVAE(
         VQVAEConfig(
             image_size=size, num_channels=options.num_channels, num_res_blocks=options.num_res_blocks,
+            network=options.network,
             quantizer=options.quantizer, encoder_kernel_size=options.encoder_kernel_size, 
             code_dim=options.code_dim, quantizer_options=options.quantizer_options(),
             preprocessing=preprocessing.to_dict(), **settings,

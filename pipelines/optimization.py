@@ -68,7 +68,7 @@ def build_optimizers(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if parameter.ndim < 2 or id(parameter) in embeddings:
+        if parameter.ndim < 2 or id(parameter) in embeddings or name.endswith("codebook"):
             plain.append(parameter)
         elif muon_learning_rate and not OUTER_LAYERS & set(name.split(".")):
             matrices.append(parameter)

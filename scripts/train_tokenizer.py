@@ -35,6 +35,7 @@ class Options(TrainingOptions):
     batch_size: int = option(64, "pictures a step, over all processes")
     weight_decay: float = option(0.01, "weight decay of the convolutions")
     patch_size: int | None = option(None, "pixels that the first convolution reads at once (default: by image size)")
+    network: str = option("conv", "'conv', or 'mlp' (--hidden_sizes are its layers, --patch_size the grid of codes)")
     hidden_sizes: list[int] | None = field(
         default=None, metadata={"help": "channels at each resolution, fine to coarse (default: by image size)"}
     )

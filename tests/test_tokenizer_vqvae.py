@@ -71,6 +71,51 @@ def test_decoded_pictures_are_clipped(tokenizer):
     assert restored.min() == -1 and restored.max() == 1
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quantizer": "ema", "codebook_sizes": (16,)},
+        {"quantizer": "gradient", "codebook_sizes": (16,)},
+        {"quantizer": "cosine", "codebook_sizes": (16,)},
+        {"quantizer": "residual", "codebook_sizes": (16, 16), "quantizer_options": {"shared_codebook": True}},
+        {"quantizer": "grouped_residual", "codebook_sizes": (16, 8, 8, 8)},
+        {"quantizer": "finite_scalar", "codebook_sizes": (256,)},
+        {"quantizer": "lookup_free", "codebook_sizes": (64,)},
+        {"quantizer": "binary_spherical", "codebook_sizes": (64,)},
+        {"network": "mlp", "hidden_sizes": [64, 32]},
+    ],
+    ids=lambda settings: settings.get("quantizer", "mlp"),
+)
+def test_every_kind_learns_eight_pictures_and_is_saved_whole(settings, tmp_path):
+    tokenizer, batch = tiny(**settings).train(), pictures(8)
+    optimizer = torch.optim.Adam(tokenizer.parameters(), 3e-3)
+    losses = []
+    for _ in range(60):
+        loss = tokenizer(batch).reconstruction_loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    tokenizer.eval()
+    codes, layout = tokenizer.encode(batch), tokenizer.layout()
+    assert ((codes >= torch.from_numpy(layout.low)) & (codes < torch.from_numpy(layout.high))).all()
+    assert layout.high.max() == tokenizer.num_codes == len(tokenizer.code_vectors())
+    tokenizer.save_pretrained(tmp_path)
+    loaded = VQVAE.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded.encode(batch), codes) and loaded.fingerprint == tokenizer.fingerprint
+    assert torch.equal(loaded.decode(codes), tokenizer.decode(codes))
+
+
+def test_an_mlp_has_one_size():
+    tokenizer = tiny(network="mlp", hidden_sizes=[32])
+    assert tokenizer.config.downsampling == 4 and tokenizer.tokens_per_image == 4 * 4 * 2
+    with pytest.raises(ValueError, match="32x32: an MLP has one size, 16x16"):
+        tokenizer.encode(pictures(1, 32))
+    with pytest.raises(ValueError, match="unknown network 'cnn': choose one of conv, mlp"):
+        VQVAEConfig(network="cnn")
+
+
 def test_a_code_is_of_its_position():
     """With a decoder that looks at nothing but a position itself, a code changes the pixels of its place alone."""
     tokenizer = tiny()
@@ -349,8 +394,9 @@ def test_fingerprint_follows_preprocessing(tokenizer, changes):
 
 def test_config_round_trip(tmp_path):
     settings = dict(
-        image_size=24, num_channels=1, patch_size=3, hidden_sizes=[4, 5, 6], num_res_blocks=3, code_dim=8,
-        codebook_sizes=[9, 8], quantizer="grouped", encoder_kernel_size=3, quantizer_options={"commitment_weight": 0.3},
+        image_size=24, num_channels=1, patch_size=3, network="conv", hidden_sizes=[4, 5, 6], num_res_blocks=3,
+        code_dim=8, codebook_sizes=[9, 8], quantizer="grouped", encoder_kernel_size=3,
+        quantizer_options={"commitment_weight": 0.3},
         preprocessing=Preprocessing(image_size=24, num_channels=1).to_dict(),
     )  # fmt: skip
     assert settings.keys() == signature(VQVAEConfig.__init__).parameters.keys() - {"self", "kwargs"}

@@ -8,6 +8,8 @@ from transformers import PretrainedConfig
 
 from tokenizer_image.quantizers.kinds import KINDS
 
+NETWORKS = ("conv", "mlp")
+
 # Widths, residual blocks and codebooks by picture size: (largest image_size, settings). Codes per picture stay
 # between 32 and 512, because the language model pays for each of them.
 PRESETS: dict[int, dict[str, Any]] = {
@@ -26,7 +28,9 @@ class VQVAEConfig(PretrainedConfig):
         image_size: default side of a picture in pixels; `downsampling` must divide it.
         num_channels: 3 for RGB, 1 for grey.
         patch_size: side of the square of pixels that the first convolution reads at once.
-        hidden_sizes: channels at each resolution, fine to coarse; each next one halves height and width.
+        network: "conv", or "mlp": fully connected layers over the whole picture, which then has one size, `image_size`.
+        hidden_sizes: channels at each resolution, fine to coarse; each next one halves height and width. Of an MLP: the
+            widths of its layers; its grid of codes has one place for each `patch_size` pixels.
         num_res_blocks: residual blocks at each resolution, in encoder and decoder each.
         encoder_kernel_size: how far the encoder looks at its finest resolution; 1 is no further than a code's own
             place, 3 a patch further in each block. See `Encoder`.
@@ -46,6 +50,7 @@ class VQVAEConfig(PretrainedConfig):
         image_size: int = 32,
         num_channels: int = 3,
         patch_size: int = 4,
+        network: str = "conv",
         hidden_sizes: list[int] | None = None,
         num_res_blocks: int = 2,
         encoder_kernel_size: int = 1,
@@ -59,6 +64,7 @@ class VQVAEConfig(PretrainedConfig):
         self.image_size = image_size
         self.num_channels = num_channels
         self.patch_size = patch_size
+        self.network = network
         self.hidden_sizes = [128, 256] if hidden_sizes is None else list(hidden_sizes)
         self.num_res_blocks = num_res_blocks
         self.encoder_kernel_size = encoder_kernel_size
@@ -79,6 +85,8 @@ class VQVAEConfig(PretrainedConfig):
             raise ValueError(f"num_res_blocks={num_res_blocks} must be at least 0")
         if encoder_kernel_size < 1 or encoder_kernel_size % 2 == 0:
             raise ValueError(f"encoder_kernel_size={encoder_kernel_size} must be odd: 1, 3, ...")
+        if network not in NETWORKS:
+            raise ValueError(f"unknown network {network!r}: choose one of {', '.join(NETWORKS)}")
         if quantizer not in KINDS:
             raise ValueError(f"unknown quantizer {quantizer!r}: choose one of {', '.join(KINDS)}")
         self.grid(image_size)
@@ -87,7 +95,7 @@ class VQVAEConfig(PretrainedConfig):
     @property
     def downsampling(self) -> int:
         """Pixels per position of the grid of codes, along each side."""
-        return self.patch_size * 2 ** (len(self.hidden_sizes) - 1)
+        return self.patch_size * (1 if self.network == "mlp" else 2 ** (len(self.hidden_sizes) - 1))
 
     def grid(self, image_size: int | tuple[int, int] | None = None) -> tuple[int, int]:
         """(rows, columns) of positions of a picture of `image_size` (a side, or (height, width)).
@@ -101,6 +109,11 @@ class VQVAEConfig(PretrainedConfig):
             raise ValueError(
                 f"image size {height}x{width} is not a multiple of the tokenizer's downsampling, {self.downsampling}; "
                 f"choose a multiple of {self.downsampling}, or other --patch_size and --hidden_sizes"
+            )
+        if self.network == "mlp" and (height, width) != (self.image_size, self.image_size):
+            raise ValueError(
+                f"image size {height}x{width}: an MLP has one size, {self.image_size}x{self.image_size}; resize the "
+                "pictures, or train a tokenizer with network='conv'"
             )
         return height // self.downsampling, width // self.downsampling
 

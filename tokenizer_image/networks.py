@@ -1,4 +1,4 @@
-"""The convolutional encoder and decoder."""
+"""Encoders and decoders: a convolutional pair and an MLP pair."""
 
 from __future__ import annotations
 
@@ -86,3 +86,40 @@ class Decoder(nn.Module):
     def forward(self, quantized: torch.Tensor) -> torch.Tensor:
         hidden = self.shuffle(self.head(F.silu(self.stages(self.stem(quantized)))))
         return self.to_pixels(F.silu(hidden))
+
+
+class MLPEncoder(nn.Module):
+    """Whole pictures (B, C, H, W) of one size to latents (B, code_dim, rows, columns), by fully connected layers."""
+
+    def __init__(
+        self, num_channels: int, image_size: int, grid: tuple[int, int], hidden_sizes: list[int], code_dim: int
+    ) -> None:
+        super().__init__()
+        self.shape = (code_dim, *grid)
+        self.layers = perceptron([num_channels * image_size**2, *hidden_sizes, code_dim * grid[0] * grid[1]])
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.layers(pixel_values.flatten(1)).view(-1, *self.shape)
+
+
+class MLPDecoder(nn.Module):
+    """Quantized latents (B, code_dim, rows, columns) to pictures (B, C, H, W): the mirror of `MLPEncoder`."""
+
+    def __init__(
+        self, num_channels: int, image_size: int, grid: tuple[int, int], hidden_sizes: list[int], code_dim: int
+    ) -> None:
+        super().__init__()
+        self.shape = (num_channels, image_size, image_size)
+        sizes = [code_dim * grid[0] * grid[1], *reversed(hidden_sizes), num_channels * image_size**2]
+        self.layers = perceptron(sizes)
+
+    def forward(self, quantized: torch.Tensor) -> torch.Tensor:
+        return self.layers(quantized.flatten(1)).view(-1, *self.shape)
+
+
+def perceptron(sizes: list[int]) -> nn.Sequential:
+    """Linear layers from the first size to the last, with SiLU between them."""
+    layers: list[nn.Module] = []
+    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(before, after), nn.SiLU()]
+    return nn.Sequential(*layers[:-1])

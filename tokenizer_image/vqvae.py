@@ -17,13 +17,14 @@ from transformers.utils import ModelOutput
 
 from tokenizer_image.configuration import VQVAEConfig
 from tokenizer_image.layout import CodeLayout, build_layout
-from tokenizer_image.networks import Decoder, Encoder
+from tokenizer_image.networks import Decoder, Encoder, MLPDecoder, MLPEncoder
 from tokenizer_image.quantizers import Quantizer, QuantizerOutput, build_quantizer
 
 # The configuration that changes which codes a picture gets, beside the weights.
 FINGERPRINT_FIELDS = (
     "image_size",
     "num_channels",
+    "network",
     "patch_size",
     "hidden_sizes",
     "quantizer",
@@ -62,19 +63,29 @@ class VQVAE(PreTrainedModel):
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__(config)
-        shape = (config.num_channels, config.patch_size, config.hidden_sizes, config.num_res_blocks, config.code_dim)
-        self.encoder = Encoder(*shape, kernel_size=config.encoder_kernel_size)
+        if config.network == "mlp":
+            sizes = (config.num_channels, config.image_size, config.grid(), config.hidden_sizes, config.code_dim)
+            self.encoder: nn.Module = MLPEncoder(*sizes)
+            self.decoder: nn.Module = MLPDecoder(*sizes)
+        else:
+            shape = (
+                config.num_channels, config.patch_size, config.hidden_sizes, config.num_res_blocks, config.code_dim
+            )  # fmt: skip
+            self.encoder = Encoder(*shape, kernel_size=config.encoder_kernel_size)
+            self.decoder = Decoder(*shape)
         self.quantizer: Quantizer = build_quantizer(
             config.quantizer, config.codebook_sizes, config.code_dim, config.quantizer_options
         )
         config.codebook_sizes = self.quantizer.codebook_sizes  # finite_scalar cannot have every size
-        self.decoder = Decoder(*shape)
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # transformers' default, N(0, 0.02), starves deep convolutions. Of a model that is not its own, transformers
         # passes only modules with weights of their own, so a ResidualBlock cannot be asked for here.
+        if isinstance(module, nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            nn.init.zeros_(module.bias)
         if isinstance(module, nn.Conv2d):
             if getattr(module, "starts_at_zero", False):
                 nn.init.zeros_(module.weight)
@@ -175,7 +186,7 @@ class VQVAE(PreTrainedModel):
             )
 
     def _to_pixels(self, quantized: torch.Tensor) -> torch.Tensor:
-        return self.decoder(quantized.permute(0, 3, 1, 2).to(self.decoder.stem.weight.dtype))
+        return self.decoder(quantized.permute(0, 3, 1, 2).to(next(self.decoder.parameters()).dtype))
 
     def forward(self, pixel_values: torch.Tensor) -> VQVAEOutput:
         """Reconstruct pictures (B, C, H, W) in [-1, 1]. In train mode this is where the codebooks learn."""
