@@ -91,6 +91,7 @@ def main(options: Options) -> None:
         warn_small_data_set,
     )
     from tokenizer_image.data import Preprocessing, to_pixel_values
+    from tokenizer_image.metrics import CodeUsage
     from tokenizer_image.quantizers.distributed import NotFiniteError
 
     accelerator, run = start_run(options)
@@ -138,8 +139,12 @@ def main(options: Options) -> None:
             optimizer.step()
             optimizer.zero_grad()
         psnr = 10 * torch.log10(4 / output.reconstruction_loss.detach())
-        usage = len(torch.unique(output.codes)) / min(tokenizer.num_codes, output.codes.numel())
-        loop.finish_step(output.loss, psnr=psnr, batch_usage=usage, revived=float(output.revived))
+        usage = CodeUsage(tokenizer.num_codes)  # of this rank's batch, which cannot use more codes than it has places
+        usage.update(output.codes)
+        loop.finish_step(
+            output.loss, psnr=psnr, batch_usage=usage.usage * max(1, tokenizer.num_codes / output.codes.numel()),
+            batch_perplexity=usage.perplexity, revived=float(output.revived), latent_norm=output.latent_norm,
+        )  # fmt: skip
     finish(loop, pictures, validation, device)
 
 

@@ -44,6 +44,7 @@ class VQVAEOutput(ModelOutput):
         reconstruction_loss: scalar, mean squared error on [-1, 1].
         commitment_loss: scalar, weighted.
         revived: dead codes replaced in this step.
+        latent_norm: scalar, mean Euclidean norm of the latents.
     """
 
     loss: torch.Tensor | None = None
@@ -52,6 +53,7 @@ class VQVAEOutput(ModelOutput):
     reconstruction_loss: torch.Tensor | None = None
     commitment_loss: torch.Tensor | None = None
     revived: int | None = None
+    latent_norm: torch.Tensor | None = None
 
 
 class VQVAE(PreTrainedModel):
@@ -201,6 +203,7 @@ class VQVAE(PreTrainedModel):
             reconstruction_loss=reconstruction_loss,
             commitment_loss=quantized.loss,
             revived=quantized.revived,
+            latent_norm=latents.detach().float().norm(dim=-1).mean(),
         )
 
     @torch.no_grad()
