@@ -95,6 +95,17 @@ def test_python_block_draws(folder: Path, ran: dict[str, subprocess.CompletedPro
     assert Image.open(folder / "dog.png").size == (64, 64)
 
 
+def test_quantizers_page() -> None:
+    """The first block runs as it stands; the names in the table are the kinds that there are."""
+    from tokenizer_image.quantizers import KINDS
+
+    page = (ROOT / "docs" / "quantizers.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", page, flags=re.S)[0]
+    exec(compile(code, "quantizers.md", "exec"), {})
+    table = page.split("## Kinds")[1].split("`codebook_sizes` has")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.M)) == KINDS.keys()
+
+
 def test_demo_commands_name_what_make_demo_leaves() -> None:
     demo = [words for words in commands() if "runs/demo" in words]
     assert demo, "the README draws from the demo's model"
