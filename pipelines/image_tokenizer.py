@@ -23,7 +23,7 @@ SHOWN = 12  # pictures in a reconstruction grid
 # Settings that an earlier tokenizer brings along.
 FIXED = (
     "image_size", "num_channels", "network", "patch_size", "hidden_sizes", "num_res_blocks", "encoder_kernel_size",
-    "code_dim", "quantizer", "codebook_sizes",
+    "code_dim", "num_levels", "quantizer", "codebook_sizes",
 )  # fmt: skip
 
 
@@ -35,6 +35,8 @@ def build_tokenizer(options: Any) -> VQVAE:
             changed = {**tokenizer.config.quantizer_options, **said}
             tokenizer = load_tokenizer(options.init_from, quantizer_options=changed)
         fixed = {name: getattr(tokenizer.config, name) for name in FIXED}
+        if not isinstance(tokenizer.config.quantizer, str):
+            fixed["quantizer"] = ",".join(tokenizer.config.quantizer)
         fixed["resize"] = (tokenizer.config.preprocessing or {}).get("resize")
         defaults = {option.name: option.default for option in fields(options)}
         clashes = [n for n, value in fixed.items() if getattr(options, n) not in (defaults[n], value)]
@@ -53,11 +55,18 @@ def build_tokenizer(options: Any) -> VQVAE:
         VQVAEConfig(
             image_size=size, num_channels=options.num_channels, num_res_blocks=options.num_res_blocks,
             network=options.network,
-            quantizer=options.quantizer, encoder_kernel_size=options.encoder_kernel_size, 
+            quantizer=_names(options.quantizer), num_levels=options.num_levels,
+            encoder_kernel_size=options.encoder_kernel_size,
             code_dim=options.code_dim, quantizer_options=options.quantizer_options(),
             preprocessing=preprocessing.to_dict(), **settings,
         )
     )  # fmt: skip
+
+
+def _names(quantizer: str) -> str | list[str]:
+    """One name for all levels, or what commas separate: one for each."""
+    names = [name.strip() for name in quantizer.split(",")]
+    return names[0] if len(names) == 1 else names
 
 
 def training_batches(

@@ -39,13 +39,15 @@ class Options(TrainingOptions):
     hidden_sizes: list[int] | None = field(
         default=None, metadata={"help": "channels at each resolution, fine to coarse (default: by image size)"}
     )
+    num_levels: int = option(1, "1; 2 or 3: a hierarchy, each coarser level at half the height and width")
     codebook_sizes: list[int] | None = field(
-        default=None, metadata={"help": "codes of each depth (default: by image size)"}
+        default=None,
+        metadata={"help": "codes of each codebook, of several levels coarse to fine (default: by image size)"},
     )
     quantizer: str = option(
         "grouped",
         "'grouped', 'residual' or 'grouped_residual' for several codes a place; 'ema', 'gradient', 'cosine', "
-        "'finite_scalar', 'lookup_free' or 'binary_spherical' for one",
+        "'finite_scalar', 'lookup_free' or 'binary_spherical' for one; or one a level, with commas between",
     )
     encoder_kernel_size: int = option(1, "1: a code sees the pixels of its own place alone; 3: a patch further a block")
     num_res_blocks: int = option(2, "residual blocks at each resolution")

@@ -116,6 +116,82 @@ def test_an_mlp_has_one_size():
         VQVAEConfig(network="cnn")
 
 
+LEVELS = {"num_levels": 3, "codebook_sizes": (12, 10, 8, 6, 8, 4), "quantizer": ["grouped", "residual", "grouped"]}
+
+
+def test_levels_lie_coarse_to_fine():
+    tokenizer = tiny(image_size=32, hidden_sizes=[8], **LEVELS)
+    layout = tokenizer.layout()
+    assert tokenizer.config.downsampling == 16 and tokenizer.tokens_per_image == 2 * (4 + 16 + 64) == len(layout)
+    assert tokenizer.num_codes == 48 == len(tokenizer.code_vectors())
+    expected = ((2, [(0, 12), (12, 22)]), (4, [(22, 30), (30, 36)]), (8, [(36, 44), (44, 48)]))
+    for level, (side, bounds) in enumerate(expected):
+        own = layout.level == level
+        assert own.sum() == 2 * side**2 and layout.row[own].max() == side - 1 and (np.diff(layout.level) >= 0).all()
+        for depth, (low, high) in enumerate(bounds):
+            places = own & (layout.depth == depth)
+            assert set(layout.low[places]) == {low} and set(layout.high[places]) == {high}
+    codes = tokenizer.encode(pictures(3, 32))
+    assert ((codes >= torch.from_numpy(layout.low)) & (codes < torch.from_numpy(layout.high))).all()
+    other = tokenizer.encode(pictures(2, 16, 48))
+    assert other.shape == (2, 2 * (3 + 12 + 48)) and tokenizer.decode(other, (16, 48)).shape == (2, 3, 16, 48)
+
+
+def test_levels_decode_as_they_are_reconstructed_and_coarse_levels_alone():
+    tokenizer = tiny(image_size=32, hidden_sizes=[8], **LEVELS)
+    batch = pictures(3, 32)
+    codes = tokenizer.encode(batch)
+    with torch.no_grad():
+        output = tokenizer(batch)
+    assert torch.equal(output.codes, codes)
+    whole = tokenizer.decode(codes)
+    assert torch.allclose(whole, output.reconstruction.clamp(-1, 1), atol=1e-5)
+    for count in (8, 40):  # the coarsest level; two levels
+        part = tokenizer.decode(codes[:, :count])
+        assert part.shape == whole.shape and not torch.allclose(part, whole, atol=1e-3)
+    changed = codes.clone()
+    changed[:, :8] = torch.where(codes[:, :8] % 12 == 0, codes[:, :8] + 1, codes[:, :8] - 1)
+    assert not torch.allclose(tokenizer.decode(changed[:, :8]), tokenizer.decode(codes[:, :8]), atol=1e-4)
+
+
+def test_every_level_learns():
+    tokenizer = tiny(image_size=32, hidden_sizes=[8], **LEVELS).train()
+    before = {name: tensor.clone() for name, tensor in tokenizer.state_dict().items()}
+    batch = pictures(8, 32)
+    optimizer = torch.optim.Adam(tokenizer.parameters(), 3e-3)
+    losses = []
+    for _ in range(40):
+        output = tokenizer(batch)
+        output.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(output.reconstruction_loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    still = [n for n, tensor in tokenizer.state_dict().items() if torch.equal(tensor, before[n])]
+    assert all(name.endswith("initialized") for name in still), still
+    tokenizer.eval()
+    with torch.no_grad():
+        error = tokenizer(batch).reconstruction_loss
+        for parameter in tokenizer.encoder.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        worse = tokenizer(batch).loss
+        tokenizer.refit_codebook([batch[:4], batch[4:]])
+        assert error < worse and tokenizer(batch).loss < worse
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"num_levels": 4}, "num_levels=4: choose 1, 2 or 3"),
+    ({"num_levels": 2, "codebook_sizes": [8, 8, 8]}, "cannot be dealt to num_levels=2"),
+    ({"num_levels": 2, "quantizer": ["ema"]}, "quantizer=.'ema'.: give one name for all of num_levels=2"),
+    ({"num_levels": 2, "quantizer": ["ema", "emma"]}, "unknown quantizer 'emma'"),
+    ({"num_levels": 2, "network": "mlp"}, "an MLP has one level"),
+    ({"num_levels": 3, "image_size": 24}, "24x24 is not a multiple of the tokenizer's downsampling, 32"),
+])  # fmt: skip
+def test_levels_that_cannot_be(settings, message):
+    with pytest.raises(ValueError, match=message):
+        VQVAEConfig(**{"codebook_sizes": [8, 8] if settings.get("num_levels") != 3 else [8, 8, 8], **settings})
+
+
 def test_a_code_is_of_its_position():
     """With a decoder that looks at nothing but a position itself, a code changes the pixels of its place alone."""
     tokenizer = tiny()
@@ -239,7 +315,7 @@ def test_a_fresh_start_keeps_the_size_of_signals():
     tokenizer = VQVAE(
         VQVAEConfig(image_size=32, hidden_sizes=[64, 128], num_res_blocks=2, code_dim=16, codebook_sizes=[8])
     )
-    latents = tokenizer.latents(pictures(4, 32))
+    latents = tokenizer.encoder(pictures(4, 32)).permute(0, 2, 3, 1)
     assert 0.1 < latents.std() < 3
     blocks = [module for module in tokenizer.modules() if isinstance(module, ResidualBlock)]
     assert len(blocks) == 8
@@ -258,7 +334,7 @@ def test_refit_lowers_the_quantization_error(quantizer):
     total = float(tokenizer.quantizer.quantizers[0].ema_counts.sum())
 
     def error() -> float:
-        latents = torch.cat([tokenizer.latents(batch) for batch in batches])
+        latents = torch.cat([tokenizer.encoder(batch).permute(0, 2, 3, 1) for batch in batches])
         return float((tokenizer.quantizer(latents).quantized - latents).square().mean())
 
     with torch.no_grad():
@@ -395,7 +471,7 @@ def test_fingerprint_follows_preprocessing(tokenizer, changes):
 def test_config_round_trip(tmp_path):
     settings = dict(
         image_size=24, num_channels=1, patch_size=3, network="conv", hidden_sizes=[4, 5, 6], num_res_blocks=3,
-        code_dim=8, codebook_sizes=[9, 8], quantizer="grouped", encoder_kernel_size=3,
+        code_dim=8, num_levels=1, codebook_sizes=[9, 8], quantizer="grouped", encoder_kernel_size=3,
         quantizer_options={"commitment_weight": 0.3},
         preprocessing=Preprocessing(image_size=24, num_channels=1).to_dict(),
     )  # fmt: skip
@@ -404,7 +480,7 @@ def test_config_round_trip(tmp_path):
     config.save_pretrained(tmp_path)
     loaded = VQVAEConfig.from_pretrained(tmp_path)
     assert {name: getattr(loaded, name) for name in settings} == settings
-    assert loaded.downsampling == 12 and loaded.grid() == (2, 2) and loaded.grid((12, 36)) == (1, 3)
+    assert loaded.downsampling == 12 and loaded.grids() == [(2, 2)] and loaded.grids((12, 36)) == [(1, 3)]
     defaults = VQVAEConfig()
     defaults.hidden_sizes.append(0)
     assert VQVAEConfig().hidden_sizes != defaults.hidden_sizes
@@ -421,7 +497,7 @@ def test_every_config_field_is_read():
 @pytest.mark.parametrize("size", [28, 32, 64, 128, 256])
 def test_presets_fit_their_picture_size(size):
     config = VQVAEConfig(image_size=size, **preset(size))
-    positions = config.grid()[0] * config.grid()[1]
+    positions = config.grids()[0][0] * config.grids()[0][1]
     assert 16 <= positions * len(config.codebook_sizes) <= 1024
 
 

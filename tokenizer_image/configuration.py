@@ -35,9 +35,13 @@ class VQVAEConfig(PretrainedConfig):
         encoder_kernel_size: how far the encoder looks at its finest resolution; 1 is no further than a code's own
             place, 3 a patch further in each block. See `Encoder`.
         code_dim: size of a latent and of a code.
-        codebook_sizes: codes in each codebook; each is one code a position.
-        quantizer: a name in `quantizers.KINDS`: "ema", "gradient", "cosine", "finite_scalar", "lookup_free" and
-            "binary_spherical" have one codebook; "grouped", "residual" and "grouped_residual" may have several.
+        num_levels: 1, or 2 or 3 as in VQ-VAE-2 (Razavi et al. 2019): each coarser level has half the height and width
+            of the next finer one.
+        codebook_sizes: codes in each codebook; each is one code a position. Of several levels: coarse to fine, dealt
+            to the levels in equal numbers.
+        quantizer: a name in `quantizers.KINDS`, or one for each level: "ema", "gradient", "cosine", "finite_scalar",
+            "lookup_free" and "binary_spherical" have one codebook; "grouped", "residual" and "grouped_residual" may
+            have several.
         quantizer_options: what else that quantizer can be told, e.g. {"revival_threshold": 0.1} (see `VectorQuantizer`,
             `ResidualQuantizer`, `LookupFreeQuantizer` and `quantizers.kinds`).
         preprocessing: `Preprocessing.to_dict()` of the pictures it was trained on.
@@ -55,8 +59,9 @@ class VQVAEConfig(PretrainedConfig):
         num_res_blocks: int = 2,
         encoder_kernel_size: int = 1,
         code_dim: int = 32,
+        num_levels: int = 1,
         codebook_sizes: list[int] | None = None,
-        quantizer: str = "grouped",
+        quantizer: str | list[str] = "grouped",
         quantizer_options: dict[str, Any] | None = None,
         preprocessing: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -69,6 +74,7 @@ class VQVAEConfig(PretrainedConfig):
         self.num_res_blocks = num_res_blocks
         self.encoder_kernel_size = encoder_kernel_size
         self.code_dim = code_dim
+        self.num_levels = num_levels
         self.codebook_sizes = [1024, 1024] if codebook_sizes is None else list(codebook_sizes)
         self.quantizer = quantizer
         self.quantizer_options = dict(quantizer_options or {})
@@ -87,18 +93,50 @@ class VQVAEConfig(PretrainedConfig):
             raise ValueError(f"encoder_kernel_size={encoder_kernel_size} must be odd: 1, 3, ...")
         if network not in NETWORKS:
             raise ValueError(f"unknown network {network!r}: choose one of {', '.join(NETWORKS)}")
-        if quantizer not in KINDS:
-            raise ValueError(f"unknown quantizer {quantizer!r}: choose one of {', '.join(KINDS)}")
-        self.grid(image_size)
+        self._check_levels()
+        self.grids(image_size)
         super().__init__(**kwargs)
+
+    def _check_levels(self) -> None:
+        """Raise ValueError unless every level has a known quantizer and its share of the codebooks."""
+        if not 1 <= self.num_levels <= 3:
+            raise ValueError(f"num_levels={self.num_levels}: choose 1, 2 or 3")
+        if self.network == "mlp" and self.num_levels > 1:
+            raise ValueError(f"num_levels={self.num_levels}: an MLP has one level; use network='conv'")
+        if len(self.codebook_sizes) % self.num_levels:
+            raise ValueError(
+                f"codebook_sizes={self.codebook_sizes} cannot be dealt to num_levels={self.num_levels} levels in equal "
+                "numbers: give each level as many"
+            )
+        if not isinstance(self.quantizer, str) and len(self.quantizer) != self.num_levels:
+            raise ValueError(
+                f"quantizer={self.quantizer}: give one name for all of num_levels={self.num_levels} levels, or one each"
+            )
+        for kind in self.level_quantizers:
+            if kind not in KINDS:
+                raise ValueError(f"unknown quantizer {kind!r}: choose one of {', '.join(KINDS)}")
+
+    @property
+    def level_codebook_sizes(self) -> list[list[int]]:
+        """Each level's share of `codebook_sizes`, coarse to fine."""
+        share = len(self.codebook_sizes) // self.num_levels
+        return [self.codebook_sizes[level * share : (level + 1) * share] for level in range(self.num_levels)]
+
+    @property
+    def level_quantizers(self) -> list[str]:
+        """The name of each level's quantizer, coarse to fine."""
+        return [self.quantizer] * self.num_levels if isinstance(self.quantizer, str) else list(self.quantizer)
 
     @property
     def downsampling(self) -> int:
-        """Pixels per position of the grid of codes, along each side."""
-        return self.patch_size * (1 if self.network == "mlp" else 2 ** (len(self.hidden_sizes) - 1))
+        """Pixels per position of the (coarsest) grid of codes, along each side."""
+        if self.network == "mlp":
+            return self.patch_size
+        return self.patch_size * 2 ** (len(self.hidden_sizes) - 1 + self.num_levels - 1)
 
-    def grid(self, image_size: int | tuple[int, int] | None = None) -> tuple[int, int]:
-        """(rows, columns) of positions of a picture of `image_size` (a side, or (height, width)).
+    def grids(self, image_size: int | tuple[int, int] | None = None) -> list[tuple[int, int]]:
+        """(rows, columns) of positions of each level, coarse to fine, of a picture of `image_size` (a side, or (height,
+        width)).
 
         Raises:
             ValueError: the downsampling does not divide it.
@@ -115,7 +153,8 @@ class VQVAEConfig(PretrainedConfig):
                 f"image size {height}x{width}: an MLP has one size, {self.image_size}x{self.image_size}; resize the "
                 "pictures, or train a tokenizer with network='conv'"
             )
-        return height // self.downsampling, width // self.downsampling
+        coarse = height // self.downsampling, width // self.downsampling
+        return [(coarse[0] * 2**level, coarse[1] * 2**level) for level in range(self.num_levels)]
 
 
 def preset(image_size: int) -> dict[str, Any]:

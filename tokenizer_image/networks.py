@@ -69,7 +69,13 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, num_channels: int, patch_size: int, hidden_sizes: list[int], num_res_blocks: int, code_dim: int
+        self,
+        num_channels: int,
+        patch_size: int,
+        hidden_sizes: list[int],
+        num_res_blocks: int,
+        code_dim: int,
+        head_channels: int = HEAD_CHANNELS,
     ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(code_dim, hidden_sizes[-1], 3, padding=1)
@@ -79,9 +85,9 @@ class Decoder(nn.Module):
             stages.append(nn.PixelShuffle(2))
             stages.append(residual_blocks(fine, num_res_blocks))
         self.stages = nn.Sequential(*stages)
-        self.head = nn.Conv2d(hidden_sizes[0], HEAD_CHANNELS * patch_size**2, 1)
+        self.head = nn.Conv2d(hidden_sizes[0], head_channels * patch_size**2, 1)
         self.shuffle = nn.PixelShuffle(patch_size)
-        self.to_pixels = nn.Conv2d(HEAD_CHANNELS, num_channels, 3, padding=1)
+        self.to_pixels = nn.Conv2d(head_channels, num_channels, 3, padding=1)
 
     def forward(self, quantized: torch.Tensor) -> torch.Tensor:
         hidden = self.shuffle(self.head(F.silu(self.stages(self.stem(quantized)))))

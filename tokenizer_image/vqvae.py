@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from tokenizer_image.configuration import VQVAEConfig
 from tokenizer_image.layout import CodeLayout, build_layout
+from tokenizer_image.levels import CoarseLevel, joined
 from tokenizer_image.networks import Decoder, Encoder, MLPDecoder, MLPEncoder
 from tokenizer_image.quantizers import Quantizer, QuantizerOutput, build_quantizer
 
@@ -27,6 +28,7 @@ FINGERPRINT_FIELDS = (
     "network",
     "patch_size",
     "hidden_sizes",
+    "num_levels",
     "quantizer",
     "codebook_sizes",
     "preprocessing",
@@ -57,7 +59,11 @@ class VQVAEOutput(ModelOutput):
 
 
 class VQVAE(PreTrainedModel):
-    """Vector-quantized autoencoder (van den Oord et al. 2017), with any kind of quantizer."""
+    """Vector-quantized autoencoder (van den Oord et al. 2017), with any kind of quantizer and one to three levels.
+
+    With several levels (VQ-VAE-2, Razavi et al. 2019) the coarsest is quantized first; each finer level sees its own
+    features and what the coarser ones decode to, so that it tells only what they have left out.
+    """
 
     config_class = VQVAEConfig
     main_input_name = "pixel_values"
@@ -65,21 +71,35 @@ class VQVAE(PreTrainedModel):
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__(config)
+        quantizers = [
+            build_quantizer(kind, sizes, config.code_dim, config.quantizer_options)
+            for kind, sizes in zip(config.level_quantizers, config.level_codebook_sizes, strict=True)
+        ]
+        # finite_scalar cannot have every size
+        config.codebook_sizes = [size for quantizer in quantizers for size in quantizer.codebook_sizes]
+        self.quantizer: Quantizer = quantizers[-1]
+        self.coarser = nn.ModuleList()
+        self.head: nn.Module = nn.Identity()
         if config.network == "mlp":
-            sizes = (config.num_channels, config.image_size, config.grid(), config.hidden_sizes, config.code_dim)
+            sizes = (config.num_channels, config.image_size, config.grids()[0], config.hidden_sizes, config.code_dim)
             self.encoder: nn.Module = MLPEncoder(*sizes)
             self.decoder: nn.Module = MLPDecoder(*sizes)
         else:
-            shape = (
-                config.num_channels, config.patch_size, config.hidden_sizes, config.num_res_blocks, config.code_dim
-            )  # fmt: skip
-            self.encoder = Encoder(*shape, kernel_size=config.encoder_kernel_size)
-            self.decoder = Decoder(*shape)
-        self.quantizer: Quantizer = build_quantizer(
-            config.quantizer, config.codebook_sizes, config.code_dim, config.quantizer_options
-        )
-        config.codebook_sizes = self.quantizer.codebook_sizes  # finite_scalar cannot have every size
+            self._build_convolutional(quantizers[:-1])
         self.post_init()
+
+    def _build_convolutional(self, coarser: list[Quantizer]) -> None:
+        config = self.config
+        channels, told = config.hidden_sizes[-1], config.hidden_sizes[-1] if coarser else 0
+        shape = (config.num_channels, config.patch_size, config.hidden_sizes, config.num_res_blocks)
+        features = channels if coarser else config.code_dim
+        self.encoder = Encoder(*shape, features, kernel_size=config.encoder_kernel_size)
+        self.coarser = nn.ModuleList(
+            CoarseLevel(channels, index > 0, config.num_res_blocks, quantizer)
+            for index, quantizer in enumerate(coarser)
+        )
+        self.head = nn.Conv2d(channels + told, config.code_dim, 1) if coarser else nn.Identity()
+        self.decoder = Decoder(*shape, config.code_dim + told)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -99,7 +119,16 @@ class VQVAE(PreTrainedModel):
     @property
     def num_codes(self) -> int:
         """The language model sees one alphabet, 0 .. num_codes - 1: each codebook has its own range."""
-        return self.quantizer.codebook_size
+        return sum(quantizer.codebook_size for quantizer in self.quantizers)
+
+    @property
+    def quantizers(self) -> list[Quantizer]:
+        """The quantizer of each level, coarse to fine."""
+        return [*(level.quantizer for level in self._coarser), self.quantizer]
+
+    @property
+    def _coarser(self) -> list[CoarseLevel]:
+        return list(self.coarser)  # type: ignore[arg-type]
 
     @property
     def tokens_per_image(self) -> int:
@@ -118,91 +147,122 @@ class VQVAE(PreTrainedModel):
         return digest.hexdigest()[:32]
 
     def code_vectors(self) -> torch.Tensor:
-        """(num_codes, code_dim) float32: what each code alone adds to a quantized latent."""
-        vectors = self.quantizer.code_vectors()
-        return vectors[0] if self.quantizer.shares_codebook else torch.cat(vectors)
+        """(num_codes, code_dim) float32: what each code alone adds to a quantized latent of its level."""
+        tables = []
+        for quantizer in self.quantizers:
+            vectors = quantizer.code_vectors()
+            tables += vectors[:1] if quantizer.shares_codebook else vectors
+        return torch.cat(tables)
 
     def layout(self, image_size: int | tuple[int, int] | None = None) -> CodeLayout:
         """What each position of a row of codes is, for pictures of `image_size` (default: the configuration's)."""
-        grid = self.config.grid(image_size)
-        return build_layout([grid], [self.config.codebook_sizes], shared=[self.quantizer.shares_codebook])
+        shared = [quantizer.shares_codebook for quantizer in self.quantizers]
+        return build_layout(self.config.grids(image_size), self.config.level_codebook_sizes, shared)
 
-    def _code_offsets(self, device: torch.device) -> torch.Tensor:
-        """(depths,) first code of each depth's range."""
-        if self.quantizer.shares_codebook:
-            return torch.zeros(self.quantizer.codes_per_position, dtype=torch.int64, device=device)
-        sizes = torch.tensor([0, *self.config.codebook_sizes[:-1]], device=device)
-        return sizes.cumsum(0)
-
-    def latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) float in [-1, 1] to channel-last latents (B, h, w, code_dim)."""
+    def _check_pictures(self, pixel_values: torch.Tensor) -> None:
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
                 f"pixel_values of shape {tuple(pixel_values.shape)}: expected (B, {self.config.num_channels}, H, W)"
             )
-        self.config.grid((pixel_values.shape[2], pixel_values.shape[3]))
-        return self.encoder(pixel_values).permute(0, 2, 3, 1)
+        self.config.grids((pixel_values.shape[2], pixel_values.shape[3]))
+
+    def _describe(
+        self, pixel_values: torch.Tensor, quantize: Callable[[Quantizer, torch.Tensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Go down the levels, coarse to fine, with `quantize(quantizer, latents (B, h, w, code_dim)) -> quantized`.
+
+        Returns what the last decoder takes, (B, channels, h, w), and the finest latents.
+        """
+        self._check_pictures(pixel_values)
+        features = [self.encoder(pixel_values)]
+        for level in reversed(self._coarser):
+            features.append(level.encoder(features[-1]))
+        told = None
+        for level in self._coarser:
+            latents = level.head(joined(features.pop(), told)).permute(0, 2, 3, 1)
+            quantized = self._channels_first(quantize(level.quantizer, latents))
+            told = level.decoder(joined(quantized, told))
+        latents = self.head(joined(features.pop(), told)).permute(0, 2, 3, 1)
+        return joined(self._channels_first(quantize(self.quantizer, latents)), told), latents
+
+    def _channels_first(self, quantized: torch.Tensor) -> torch.Tensor:
+        """(B, h, w, D) float32 to (B, D, h, w) in the dtype of the weights."""
+        return quantized.permute(0, 3, 1, 2).to(next(self.decoder.parameters()).dtype)
 
     @torch.no_grad()
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pictures (B, C, H, W) float in [-1, 1] to codes (B, T) int64. Never changes a buffer."""
-        codes = self.quantizer.encode(self.latents(pixel_values))
-        return (codes + self._code_offsets(codes.device)).flatten(1)
+        codes: list[torch.Tensor] = []
+
+        def quantize(quantizer: Quantizer, latents: torch.Tensor) -> torch.Tensor:
+            codes.append(quantizer.encode(latents))
+            return quantizer.decode(codes[-1]) if quantizer is not self.quantizer else latents
+
+        self._describe(pixel_values, quantize)
+        return self._row(codes)
+
+    def _row(self, codes: list[torch.Tensor]) -> torch.Tensor:
+        """Each level's codes (B, h, w, depths), in their own ranges, to one row (B, T) in the alphabet of all."""
+        row = torch.cat([level.flatten(1) for level in codes], dim=1)
+        rows, columns = self.config.grids()[-1] if self.config.network == "mlp" else codes[-1].shape[1:3]
+        side = rows * self._pixels_a_place, columns * self._pixels_a_place
+        return row + torch.from_numpy(self.layout(side).low).to(row.device)
+
+    @property
+    def _pixels_a_place(self) -> int:
+        """Pixels per position of the finest grid, along each side."""
+        return self.config.downsampling // 2 ** (self.config.num_levels - 1)
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor, image_size: int | tuple[int, int] | None = None) -> torch.Tensor:
         """Codes (B, t <= T) int64 to pictures (B, C, H, W) in [-1, 1].
 
-        Positions that are absent (t < T) are filled with the mean of their codebook, so that a half-drawn picture
-        can be shown.
+        Positions that are absent (t < T) are filled with the mean of their codebook, so that coarse levels alone, or a
+        half-drawn picture, can be shown.
 
         Raises:
             ValueError: too many codes, or a code outside the range of its position.
         """
-        rows, columns = self.config.grid(image_size)
-        depths = len(self.config.codebook_sizes)
-        total = rows * columns * depths
+        layout = self.layout(image_size)
+        total = len(layout)
         if codes.ndim != 2 or codes.shape[1] > total:
             raise ValueError(
                 f"codes of shape {tuple(codes.shape)}: expected (B, at most {total}) for this picture size"
             )
-        self._check_ranges(codes, depths)
-        local = F.pad(codes, (0, total - codes.shape[1]), value=-1).view(-1, rows, columns, depths)
-        absent = torch.arange(total, device=codes.device).view(rows, columns, depths) >= codes.shape[1]
-        local = torch.where(absent, 0, local - self._code_offsets(codes.device))
-        quantized = self.quantizer.decode(local, absent)
-        return self._to_pixels(quantized).float().clamp(-1, 1)
-
-    def _check_ranges(self, codes: torch.Tensor, depths: int) -> None:
-        """Raise ValueError, in the caller's numbers, for a code outside the range of its place."""
-        low = self._code_offsets(codes.device)
-        high = low + torch.tensor(self.config.codebook_sizes, device=codes.device)
-        depth = torch.arange(codes.shape[1], device=codes.device) % depths
-        wrong = ((codes < low[depth]) | (codes >= high[depth])).nonzero()
-        if len(wrong):
-            row, place = wrong[0].tolist()
-            bounds = int(low[depth[place]]), int(high[depth[place]]) - 1
-            raise ValueError(
-                f"code {int(codes[row, place])} at place {place} of row {row}: the codes there are {bounds[0]} to "
-                f"{bounds[1]}"
-            )
-
-    def _to_pixels(self, quantized: torch.Tensor) -> torch.Tensor:
-        return self.decoder(quantized.permute(0, 3, 1, 2).to(next(self.decoder.parameters()).dtype))
+        low = torch.from_numpy(layout.low).to(codes.device)
+        check_codes(codes, low, torch.from_numpy(layout.high).to(codes.device))
+        absent = torch.arange(total, device=codes.device) >= codes.shape[1]
+        local = torch.where(absent, 0, F.pad(codes, (0, total - codes.shape[1])) - low)
+        told, first = None, 0
+        grids = self.config.grids(image_size)
+        for index, (quantizer, (rows, columns)) in enumerate(zip(self.quantizers, grids, strict=True)):
+            shape = (rows, columns, quantizer.codes_per_position)
+            own = slice(first, first := first + rows * columns * quantizer.codes_per_position)
+            quantized = quantizer.decode(local[:, own].reshape(-1, *shape), absent[own].view(shape))
+            inputs = joined(self._channels_first(quantized), told)
+            if index < len(self._coarser):
+                told = self._coarser[index].decoder(inputs)
+        return self.decoder(inputs).float().clamp(-1, 1)
 
     def forward(self, pixel_values: torch.Tensor) -> VQVAEOutput:
         """Reconstruct pictures (B, C, H, W) in [-1, 1]. In train mode this is where the codebooks learn."""
-        latents = self.latents(pixel_values)
-        quantized: QuantizerOutput = self.quantizer(latents)
-        reconstruction = self._to_pixels(quantized.quantized)
+        outputs: list[QuantizerOutput] = []
+
+        def quantize(quantizer: Quantizer, latents: torch.Tensor) -> torch.Tensor:
+            outputs.append(quantizer(latents))
+            return outputs[-1].quantized
+
+        inputs, latents = self._describe(pixel_values, quantize)
+        reconstruction = self.decoder(inputs)
         reconstruction_loss = F.mse_loss(reconstruction.float(), pixel_values.float())
+        quantizer_loss = torch.stack([output.loss for output in outputs]).sum()
         return VQVAEOutput(
-            loss=reconstruction_loss + quantized.loss,
+            loss=reconstruction_loss + quantizer_loss,
             reconstruction=reconstruction,
-            codes=(quantized.codes + self._code_offsets(quantized.codes.device)).flatten(1),
+            codes=self._row([output.codes for output in outputs]),
             reconstruction_loss=reconstruction_loss,
-            commitment_loss=quantized.loss,
-            revived=quantized.revived,
+            commitment_loss=quantizer_loss,
+            revived=sum(output.revived for output in outputs),
             latent_norm=latents.detach().float().norm(dim=-1).mean(),
         )
 
@@ -210,11 +270,33 @@ class VQVAE(PreTrainedModel):
     def refit_codebook(self, batches: Iterable[torch.Tensor]) -> None:
         """Move each code to the mean of the latents that it stands for, over `batches` of pixel_values.
 
-        Averaged encoder weights do not fit a codebook that followed the raw encoder; one pass per depth mends it.
+        Averaged encoder weights do not fit a codebook that followed the raw encoder; one pass a level mends it, coarse
+        to fine, since what a level sees hangs on the coarser ones.
         """
-        # The latents take a fraction of the pictures' memory, and the encoder runs once for all depths.
-        latents = [self.latents(pixel_values).reshape(-1, self.config.code_dim).float() for pixel_values in batches]
-        self.quantizer.refit(latents)
+        # Held as they come, once: the encoder runs again for each level.
+        held = list(batches) if self.coarser else batches
+        for wanted in self.quantizers:
+            latents: list[torch.Tensor] = []
+
+            def quantize(quantizer: Quantizer, seen: torch.Tensor) -> torch.Tensor:
+                if quantizer is wanted:  # noqa: B023  # called before the next round
+                    latents.append(seen.reshape(-1, self.config.code_dim).float())  # noqa: B023
+                return quantizer.decode(quantizer.encode(seen)) if quantizer is not self.quantizer else seen
+
+            for pixel_values in held:
+                self._describe(pixel_values, quantize)
+            wanted.refit(latents)
+
+
+def check_codes(codes: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> None:
+    """Raise ValueError, in the caller's numbers, unless low <= code < high at each place: codes (B, t), bounds (T,)."""
+    wrong = ((codes < low[: codes.shape[1]]) | (codes >= high[: codes.shape[1]])).nonzero()
+    if len(wrong):
+        row, place = wrong[0].tolist()
+        raise ValueError(
+            f"code {int(codes[row, place])} at place {place} of row {row}: the codes there are {int(low[place])} to "
+            f"{int(high[place]) - 1}"
+        )
 
 
 def load_tokenizer(folder: str | Path, **settings: Any) -> VQVAE:
