@@ -4,9 +4,9 @@ One row is one document. A folder holds a manifest and shards; a shard holds fla
 
     manifest.json                 format_version, fingerprint of the image tokenizer, shards and their rows, dtype
     shard-00000/codes.npy         codes of all pictures of all rows, smallest unsigned integer that fits
-    shard-00000/code_ends.npy     (rows,) int64
+    shard-00000/code_ends.npy     (rows,) uint32, uint64 where that is too small
     shard-00000/texts.bin         UTF-8, each text of a row ended by a zero byte
-    shard-00000/text_ends.npy     (rows,) int64, in bytes
+    shard-00000/text_ends.npy     (rows,) uint32 or uint64, in bytes
     shard-00000/labels.npy        (rows,) int32, -1 if none
     shard-00000/image_sizes.npy   (pictures, 2) uint16 height and width
     shard-00000/orders.bin        order of parts, a string of "t" and "i" a row separated by a zero byte; only where
@@ -65,8 +65,8 @@ def write_shard(folder: Path, documents: Sequence[Document], dtype: np.dtype[Any
     codes = [np.asarray(document.codes) for document in documents]
     arrays = {
         "codes": np.concatenate(codes).astype(dtype),
-        "code_ends": np.cumsum([len(row) for row in codes], dtype=np.int64),
-        "text_ends": np.cumsum([len(text) for text in texts], dtype=np.int64),
+        "code_ends": _ends([len(row) for row in codes]),
+        "text_ends": _ends([len(text) for text in texts]),
         "labels": np.asarray([document.label for document in documents], np.int32),
         "image_sizes": np.asarray([size for d in documents for size in d.image_sizes], np.uint16).reshape(-1, 2),
     }
@@ -77,6 +77,12 @@ def write_shard(folder: Path, documents: Sequence[Document], dtype: np.dtype[Any
         (aside / "orders.bin").write_bytes(SEPARATOR.join(document.order.encode() for document in documents))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(aside, folder)
+
+
+def _ends(lengths: Sequence[int]) -> np.ndarray:
+    """Where each row ends."""
+    ends = np.cumsum(lengths, dtype=np.uint64)
+    return ends.astype(np.uint32) if len(ends) == 0 or ends[-1] < 2**32 else ends
 
 
 def write_manifest(folder: Path, values: dict[str, Any]) -> None:

@@ -168,8 +168,8 @@ def test_the_tokenizer_has_averaged_weights_and_a_codebook_that_fits_them(tokeni
     assert any(not torch.equal(tensor, checkpoint[f"model/{name}"]) for name, tensor in averaged.items())
     codebook = "quantizer.depths.0.codebook"
     assert not torch.equal(saved[codebook], checkpoint[f"model/{codebook}"])
-    # Refitted on all training pictures: as many latents were counted as there are.
-    assert saved["quantizer.depths.0.ema_counts"].sum() == 64 * 4
+    # As many as a batch has latents, so that the codebook goes on learning where the tokenizer is trained further.
+    assert float(saved["quantizer.depths.0.ema_counts"].sum()) == pytest.approx(16 * 4)
 
 
 def test_stage_2_leaves_a_whole_model_folder(model_folder, tokenizer_folder):
