@@ -116,13 +116,17 @@ def validate(tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device) 
 
 
 def draw_reconstructions(tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device, file: Path) -> None:
-    """A grid of validation pictures over their reconstructions."""
+    """A grid of validation pictures over their reconstructions: from the coarsest level alone, from two, from all."""
     original = to_pixel_values(pictures.batch(range(min(SHOWN, len(pictures))))).to(device)
+    size = (int(original.shape[2]), int(original.shape[3]))
+    rows = [("validation pictures", postprocess(original.cpu()))]
     with torch.inference_mode():
-        restored = tokenizer.decode(tokenizer.encode(original), tuple(original.shape[2:]))
-    labelled_grid(
-        [("validation pictures", postprocess(original.cpu())), ("reconstructions", postprocess(restored.cpu()))]
-    ).save(file)
+        codes, levels = tokenizer.encode(original), tokenizer.layout(size).level
+        for last in range(tokenizer.config.num_levels):
+            count = int((levels <= last).sum())
+            title = "reconstructions" if count == len(levels) else f"from the first {count} of {len(levels)} codes"
+            rows.append((title, postprocess(tokenizer.decode(codes[:, :count], size).cpu())))
+    labelled_grid(rows).save(file)
 
 
 def refit(tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device) -> None:

@@ -415,6 +415,20 @@ def command(words: list[str]) -> str:
     return done.stdout + done.stderr
 
 
+def test_the_whole_way_with_levels(tmp_path):
+    """Two levels of different kinds: trained, encoded, learned, drawn; and --init_from knows them again."""
+    levels = dict(num_levels=2, quantizer="ema,finite_scalar", codebook_sizes=[16, 240])
+    tokenizer = train(stage_1(tmp_path / "tokenizer", max_steps=2, **levels))
+    model = train(stage_2(tmp_path / "model", tokenizer, max_steps=2))
+    pipe = TextToImagePipeline.from_pretrained(model)
+    assert pipe.vocabulary.tokens_per_image == 1 + 4 and pipe.vocabulary.num_codes == 16 + 240
+    assert pipe("a dog", seed=0).images[0].size == (16, 16)
+    again = stage_1(tmp_path / "again", init_from=str(tokenizer), max_steps=1, revival_threshold=0.2, **levels)
+    assert load_tokenizer(train(again)).config.quantizer_options["revival_threshold"] == 0.2
+    with pytest.raises(ValueError, match="fixes --quantizer: leave them out"):
+        train(replace(again, output_dir=str(tmp_path / "other"), quantizer="ema,ema"))
+
+
 def test_pictures_without_captions(tokenizer_folder, tmp_path):
     """Stage 1 needs none; stage 2 says how to go on without, and does."""
     pictures = own_pictures(tmp_path / "plain", captions=False)

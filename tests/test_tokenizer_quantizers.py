@@ -607,7 +607,7 @@ def test_names_and_options_that_are_none():
         build_quantizer("ema", [8, 8], 4)
     with pytest.raises(ValueError, match="'lookup_free' has a power of two of codes"):
         build_quantizer("lookup_free", [24], 4)
-    with pytest.raises(ValueError, match="quantizer 'finite_scalar' cannot be given .*ema_decay"):
+    with pytest.raises(ValueError, match="option 'ema_decay' means nothing here: 'finite_scalar' takes levels"):
         build_quantizer("finite_scalar", [240], 4, {"ema_decay": 0.9})
 
 
@@ -633,7 +633,7 @@ def test_a_quantizer_of_ones_own():
             codes = self.encode(latents)
             return QuantizerOutput(latents + (self.decode(codes) - latents).detach(), codes, latents.new_zeros(()))
 
-    register_quantizer("thirds", lambda sizes, code_dim, **options: Thirds(code_dim, **options))
+    register_quantizer("thirds", lambda sizes, code_dim: Thirds(code_dim))
     try:
         tokenizer = VQVAE(VQVAEConfig(image_size=16, hidden_sizes=[8, 8], codebook_sizes=[3], quantizer="thirds"))
         pixel_values = torch.rand(2, 3, 16, 16)

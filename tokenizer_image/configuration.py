@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from tokenizer_image.quantizers.kinds import KINDS
+from tokenizer_image.quantizers.kinds import check_options
 
 NETWORKS = ("conv", "mlp")
 
@@ -98,7 +98,7 @@ class VQVAEConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     def _check_levels(self) -> None:
-        """Raise ValueError unless every level has a known quantizer and its share of the codebooks."""
+        """Raise ValueError unless every level has a known quantizer, which takes the options, and its codebooks."""
         if not 1 <= self.num_levels <= 3:
             raise ValueError(f"num_levels={self.num_levels}: choose 1, 2 or 3")
         if self.network == "mlp" and self.num_levels > 1:
@@ -112,9 +112,7 @@ class VQVAEConfig(PretrainedConfig):
             raise ValueError(
                 f"quantizer={self.quantizer}: give one name for all of num_levels={self.num_levels} levels, or one each"
             )
-        for kind in self.level_quantizers:
-            if kind not in KINDS:
-                raise ValueError(f"unknown quantizer {kind!r}: choose one of {', '.join(KINDS)}")
+        check_options(self.level_quantizers, self.quantizer_options)
 
     @property
     def level_codebook_sizes(self) -> list[list[int]]:

@@ -19,7 +19,8 @@ from tokenizer_image.configuration import VQVAEConfig
 from tokenizer_image.layout import CodeLayout, build_layout
 from tokenizer_image.levels import CoarseLevel, joined
 from tokenizer_image.networks import Decoder, Encoder, MLPDecoder, MLPEncoder
-from tokenizer_image.quantizers import Quantizer, QuantizerOutput, build_quantizer
+from tokenizer_image.quantizers import Quantizer, QuantizerOutput
+from tokenizer_image.quantizers.kinds import build_levels
 
 # The configuration that changes which codes a picture gets, beside the weights.
 FINGERPRINT_FIELDS = (
@@ -71,10 +72,9 @@ class VQVAE(PreTrainedModel):
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__(config)
-        quantizers = [
-            build_quantizer(kind, sizes, config.code_dim, config.quantizer_options)
-            for kind, sizes in zip(config.level_quantizers, config.level_codebook_sizes, strict=True)
-        ]
+        quantizers = build_levels(
+            config.level_quantizers, config.level_codebook_sizes, config.code_dim, config.quantizer_options
+        )
         # finite_scalar cannot have every size
         config.codebook_sizes = [size for quantizer in quantizers for size in quantizer.codebook_sizes]
         self.quantizer: Quantizer = quantizers[-1]

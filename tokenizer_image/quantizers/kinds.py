@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tokenizer_image.quantizers.finite_scalar import FiniteScalarQuantizer, levels_for
@@ -88,31 +89,64 @@ def _bits(codebook_sizes: list[int], kind: str) -> int:
     return size.bit_length() - 1
 
 
-KINDS: dict[str, Build] = {
-    build.__name__: build
-    for build in (
-        ema, gradient, cosine, residual, grouped, grouped_residual, finite_scalar, lookup_free, binary_spherical,
-    )
-}  # fmt: skip
+CODEBOOK = (
+    "commitment_weight", "ema_decay", "revival_threshold", "kmeans_start", "temperature", "rotation_trick",
+)  # fmt: skip
+ENTROPY = ("commitment_weight", "entropy_weight", "diversity", "temperature")
 
 
-def register_quantizer(name: str, build: Build) -> None:
+@dataclass(frozen=True)
+class Kind:
+    """How a kind of quantizer is built, and the names of what it can be told."""
+
+    build: Build
+    options: tuple[str, ...] = ()
+
+
+KINDS: dict[str, Kind] = {
+    "ema": Kind(ema, CODEBOOK),
+    "gradient": Kind(gradient, CODEBOOK),
+    "cosine": Kind(cosine, (*CODEBOOK, "codebook_dim", "learning")),
+    "residual": Kind(residual, (*CODEBOOK, "shared_codebook")),
+    "grouped": Kind(grouped, CODEBOOK),
+    "grouped_residual": Kind(grouped_residual, (*CODEBOOK, "shared_codebook", "num_groups")),
+    "finite_scalar": Kind(finite_scalar, ("levels",)),
+    "lookup_free": Kind(lookup_free, ENTROPY),
+    "binary_spherical": Kind(binary_spherical, ENTROPY),
+}
+
+
+def register_quantizer(name: str, build: Build, options: Sequence[str] = ()) -> None:
     """Make a quantizer of your own known to `VQVAEConfig(quantizer=name)`.
 
     Args:
         build: called as `build(codebook_sizes, code_dim, **quantizer_options)`, answers with a `Quantizer`. A saved
             tokenizer needs it registered again before it is loaded.
+        options: names of the `quantizer_options` that it takes.
 
     Raises:
         ValueError: the name is taken.
     """
     if name in KINDS:
         raise ValueError(f"quantizer {name!r} is known already: choose another name")
-    KINDS[name] = build
+    KINDS[name] = Kind(build, tuple(options))
+
+
+def check_options(kinds: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Raise ValueError for an unknown kind (the known are listed), or an option that none of the kinds takes."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ValueError(f"unknown quantizer {kind!r}: choose one of {', '.join(KINDS)}")
+    for name in options:
+        if not any(name in KINDS[kind].options for kind in kinds):
+            taken = "; ".join(
+                f"{kind!r} takes {', '.join(KINDS[kind].options) or 'none'}" for kind in dict.fromkeys(kinds)
+            )
+            raise ValueError(f"quantizer option {name!r} means nothing here: {taken}")
 
 
 def build_quantizer(
-    kind: str, codebook_sizes: list[int], code_dim: int, options: dict[str, Any] | None = None
+    kind: str, codebook_sizes: Sequence[int], code_dim: int, options: Mapping[str, Any] | None = None
 ) -> Quantizer:
     """The quantizer of this name.
 
@@ -120,14 +154,27 @@ def build_quantizer(
         kind: a name in `KINDS`.
         codebook_sizes: size of each codebook, first to last; "finite_scalar" takes the nearest size that it can have.
         code_dim: size of a latent.
-        options: what else the kind can be told.
+        options: what else the kind can be told (`KINDS[kind].options`).
 
     Raises:
         ValueError: an unknown kind (the known are listed), sizes or options that it cannot have.
     """
-    if kind not in KINDS:
-        raise ValueError(f"unknown quantizer {kind!r}: choose one of {', '.join(KINDS)}")
-    try:
-        return KINDS[kind](list(codebook_sizes), code_dim, **(options or {}))
-    except TypeError as error:
-        raise ValueError(f"quantizer {kind!r} cannot be given {options}: {error}") from error
+    check_options([kind], options or {})
+    return KINDS[kind].build(list(codebook_sizes), code_dim, **(options or {}))
+
+
+def build_levels(
+    kinds: Sequence[str], codebook_sizes: Sequence[Sequence[int]], code_dim: int, options: Mapping[str, Any]
+) -> list[Quantizer]:
+    """A quantizer for each level, coarse to fine; each is told those of the options that its kind takes.
+
+    Raises:
+        ValueError: as `build_quantizer`; an option that no level's kind takes.
+    """
+    check_options(kinds, options)
+    return [
+        build_quantizer(
+            kind, sizes, code_dim, {name: value for name, value in options.items() if name in KINDS[kind].options}
+        )
+        for kind, sizes in zip(kinds, codebook_sizes, strict=True)
+    ]
