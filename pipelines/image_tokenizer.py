@@ -25,26 +25,13 @@ FIXED = (
     "image_size", "num_channels", "network", "patch_size", "hidden_sizes", "num_res_blocks", "encoder_kernel_size",
     "code_dim", "num_levels", "quantizer", "codebook_sizes",
 )  # fmt: skip
+FIXED_QUANTIZER_OPTIONS = ("shared_codebook", "num_groups", "codebook_dim")
 
 
 def build_tokenizer(options: Any) -> VQVAE:
     """A fresh tokenizer by the options, or the one in --init_from."""
     if options.init_from:
-        tokenizer = load_tokenizer(options.init_from)
-        if said := options.quantizer_options():
-            changed = {**tokenizer.config.quantizer_options, **said}
-            tokenizer = load_tokenizer(options.init_from, quantizer_options=changed)
-        fixed = {name: getattr(tokenizer.config, name) for name in FIXED}
-        if not isinstance(tokenizer.config.quantizer, str):
-            fixed["quantizer"] = ",".join(tokenizer.config.quantizer)
-        fixed["resize"] = (tokenizer.config.preprocessing or {}).get("resize")
-        defaults = {option.name: option.default for option in fields(options)}
-        clashes = [n for n, value in fixed.items() if getattr(options, n) not in (defaults[n], value)]
-        if clashes:
-            raise ValueError(
-                f"--init_from {options.init_from} fixes {', '.join('--' + n for n in sorted(clashes))}: leave them out"
-            )
-        return tokenizer
+        return load_earlier(options)
     size = 32 if options.image_size is None else options.image_size
     settings: dict[str, Any] = preset(size) if not (options.patch_size and options.hidden_sizes) else {}
     for name in ("patch_size", "hidden_sizes", "codebook_sizes"):
@@ -61,6 +48,29 @@ def build_tokenizer(options: Any) -> VQVAE:
             preprocessing=preprocessing.to_dict(), **settings,
         )
     )  # fmt: skip
+
+
+def load_earlier(options: Any) -> VQVAE:
+    """The tokenizer in --init_from, which learns as the options say.
+
+    Raises:
+        ValueError: an option that would make its weights mean something else.
+    """
+    tokenizer = load_tokenizer(options.init_from)
+    fixed = {name: getattr(tokenizer.config, name) for name in FIXED}
+    fixed["resize"] = (tokenizer.config.preprocessing or {}).get("resize")
+    before, said = tokenizer.config.quantizer_options, options.quantizer_options()
+    fixed |= {name: before.get(name) for name in FIXED_QUANTIZER_OPTIONS}
+    del fixed["quantizer"]  # compared as names
+    defaults = {option.name: option.default for option in fields(options)}
+    clashes = [n for n, value in fixed.items() if getattr(options, n) not in (defaults[n], value)]
+    if options.quantizer != defaults["quantizer"] and _names(options.quantizer) != tokenizer.config.quantizer:
+        clashes.append("quantizer")
+    if clashes:
+        raise ValueError(
+            f"--init_from {options.init_from} fixes {', '.join('--' + n for n in sorted(clashes))}: leave them out"
+        )
+    return load_tokenizer(options.init_from, quantizer_options={**before, **said}) if said else tokenizer
 
 
 def _names(quantizer: str) -> str | list[str]:
@@ -133,4 +143,4 @@ def refit(tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device) -> 
     """Fit the codebook to the weights of this moment, over a share of the training pictures."""
     rows = np.linspace(0, len(pictures) - 1, min(REFIT_PICTURES, len(pictures))).astype(np.int64)
     parts = np.array_split(rows, -(-len(rows) // at_once(tokenizer)))
-    tokenizer.refit_codebook(to_pixel_values(pictures.batch(part)).to(device) for part in parts)
+    tokenizer.refit_codebook(lambda: (to_pixel_values(pictures.batch(part)).to(device) for part in parts))

@@ -92,8 +92,9 @@ def build_parts(
         positions = vocabulary.tokens_per_image + options.max_caption_tokens + 4
         sizes = options.sizes(vocabulary.tokens_per_image)
         model = build_model(build_configuration(vocabulary, max_positions=positions, **sizes))
-        if hasattr(tokenizer, "code_vectors"):
-            start_code_rows(model, vocabulary, tokenizer.code_vectors())
+        vectors = tokenizer.code_vectors() if hasattr(tokenizer, "code_vectors") else None
+        if vectors is not None:
+            start_code_rows(model, vocabulary, vectors)
     vocabulary.formats = options.formats()
     # Guidance needs what caption dropout teaches.
     vocabulary.default_guidance = options.default_guidance if "image" in vocabulary.formats else 1.0

@@ -15,7 +15,7 @@ from pipelines.muon import Muon
 
 FINAL_SHARE = 0.02  # of the learning rate, at the end of the cosine
 # Layers at the network's ends, by their names: what they map from or to is not a hidden space, so AdamW serves better.
-OUTER_LAYERS = {"lm_head", "stem", "head", "to_pixels"}
+OUTER_LAYERS = {"lm_head", "stem", "head", "to_pixels", "into", "out_of", "first", "last"}
 
 
 @dataclass

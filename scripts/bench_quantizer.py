@@ -165,7 +165,7 @@ def extra_memory(kind: str, name: str) -> float | None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return float(done.stdout.split()[-1])
-    if "memory" not in done.stderr.lower() and done.returncode != -9:
+    if not any(word in done.stderr.lower() for word in ("memory", "bad_alloc")) and done.returncode != -9:
         raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-500:]}")
     return None
 

@@ -57,10 +57,10 @@ class Options(TrainingOptions):
     revival_threshold: float | None = option(
         None, "share of the mean use under which a code is dead and revived; 0: never (default 0.1)"
     )
-    kmeans_start: bool = option(True, "start codebooks by k-means over the first batch")
-    rotation_trick: bool = option(False, "pass gradients by rotation in place of straight-through")
+    kmeans_start: bool | None = option(None, "start codebooks by k-means over the first batch (default: yes)")
+    rotation_trick: bool | None = option(None, "pass gradients by rotation in place of straight-through (default: no)")
     code_temperature: float | None = option(None, "in training, draw codes by distance at this temperature")
-    shared_codebook: bool = option(False, "residual: one codebook for all depths")
+    shared_codebook: bool | None = option(None, "residual: one codebook for all depths (default: no)")
     num_groups: int | None = option(None, "grouped_residual: groups, each of several depths (default 2)")
     codebook_dim: int | None = option(None, "cosine: size of a code (default 8)")
     entropy_weight: float | None = option(None, "lookup_free, binary_spherical: weight of the entropy loss")
@@ -69,9 +69,9 @@ class Options(TrainingOptions):
         """What was said about the quantizer, in its own words."""
         said = {
             "commitment_weight": self.commitment_weight, "ema_decay": self.codebook_decay,
-            "revival_threshold": self.revival_threshold, "kmeans_start": None if self.kmeans_start else False,
-            "rotation_trick": self.rotation_trick or None, "temperature": self.code_temperature,
-            "shared_codebook": self.shared_codebook or None, "num_groups": self.num_groups,
+            "revival_threshold": self.revival_threshold, "kmeans_start": self.kmeans_start,
+            "rotation_trick": self.rotation_trick, "temperature": self.code_temperature,
+            "shared_codebook": self.shared_codebook, "num_groups": self.num_groups,
             "codebook_dim": self.codebook_dim, "entropy_weight": self.entropy_weight,
         }  # fmt: skip
         return {name: value for name, value in said.items() if value is not None}

@@ -425,8 +425,9 @@ def test_the_whole_way_with_levels(tmp_path):
     assert pipe("a dog", seed=0).images[0].size == (16, 16)
     again = stage_1(tmp_path / "again", init_from=str(tokenizer), max_steps=1, revival_threshold=0.2, **levels)
     assert load_tokenizer(train(again)).config.quantizer_options["revival_threshold"] == 0.2
-    with pytest.raises(ValueError, match="fixes --quantizer: leave them out"):
-        train(replace(again, output_dir=str(tmp_path / "other"), quantizer="ema,ema"))
+    for change, name in (({"quantizer": "ema,ema"}, "quantizer"), ({"shared_codebook": True}, "shared_codebook")):
+        with pytest.raises(ValueError, match=f"fixes --{name}: leave them out"):
+            train(replace(again, output_dir=str(tmp_path / "other"), **change))
 
 
 def test_pictures_without_captions(tokenizer_folder, tmp_path):

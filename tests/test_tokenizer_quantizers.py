@@ -460,7 +460,8 @@ def test_finite_scalar_codes_are_a_whole_grid(levels):
     even = torch.tensor([0.0 if size % 2 else 0.5 for size in levels])
     middle = torch.tensor([size // 2 for size in levels])
     before_tanh = torch.atanh(((points * middle + even) / half / 1.001).clamp(-0.9999, 0.9999))
-    latents = before_tanh - torch.atanh(even / half / 1.001)
+    shift = torch.where(torch.tensor(levels) > 2, torch.atanh((even / half / 1.001).clamp(max=0.9)), 0.0)
+    latents = before_tanh - shift
     assert torch.equal(quantizer.encode(latents), every)
     extreme = quantizer.decode(quantizer.encode(torch.tensor([[-50.0] * len(levels), [50.0] * len(levels)])))
     assert torch.equal(extreme[0], points.amin(0)) and torch.equal(extreme[1], points.amax(0))
@@ -492,12 +493,28 @@ def test_bits_are_signs(spherical, corner):
 @pytest.mark.parametrize("spherical", [False, True])
 def test_entropy_loss_by_brute_force(spherical):
     """Over all 2^5 codes, each with probability proportional to exp(-|z - c|^2 / temperature)."""
-    quantizer = LookupFreeQuantizer(5, spherical=spherical, temperature=0.7, diversity=0.8)
+    quantizer = LookupFreeQuantizer(5, spherical=spherical, entropy_temperature=0.7, diversity=0.8)
     vectors = quantizer.prepare(torch.randn(30, 5))
     corners = quantizer.decode(torch.arange(32)[:, None])
     p = torch.softmax(-torch.cdist(vectors, corners).square() / 0.7, dim=1)
     single, together = -(p * p.log()).sum(1).mean(), -(p.mean(0) * p.mean(0).log()).sum()
     assert quantizer.entropy_loss(vectors).item() == pytest.approx((single - 0.8 * together).item() / 5, abs=1e-5)
+
+
+@pytest.mark.parametrize("entropy_temperature", [1.0, 0.01])
+def test_bits_that_are_stuck_have_a_gradient(entropy_temperature):
+    """What never occurs has the logarithm's slope at 0: infinite, and then not a number."""
+    quantizer = LookupFreeQuantizer(10, entropy_temperature=entropy_temperature).train()
+    latents = torch.randn(1024, 10)
+    latents[:, 0] = 50.0
+    latents.requires_grad_()
+    quantizer(latents).loss.backward()
+    assert torch.isfinite(latents.grad).all() and latents.grad.abs().sum() > 0
+
+
+def test_two_levels_are_the_sign():
+    quantizer, latents = FiniteScalarQuantizer([2, 2]), torch.randn(200, 2)
+    assert torch.equal(quantizer.encode(latents)[:, 0], (latents > 0).long() @ torch.tensor([1, 2]))
 
 
 # Options of codebooks
@@ -538,6 +555,47 @@ def test_rotation_is_an_option(kind):
     assert torch.allclose(output.quantized, quantizer.decode(output.codes), atol=1e-5)
     (output.quantized * weights).sum().backward()
     assert not torch.allclose(latents.grad, weights, atol=1e-3)
+
+
+def test_a_latent_at_zero_has_its_code_under_rotation():
+    quantizer = started(torch.tensor([[1.0, 2.0], [9.0, 9.0]]), rotation_trick=True).eval()
+    latents = torch.tensor([[0.0, 0.0], [2e-8, 0.0], [1.0, 1.0]], requires_grad=True)
+    output = quantizer(latents)
+    assert torch.equal(output.quantized, torch.tensor([[1.0, 2.0]]).expand(3, 2))
+    output.quantized.sum().backward()
+    assert torch.isfinite(latents.grad).all() and torch.equal(latents.grad[0], torch.ones(2))
+
+
+def test_a_gradient_codebook_of_directions_survives_a_revival():
+    quantizer = VectorQuantizer(64, 8, learning="gradient", normalize=True, revival_threshold=0.9, ema_decay=0.5)
+    revived = 0
+    for _ in range(5):
+        output = quantizer(torch.randn(128, 8, requires_grad=True))
+        (output.quantized.sum() + output.loss).backward()
+        revived += output.revived
+    assert revived > 0 and torch.isfinite(quantizer.codebook.grad).all()
+
+
+def test_directions_that_nobody_uses_stay_directions():
+    quantizer = started(torch.eye(4), normalize=True, ema_decay=0.0)
+    quantizer(torch.tensor([[1.0, 0.1, 0.0, 0.0]]))
+    assert torch.allclose(quantizer.rows().norm(dim=1), torch.ones(4), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [100, 300])
+def test_codes_of_latents_that_are_not_finite_are_codes(size):
+    """Outside training nothing is checked, but no later lookup may go astray."""
+    latents = torch.randn(20, 4)
+    latents[0, 0], latents[1, 1] = float("inf"), float("nan")
+    codes = nearest_codes(latents, torch.randn(size, 4))
+    assert codes.min() >= 0 and codes.max() < size
+
+
+def test_codebooks_in_half_precision_do_not_learn():
+    quantizer = VectorQuantizer(16, 4, kmeans_start=False).bfloat16()
+    with pytest.raises(TypeError, match="bfloat16 cannot learn: keep float32"):
+        quantizer.train()(torch.randn(20, 4))
+    assert quantizer.eval()(torch.randn(20, 4)).codes.shape == (20, 1)
 
 
 def test_codes_drawn_by_temperature_have_the_right_shares():
@@ -640,6 +698,7 @@ def test_a_quantizer_of_ones_own():
         tokenizer(pixel_values).loss.backward()
         codes = tokenizer.encode(pixel_values)
         assert tokenizer.num_codes == 3 and codes.shape == (2, 4) and codes.max() < 3
+        assert tokenizer.code_vectors() is None
         assert tokenizer.decode(codes).shape == (2, 3, 16, 16)
         with pytest.raises(ValueError, match="quantizer 'thirds' is known already"):
             register_quantizer("thirds", Thirds)
@@ -652,6 +711,7 @@ def test_code_vectors_add_up_to_what_is_decoded(kind):
     quantizer = KINDS[kind]()
     quantizer.train()(torch.randn(500, 4))
     vectors = quantizer.code_vectors()
+    assert vectors is not None
     assert [tuple(table.shape) for table in vectors] == [(size, 4) for size in quantizer.codebook_sizes]
     codes = quantizer.encode(torch.randn(20, 4))
     total = sum(table[codes[:, d]] for d, table in enumerate(vectors))
@@ -692,6 +752,17 @@ def test_refit_moves_codes_that_have_latents():
     assert quantizer.ema_counts.tolist() == [2, 0, 1] and quantizer.ema_sums.flatten().tolist() == [1, 0, 4.5]
 
 
+def test_refit_refuses_what_would_spoil_it():
+    quantizer = started(torch.randn(8, 4))
+    before = snapshot(quantizer)
+    quantizer.refit([])
+    with pytest.raises(NotFiniteError, match="was not refitted"):
+        quantizer.refit([torch.full((3, 4), float("nan"))])
+    quantizer.freeze()
+    quantizer.refit([torch.randn(50, 4)])
+    assert_unchanged(quantizer, before)
+
+
 @pytest.mark.parametrize("code", [-1, 8])
 def test_codes_out_of_range(code):
     quantizer = started(torch.randn(8, 4))
@@ -704,3 +775,11 @@ def test_settings_that_mean_nothing():
         VectorQuantizer(1, 4)
     with pytest.raises(ValueError, match=r"ema_decay=1.0 must be in \[0, 1\)"):
         VectorQuantizer(8, 4, ema_decay=1.0)
+    with pytest.raises(ValueError, match="commitment_weight=-1 must be at least 0"):
+        VectorQuantizer(8, 4, commitment_weight=-1)
+    with pytest.raises(ValueError, match="revival_threshold=5 must be in"):
+        VectorQuantizer(8, 4, revival_threshold=5)
+    with pytest.raises(ValueError, match="cannot be dealt to num_groups 0"):
+        build_quantizer("grouped_residual", [8, 8], 4, {"num_groups": 0})
+    with pytest.raises(ValueError, match=r"codebook_sizes \[0\]: a codebook needs at least 2 codes"):
+        build_quantizer("finite_scalar", [0], 4)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tokenizer_image import VQVAE, CodeLayout, ImageTokenizer, VQVAEConfig
@@ -195,7 +196,7 @@ def test_refit_fits_every_level():
 
     before = distances()
     for _ in range(30):  # as k-means: codes that move change which latents are theirs
-        tokenizer.refit_codebook(iter([batch[:20], batch[20:]]))
+        tokenizer.refit_codebook(lambda: [batch[:20], batch[20:]])
     assert len(before) == 3 and all(after < 0.2 * d for after, d in zip(distances(), before, strict=True))
 
 
@@ -359,9 +360,9 @@ def test_refit_lowers_the_quantization_error(quantizer):
 
     with torch.no_grad():
         before = error()
-        tokenizer.refit_codebook(iter(batches))
+        tokenizer.refit_codebook(lambda: iter(batches))
         after = error()
-        tokenizer.refit_codebook(batches)
+        tokenizer.refit_codebook(lambda: batches)
         assert after < 0.98 * before
         assert error() <= after * (1 + 1e-5)
     quantizer = tokenizer.quantizer.quantizers[0]
@@ -565,6 +566,19 @@ def test_codes_that_are_none(tokenizer):
         tokenizer.decode(torch.zeros(1, 9, dtype=torch.int64))
     with pytest.raises(ValueError, match="at most 8"):
         tokenizer.decode(codes[0])
+
+
+@pytest.mark.parametrize("change, words", [("pop", "missing keys: quantizer"), ("add", "unexpected keys: more")])
+def test_weights_that_are_not_whole(tmp_path, tokenizer, change, words):
+    tokenizer.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    if change == "pop":
+        weights.pop("quantizer.depths.0.codebook")
+    else:
+        weights["more"] = torch.zeros(1)
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=f"not those of its configuration .{words}"):
+        load_tokenizer(tmp_path)
 
 
 def test_folders_that_are_no_tokenizer(tmp_path, tokenizer):

@@ -31,7 +31,8 @@ def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor
     with torch.autocast(vectors.device.type, enabled=False):
         vectors, codebook = vectors.float(), codebook.float()
         half_norms = codebook.square().sum(1).mul_(-0.5)
-        if len(codebook) > FEW:
+        size = len(codebook)
+        if size > FEW:
             codebook, half_norms = _deal(codebook, 0.0), _deal(half_norms, float("-inf"))  # what is added never wins
         codes = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
         rows, transposed = _block_rows(vectors, codebook), codebook.t()
@@ -39,7 +40,7 @@ def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor
         for start in range(0, len(vectors), rows):
             block = vectors[start : start + rows]
             scores = torch.addmm(half_norms, block, transposed, out=buffer[: len(block)])
-            codes[start : start + rows] = _largest(scores)
+            codes[start : start + rows] = _largest(scores, size)
         return codes
 
 
@@ -51,14 +52,16 @@ def _deal(rows: torch.Tensor, filling: float) -> torch.Tensor:
     return filled.view(STRIDE, -1, *rows.shape[1:]).transpose(0, 1).reshape(filled.shape)
 
 
-def _largest(scores: torch.Tensor) -> torch.Tensor:
-    """Code of the largest score in each row of (n, K), dealt by `_deal` where there are many; ties: the lowest code."""
+def _largest(scores: torch.Tensor, size: int) -> torch.Tensor:
+    """Code below `size` of the largest score in each row of (n, K), dealt by `_deal` where there are many; ties: the
+    lowest code."""
     if scores.shape[1] <= FEW:
         return scores.argmax(1)
     dealt = scores.view(len(scores), -1, STRIDE)
     column = dealt.amax(1).argmax(1)
     row = dealt.gather(2, column[:, None, None].expand(-1, dealt.shape[1], 1))[:, :, 0].argmax(1)
-    return column * dealt.shape[1] + row
+    # Vectors that are not finite have scores that are not numbers, also at the places that were filled up.
+    return (column * dealt.shape[1] + row).clamp_(max=size - 1)
 
 
 @torch.no_grad()
@@ -86,8 +89,7 @@ def sample_codes(vectors: torch.Tensor, codebook: torch.Tensor, temperature: flo
 
 
 def _block_rows(vectors: torch.Tensor, codebook: torch.Tensor) -> int:
-    rows = max(64, BLOCK_FLOATS // len(codebook))
-    return 64 * rows if vectors.is_cuda else rows
+    return max(64, (64 if vectors.is_cuda else 1) * BLOCK_FLOATS // len(codebook))
 
 
 @torch.no_grad()

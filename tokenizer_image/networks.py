@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -125,7 +127,9 @@ class MLPDecoder(nn.Module):
 
 def perceptron(sizes: list[int]) -> nn.Sequential:
     """Linear layers from the first size to the last, with SiLU between them."""
-    layers: list[nn.Module] = []
-    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
-        layers += [nn.Linear(before, after), nn.SiLU()]
-    return nn.Sequential(*layers[:-1])
+    layers: dict[str, nn.Module] = {}
+    for index, (before, after) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        name = "first" if index == 0 else "last" if index == len(sizes) - 2 else f"inner{index}"
+        layers |= {name: nn.Linear(before, after), f"{name}_silu": nn.SiLU()}
+    layers.popitem()
+    return nn.Sequential(OrderedDict(layers))

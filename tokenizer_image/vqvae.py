@@ -146,11 +146,16 @@ class VQVAE(PreTrainedModel):
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:32]
 
-    def code_vectors(self) -> torch.Tensor:
-        """(num_codes, code_dim) float32: what each code alone adds to a quantized latent of its level."""
+    def code_vectors(self) -> torch.Tensor | None:
+        """(num_codes, code_dim) float32: what each code alone adds to a quantized latent of its level.
+
+        None where a quantizer cannot say.
+        """
         tables = []
         for quantizer in self.quantizers:
             vectors = quantizer.code_vectors()
+            if vectors is None:
+                return None
             tables += vectors[:1] if quantizer.shares_codebook else vectors
         return torch.cat(tables)
 
@@ -267,14 +272,15 @@ class VQVAE(PreTrainedModel):
         )
 
     @torch.no_grad()
-    def refit_codebook(self, batches: Iterable[torch.Tensor]) -> None:
-        """Move each code to the mean of the latents that it stands for, over `batches` of pixel_values.
+    def refit_codebook(self, batches: Callable[[], Iterable[torch.Tensor]]) -> None:
+        """Move each code to the mean of the latents that it stands for, over batches of pixel_values.
 
         Averaged encoder weights do not fit a codebook that followed the raw encoder; one pass a level mends it, coarse
         to fine, since what a level sees hangs on the coarser ones.
+
+        Args:
+            batches: called for each level, so that pictures need not be held.
         """
-        # Held as they come, once: the encoder runs again for each level.
-        held = list(batches) if self.coarser else batches
         for wanted in self.quantizers:
             latents: list[torch.Tensor] = []
 
@@ -283,7 +289,7 @@ class VQVAE(PreTrainedModel):
                     latents.append(seen.reshape(-1, self.config.code_dim).float())  # noqa: B023
                 return quantizer.decode(quantizer.encode(seen)) if quantizer is not self.quantizer else seen
 
-            for pixel_values in held:
+            for pixel_values in batches():
                 self._describe(pixel_values, quantize)
             wanted.refit(latents)
 
@@ -305,7 +311,7 @@ def load_tokenizer(folder: str | Path, **settings: Any) -> VQVAE:
     `settings` take the place of those in its configuration (how it learns; sizes are those of its weights).
 
     Raises:
-        ValueError: there is no tokenizer there.
+        ValueError: there is no tokenizer there, or not a whole one.
     """
     path = Path(folder)
     if (path / "image_tokenizer" / "config.json").is_file():
@@ -319,4 +325,12 @@ def load_tokenizer(folder: str | Path, **settings: Any) -> VQVAE:
         kind = None
     if kind != VQVAEConfig.model_type or not (path / "model.safetensors").is_file():
         raise ValueError(f"{folder} is not an image tokenizer (no config.json of one, or no weights): {remedy}")
-    return VQVAE.from_pretrained(path, use_safetensors=True, **settings).eval()
+    tokenizer, found = VQVAE.from_pretrained(path, use_safetensors=True, output_loading_info=True, **settings)
+    wrong = {name: sorted(map(str, found[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    if any(wrong.values()):
+        told = "; ".join(f"{name.replace('_', ' ')}: {', '.join(keys[:3])}" for name, keys in wrong.items() if keys)
+        raise ValueError(
+            f"{folder} has weights that are not those of its configuration ({told}): it is damaged, or of an earlier "
+            "version of tessera; train it again"
+        )
+    return tokenizer.eval()

@@ -21,8 +21,12 @@ def rotate(latents: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
     so that the gradient keeps its angle to the code, where straight-through copies it. Both (..., D).
     """
     with torch.no_grad():
-        size = quantized.norm(dim=-1, keepdim=True) / latents.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+        length = latents.norm(dim=-1, keepdim=True)
+        size = quantized.norm(dim=-1, keepdim=True) / length.clamp(min=1e-6)
         e, q = F.normalize(latents, dim=-1), F.normalize(quantized, dim=-1)
         r = F.normalize(e + q, dim=-1)
     reflected = latents - 2 * (latents * r).sum(-1, keepdim=True) * r
-    return size * (reflected + 2 * (latents * e).sum(-1, keepdim=True) * q)
+    rotated = size * (reflected + 2 * (latents * e).sum(-1, keepdim=True) * q)
+    # A latent at zero has no direction to turn from: straight through. And the value is the code, to the last bit.
+    rotated = torch.where(length > 1e-6, rotated, latents)
+    return rotated + (quantized - rotated).detach()

@@ -55,12 +55,14 @@ class FiniteScalarQuantizer(Quantizer):
         """Latents (..., code_dim) to numbers whose rounding is a level, about -L/2 .. L/2, float32."""
         half = (self.levels - 1) * (1 + SLACK) / 2
         offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
-        shift = torch.atanh(offset / half)
+        # Of two levels the paper's shift would put the border far from where latents start.
+        shift = torch.where(self.levels > 2, torch.atanh((offset / half).clamp(max=0.9)), 0.0)
         return torch.tanh(latents.float() + shift) * half - offset
 
     def digits(self, latents: torch.Tensor) -> torch.Tensor:
         """(..., code_dim) int64, each in 0 .. levels - 1."""
-        return self.squeeze(latents).round().long() + self.levels // 2
+        digits = self.squeeze(latents).round().long() + self.levels // 2
+        return torch.minimum(digits.clamp(min=0), self.levels - 1)
 
     def place(self, digits: torch.Tensor) -> torch.Tensor:
         """Digits (..., code_dim) to quantized numbers in [-1, 1]."""

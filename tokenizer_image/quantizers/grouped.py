@@ -42,11 +42,13 @@ class GroupedQuantizer(Quantizer):
         """Latents (..., code_dim) to what each part sees of them."""
         return latents.split(self.widths, dim=-1)
 
-    def code_vectors(self) -> list[torch.Tensor]:
+    def code_vectors(self) -> list[torch.Tensor] | None:
         vectors, before = [], 0
         for part in self.quantizers:
-            after = self.code_dim - before - part.code_dim
-            vectors += [F.pad(table, (before, after)) for table in part.code_vectors()]
+            tables, after = part.code_vectors(), self.code_dim - before - part.code_dim
+            if tables is None:
+                return None
+            vectors += [F.pad(table, (before, after)) for table in tables]
             before += part.code_dim
         return vectors
 

@@ -75,12 +75,14 @@ class Quantizer(nn.Module):
         """
         raise NotImplementedError
 
-    def code_vectors(self) -> list[torch.Tensor]:
-        """For each of the `codes_per_position` codes, what it adds to a quantized latent: (its size, code_dim)."""
-        raise NotImplementedError
+    def code_vectors(self) -> list[torch.Tensor] | None:
+        """For each of the `codes_per_position` codes, what it adds to a quantized latent: (its size, code_dim). None:
+        this cannot be said."""
+        return None
 
     def refit(self, batches: Sequence[torch.Tensor]) -> None:
-        """Fit the codebook to latents (n, code_dim) of another encoder than it followed; a fixed grid does nothing."""
+        """Fit the codebook to latents (n, code_dim) of another encoder than it followed; nothing where there is nothing
+        to fit, or the quantizer is frozen."""
 
     def freeze(self, frozen: bool = True) -> None:
         """Stop learning (or go on): the codebook stays as it is, the latents still get their gradient."""
@@ -94,6 +96,13 @@ class Quantizer(nn.Module):
     def learns(self) -> bool:
         """Whether this `forward` teaches the codebook."""
         return self.training and not self.frozen
+
+
+def check_not_negative(**values: float) -> None:
+    """Raise ValueError for a value below zero, by its name."""
+    for name, value in values.items():
+        if value < 0:
+            raise ValueError(f"{name}={value} must be at least 0")
 
 
 def check_range(codes: torch.Tensor, codebook_size: int) -> None:

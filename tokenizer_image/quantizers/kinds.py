@@ -58,18 +58,20 @@ def grouped(codebook_sizes: list[int], code_dim: int, **options: Any) -> Quantiz
 
 
 def grouped_residual(codebook_sizes: list[int], code_dim: int, num_groups: int = 2, **options: Any) -> Quantizer:
-    depths = len(codebook_sizes) // num_groups
-    if num_groups < 1 or depths * num_groups != len(codebook_sizes):
+    if num_groups < 1 or len(codebook_sizes) % num_groups:
         raise ValueError(
             f"codebook_sizes {codebook_sizes} cannot be dealt to num_groups {num_groups}: give each as many depths"
         )
-    width = _equal_parts(code_dim, num_groups, codebook_sizes)
+    depths, width = len(codebook_sizes) // num_groups, _equal_parts(code_dim, num_groups, codebook_sizes)
     shares = [codebook_sizes[group * depths : (group + 1) * depths] for group in range(num_groups)]
     return GroupedQuantizer([ResidualQuantizer(share, width, **options) for share in shares])
 
 
 def finite_scalar(codebook_sizes: list[int], code_dim: int, levels: list[int] | None = None) -> Quantizer:
-    chosen = levels or levels_for(_one(codebook_sizes, "finite_scalar"))
+    size = _one(codebook_sizes, "finite_scalar")
+    if size < 2:
+        raise ValueError(f"codebook_sizes {codebook_sizes}: a codebook needs at least 2 codes")
+    chosen = levels or levels_for(size)
     return ProjectedQuantizer(FiniteScalarQuantizer(chosen), code_dim)
 
 
@@ -92,7 +94,7 @@ def _bits(codebook_sizes: list[int], kind: str) -> int:
 CODEBOOK = (
     "commitment_weight", "ema_decay", "revival_threshold", "kmeans_start", "temperature", "rotation_trick",
 )  # fmt: skip
-ENTROPY = ("commitment_weight", "entropy_weight", "diversity", "temperature")
+ENTROPY = ("commitment_weight", "entropy_weight", "diversity", "entropy_temperature")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from tokenizer_image.quantizers.distributed import check_finite, mean_over_ranks
 from tokenizer_image.quantizers.estimators import straight_through
-from tokenizer_image.quantizers.interface import Quantizer, QuantizerOutput, check_range
+from tokenizer_image.quantizers.interface import Quantizer, QuantizerOutput, check_not_negative, check_range
 
 JOINT_BITS = 8  # whose joint distribution the batch's entropy is taken of: 2^8 numbers a latent
 
@@ -20,17 +20,18 @@ class LookupFreeQuantizer(Quantizer):
 
     The entropy loss asks each latent to be sure of its code and all latents together to use all codes:
 
-        entropy_weight * (E[H(p(c | z))] - diversity * H(E[p(c | z)])),   p(c | z) ~ exp(-|z - c|^2 / temperature)
+        entropy_weight * (E[H(p(c | z))] - diversity * H(E[p(c | z)])),   p(c | z) ~ exp(-|z - c|^2 / T)
 
-    Given z the bits are independent, P(bit i = 1) = sigmoid(4 a z_i / temperature) with a the size of a corner's
-    numbers, so the first term is exactly a sum over bits. The second is taken over groups of up to 8 bits, as if
-    groups were independent (BSQ, section 3.3, has groups of one).
+    with T the `entropy_temperature`. Given z the bits are independent, P(bit i = 1) = sigmoid(4 a z_i / T) with a the
+    size of a corner's numbers, so the first term is exactly a sum over bits. The second is taken over groups of up to 8
+    bits, as if groups were independent (BSQ, section 3.3, has groups of one).
 
     Args:
         num_bits: numbers of a latent; there are 2^num_bits codes.
         spherical: BSQ.
-        commitment_weight: weight of |latents - sg(quantized)|^2, which BSQ does without (the sphere does its work).
-        entropy_weight, diversity, temperature: of the entropy loss.
+        commitment_weight: weight of |latents - sg(quantized)|^2; by default 0.25, and 0 for BSQ, where the sphere does
+            its work.
+        entropy_weight, diversity, entropy_temperature: of the entropy loss.
 
     Raises:
         ValueError: a number of bits that a code cannot have.
@@ -41,22 +42,25 @@ class LookupFreeQuantizer(Quantizer):
         num_bits: int,
         *,
         spherical: bool = False,
-        commitment_weight: float = 0.25,
+        commitment_weight: float | None = None,
         entropy_weight: float = 0.1,
         diversity: float = 1.0,
-        temperature: float = 1.0,
+        entropy_temperature: float = 1.0,
     ) -> None:
         super().__init__()
         if not 1 <= num_bits <= 30:
             raise ValueError(f"num_bits={num_bits}: choose 1 to 30 (2 to 1,073,741,824 codes)")
-        if temperature <= 0:
-            raise ValueError(f"temperature={temperature} must be above 0")
+        if entropy_temperature <= 0:
+            raise ValueError(f"entropy_temperature={entropy_temperature} must be above 0")
+        if commitment_weight is None:
+            commitment_weight = 0.0 if spherical else 0.25
+        check_not_negative(commitment_weight=commitment_weight, entropy_weight=entropy_weight, diversity=diversity)
         self.code_dim = num_bits
         self.spherical = spherical
-        self.commitment_weight = 0.0 if spherical else commitment_weight
+        self.commitment_weight = commitment_weight
         self.entropy_weight = entropy_weight
         self.diversity = diversity
-        self.temperature = temperature
+        self.entropy_temperature = entropy_temperature
         self.corner = num_bits**-0.5 if spherical else 1.0
 
     @property
@@ -100,7 +104,7 @@ class LookupFreeQuantizer(Quantizer):
 
     def entropy_loss(self, vectors: torch.Tensor) -> torch.Tensor:
         """Mean entropy of a latent's code, less `diversity` times the entropy of the codes of all, in nats a bit."""
-        logits = vectors * (4 * self.corner / self.temperature)
+        logits = vectors * (4 * self.corner / self.entropy_temperature)
         ones = torch.sigmoid(logits)
         # H(p) = softplus(x) - p x, with p = sigmoid(x)
         single = (F.softplus(logits) - ones * logits).sum(1).mean()
@@ -110,5 +114,6 @@ class LookupFreeQuantizer(Quantizer):
             for bit in group.unbind(1):
                 joint = torch.cat([joint * (1 - bit[:, None]), joint * bit[:, None]], dim=1)
             mean = mean_over_ranks(joint.mean(0))
-            together = together - torch.xlogy(mean, mean).sum()
+            # A combination that never occurs adds nothing, and must not have the slope of the logarithm at 0.
+            together = together - torch.xlogy(mean, mean.clamp(min=torch.finfo(mean.dtype).tiny)).sum()
         return (single - self.diversity * together) / self.code_dim

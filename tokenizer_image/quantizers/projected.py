@@ -27,6 +27,7 @@ class ProjectedQuantizer(Quantizer):
         self.code_dim = code_dim
         self.into = nn.Linear(code_dim, inner.code_dim)
         self.out_of = nn.Linear(inner.code_dim, code_dim)
+        self.shares_codebook = inner.shares_codebook
 
     @property
     def codebook_sizes(self) -> list[int]:
@@ -48,9 +49,9 @@ class ProjectedQuantizer(Quantizer):
         with torch.autocast(quantized.device.type, enabled=False):
             return self.out_of(quantized.to(self.out_of.weight.dtype)).float()
 
-    def code_vectors(self) -> list[torch.Tensor]:
-        weight = self.out_of.weight.detach().float()
-        return [table @ weight.t() for table in self.inner.code_vectors()]
+    def code_vectors(self) -> list[torch.Tensor] | None:
+        weight, tables = self.out_of.weight.detach().float(), self.inner.code_vectors()
+        return None if tables is None else [table.to(weight) @ weight.t() for table in tables]
 
     def forward(self, latents: torch.Tensor) -> QuantizerOutput:
         """Quantize latents (..., code_dim)."""

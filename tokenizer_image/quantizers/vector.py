@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from tokenizer_image.nearest import nearest_codes, sample_codes, sums_per_code
-from tokenizer_image.quantizers.distributed import all_reduce, check_finite, sample_rows, world_size
+from tokenizer_image.quantizers.distributed import NotFiniteError, all_reduce, check_finite, sample_rows, world_size
 from tokenizer_image.quantizers.estimators import rotate, straight_through
-from tokenizer_image.quantizers.interface import Quantizer, QuantizerOutput, check_range
+from tokenizer_image.quantizers.interface import Quantizer, QuantizerOutput, check_not_negative, check_range
 
 LEARNING = ("ema", "gradient")
 KMEANS_ROUNDS = 10
@@ -83,8 +83,9 @@ class VectorQuantizer(Quantizer):
             raise ValueError(f"learning={learning!r}: choose one of {', '.join(LEARNING)}")
         if not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay={ema_decay} must be in [0, 1); 0.99 is usual")
-        if temperature < 0:
-            raise ValueError(f"temperature={temperature} must be at least 0; 0 takes the nearest code")
+        if not 0 <= revival_threshold < 1:
+            raise ValueError(f"revival_threshold={revival_threshold} must be in [0, 1): a share of the mean count")
+        check_not_negative(commitment_weight=commitment_weight, temperature=temperature, epsilon=epsilon)
         self.size = codebook_size
         self.code_dim = code_dim
         self.learning = learning
@@ -119,6 +120,8 @@ class VectorQuantizer(Quantizer):
     def rows(self) -> torch.Tensor:
         """(K, code_dim) float32 codes as they are compared and given out."""
         codebook = self.codebook.float()
+        if self.learning == "gradient" and torch.is_grad_enabled():
+            codebook = codebook.clone()  # a revival writes into the parameter before the backward pass has read it
         return F.normalize(codebook, dim=-1) if self.normalize else codebook
 
     def encode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -146,6 +149,8 @@ class VectorQuantizer(Quantizer):
         """
         vectors = self.prepare(latents)
         if self.learns:
+            if self.codebook.dtype != torch.float32:
+                raise TypeError(f"a codebook in {self.codebook.dtype} cannot learn: keep float32, use autocast")
             check_finite(vectors)
             if not bool(self.initialized):
                 self.start(vectors.detach())
@@ -176,7 +181,10 @@ class VectorQuantizer(Quantizer):
         self.ema_sums.lerp_(sums, 1 - self.ema_decay)
         total = self.ema_counts.sum()
         smoothed = (self.ema_counts + self.epsilon) * total / (total + self.size * self.epsilon)
-        self.codebook.copy_(self.ema_sums / smoothed[:, None])
+        learned = self.ema_sums / smoothed[:, None]
+        if self.normalize:  # a code that nobody has used for long keeps its direction, while its sum fades to nothing
+            learned = torch.where(learned.norm(dim=1, keepdim=True) > 1e-6, learned, self.codebook)
+        self.codebook.copy_(learned)
         return self.revive(vectors)
 
     def revive(self, vectors: torch.Tensor) -> int:
@@ -217,6 +225,10 @@ class VectorQuantizer(Quantizer):
                 (counts, sums), sums_per_code(vectors, nearest_codes(vectors, self.rows()), self.size), strict=True
             ):
                 total += share
+        if self.frozen or not bool(counts.any()):
+            return
+        if not bool(torch.isfinite(sums).all()):
+            raise NotFiniteError("latents with NaN or infinity: the codebook was not refitted")
         self.set_means(counts, sums)
 
     @torch.no_grad()
