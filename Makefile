@@ -84,8 +84,8 @@ environment:
 # ----------------------------------------------------------------------------------------------- demo
 
 # The recipe: what share of the time each stage gets, and what they are told.
-TOKENIZER_MINUTES = $(shell awk -v minutes="$(MINUTES)" 'BEGIN { printf "%.2f", 0.40 * minutes }')
-LM_MINUTES = $(shell awk -v minutes="$(MINUTES)" 'BEGIN { printf "%.2f", 0.60 * minutes }')
+TOKENIZER_MINUTES = $(shell awk -v minutes="$(MINUTES)" 'BEGIN { printf "%.2f", 0.45 * minutes }')
+LM_MINUTES = $(shell awk -v minutes="$(MINUTES)" 'BEGIN { printf "%.2f", 0.55 * minutes }')
 # More time sees more different pictures, up to what fits into 3 GB.
 EXAMPLES = $(shell awk -v minutes="$(MINUTES)" 'BEGIN { n = 5000 * minutes; print (n < 100000) ? 100000 : (n > 300000) ? 300000 : int(n) }')
 TOKENIZER_ARGS ?=
