@@ -23,7 +23,7 @@ SHOWN = 12  # pictures in a reconstruction grid
 # Settings that an earlier tokenizer brings along.
 FIXED = (
     "image_size", "num_channels", "network", "patch_size", "hidden_sizes", "num_res_blocks", "encoder_kernel_size",
-    "code_dim", "num_levels", "quantizer", "codebook_sizes",
+    "code_dim", "num_levels", "codebook_sizes",
 )  # fmt: skip
 FIXED_QUANTIZER_OPTIONS = ("shared_codebook", "num_groups", "codebook_dim")
 
@@ -61,7 +61,6 @@ def load_earlier(options: Any) -> VQVAE:
     fixed["resize"] = (tokenizer.config.preprocessing or {}).get("resize")
     before, said = tokenizer.config.quantizer_options, options.quantizer_options()
     fixed |= {name: before.get(name) for name in FIXED_QUANTIZER_OPTIONS}
-    del fixed["quantizer"]  # compared as names
     defaults = {option.name: option.default for option in fields(options)}
     clashes = [n for n, value in fixed.items() if getattr(options, n) not in (defaults[n], value)]
     if options.quantizer != defaults["quantizer"] and _names(options.quantizer) != tokenizer.config.quantizer:

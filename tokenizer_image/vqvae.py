@@ -204,19 +204,13 @@ class VQVAE(PreTrainedModel):
             return quantizer.decode(codes[-1]) if quantizer is not self.quantizer else latents
 
         self._describe(pixel_values, quantize)
-        return self._row(codes)
+        return self._row(codes, pixel_values)
 
-    def _row(self, codes: list[torch.Tensor]) -> torch.Tensor:
-        """Each level's codes (B, h, w, depths), in their own ranges, to one row (B, T) in the alphabet of all."""
+    def _row(self, codes: list[torch.Tensor], pixel_values: torch.Tensor) -> torch.Tensor:
+        """Each level's codes (B, h, w, depths) of pictures, in their own ranges, to one row (B, T)."""
         row = torch.cat([level.flatten(1) for level in codes], dim=1)
-        rows, columns = self.config.grids()[-1] if self.config.network == "mlp" else codes[-1].shape[1:3]
-        side = rows * self._pixels_a_place, columns * self._pixels_a_place
-        return row + torch.from_numpy(self.layout(side).low).to(row.device)
-
-    @property
-    def _pixels_a_place(self) -> int:
-        """Pixels per position of the finest grid, along each side."""
-        return self.config.downsampling // 2 ** (self.config.num_levels - 1)
+        low = self.layout((pixel_values.shape[2], pixel_values.shape[3])).low
+        return row + torch.from_numpy(low).to(row.device)
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor, image_size: int | tuple[int, int] | None = None) -> torch.Tensor:
@@ -264,7 +258,7 @@ class VQVAE(PreTrainedModel):
         return VQVAEOutput(
             loss=reconstruction_loss + quantizer_loss,
             reconstruction=reconstruction,
-            codes=self._row([output.codes for output in outputs]),
+            codes=self._row([output.codes for output in outputs], pixel_values),
             reconstruction_loss=reconstruction_loss,
             commitment_loss=quantizer_loss,
             revived=sum(output.revived for output in outputs),
