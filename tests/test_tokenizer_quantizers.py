@@ -21,10 +21,8 @@ from tokenizer_image import (
     VectorQuantizer,
     VQVAEConfig,
     build_quantizer,
-    nearest,
     register_quantizer,
 )
-from tokenizer_image.nearest import nearest_codes, sums_per_code
 from tokenizer_image.quantizers import KINDS as ALL_KINDS
 from tokenizer_image.quantizers import FiniteScalarQuantizer, LookupFreeQuantizer
 from tokenizer_image.quantizers.distributed import NotFiniteError
@@ -75,9 +73,6 @@ def assert_unchanged(module: torch.nn.Module, before: dict[str, Tensor]) -> None
         assert torch.equal(tensor, before[name]), f"{name} changed"
 
 
-# Nearest codes
-
-
 def test_worked_example():
     codebook, vectors = torch.tensor(EXAMPLE["codebook"]), torch.tensor(EXAMPLE["vectors"])
     quantizer = started(codebook).eval()
@@ -87,55 +82,6 @@ def test_worked_example():
     output = quantizer(vectors)
     assert output.codes[..., 0].tolist() == EXAMPLE["codes"]
     assert torch.allclose(output.quantized, quantizer.decode(codes), atol=1e-6)
-
-
-@pytest.mark.parametrize("count, size, dim", [(1000, 512, 32), (3, 7, 1), (1, 4096, 8), (2000, 2, 4), (500, 777, 5)])
-def test_nearest_codes_equal_brute_force_in_float64(count, size, dim):
-    vectors, codebook = torch.randn(count, dim), torch.randn(size, dim)
-    distances = (vectors.double()[:, None] - codebook.double()[None]).square().sum(-1)
-    best, expected = distances.min(dim=1)
-    codes = nearest_codes(vectors, codebook)
-    chosen = distances.gather(1, codes[:, None])[:, 0]
-    assert codes.shape == (count,) and codes.dtype == torch.int64
-    assert (chosen - best < 1e-4).all(), "only codes at practically the same distance may be taken instead"
-    assert (codes == expected).float().mean() > 0.99
-
-
-def test_nearest_codes_work_in_blocks(monkeypatch):
-    vectors, codebook = torch.randn(1000, 8), torch.randn(100, 8)
-    whole = nearest_codes(vectors, codebook)
-    monkeypatch.setattr(nearest, "BLOCK_FLOATS", 100)  # 64 rows at a time, the last block a part of one
-    assert torch.equal(nearest_codes(vectors, codebook), whole)
-
-
-def test_ties_go_to_the_lowest_index():
-    codebook = torch.tensor([[5.0, 5.0], [1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
-    assert nearest_codes(torch.tensor([[1.0, 0.0], [0.0, 3.0], [-2.0, 0.0]]), codebook).tolist() == [1, 1, 3]
-
-
-@pytest.mark.parametrize("size", [200, 300, 1000, 4096])
-def test_ties_among_many_go_to_the_lowest_index(size):
-    """Every code stands at five random places; the lowest of them is to be found."""
-    places = torch.randint(size // 5, (size,))
-    codebook = torch.randn(size // 5, 3)[places]
-    lowest = (codebook[:, None] == codebook[None]).all(-1).int().argmax(1)
-    assert torch.equal(nearest_codes(codebook + 1e-4, codebook), lowest) and (lowest < torch.arange(size)).any()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nearest_codes_do_not_depend_on_autocast(dtype):
-    vectors, codebook = torch.randn(500, 16).to(dtype), torch.randn(256, 16)
-    outside = nearest_codes(vectors, codebook)
-    assert torch.equal(outside, nearest_codes(vectors.float(), codebook))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(nearest_codes(vectors, codebook), outside)
-
-
-def test_sums_per_code():
-    vectors = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
-    counts, sums = sums_per_code(vectors, torch.tensor([2, 0, 2]), 4)
-    assert counts.tolist() == [1, 0, 2, 0]
-    assert sums.tolist() == [[3, 4], [0, 0], [6, 8], [0, 0]]
 
 
 # Gradient and loss
@@ -580,15 +526,6 @@ def test_directions_that_nobody_uses_stay_directions():
     quantizer = started(torch.eye(4), normalize=True, ema_decay=0.0)
     quantizer(torch.tensor([[1.0, 0.1, 0.0, 0.0]]))
     assert torch.allclose(quantizer.rows().norm(dim=1), torch.ones(4), atol=1e-5)
-
-
-@pytest.mark.parametrize("size", [100, 300])
-def test_codes_of_latents_that_are_not_finite_are_codes(size):
-    """Outside training nothing is checked, but no later lookup may go astray."""
-    latents = torch.randn(20, 4)
-    latents[0, 0], latents[1, 1] = float("inf"), float("nan")
-    codes = nearest_codes(latents, torch.randn(size, 4))
-    assert codes.min() >= 0 and codes.max() < size
 
 
 def test_codebooks_in_half_precision_do_not_learn():

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 
-# A block of scores of this many floats (1 MB) stays in a core's cache between the product and the search.
-BLOCK_FLOATS = 1 << 18
+from tokenizer_image.screening import screened_codes, screening_pays
+
+# At most so many scores (16 MB) exist at a time: the product is quick only in blocks of some hundred rows, and what
+# follows it wants to find the block in the processor's cache.
+BLOCK_FLOATS = 1 << 22
+BLOCK_ROWS = 2048
 # The search takes the maximum over columns that lie this far apart, which a processor does for many columns at once;
 # torch.argmax over a whole row looks at one number at a time.
 STRIDE = 64
@@ -18,8 +26,10 @@ def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor
     """Index of the nearest row of `codebook` (squared Euclidean distance) for each vector.
 
     |v - e|^2 = |v|^2 - 2 (v.e - |e|^2 / 2), and |v|^2 is the same for every row, so the nearest row has the
-    largest v.e - |e|^2 / 2. Computed in float32 whatever autocast is on, block by block, so that no more than
-    `BLOCK_FLOATS` scores exist at a time. Ties go to the lowest index.
+    largest v.e - |e|^2 / 2. Computed in float32 whatever autocast and the settings for faster products say, block by
+    block, so that no more than `BLOCK_FLOATS` scores exist at a time. Where the processor multiplies bfloat16 faster, a
+    product in it first rules out what cannot be nearest (`screening`); the codes are as exact. Ties go to the lowest
+    index.
 
     Args:
         vectors: (N, D) float.
@@ -28,20 +38,58 @@ def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor
     Returns:
         (N,) int64.
     """
-    with torch.autocast(vectors.device.type, enabled=False):
-        vectors, codebook = vectors.float(), codebook.float()
-        half_norms = codebook.square().sum(1).mul_(-0.5)
-        size = len(codebook)
-        if size > FEW:
-            codebook, half_norms = _deal(codebook, 0.0), _deal(half_norms, float("-inf"))  # what is added never wins
+    codebook, size = codebook.float(), len(codebook)
+    found = vectors.new_empty(0, dtype=torch.int64)
+    if screening_pays(vectors, codebook):
+        with torch.autocast(vectors.device.type, enabled=False):
+            found = screened_codes(vectors, codebook)
+        vectors = vectors[len(found) :]  # where screening rules out too little
+        if not len(vectors):
+            return found
+    half_norms = _half_norms(codebook)
+    if size > FEW:
+        codebook, half_norms = _deal(codebook, 0.0), _deal(half_norms, float("-inf"))  # what is added never wins
+    return torch.cat([found, _search(vectors, codebook, half_norms, lambda scores: _largest(scores, size))])
+
+
+def _half_norms(codebook: torch.Tensor) -> torch.Tensor:
+    """(K,): -|e|^2 / 2 of each row."""
+    return codebook.square().sum(1).mul_(-0.5)
+
+
+def _search(
+    vectors: torch.Tensor,
+    codebook: torch.Tensor,
+    half_norms: torch.Tensor,
+    pick: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """What `pick` makes, (n,) int64, of blocks of scores v.e - |e|^2 / 2, (n, K), which it may write into."""
+    with torch.autocast(vectors.device.type, enabled=False), _float32_products():
+        vectors, transposed = vectors.float(), codebook.t()
         codes = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
-        rows, transposed = _block_rows(vectors, codebook), codebook.t()
+        rows = max(64, min(BLOCK_ROWS, BLOCK_FLOATS // len(codebook)))
+        if vectors.is_cuda:
+            rows *= 8  # a graphics card is idle between small blocks
         buffer = vectors.new_empty(min(rows, len(vectors)), len(codebook))
         for start in range(0, len(vectors), rows):
             block = vectors[start : start + rows]
             scores = torch.addmm(half_norms, block, transposed, out=buffer[: len(block)])
-            codes[start : start + rows] = _largest(scores, size)
+            codes[start : start + rows] = pick(scores)
         return codes
+
+
+@contextmanager
+def _float32_products() -> Iterator[None]:
+    """Matrix products of float32 in float32, also where `torch.set_float32_matmul_precision` allows others."""
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def _deal(rows: torch.Tensor, filling: float) -> torch.Tensor:
@@ -76,20 +124,14 @@ def sample_codes(vectors: torch.Tensor, codebook: torch.Tensor, temperature: flo
     Returns:
         (N,) int64.
     """
-    with torch.autocast(vectors.device.type, enabled=False):
-        vectors, codebook = vectors.float(), codebook.float()
-        half_norms = codebook.square().sum(1).mul_(-0.5)
-        codes = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
-        rows = _block_rows(vectors, codebook)
-        for start in range(0, len(vectors), rows):
-            scores = torch.addmm(half_norms, vectors[start : start + rows], codebook.t()).mul_(2 / temperature)
-            scores -= torch.empty_like(scores).exponential_().log_()
-            torch.argmax(scores, dim=1, out=codes[start : start + rows])
-        return codes
+    codebook = codebook.float()
 
+    def draw(scores: torch.Tensor) -> torch.Tensor:
+        scores *= 2 / temperature
+        scores -= torch.empty_like(scores).exponential_().log_()
+        return scores.argmax(1)
 
-def _block_rows(vectors: torch.Tensor, codebook: torch.Tensor) -> int:
-    return max(64, (64 if vectors.is_cuda else 1) * BLOCK_FLOATS // len(codebook))
+    return _search(vectors, codebook, _half_norms(codebook), draw)
 
 
 @torch.no_grad()

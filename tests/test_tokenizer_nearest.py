@@ -1,0 +1,174 @@
+"""Nearest codes: exact, in blocks, whatever the precision settings; and what screening in bfloat16 may not change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tokenizer_image import nearest
+from tokenizer_image.nearest import nearest_codes, sums_per_code
+from tokenizer_image.screening import screened_codes
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def in_float32(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """The search without screening, also where this processor would screen."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nearest, "screening_pays", lambda vectors, codebook: False)
+        return nearest_codes(vectors, codebook)
+
+
+def distances_of(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """(N, K) float64, squared."""
+    exact = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(vectors.double(), codebook.double(), compute_mode=exact).square()
+
+
+SEARCHES = pytest.mark.parametrize("search", [in_float32, screened_codes])
+
+
+def assert_nearest(codes: Tensor, vectors: Tensor, codebook: Tensor) -> None:
+    """Other codes than float64 finds only at practically the same distance, and seldom."""
+    distances = distances_of(vectors, codebook)
+    best, expected = distances.min(dim=1)
+    chosen = distances.gather(1, codes[:, None])[:, 0]
+    assert codes.shape == (len(vectors),) and codes.dtype == torch.int64
+    assert (chosen - best < 1e-4).all()
+    assert (codes == expected).float().mean() > 0.99
+
+
+@SEARCHES
+@pytest.mark.parametrize(
+    "count, size, dim", [(1000, 512, 32), (3, 7, 1), (1, 4096, 8), (2000, 2, 4), (500, 777, 5), (300, 1024, 256)]
+)
+def test_nearest_codes_equal_brute_force_in_float64(search, count, size, dim):
+    vectors, codebook = torch.randn(count, dim), torch.randn(size, dim)
+    assert_nearest(search(vectors, codebook), vectors, codebook)
+
+
+@SEARCHES
+@pytest.mark.parametrize("offset, scale", [(30.0, 1.0), (0.0, 1e-4), (-2.0, 1e-2)])
+def test_nearest_codes_of_latents_that_are_not_standard(search, offset, scale):
+    """Far from the origin, or close together: where rounding to bfloat16 leaves little."""
+    vectors, codebook = torch.randn(500, 16) * scale + offset, torch.randn(2048, 16) * scale + offset
+    codes = search(vectors, codebook)
+    distances = distances_of(vectors, codebook)
+    chosen = distances.gather(1, codes[:, None])[:, 0]
+    # What the coordinates themselves are rounded to in float32 counts double in a product.
+    assert (chosen - distances.amin(1) < 1e-6 * (offset**2 * 16 + scale**2 * 16)).all()
+
+
+@SEARCHES
+def test_a_latent_that_is_a_code_has_that_code(search):
+    codebook = torch.randn(2048, 24)
+    assert torch.equal(search(codebook, codebook), torch.arange(2048))
+
+
+@pytest.mark.parametrize("size, dim", [(1024, 256), (4096, 8), (1536, 64)])
+def test_screening_leaves_few_codes_to_compare(size, dim, monkeypatch):
+    """Else it would not pay; and no code that is compared may be missing from those that remain."""
+    from tokenizer_image import screening
+
+    vectors, codebook = torch.randn(2000, dim), torch.randn(size, dim)
+    compared = 0
+    compare = screening._nearest
+
+    def counted(vectors: Tensor, codebook: Tensor, row: Tensor, code: Tensor) -> Tensor:
+        nonlocal compared
+        compared += len(row)
+        return compare(vectors, codebook, row, code)
+
+    monkeypatch.setattr(screening, "_nearest", counted)
+    codes = screened_codes(vectors, codebook)
+    assert_nearest(codes, vectors, codebook)
+    assert 2000 <= compared < 4 * 2000
+
+
+def test_screening_gives_up_where_all_codes_are_alike(monkeypatch):
+    monkeypatch.setattr(nearest, "screening_pays", lambda vectors, codebook: True)
+    vectors, codebook = torch.randn(3000, 8), torch.ones(2048, 8)
+    assert len(screened_codes(vectors, codebook)) == 0
+    assert nearest_codes(vectors, codebook).tolist() == [0] * 3000
+    # and in the middle: the second thousand are at the same distance from all codes
+    vectors[:1024, 0] += 100
+    vectors[1024:2048] = 0
+    codebook = torch.zeros(2048, 8)
+    codebook[torch.arange(2048), torch.arange(2048) % 8] = torch.where(torch.arange(2048) % 16 < 8, 1.0, -1.0)
+    codebook[7] = torch.tensor([2.0, 0, 0, 0, 0, 0, 0, 0])
+    assert len(screened_codes(vectors, codebook)) == 1024
+    assert torch.equal(nearest_codes(vectors, codebook), in_float32(vectors, codebook))
+
+
+def test_nearest_codes_work_in_blocks(monkeypatch):
+    vectors, codebook = torch.randn(1000, 8), torch.randn(100, 8)
+    whole = nearest_codes(vectors, codebook)
+    monkeypatch.setattr(nearest, "BLOCK_FLOATS", 100)  # 64 rows at a time, the last block a part of one
+    assert torch.equal(nearest_codes(vectors, codebook), whole)
+
+
+@SEARCHES
+def test_ties_go_to_the_lowest_index(search):
+    codebook = torch.tensor([[5.0, 5.0], [1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
+    assert search(torch.tensor([[1.0, 0.0], [0.0, 3.0], [-2.0, 0.0]]), codebook).tolist() == [1, 1, 3]
+
+
+@SEARCHES
+@pytest.mark.parametrize("size", [200, 300, 1000, 4096])
+def test_ties_among_many_go_to_the_lowest_index(search, size):
+    """Every code stands at five random places; the lowest of them is to be found."""
+    places = torch.randint(size // 5, (size,))
+    codebook = torch.randn(size // 5, 3)[places]
+    lowest = (codebook[:, None] == codebook[None]).all(-1).int().argmax(1)
+    assert torch.equal(search(codebook + 1e-4, codebook), lowest) and (lowest < torch.arange(size)).any()
+
+
+@pytest.mark.parametrize("size", [256, 2048])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nearest_codes_do_not_depend_on_autocast(dtype, size):
+    vectors, codebook = torch.randn(1500, 16).to(dtype), torch.randn(size, 16)
+    outside = nearest_codes(vectors, codebook)
+    assert torch.equal(outside, nearest_codes(vectors.float(), codebook))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(nearest_codes(vectors, codebook), outside)
+
+
+def test_nearest_codes_do_not_depend_on_settings_for_faster_products(monkeypatch):
+    """A product that allows TF32 or bfloat16 would take other codes; the setting is there again afterwards."""
+    matmul = torch.backends.mkldnn.matmul
+    seen = []
+    monkeypatch.setattr(
+        nearest, "_largest", lambda scores, size: seen.append(matmul.fp32_precision) or scores.argmax(1)
+    )
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "bf16"
+        nearest_codes(torch.randn(10, 4), torch.randn(20, 4))
+        assert matmul.fp32_precision == "bf16" and seen == ["ieee"]
+    finally:
+        matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("screening", [False, True])
+@pytest.mark.parametrize("size", [100, 300])
+@pytest.mark.parametrize("count", [20, 2000])
+def test_codes_of_latents_that_are_not_finite_are_codes(screening, size, count, monkeypatch):
+    """Outside training nothing is checked, but no later lookup may go astray, and other latents keep their codes."""
+    monkeypatch.setattr(nearest, "screening_pays", lambda vectors, codebook: screening)
+    latents, codebook = torch.randn(count, 4), torch.randn(size, 4)
+    expected = nearest_codes(latents, codebook)
+    latents[0, 0], latents[1, 1] = float("inf"), float("nan")
+    codes = nearest_codes(latents, codebook)
+    assert codes.min() >= 0 and codes.max() < size
+    assert torch.equal(codes[2:], expected[2:])
+
+
+def test_sums_per_code():
+    vectors = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    counts, sums = sums_per_code(vectors, torch.tensor([2, 0, 2]), 4)
+    assert counts.tolist() == [1, 0, 2, 0]
+    assert sums.tolist() == [[3, 4], [0, 0], [6, 8], [0, 0]]
