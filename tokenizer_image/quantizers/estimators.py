@@ -2,13 +2,55 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
 def straight_through(latents: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
     """`quantized`, whose gradient goes to `latents` unchanged (Bengio et al. 2013). Both (..., D)."""
-    return latents + (quantized - latents).detach()
+    return _StraightThrough.apply(latents, quantized)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """As latents + (quantized - latents).detach(), without its two passes over memory and to the last bit."""
+
+    @staticmethod
+    def forward(ctx: Any, latents: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
+        return quantized.view_as(quantized)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient, None
+
+
+def straight_through_with_loss(latents: torch.Tensor, quantized: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`straight_through`, and the mean of (latents - quantized)^2, whose gradient goes to `latents` alone.
+
+    Both are (..., D). As one operation, which adds both gradients in one pass: on a processor, passes over memory are
+    most of what a quantizer costs beside its search.
+    """
+    return _StraightThroughWithLoss.apply(latents, quantized)
+
+
+class _StraightThroughWithLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, latents: torch.Tensor, quantized: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        difference = latents - quantized
+        ctx.save_for_backward(difference)
+        ctx.set_materialize_grads(False)
+        return quantized.view_as(quantized), torch.linalg.vector_norm(difference).square() / difference.numel()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor | None, of_loss: torch.Tensor | None) -> tuple[Any, None]:
+        if of_loss is None:
+            return gradient, None
+        (difference,) = ctx.saved_tensors
+        scale = of_loss * (2 / difference.numel())
+        return difference * scale if gradient is None else torch.addcmul(gradient, difference, scale), None
 
 
 def rotate(latents: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from tokenizer_image.quantizers.distributed import check_finite, mean_over_ranks
-from tokenizer_image.quantizers.estimators import straight_through
+from tokenizer_image.quantizers.estimators import straight_through_with_loss
 from tokenizer_image.quantizers.interface import Quantizer, QuantizerOutput, check_not_negative, check_range
 
 JOINT_BITS = 8  # whose joint distribution the batch's entropy is taken of: 2^8 numbers a latent
@@ -97,10 +97,11 @@ class LookupFreeQuantizer(Quantizer):
         vectors = self.prepare(latents)
         bits = vectors > 0
         corners = self.corners(bits)
-        loss = self.commitment_weight * F.mse_loss(vectors, corners)
+        quantized, distance = straight_through_with_loss(vectors, corners)
+        loss = self.commitment_weight * distance
         if self.training and self.entropy_weight:
             loss = loss + self.entropy_weight * self.entropy_loss(vectors.reshape(-1, self.code_dim))
-        return QuantizerOutput(straight_through(vectors, corners), self.pack(bits), loss)
+        return QuantizerOutput(quantized, self.pack(bits), loss)
 
     def entropy_loss(self, vectors: torch.Tensor) -> torch.Tensor:
         """Mean entropy of a latent's code, less `diversity` times the entropy of the codes of all, in nats a bit."""

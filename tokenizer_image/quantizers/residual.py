@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
 
 from tokenizer_image.quantizers.distributed import check_finite
+from tokenizer_image.quantizers.estimators import rotate, straight_through
 from tokenizer_image.quantizers.interface import Quantizer, QuantizerOutput
 from tokenizer_image.quantizers.vector import VectorQuantizer
 
@@ -58,10 +60,10 @@ class ResidualQuantizer(Quantizer):
         return [quantizer.code_vectors()[0] for quantizer in self.quantizers]
 
     def encode(self, latents: torch.Tensor) -> torch.Tensor:
-        residual, codes = latents.float(), []
-        for quantizer in self.quantizers:
+        residual, codes = latents.float(), [self.quantizers[0].encode(latents)]
+        for before, quantizer in pairwise(self.quantizers):
+            residual = residual - before.decode(codes[-1])
             codes.append(quantizer.encode(residual))
-            residual = residual - quantizer.decode(codes[-1])
         return torch.cat(codes, dim=-1)
 
     def decode(self, codes: torch.Tensor, absent: torch.Tensor | None = None) -> torch.Tensor:
@@ -85,7 +87,8 @@ class ResidualQuantizer(Quantizer):
             residual, quantized = residual - rows, quantized + rows
             loss, revived = loss + output.loss, revived + output.revived
             codes.append(output.codes)
-        quantized = self.quantizers[0].estimator(latents, quantized)
+        estimator = rotate if self.quantizers[0].rotation_trick else straight_through
+        quantized = estimator(latents, quantized)
         return QuantizerOutput(quantized, torch.cat(codes, dim=-1), loss / len(codes), revived)
 
     @torch.no_grad()

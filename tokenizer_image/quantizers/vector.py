@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from tokenizer_image.nearest import nearest_codes, sample_codes, sums_per_code
 from tokenizer_image.quantizers.distributed import NotFiniteError, all_reduce, check_finite, sample_rows, world_size
-from tokenizer_image.quantizers.estimators import rotate, straight_through
+from tokenizer_image.quantizers.estimators import rotate, straight_through_with_loss
 from tokenizer_image.quantizers.interface import Quantizer, QuantizerOutput, check_not_negative, check_range
 
 LEARNING = ("ema", "gradient")
@@ -95,7 +95,7 @@ class VectorQuantizer(Quantizer):
         self.revival_threshold = revival_threshold
         self.temperature = temperature
         self.epsilon = epsilon
-        self.estimator = rotate if rotation_trick else straight_through
+        self.rotation_trick = rotation_trick
         codebook = torch.zeros(codebook_size, code_dim) if kmeans_start else torch.randn(codebook_size, code_dim)
         if normalize:
             codebook = F.normalize(codebook, dim=-1)
@@ -160,11 +160,14 @@ class VectorQuantizer(Quantizer):
         else:
             codes = nearest_codes(vectors, codebook)
         found = F.embedding(codes, codebook)  # before the update: the row that was nearest
-        loss = self.commitment_weight * F.mse_loss(vectors, found.detach())
+        if self.rotation_trick:
+            quantized, distance = rotate(vectors, found.detach()), F.mse_loss(vectors, found.detach())
+        else:
+            quantized, distance = straight_through_with_loss(vectors, found.detach())
+        loss = self.commitment_weight * distance
         if self.learning == "gradient" and not self.frozen:
             loss = loss + F.mse_loss(found, vectors.detach())
         revived = self.update(vectors.detach(), codes) if self.learns else 0
-        quantized = self.estimator(vectors, found.detach())
         return QuantizerOutput(quantized.reshape(latents.shape), codes.reshape(*latents.shape[:-1], 1), loss, revived)
 
     @torch.no_grad()
