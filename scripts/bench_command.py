@@ -9,13 +9,14 @@ processes share count once), else of their resident set sizes.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 import time
 
 import psutil
+
+from pipelines.benchmark import row, show, write_rows
 
 INTERVAL = 1.0  # seconds between two looks at the processes
 
@@ -61,24 +62,13 @@ def main() -> None:
         if code:
             sys.exit(f"{options.command[0]} ended with exit code {code}: nothing measured")
         results.append((seconds, memory))
+    seconds, memory = zip(*results, strict=True)
     rows = [
-        {
-            "what": f"{options.name}/{what}",
-            "value": round(value, 3),
-            "unit": unit,
-            "target": None,
-            "higher_is_better": False,
-        }
-        for what, unit, value in (
-            ("seconds", "s", statistics.median(seconds for seconds, _ in results)),
-            ("peak_memory", "GB", max(memory for _, memory in results)),
-        )
+        row(f"{options.name}/seconds", round(statistics.median(seconds), 3), "s"),
+        row(f"{options.name}/peak_memory", round(max(memory), 3), "GB"),
     ]
-    for row in rows:
-        print(f"{row['what']:40} {row['value']:10.3f} {row['unit']}")
-    if options.output:
-        with open(options.output, "w") as file:
-            json.dump(rows, file, indent=1)
+    show(rows)
+    write_rows(options.output, rows)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ pictures, trained for 1,000 steps of 256. It runs first, from its first step to 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
@@ -18,8 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also where Tessera is not installed
-
+from pipelines.benchmark import row, show, write_rows
 from pipelines.options import parse_options
 
 SIDE, CODES = 28, 256
@@ -98,10 +96,6 @@ def test_error(restore: Any, pictures: Any) -> float:
     return total / len(pictures)
 
 
-def row(what: str, value: float, unit: str, target: float | None) -> dict[str, Any]:
-    return {"what": what, "value": value, "unit": unit, "target": target, "higher_is_better": False}
-
-
 def main(options: BenchOptions) -> None:
     """Measure both; a table on the screen, rows in the file."""
     import torch
@@ -130,14 +124,12 @@ def main(options: BenchOptions) -> None:
     bits = [tokenizer.tokens_per_image * 8, 7 * 7 * 8]
     rows = [
         row("mnist/test_mse", ours, "", TARGET),
-        row("mnist/test_mse_library", theirs, "", None),
-        row("mnist/seconds", seconds, "s", None),
+        row("mnist/test_mse_library", theirs, ""),
+        row("mnist/seconds", seconds, "s"),
         row("mnist/bits_over_library", bits[0] / bits[1], "x", 1.0),
     ]
-    for one in rows:
-        print(f"{one['what']:<28} {one['value']:.5f} {one['unit']}")
-    if options.output:
-        Path(options.output).write_text(json.dumps(rows, indent=1) + "\n")
+    show(rows)
+    write_rows(options.output, rows)
 
 
 if __name__ == "__main__":

@@ -9,20 +9,16 @@ gradients, in a process of its own.
 
 from __future__ import annotations
 
-import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also where Tessera is not installed
-
+from pipelines.benchmark import Row, interleaved, row, seconds, show, write_rows
 from pipelines.options import parse_options
 
 # (vectors N, code_dim D, codebook_size K), and the targets: speed-up of a step, encode over product, extra MB.
@@ -70,24 +66,6 @@ def training_step(quantizer: Any, latents: Any, weights: Any) -> None:
     output = quantizer(latents)
     quantized, loss = (output[0], output[2]) if isinstance(output, tuple) else (output.quantized, output.loss)
     ((quantized * weights).sum() + loss.sum()).backward()
-
-
-def seconds(call: Callable[[], Any]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each call; they take turns, so that all see the same machine."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats + 1):
-        for name, call in calls.items():
-            took = seconds(call)
-            if turn:  # the first warms up
-                times[name].append(took)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def product(vectors: Any, codebook: Any, rows: int) -> Callable[[], None]:
@@ -170,11 +148,7 @@ def extra_memory(kind: str, name: str) -> float | None:
     return None
 
 
-def row(what: str, value: float | None, unit: str, target: float | None, higher_is_better: bool) -> dict[str, Any]:
-    return {"what": what, "value": value, "unit": unit, "target": target, "higher_is_better": higher_is_better}
-
-
-def rows_of(shape: tuple[int, int, int], options: BenchOptions) -> list[dict[str, Any]]:
+def rows_of(shape: tuple[int, int, int], options: BenchOptions) -> list[Row]:
     """The rows of one size."""
     name = "x".join(map(str, shape))
     speedup, over_product, extra = SIZES[shape]
@@ -183,14 +157,13 @@ def rows_of(shape: tuple[int, int, int], options: BenchOptions) -> list[dict[str
     if speedup is not None:
         ratio = found["library"] / found["ours"]
         rows.append(row(f"train_step/{name}/speedup", ratio, "x", speedup, True))
-        rows.append(
-            row(f"train_step/{name}/speedup_defaults", found["library_defaults"] / found["ours"], "x", None, True)
-        )
-    rows.append(row(f"train_step/{name}/over_product", found["ours"] / found["product"], "x", None, False))
-    rows.append(row(f"encode/{name}/over_product", found["encode"] / found["product"], "x", over_product, False))
-    rows.append(row(f"train_step/{name}/ms", 1e3 * found["ours"], "ms", None, False))
-    rows.append(row(f"train_step/{name}/extra_mb", extra_memory("ours", name), "MB", extra, False))
-    rows.append(row(f"train_step/{name}/extra_mb_library", extra_memory("library", name), "MB", None, False))
+        defaults = found["library_defaults"] / found["ours"]
+        rows.append(row(f"train_step/{name}/speedup_defaults", defaults, "x", None, True))
+    rows.append(row(f"train_step/{name}/over_product", found["ours"] / found["product"], "x"))
+    rows.append(row(f"encode/{name}/over_product", found["encode"] / found["product"], "x", over_product))
+    rows.append(row(f"train_step/{name}/ms", 1e3 * found["ours"], "ms"))
+    rows.append(row(f"train_step/{name}/extra_mb", extra_memory("ours", name), "MB", extra))
+    rows.append(row(f"train_step/{name}/extra_mb_library", extra_memory("library", name), "MB"))
     return rows
 
 
@@ -202,20 +175,14 @@ def main(options: BenchOptions) -> None:
     if options.child:
         child(options)
         return
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for shape in SIZES:
         if options.only in (None, "x".join(map(str, shape))):
-            for one in rows_of(shape, options):
-                rows.append(one)
-                value = (
-                    f"out of memory ({LIMIT_GB} GB)" if one["value"] is None else f"{one['value']:.2f} {one['unit']}"
-                )
-                target = "" if one["target"] is None else f"target {one['target']:g}"
-                print(f"{one['what']:<50} {value:>24}  {target}", flush=True)
+            rows += (found := rows_of(shape, options))
+            show(found, missing=f"out of memory ({LIMIT_GB} GB)")
     if not rows:
         raise ValueError(f"--only {options.only}: choose one of {', '.join('x'.join(map(str, s)) for s in SIZES)}")
-    if options.output:
-        Path(options.output).write_text(json.dumps(rows, indent=1) + "\n")
+    write_rows(options.output, rows)
 
 
 if __name__ == "__main__":
