@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.alignment import AlignmentSet, is_right
+from pipelines.codebook_plot import CodebookView, codebook_figure
 from pipelines.evaluation import TokenizerFigures
 from pipelines.grids import labelled_grid
 
@@ -41,6 +42,7 @@ def write_report(
     table: str,
     sets: Sequence[AlignmentSet] = (),
     samples: Sequence[tuple[str, Sequence[Image.Image]]] = (),
+    codebooks: Sequence[CodebookView] = (),
 ) -> list[Path]:
     """Write index.html and PNG files into `folder`; returns their paths, the page first.
 
@@ -50,6 +52,7 @@ def write_report(
         table: the main figures as text.
         sets: measured alignment sets, shown as real picture, reconstruction and sample under each caption.
         samples: (caption, pictures) to show where there are no alignment sets.
+        codebooks: views of the tokenizer's codebooks to plot.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +63,7 @@ def write_report(
         pictures[title] = (f"alignment_{one.name}.png", alignment_sheet(one))
     if samples:
         pictures["Samples"] = ("samples.png", labelled_grid(samples, min_side=_SIDE, smooth=False))
-    pictures |= _plots(report, found)
+    pictures |= _plots(report, found, codebooks)
     parts = [f"<h2>Figures</h2><pre>{html.escape(table)}</pre>"]
     paths = []
     for title, (name, image) in pictures.items():
@@ -116,7 +119,9 @@ def _pairs(found: TokenizerFigures, columns: int = 8) -> Image.Image:
     return labelled_grid(rows, min_side=_SIDE, smooth=False, margin=4)
 
 
-def _plots(report: Mapping[str, Any], found: TokenizerFigures) -> dict[str, tuple[str, Image.Image]]:
+def _plots(
+    report: Mapping[str, Any], found: TokenizerFigures, codebooks: Sequence[CodebookView]
+) -> dict[str, tuple[str, Image.Image]]:
     """Plots, or nothing but a message where matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
@@ -133,7 +138,10 @@ def _plots(report: Mapping[str, Any], found: TokenizerFigures) -> dict[str, tupl
     codes.set(xlabel="code, most frequent first", ylabel="share of all codes", yscale="log")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    return {"Quality of pictures, use of codes": ("plots.png", Image.open(buffer))}
+    plots: dict[str, tuple[str, Image.Image]] = {"Quality of pictures, use of codes": ("plots.png", Image.open(buffer))}
+    if codebooks:
+        plots["Codebooks"] = ("codebooks.png", codebook_figure(list(codebooks)))
+    return plots
 
 
 def _data_url(image: Image.Image) -> str:

@@ -121,7 +121,8 @@ def main(options: EvaluateOptions) -> dict[str, Any]:
     if options.dataset == "sprites":
         report["alignment"], sets = _alignment(options, pipeline, image_tokenizer)
     report["seconds"] = round(time.monotonic() - started, 1)
-    return _publish(options, report, found, sets, _samples(options, pipeline, source) if not sets else [])
+    samples = _samples(options, pipeline, source) if not sets else []
+    return _publish(options, report, found, sets, samples, image_tokenizer, pictures)
 
 
 def _load(options: EvaluateOptions) -> tuple[Any, Any]:
@@ -219,6 +220,8 @@ def _publish(
     found: TokenizerFigures,
     sets: list[AlignmentSet],
     samples: list[tuple[str, Any]],
+    image_tokenizer: Any,
+    pictures: Any,
 ) -> dict[str, Any]:
     """Write the JSON file, print the table, make the page."""
     from pipelines.evaluation import figures_table
@@ -229,9 +232,13 @@ def _publish(
     table = figures_table(report)
     print(f"\n{table}\n\nall figures: {output}")
     if options.report is not None:
+        from pipelines.codebook_plot import codebook_views
         from pipelines.report_page import write_report
 
-        page = write_report(options.report, report, found, table=table, sets=sets, samples=samples)[0]
+        codebooks = codebook_views(image_tokenizer, found.codes, pictures)
+        page = write_report(
+            options.report, report, found, table=table, sets=sets, samples=samples, codebooks=codebooks
+        )[0]
         print(f"pictures:    {page}")
     return report
 

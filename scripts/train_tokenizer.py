@@ -145,7 +145,8 @@ def main(options: Options) -> None:
         usage.update(output.codes)
         loop.finish_step(
             output.loss, psnr=psnr, batch_usage=usage.usage * max(1, tokenizer.num_codes / output.codes.numel()),
-            batch_perplexity=usage.perplexity, revived=float(output.revived), latent_norm=output.latent_norm,
+            batch_perplexity=usage.perplexity, dead=float(output.dead), revived=float(output.revived),
+            latent_norm=output.latent_norm,
         )  # fmt: skip
     finish(loop, pictures, validation, device)
 

@@ -12,6 +12,7 @@ from lm.model import build_configuration, build_model
 from lm.sequences import image_sequence
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines.alignment import alignment_report, alignment_sets, is_right, score, wilson_interval
+from pipelines.codebook_plot import codebook_figure, codebook_views
 from pipelines.evaluation import (
     as_8_bit,
     measure_tokenizer,
@@ -338,7 +339,45 @@ def test_command_on_pictures_of_ones_own(pipeline, tmp_path, monkeypatch):
     evaluate("--model", tmp_path / "model", "--dataset", tmp_path / "pictures", "--output", output, "--report", page)
     report = json.loads(output.read_text())
     assert "alignment" not in report and report["reconstruction"]["n"] == 6
-    assert (page / "samples.png").is_file()
+    assert (page / "samples.png").is_file() and (page / "codebooks.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "settings, sizes",
+    [
+        ({"quantizer": "residual", "codebook_sizes": [16, 8]}, [16, 8]),
+        ({"quantizer": "grouped", "codebook_sizes": [16, 8]}, [16, 8]),
+        ({"quantizer": "cosine", "codebook_sizes": [16]}, [16]),
+        ({"quantizer": "finite_scalar", "codebook_sizes": [240]}, [240]),
+        ({"quantizer": "residual", "codebook_sizes": [16, 16], "quantizer_options": {"shared_codebook": True}}, [16]),
+        ({"quantizer": "ema", "num_levels": 2, "codebook_sizes": [16, 8]}, [16, 8]),
+        ({"quantizer": "lookup_free", "codebook_sizes": [2]}, [2]),
+    ],
+)
+def test_codebook_views(settings, sizes):
+    torch.manual_seed(0)
+    tokenizer = VQVAE(VQVAEConfig(image_size=32, hidden_sizes=[8, 16], num_res_blocks=1, code_dim=4, **settings))
+    pictures = decode_pictures(sprites.SpriteDataset(num_examples=40), Preprocessing(image_size=32))
+    pixel_values = to_pixel_values(pictures.batch(range(40)))
+    with torch.no_grad():
+        tokenizer.train()(pixel_values)
+    codes = tokenizer.eval().encode(pixel_values)
+    views = codebook_views(tokenizer, codes, pictures)
+    assert [len(view.counts) for view in views] == sizes
+    assert sum(view.counts.sum() for view in views) == codes.numel()
+    for view in views:
+        assert view.codes.shape[1] == view.latents.shape[1] == 2 and np.isfinite(view.latents).all()
+    figure = codebook_figure(views)
+    assert figure.width > 500 and figure.height > 300 * len(views)
+
+
+def test_codes_lie_among_their_latents_in_a_view(image_tokenizer):
+    """After the k-means start every code is the mean of its latents, in any plane."""
+    pictures = decode_pictures(sprites.SpriteDataset(num_examples=64), Preprocessing(image_size=32))
+    codes = image_tokenizer.encode(to_pixel_values(pictures.batch(range(64))))
+    for view in codebook_views(image_tokenizer, codes, pictures)[:1]:
+        low, high = view.latents.min(0), view.latents.max(0)
+        assert (view.codes >= low - 1e-4).all() and (view.codes <= high + 1e-4).all()
 
 
 def test_report_without_matplotlib_says_what_is_missing(

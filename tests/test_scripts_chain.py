@@ -146,7 +146,7 @@ def test_stage_1_leaves_a_tokenizer(tokenizer_folder, capsys):
     steps = {line["step"]: line for line in lines(tokenizer_folder) if "loss" in line}
     assert list(steps) == [3, 6]
     assert all(
-        {"loss", "psnr", "batch_usage", "batch_perplexity", "revived", "latent_norm", "images_per_second"}
+        {"loss", "psnr", "batch_usage", "batch_perplexity", "dead", "revived", "latent_norm", "images_per_second"}
         <= line.keys()
         for line in steps.values()
     )

@@ -222,7 +222,8 @@ def test_start_happens_once():
 def test_start_with_fewer_vectors_than_codes(count):
     quantizer = VectorQuantizer(16, 4)
     latents = torch.randn(count, 4)
-    output = quantizer(latents)
+    with pytest.warns(UserWarning, match=f"from {count} latents for 16 codes"):
+        output = quantizer(latents)
     assert torch.isfinite(quantizer.codebook).all() and bool(quantizer.initialized)
     assert torch.allclose(output.quantized, latents, atol=1e-5), "each vector has a code at its place"
     for _ in range(3):
@@ -236,7 +237,7 @@ def test_a_revived_code_survives_the_next_update():
     quantizer = started(codebook, counts, ema_decay=0.9, revival_threshold=0.1)
     latents = torch.tensor([[0.1, -0.1], [0.9, 1.2], [-0.2, 0.1], [1.1, 0.8]])
     output = quantizer(latents)
-    assert output.revived == 1
+    assert output.dead == 1 and output.revived == 1
     revived = quantizer.codebook[2].clone()
     assert (latents == revived).all(1).any(), "one of the batch's latents"
     mean = (0.9 * 10 + 0.1 * 2) * 2 / 3 + 0.9 * 0.001 / 3  # of the counts just before the revival
@@ -249,7 +250,8 @@ def test_a_revived_code_survives_the_next_update():
 
 def test_revival_can_be_off():
     quantizer = started(torch.tensor([[0.0], [1.0], [50.0]]), torch.tensor([1.0, 1.0, 1e-6]), revival_threshold=0.0)
-    assert quantizer(torch.rand(20, 1)).revived == 0
+    output = quantizer(torch.rand(20, 1))
+    assert output.revived == 0 and output.dead == 1, "but it is told"
 
 
 def test_all_codes_live_in_the_end():

@@ -40,6 +40,20 @@ def pictures(count: int = 5, height: int = 16, width: int | None = None, channel
     return torch.rand(count, channels, height, width or height, generator=generator) * 2 - 1
 
 
+def train(tokenizer: VQVAE, pixel_values: Tensor, steps: int) -> list[float]:
+    """The reconstruction losses of so many steps of Adam on one batch."""
+    optimizer = torch.optim.Adam(tokenizer.train().parameters(), 3e-3)
+    losses = []
+    for _ in range(steps):
+        output = tokenizer(pixel_values)
+        output.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(output.reconstruction_loss.item())
+    assert output.loss.item() == pytest.approx(losses[-1] + output.commitment_loss.item())
+    return losses
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> VQVAE:
     return tiny()
@@ -88,15 +102,8 @@ def test_decoded_pictures_are_clipped(tokenizer):
     ids=lambda settings: settings.get("quantizer", "mlp"),
 )
 def test_every_kind_learns_eight_pictures_and_is_saved_whole(settings, tmp_path):
-    tokenizer, batch = tiny(**settings).train(), pictures(8)
-    optimizer = torch.optim.Adam(tokenizer.parameters(), 3e-3)
-    losses = []
-    for _ in range(60):
-        loss = tokenizer(batch).reconstruction_loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
+    tokenizer, batch = tiny(**settings), pictures(8)
+    losses = train(tokenizer, batch, 60)
     assert losses[-1] < 0.9 * losses[0]
     tokenizer.eval()
     codes, layout = tokenizer.encode(batch), tokenizer.layout()
@@ -158,15 +165,7 @@ def test_levels_decode_as_they_are_reconstructed_and_coarse_levels_alone():
 def test_every_level_learns():
     tokenizer = tiny(image_size=32, hidden_sizes=[8], **LEVELS).train()
     before = {name: tensor.clone() for name, tensor in tokenizer.state_dict().items()}
-    batch = pictures(8, 32)
-    optimizer = torch.optim.Adam(tokenizer.parameters(), 3e-3)
-    losses = []
-    for _ in range(120):
-        output = tokenizer(batch)
-        output.loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(output.reconstruction_loss.item())
+    losses = train(tokenizer, pictures(8, 32), 120)
     assert losses[-1] < 0.85 * losses[0]
     still = [n for n, tensor in tokenizer.state_dict().items() if torch.equal(tensor, before[n])]
     assert all(name.endswith("initialized") for name in still), still
@@ -309,18 +308,9 @@ def test_bf16_autocast_is_finite(tokenizer):
 @pytest.mark.parametrize("codebook_sizes, quantizer", [((16,), "residual"), ((16, 16), "residual"),
                                                        ((16, 16), "grouped")])  # fmt: skip
 def test_the_loss_falls_on_eight_pictures(codebook_sizes, quantizer):
-    tokenizer = tiny(codebook_sizes, quantizer=quantizer).train()
     pixel_values = torch.nn.functional.interpolate(pictures(8, 4), scale_factor=4)  # 4x4 patches of one colour
-    optimizer = torch.optim.AdamW(tokenizer.parameters(), 3e-3)
-    losses = []
-    for _ in range(100):
-        output = tokenizer(pixel_values)
-        output.loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(output.reconstruction_loss.item())
+    losses = train(tiny(codebook_sizes, quantizer=quantizer), pixel_values, 100)
     assert min(losses[-5:]) < 0.35 * losses[0]
-    assert output.loss.item() == pytest.approx(output.reconstruction_loss.item() + output.commitment_loss.item())
 
 
 def test_gradients_reach_every_weight():
@@ -480,6 +470,18 @@ def test_fingerprint_follows_the_kind_of_quantizer():
     one, other = tiny((8, 8)), tiny((8, 8))
     other.config.quantizer = "grouped"
     assert one.fingerprint != other.fingerprint
+
+
+def test_fingerprint_follows_how_codes_are_put_together():
+    """The same weights mean other codes here too."""
+    one, other = tiny((8, 8, 8, 8), quantizer="grouped_residual"), tiny((8, 8, 8, 8), quantizer="grouped_residual")
+    other.config.quantizer_options = {"num_groups": 4}
+    assert one.fingerprint != other.fingerprint
+
+
+def test_more_codes_than_a_cache_can_tell_apart():
+    with pytest.raises(ValueError, match="68,719,476,736 codes in all are more"):
+        VQVAE(VQVAEConfig(quantizer="finite_scalar", quantizer_options={"levels": [64] * 6}, codebook_sizes=[4096]))
 
 
 @pytest.mark.parametrize("changes", [{"resize": "squash"}, {"background": (0, 0, 0)}])

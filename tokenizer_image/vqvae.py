@@ -34,6 +34,9 @@ FINGERPRINT_FIELDS = (
     "codebook_sizes",
     "preprocessing",
 )
+# Of what a quantizer can be told, that which changes codes; the rest is how it learns.
+FINGERPRINT_OPTIONS = ("shared_codebook", "num_groups", "codebook_dim", "levels")
+MOST_CODES = 2**32  # the widest integers that a token cache keeps codes in
 
 
 @dataclass
@@ -46,6 +49,7 @@ class VQVAEOutput(ModelOutput):
         codes: (B, T) int64.
         reconstruction_loss: scalar, mean squared error on [-1, 1].
         commitment_loss: scalar, weighted.
+        dead: codes that hardly any latent has used of late.
         revived: dead codes replaced in this step.
         latent_norm: scalar, mean Euclidean norm of the latents.
     """
@@ -55,6 +59,7 @@ class VQVAEOutput(ModelOutput):
     codes: torch.Tensor | None = None
     reconstruction_loss: torch.Tensor | None = None
     commitment_loss: torch.Tensor | None = None
+    dead: int | None = None
     revived: int | None = None
     latent_norm: torch.Tensor | None = None
 
@@ -77,6 +82,11 @@ class VQVAE(PreTrainedModel):
         )
         # finite_scalar cannot have every size
         config.codebook_sizes = [size for quantizer in quantizers for size in quantizer.codebook_sizes]
+        if (num_codes := sum(quantizer.codebook_size for quantizer in quantizers)) > MOST_CODES:
+            raise ValueError(
+                f"codebook_sizes={config.codebook_sizes}: {num_codes:,} codes in all are more than the {MOST_CODES:,} "
+                "that a token cache can tell apart; choose smaller codebooks, or several codes a place"
+            )
         self.quantizer: Quantizer = quantizers[-1]
         self.coarser = nn.ModuleList()
         self.head: nn.Module = nn.Identity()
@@ -140,6 +150,8 @@ class VQVAE(PreTrainedModel):
         """Hash of the float32 weights and of the settings that change codes; never of versions or paths."""
         digest = hashlib.sha256()
         settings = {name: getattr(self.config, name) for name in FINGERPRINT_FIELDS}
+        options = self.config.quantizer_options
+        settings |= {name: options[name] for name in FINGERPRINT_OPTIONS if name in options}
         digest.update(json.dumps(settings, sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
@@ -193,6 +205,18 @@ class VQVAE(PreTrainedModel):
     def _channels_first(self, quantized: torch.Tensor) -> torch.Tensor:
         """(B, h, w, D) float32 to (B, D, h, w) in the dtype of the weights."""
         return quantized.permute(0, 3, 1, 2).to(next(self.decoder.parameters()).dtype)
+
+    @torch.no_grad()
+    def latents(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        """What each level's quantizer sees of pictures (B, C, H, W), coarse to fine: (B, h, w, code_dim) float32."""
+        found: list[torch.Tensor] = []
+
+        def quantize(quantizer: Quantizer, latents: torch.Tensor) -> torch.Tensor:
+            found.append(latents.float())
+            return quantizer.decode(quantizer.encode(latents)) if quantizer is not self.quantizer else latents
+
+        self._describe(pixel_values, quantize)
+        return found
 
     @torch.no_grad()
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -261,6 +285,7 @@ class VQVAE(PreTrainedModel):
             codes=self._row([output.codes for output in outputs], pixel_values),
             reconstruction_loss=reconstruction_loss,
             commitment_loss=quantizer_loss,
+            dead=sum(output.dead for output in outputs),
             revived=sum(output.revived for output in outputs),
             latent_norm=latents.detach().float().norm(dim=-1).mean(),
         )
@@ -275,17 +300,8 @@ class VQVAE(PreTrainedModel):
         Args:
             batches: called for each level, so that pictures need not be held.
         """
-        for wanted in self.quantizers:
-            latents: list[torch.Tensor] = []
-
-            def quantize(quantizer: Quantizer, seen: torch.Tensor) -> torch.Tensor:
-                if quantizer is wanted:  # noqa: B023  # called before the next round
-                    latents.append(seen.reshape(-1, self.config.code_dim).float())  # noqa: B023
-                return quantizer.decode(quantizer.encode(seen)) if quantizer is not self.quantizer else seen
-
-            for pixel_values in batches():
-                self._describe(pixel_values, quantize)
-            wanted.refit(latents)
+        for level, quantizer in enumerate(self.quantizers):
+            quantizer.refit([self.latents(pixels)[level].reshape(-1, self.config.code_dim) for pixels in batches()])
 
 
 def check_codes(codes: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> None:

@@ -59,6 +59,9 @@ class FiniteScalarQuantizer(Quantizer):
         shift = torch.where(self.levels > 2, torch.atanh((offset / half).clamp(max=0.9)), 0.0)
         return torch.tanh(latents.float() + shift) * half - offset
 
+    def prepare(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.squeeze(latents) / (self.levels // 2)
+
     def digits(self, latents: torch.Tensor) -> torch.Tensor:
         """(..., code_dim) int64, each in 0 .. levels - 1."""
         digits = self.squeeze(latents).round().long() + self.levels // 2
@@ -85,5 +88,5 @@ class FiniteScalarQuantizer(Quantizer):
         if self.learns:
             check_finite(latents)
         digits = self.digits(latents)
-        quantized = straight_through(self.squeeze(latents) / (self.levels // 2), self.place(digits))
+        quantized = straight_through(self.prepare(latents), self.place(digits))
         return QuantizerOutput(quantized, (digits * self.strides).sum(-1, keepdim=True), quantized.new_zeros(()))

@@ -72,6 +72,7 @@ class GroupedQuantizer(Quantizer):
             torch.cat([output.quantized for output in outputs], dim=-1),
             torch.cat([output.codes for output in outputs], dim=-1),
             torch.stack([output.loss for output in outputs]).mean(),
+            sum(output.dead for output in outputs),
             sum(output.revived for output in outputs),
         )
 

@@ -17,12 +17,14 @@ class QuantizerOutput:
         quantized: (..., code_dim) float32, with a gradient to the latents.
         codes: (..., codes_per_position) int64, each in its own range `0 .. codebook_sizes[depth] - 1`.
         loss: scalar float32, already weighted.
+        dead: number of codes that hardly any latent has used of late, before any was revived.
         revived: number of dead codes that were replaced in this step.
     """
 
     quantized: torch.Tensor
     codes: torch.Tensor
     loss: torch.Tensor
+    dead: int = 0
     revived: int = 0
 
 
@@ -79,6 +81,11 @@ class Quantizer(nn.Module):
         """For each of the `codes_per_position` codes, what it adds to a quantized latent: (its size, code_dim). None:
         this cannot be said."""
         return None
+
+    def prepare(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (..., code_dim) float32 as they are compared with `code_vectors`: some kinds put them on a sphere, or
+        into bounds, first."""
+        return latents.float()
 
     def refit(self, batches: Sequence[torch.Tensor]) -> None:
         """Fit the codebook to latents (n, code_dim) of another encoder than it followed; nothing where there is nothing

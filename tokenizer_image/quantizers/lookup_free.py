@@ -68,7 +68,6 @@ class LookupFreeQuantizer(Quantizer):
         return [2**self.code_dim]
 
     def prepare(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (..., code_dim) float32, on the sphere where that is asked for."""
         return F.normalize(latents.float(), dim=-1) if self.spherical else latents.float()
 
     def pack(self, bits: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -56,7 +57,7 @@ class ProjectedQuantizer(Quantizer):
     def forward(self, latents: torch.Tensor) -> QuantizerOutput:
         """Quantize latents (..., code_dim)."""
         output = self.inner(self.down(latents))
-        return QuantizerOutput(self.up(output.quantized), output.codes, output.loss, output.revived)
+        return replace(output, quantized=self.up(output.quantized))
 
     @torch.no_grad()
     def refit(self, batches: Sequence[torch.Tensor]) -> None:

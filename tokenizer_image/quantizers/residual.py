@@ -79,17 +79,17 @@ class ResidualQuantizer(Quantizer):
         if self.learns:  # before any depth learns
             check_finite(latents)
         residual, quantized, codes = latents, torch.zeros_like(latents), []
-        loss, revived = latents.new_zeros(()), 0
+        loss, dead, revived = latents.new_zeros(()), 0, 0
         for quantizer in self.quantizers:
             output = quantizer(residual)
             # The rows alone: with the straight-through value the next residual would lose its gradient.
             rows = output.quantized.detach()
             residual, quantized = residual - rows, quantized + rows
-            loss, revived = loss + output.loss, revived + output.revived
+            loss, dead, revived = loss + output.loss, dead + output.dead, revived + output.revived
             codes.append(output.codes)
         estimator = rotate if self.quantizers[0].rotation_trick else straight_through
         quantized = estimator(latents, quantized)
-        return QuantizerOutput(quantized, torch.cat(codes, dim=-1), loss / len(codes), revived)
+        return QuantizerOutput(quantized, torch.cat(codes, dim=-1), loss / len(codes), dead, revived)
 
     @torch.no_grad()
     def refit(self, batches: Sequence[torch.Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,7 @@ from tokenizer_image.quantizers.interface import Quantizer, QuantizerOutput, che
 
 LEARNING = ("ema", "gradient")
 KMEANS_ROUNDS = 10
+DEAD = 0.1  # share of the mean count below which a code counts as dead, unless revival says otherwise
 
 
 class VectorQuantizer(Quantizer):
@@ -68,7 +70,7 @@ class VectorQuantizer(Quantizer):
         normalize: bool = False,
         commitment_weight: float = 0.25,
         ema_decay: float = 0.99,
-        revival_threshold: float = 0.1,
+        revival_threshold: float = DEAD,
         kmeans_start: bool = True,
         temperature: float = 0.0,
         rotation_trick: bool = False,
@@ -113,9 +115,12 @@ class VectorQuantizer(Quantizer):
         return [self.size]
 
     def prepare(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (..., code_dim) to vectors (N, code_dim) float32 in the codebook's space."""
-        vectors = latents.reshape(-1, self.code_dim).float()
+        vectors = latents.float()
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
+
+    def flat(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (..., code_dim) to vectors (N, code_dim) float32 in the codebook's space."""
+        return self.prepare(latents.reshape(-1, self.code_dim))
 
     def rows(self) -> torch.Tensor:
         """(K, code_dim) float32 codes as they are compared and given out."""
@@ -125,7 +130,7 @@ class VectorQuantizer(Quantizer):
         return F.normalize(codebook, dim=-1) if self.normalize else codebook
 
     def encode(self, latents: torch.Tensor) -> torch.Tensor:
-        codes = nearest_codes(self.prepare(latents), self.rows())
+        codes = nearest_codes(self.flat(latents), self.rows())
         return codes.reshape(*latents.shape[:-1], 1)
 
     def decode(self, codes: torch.Tensor, absent: torch.Tensor | None = None) -> torch.Tensor:
@@ -147,7 +152,7 @@ class VectorQuantizer(Quantizer):
         Raises:
             NotFiniteError: in train mode, a latent is NaN or infinite (the codebook is left as it was).
         """
-        vectors = self.prepare(latents)
+        vectors = self.flat(latents)
         if self.learns:
             if self.codebook.dtype != torch.float32:
                 raise TypeError(f"a codebook in {self.codebook.dtype} cannot learn: keep float32, use autocast")
@@ -167,12 +172,14 @@ class VectorQuantizer(Quantizer):
         loss = self.commitment_weight * distance
         if self.learning == "gradient" and not self.frozen:
             loss = loss + F.mse_loss(found, vectors.detach())
-        revived = self.update(vectors.detach(), codes) if self.learns else 0
-        return QuantizerOutput(quantized.reshape(latents.shape), codes.reshape(*latents.shape[:-1], 1), loss, revived)
+        dead, revived = self.update(vectors.detach(), codes) if self.learns else (0, 0)
+        codes = codes.reshape(*latents.shape[:-1], 1)
+        return QuantizerOutput(quantized.reshape(latents.shape), codes, loss, dead, revived)
 
     @torch.no_grad()
-    def update(self, vectors: torch.Tensor, codes: torch.Tensor) -> int:
-        """One EMA step from vectors (N, D) and their codes (N,); returns the number of revived codes."""
+    def update(self, vectors: torch.Tensor, codes: torch.Tensor) -> tuple[int, int]:
+        """One EMA step from vectors (N, D) and their codes (N,); returns how many codes are dead, and how many of them
+        were revived."""
         if self.learning == "gradient":  # only how often each code is used
             counts = torch.bincount(codes, minlength=self.size).float()
             all_reduce(counts)
@@ -190,21 +197,27 @@ class VectorQuantizer(Quantizer):
         self.codebook.copy_(learned)
         return self.revive(vectors)
 
-    def revive(self, vectors: torch.Tensor) -> int:
-        """Replace dead codes by random rows of vectors (N, D): code, count and sum."""
+    def revive(self, vectors: torch.Tensor) -> tuple[int, int]:
+        """Replace dead codes by random rows of vectors (N, D): code, count and sum. How many are dead, and revived."""
         mean_count = self.ema_counts.mean()
-        dead = torch.nonzero(self.ema_counts < self.revival_threshold * mean_count).flatten()
-        if len(dead) == 0:
-            return 0
+        dead = torch.nonzero(self.ema_counts < (self.revival_threshold or DEAD) * mean_count).flatten()
+        if len(dead) == 0 or self.revival_threshold == 0:
+            return len(dead), 0
         self.codebook[dead] = sample_rows(vectors, len(dead))
         self.ema_counts[dead] = mean_count
         if self.learning == "ema":
             self.ema_sums[dead] = self.codebook[dead] * mean_count
-        return len(dead)
+        return len(dead), len(dead)
 
     @torch.no_grad()
     def start(self, vectors: torch.Tensor) -> None:
-        """Start the codebook by k-means over vectors (N, D) (with fewer vectors than codes, some start as copies)."""
+        """Start the codebook by k-means over vectors (N, D); with fewer vectors than codes, some start as copies."""
+        if (count := len(vectors) * world_size()) < self.size:
+            warnings.warn(
+                f"k-means start from {count} latents for {self.size} codes: some start as copies of others, until "
+                "they are revived; a larger batch gives each a latent of its own",
+                stacklevel=2,
+            )
         codebook = sample_rows(vectors, self.size)
         for _ in range(KMEANS_ROUNDS):
             counts, sums = sums_per_code(vectors, nearest_codes(vectors, codebook), self.size)
@@ -223,7 +236,7 @@ class VectorQuantizer(Quantizer):
         """Put each code that has any latents at their mean, over batches of latents (n, code_dim)."""
         counts, sums = torch.zeros_like(self.ema_counts), torch.zeros_like(self.codebook)
         for batch in batches:
-            vectors = self.prepare(batch)
+            vectors = self.flat(batch)
             for total, share in zip(
                 (counts, sums), sums_per_code(vectors, nearest_codes(vectors, self.rows()), self.size), strict=True
             ):
