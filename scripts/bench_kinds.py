@@ -46,8 +46,6 @@ SETTINGS = {
     "neither": "--quantizer ema --codebook_sizes 4096 --kmeans_start false --revival_threshold 0",
     "code_dim 8": "--quantizer ema --codebook_sizes 4096 --code_dim 8",
     "code_dim 128": "--quantizer ema --codebook_sizes 4096 --code_dim 128",
-    "cosine, codebook_dim 4": "--quantizer cosine --codebook_sizes 4096 --codebook_dim 4",
-    "cosine, codebook_dim 16": "--quantizer cosine --codebook_sizes 4096 --codebook_dim 16",
 }
 LARGE = {
     "ema": "--quantizer ema --codebook_sizes 16384 --batch_size 256",

@@ -438,15 +438,26 @@ def test_bits_are_signs(spherical, corner):
     assert torch.allclose(quantizer.decode(output.codes), output.quantized)
 
 
+@pytest.mark.parametrize("bits", [1, 5, 12])
 @pytest.mark.parametrize("spherical", [False, True])
-def test_entropy_loss_by_brute_force(spherical):
-    """Over all 2^5 codes, each with probability proportional to exp(-|z - c|^2 / temperature)."""
-    quantizer = LookupFreeQuantizer(5, spherical=spherical, entropy_temperature=0.7, diversity=0.8)
-    vectors = quantizer.prepare(torch.randn(30, 5))
-    corners = quantizer.decode(torch.arange(32)[:, None])
+def test_entropy_loss_by_brute_force(spherical, bits):
+    """Over all codes, each with probability proportional to exp(-|z - c|^2 / temperature)."""
+    quantizer = LookupFreeQuantizer(bits, spherical=spherical, entropy_temperature=0.7, diversity=0.8)
+    vectors = quantizer.prepare(torch.randn(30, bits))
+    corners = quantizer.decode(torch.arange(2**bits)[:, None])
     p = torch.softmax(-torch.cdist(vectors, corners).square() / 0.7, dim=1)
     single, together = -(p * p.log()).sum(1).mean(), -(p.mean(0) * p.mean(0).log()).sum()
-    assert quantizer.entropy_loss(vectors).item() == pytest.approx((single - 0.8 * together).item() / 5, abs=1e-5)
+    assert quantizer.entropy_loss(vectors).item() == pytest.approx((single - 0.8 * together).item() / bits, abs=1e-5)
+
+
+def test_beyond_sixteen_bits_groups_count_as_independent():
+    quantizer = LookupFreeQuantizer(18)
+    vectors = torch.randn(40, 18)
+    first, last = (
+        LookupFreeQuantizer(16).entropy_loss(vectors[:, :16]),
+        LookupFreeQuantizer(2).entropy_loss(vectors[:, 16:]),
+    )
+    assert quantizer.entropy_loss(vectors).item() == pytest.approx((16 * first + 2 * last).item() / 18, abs=1e-5)
 
 
 @pytest.mark.parametrize("entropy_temperature", [1.0, 0.01])

@@ -9,7 +9,7 @@ from tokenizer_image.quantizers.distributed import check_finite, mean_over_ranks
 from tokenizer_image.quantizers.estimators import straight_through_with_loss
 from tokenizer_image.quantizers.interface import Quantizer, QuantizerOutput, check_not_negative, check_range
 
-JOINT_BITS = 8  # whose joint distribution the batch's entropy is taken of: 2^8 numbers a latent
+JOINT_BITS = 16  # whose joint distribution the batch's entropy is taken of: 2 x 2^8 numbers a latent
 
 
 class LookupFreeQuantizer(Quantizer):
@@ -23,8 +23,10 @@ class LookupFreeQuantizer(Quantizer):
         entropy_weight * (E[H(p(c | z))] - diversity * H(E[p(c | z)])),   p(c | z) ~ exp(-|z - c|^2 / T)
 
     with T the `entropy_temperature`. Given z the bits are independent, P(bit i = 1) = sigmoid(4 a z_i / T) with a the
-    size of a corner's numbers, so the first term is exactly a sum over bits. The second is taken over groups of up to 8
-    bits, as if groups were independent (BSQ, section 3.3, has groups of one).
+    size of a corner's numbers, so the first term is exactly a sum over bits. The second is exact for up to 16 bits:
+    with A and B the distributions of each half of the bits, (N, 2^(bits / 2)) for N latents, the joint one is
+    A^T B / N, one small matrix product. Beyond 16, groups of 16 count as independent (BSQ, section 3.3, has groups of
+    one).
 
     Args:
         num_bits: numbers of a latent; there are 2^num_bits codes.
@@ -110,10 +112,18 @@ class LookupFreeQuantizer(Quantizer):
         single = (F.softplus(logits) - ones * logits).sum(1).mean()
         together = logits.new_zeros(())
         for group in ones.split(JOINT_BITS, dim=1):
-            joint = ones.new_ones(len(ones), 1)
-            for bit in group.unbind(1):
-                joint = torch.cat([joint * (1 - bit[:, None]), joint * bit[:, None]], dim=1)
-            mean = mean_over_ranks(joint.mean(0))
+            half = group.shape[1] // 2
+            with torch.autocast(group.device.type, enabled=False):  # small shares count
+                mean = _joint(group[:, :half]).t() @ _joint(group[:, half:]) / len(group)
+            mean = mean_over_ranks(mean)
             # A combination that never occurs adds nothing, and must not have the slope of the logarithm at 0.
             together = together - torch.xlogy(mean, mean.clamp(min=torch.finfo(mean.dtype).tiny)).sum()
         return (single - self.diversity * together) / self.code_dim
+
+
+def _joint(ones: torch.Tensor) -> torch.Tensor:
+    """P(bit = 1) of independent bits, (N, b), to the probability of each combination, (N, 2^b)."""
+    joint = ones.new_ones(len(ones), 1)
+    for bit in ones.unbind(1):
+        joint = torch.cat([joint * (1 - bit[:, None]), joint * bit[:, None]], dim=1)
+    return joint
