@@ -31,8 +31,9 @@ PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "datasets", "a
 # Options that may differ between a run and its continuation.
 # Learning rates are among them, since a lower one is the way out of a loss that became NaN.
 FREE_OPTIONS = {
-    "resume", "overwrite", "output_dir", "cpu_threads", "num_workers", "tracker", "max_steps", "max_minutes",
-    "learning_rate", "muon_learning_rate", "log_every", "validate_every", "sample_every", "checkpoint_every",
+    "resume", "overwrite", "allow_changes", "output_dir", "cpu_threads", "num_workers", "tracker", "max_steps",
+    "max_minutes", "learning_rate", "muon_learning_rate", "log_every", "validate_every", "sample_every",
+    "checkpoint_every",
 }  # fmt: skip
 
 
@@ -98,7 +99,8 @@ class Run:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def _check_options(self) -> None:
-        """A continued run must have the settings that it started with, but for where and how long it runs."""
+        """A continued run must have the settings that it started with, but for where and how long it runs, unless it is
+        told to go on; then run.json lists what changed."""
         if self.info and self.info.get("script", self.script) != self.script:
             raise ValueError(
                 f"{self.folder} holds a run of another command ({self.info.get('script')}, not {self.script}): name "
@@ -110,11 +112,13 @@ class Run:
             for name, value in self.options.items()
             if name in before and name not in FREE_OPTIONS and before[name] != json.loads(json.dumps(value))
         ]
-        if changed:
+        if changed and not self.options.get("allow_changes"):
             raise ValueError(
                 f"{self.folder} was started with other settings: {'; '.join(changed)}. Give the same ones to resume, "
-                "or another --output_dir"
+                "pass --allow_changes to go on with the new ones, or name another --output_dir"
             )
+        if changed:
+            self.info["changes"] = [*self.info.get("changes", []), *changed]
 
     @property
     def finished(self) -> bool:

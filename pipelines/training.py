@@ -27,6 +27,7 @@ from pipelines.optimization import (
     set_learning_rate,
 )
 from pipelines.run import Run, peak_memory
+from pipelines.termination import EXIT_CODE, termination
 from pipelines.training_options import TrainingOptions
 from tokenizer_image.data import DecodedPictures, PictureDataset, Preprocessing, decode_pictures, load_pictures
 
@@ -217,9 +218,15 @@ class Loop:
         for name, tensor in tensors.items():
             part, rest = name.split("/", 1)
             parts[part][rest] = tensor
-        self.model.load_state_dict(parts["model"])
-        self.averages.load(parts["averaged"])
-        load_optimizer_tensors(self.optimizers, parts["optimizer"])
+        try:
+            self.model.load_state_dict(parts["model"])
+            self.averages.load(parts["averaged"])
+            load_optimizer_tensors(self.optimizers, parts["optimizer"])
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(
+                f"the checkpoint in {self.run.checkpoints} does not fit this model: {' '.join(str(error).split())} "
+                "Give the sizes and the optimizer that the run started with, or name another --output_dir"
+            ) from None
         torch.set_rng_state(parts["random"]["torch"].cpu())
         if "cuda" in parts["random"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(parts["random"]["cuda"].cpu())
@@ -262,15 +269,15 @@ class Loop:
         self._clock = time.monotonic() - self.seconds
         self._logged = (self.step, self.seconds)
         self._estimate_at = (self.step + 3, self.step + 3 + ESTIMATE_AT)
-        shown = self.accelerator.is_main_process
+        hidden = not self.accelerator.is_main_process
         self._start_tracker()
-        with tqdm(
-            total=100, unit="%", disable=not shown, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
-        ) as bar:
+        look = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+        with termination() as told, tqdm(total=100, unit="%", disable=hidden, bar_format=look) as bar:
             self.bar = bar
             while share < 1.0:
                 set_learning_rate(self.optimizers, learning_rate_share(share, self.step, self.options.warmup_steps))
                 yield self.step
+                self._end_if_told(told)
                 share = self.budget.progress(self.step, self.seconds)
                 bar.n = round(100 * share, 1)
                 bar.refresh() if share >= 1.0 else bar.update(0)
@@ -280,6 +287,16 @@ class Loop:
             self._evaluate(validate=self._validated_at != self.step, sample=self._sampled_at != self.step)
         for tracker in self.accelerator.trackers:
             tracker.finish()
+
+    def _end_if_told(self, told: threading.Event) -> None:
+        """After SIGTERM to any process: a checkpoint, and out with `termination.EXIT_CODE`."""
+        any_told = torch.tensor(float(told.is_set()), device=self.accelerator.device)
+        if self.accelerator.num_processes > 1:
+            any_told = self.accelerator.reduce(any_told, "sum")
+        if any_told > 0:
+            self.save()
+            say(self.accelerator, f"SIGTERM: stopped after step {self.step}, checkpoint written; go on with --resume")
+            raise SystemExit(EXIT_CODE)
 
     def _start_tracker(self) -> None:
         if self.options.tracker == "none":

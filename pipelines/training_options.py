@@ -32,6 +32,7 @@ class TrainingOptions:
     max_unreadable_share: float = option(0.01, "stop when more than this share of the pictures cannot be read")
     num_workers: int = option(-1, "processes that read pictures; -1: one per core")
     resume: bool = option(False, "go on from the last checkpoint in --output_dir, or start if there is none")
+    allow_changes: bool = option(False, "with --resume: go on with other settings than the run started with")
     overwrite: bool = option(False, "delete an earlier run in --output_dir first")
     init_from: str | None = option(None, "start from the weights of this earlier result, with its sizes")
     max_steps: int | None = option(None, "end after this many steps")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import os
+import signal
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipelines.muon import Muon, orthogonalized
@@ -28,6 +31,7 @@ from pipelines.optimization import (
     set_learning_rate,
 )
 from pipelines.run import Run
+from pipelines.termination import EXIT_CODE, termination
 from pipelines.training import Loop, prefetch
 from pipelines.training_options import TrainingOptions
 
@@ -422,7 +426,8 @@ class Training:
         self.validated.append(self.model.weight.detach().clone())
         return {"mse": 0.5}
 
-    def train(self, bad_step: int | None = None, kill_at: int | None = None) -> list[int]:
+    def train(self, bad_step: int | None = None, kill_at: int | None = None,
+              terminate_at: int | None = None) -> list[int]:  # fmt: skip
         steps = []
         self.model.train()
         for step in self.loop.steps():
@@ -434,6 +439,8 @@ class Training:
                 optimizer.step()
                 optimizer.zero_grad()
             self.loop.finish_step(loss * float("nan") if step == bad_step else loss, extra=1.5)
+            if step == terminate_at:
+                os.kill(os.getpid(), signal.SIGTERM)
             if step == kill_at:
                 break
         return steps
@@ -479,6 +486,45 @@ def test_a_resumed_loop_equals_an_uninterrupted_one(tmp_path, killed_at):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
     assert [line["step"] for line in resumed.lines()] == [line["step"] for line in whole.lines()]
+
+
+def test_sigterm_writes_a_checkpoint_and_ends_with_its_code(tmp_path, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    whole = Training(tmp_path / "whole")
+    whole.train()
+    with pytest.raises(SystemExit) as told:
+        Training(tmp_path / "told").train(terminate_at=4)
+    assert told.value.code == EXIT_CODE == 143 and signal.getsignal(signal.SIGTERM) is before
+    assert "stopped after step 5, checkpoint written; go on with --resume" in capsys.readouterr().out
+    resumed = Training(tmp_path / "told", resume=True)
+    assert resumed.loop.step == 5 and resumed.train() == [5, 6, 7]
+    assert torch.equal(resumed.model.weight, whole.model.weight)
+
+
+def test_sigterm_ends_nothing_outside_training():
+    with termination() as told:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert told.wait(1)
+    thread = threading.Thread(target=lambda: termination().__enter__())  # where no signal can be caught
+    thread.start()
+    thread.join()
+
+
+def test_a_checkpoint_of_another_model_says_what_does_not_fit(tmp_path):
+    Training(tmp_path).train(kill_at=4)
+    file = tmp_path / "checkpoints" / "checkpoint-3" / "state.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, "model/weight": torch.zeros(3, 4)}, file)
+    with pytest.raises(ValueError, match=r"does not fit this model: .*weight.*another --output_dir"):
+        Training(tmp_path, resume=True)
+
+
+def test_changed_settings_are_taken_where_that_is_asked_for(tmp_path):
+    begun(tmp_path)
+    changed = dataclasses.make_dataclass("Changed", [("allow_changes", bool, True)], bases=(Settings,))
+    run = Run(tmp_path, changed(batch_size=32), resume=True)
+    run.write_info()
+    assert json.loads(run.info_file.read_text())["changes"] == ["--batch_size was 64, now 32"]
 
 
 def test_time_goes_on_where_a_checkpoint_left_it(tmp_path):
