@@ -43,6 +43,7 @@ def build_tokenizer(options: Any) -> VQVAE:
             image_size=size, num_channels=options.num_channels, num_res_blocks=options.num_res_blocks,
             network=options.network,
             quantizer=_names(options.quantizer), num_levels=options.num_levels,
+            level_dropout=options.level_dropout,
             encoder_kernel_size=options.encoder_kernel_size,
             code_dim=options.code_dim, quantizer_options=options.quantizer_options(),
             preprocessing=preprocessing.to_dict(), **settings,

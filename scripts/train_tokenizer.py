@@ -40,6 +40,9 @@ class Options(TrainingOptions):
         default=None, metadata={"help": "channels at each resolution, fine to coarse (default: by image size)"}
     )
     num_levels: int = option(1, "1; 2 or 3: a hierarchy, each coarser level at half the height and width")
+    level_dropout: float = option(
+        0.1, "share of pictures whose finer levels are left out, so that coarse ones stand alone"
+    )
     codebook_sizes: list[int] | None = field(
         default=None,
         metadata={"help": "codes of each codebook, of several levels coarse to fine (default: by image size)"},

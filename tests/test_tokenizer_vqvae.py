@@ -171,6 +171,31 @@ def test_every_level_learns():
     assert all(name.endswith("initialized") for name in still), still
 
 
+def test_left_out_levels_are_what_decode_puts_in_their_place():
+    """In training too, a picture without its finer levels is decoded from the coarser ones as `decode` does it."""
+    tokenizer = tiny(image_size=32, hidden_sizes=[8], level_dropout=0.999999, **LEVELS).train()
+    tokenizer.quantizer.freeze()
+    for level in tokenizer.coarser:
+        level.quantizer.freeze()
+    batch = pictures(20, 32)
+    codes = tokenizer.encode(batch)
+    with torch.no_grad():
+        output = tokenizer(batch)
+    parts = [tokenizer.decode(codes[:, :count]) for count in (8, 40)]
+    found = output.reconstruction.clamp(-1, 1)
+    matches = torch.stack([(found - part).abs().amax((1, 2, 3)) < 1e-4 for part in parts])
+    assert matches.sum(0).tolist() == [1] * 20 and matches.any(1).all(), "each by one level or by two"
+    assert torch.equal(output.codes[:, :40], codes[:, :40])  # the finest level is told what is decoded, and not used
+
+
+def test_level_dropout_is_for_training_and_levels_alone():
+    tokenizer = tiny(image_size=32, hidden_sizes=[8], level_dropout=0.9, **LEVELS)
+    batch = pictures(4, 32)
+    assert torch.equal(tokenizer(batch).reconstruction, tokenizer(batch).reconstruction)
+    assert tiny().train()._kept_levels(pictures()) is None
+    assert tiny(image_size=32, hidden_sizes=[8], level_dropout=0.0, **LEVELS).train()._kept_levels(batch) is None
+
+
 def test_refit_fits_every_level():
     """Codes move to the means of the latents that they stand for, given the coarser levels as refitted."""
     tokenizer = tiny(image_size=32, hidden_sizes=[8], num_levels=3, codebook_sizes=(12, 8, 6), quantizer="ema")
@@ -494,7 +519,7 @@ def test_fingerprint_follows_preprocessing(tokenizer, changes):
 def test_config_round_trip(tmp_path):
     settings = dict(
         image_size=24, num_channels=1, patch_size=3, network="conv", hidden_sizes=[4, 5, 6], num_res_blocks=3,
-        code_dim=8, num_levels=1, codebook_sizes=[9, 8], quantizer="grouped", encoder_kernel_size=3,
+        code_dim=8, num_levels=1, level_dropout=0.2, codebook_sizes=[9, 8], quantizer="grouped", encoder_kernel_size=3,
         quantizer_options={"commitment_weight": 0.3},
         preprocessing=Preprocessing(image_size=24, num_channels=1).to_dict(),
     )  # fmt: skip

@@ -37,6 +37,9 @@ class VQVAEConfig(PretrainedConfig):
         code_dim: size of a latent and of a code.
         num_levels: 1, or 2 or 3 as in VQ-VAE-2 (Razavi et al. 2019): each coarser level has half the height and width
             of the next finer one.
+        level_dropout: share of training pictures of which the finer levels are left out (all but 1, or all but 2, with
+            equal chances), so that coarse levels learn to stand alone. Without it they may learn nothing where the
+            finest level can tell everything.
         codebook_sizes: codes in each codebook; each is one code a position. Of several levels: coarse to fine, dealt
             to the levels in equal numbers.
         quantizer: a name in `quantizers.KINDS`, or one for each level: "ema", "gradient", "cosine", "finite_scalar",
@@ -60,6 +63,7 @@ class VQVAEConfig(PretrainedConfig):
         encoder_kernel_size: int = 1,
         code_dim: int = 32,
         num_levels: int = 1,
+        level_dropout: float = 0.1,
         codebook_sizes: list[int] | None = None,
         quantizer: str | list[str] = "grouped",
         quantizer_options: dict[str, Any] | None = None,
@@ -75,6 +79,7 @@ class VQVAEConfig(PretrainedConfig):
         self.encoder_kernel_size = encoder_kernel_size
         self.code_dim = code_dim
         self.num_levels = num_levels
+        self.level_dropout = level_dropout
         self.codebook_sizes = [1024, 1024] if codebook_sizes is None else list(codebook_sizes)
         self.quantizer = quantizer
         self.quantizer_options = dict(quantizer_options or {})
@@ -101,6 +106,8 @@ class VQVAEConfig(PretrainedConfig):
         """Raise ValueError unless every level has a known quantizer, which takes the options, and its codebooks."""
         if not 1 <= self.num_levels <= 3:
             raise ValueError(f"num_levels={self.num_levels}: choose 1, 2 or 3")
+        if not 0 <= self.level_dropout < 1:
+            raise ValueError(f"level_dropout={self.level_dropout} must be in [0, 1): a share of the pictures; 0: never")
         if self.network == "mlp" and self.num_levels > 1:
             raise ValueError(f"num_levels={self.num_levels}: an MLP has one level; use network='conv'")
         if len(self.codebook_sizes) % self.num_levels:

@@ -270,10 +270,15 @@ class VQVAE(PreTrainedModel):
     def forward(self, pixel_values: torch.Tensor) -> VQVAEOutput:
         """Reconstruct pictures (B, C, H, W) in [-1, 1]. In train mode this is where the codebooks learn."""
         outputs: list[QuantizerOutput] = []
+        kept = self._kept_levels(pixel_values)
 
         def quantize(quantizer: Quantizer, latents: torch.Tensor) -> torch.Tensor:
-            outputs.append(quantizer(latents))
-            return outputs[-1].quantized
+            outputs.append(output := quantizer(latents))
+            if kept is None or len(outputs) == 1:
+                return output.quantized
+            absent = kept < len(outputs)
+            filling = quantizer.decode(output.codes, torch.ones_like(output.codes, dtype=torch.bool)).detach()
+            return torch.where(absent[:, None, None, None], filling, output.quantized)
 
         inputs, latents = self._describe(pixel_values, quantize)
         reconstruction = self.decoder(inputs)
@@ -289,6 +294,14 @@ class VQVAE(PreTrainedModel):
             revived=sum(output.revived for output in outputs),
             latent_norm=latents.detach().float().norm(dim=-1).mean(),
         )
+
+    def _kept_levels(self, pixel_values: torch.Tensor) -> torch.Tensor | None:
+        """How many levels of each picture are decoded in this training step, (B,) int64; None: all of all."""
+        levels, count = self.config.num_levels, len(pixel_values)
+        if not self.training or levels == 1 or self.config.level_dropout == 0:
+            return None
+        fewer = torch.randint(1, levels, (count,), device=pixel_values.device)
+        return torch.where(torch.rand(count, device=pixel_values.device) < self.config.level_dropout, fewer, levels)
 
     @torch.no_grad()
     def refit_codebook(self, batches: Callable[[], Iterable[torch.Tensor]]) -> None:
