@@ -33,8 +33,8 @@ class LookupFreeQuantizer(Quantizer):
         spherical: BSQ.
         commitment_weight: weight of |latents - sg(quantized)|^2; by default 0.25, and 0 for BSQ, where the sphere does
             its work.
-        entropy_weight, diversity, entropy_temperature: of the entropy loss, which is a mean over bits (a weight of 1 for
-            12 bits is one of 0.08 for the entropy of whole codes, about what the paper has).
+        entropy_weight, diversity, entropy_temperature: of the entropy loss, which is a mean over bits: a weight of 1
+            for 12 bits is one of 0.08 for the entropy of whole codes, about what the paper has.
 
     Raises:
         ValueError: a number of bits that a code cannot have.
