@@ -25,10 +25,13 @@ class CoarseLevel(nn.Module):
     def __init__(self, channels: int, is_conditioned: bool, num_res_blocks: int, quantizer: Quantizer) -> None:
         super().__init__()
         told = channels if is_conditioned else 0
-        self.encoder = Encoder(channels, 2, [channels], num_res_blocks, channels)
+        # Normalised, unlike the finest level's: what a coarse level adds is little at first, and an optimizer whose
+        # steps do not shrink with the gradient would blow a residual stream up before it has found anything to say.
+        self.encoder = Encoder(channels, 2, [channels], num_res_blocks, channels, normalize=True)
         self.head = nn.Conv2d(channels + told, quantizer.code_dim, 1)
         self.quantizer = quantizer
-        self.decoder = Decoder(channels, 2, [channels], num_res_blocks, quantizer.code_dim + told, channels)
+        coded = quantizer.code_dim + told
+        self.decoder = Decoder(channels, 2, [channels], num_res_blocks, coded, channels, normalize=True)
 
 
 def joined(own: torch.Tensor, told: torch.Tensor | None) -> torch.Tensor:

@@ -31,6 +31,13 @@ def residual_blocks(channels: int, count: int, kernel_sizes: tuple[int, int] = (
     return nn.Sequential(*(ResidualBlock(channels, kernel_sizes) for _ in range(count)))
 
 
+class ChannelNorm(nn.Module):
+    """Zero mean and unit variance over the channels of each place, (B, C, h, w)."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(hidden.permute(0, 2, 3, 1), hidden.shape[1:2]).permute(0, 3, 1, 2)
+
+
 class Encoder(nn.Module):
     """Pictures (B, C, H, W) to latents (B, code_dim, H / downsampling, W / downsampling).
 
@@ -49,8 +56,10 @@ class Encoder(nn.Module):
         num_res_blocks: int,
         code_dim: int,
         kernel_size: int = 1,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
+        self.norm = ChannelNorm() if normalize else nn.Identity()
         self.stem = nn.Conv2d(num_channels, hidden_sizes[0], patch_size, stride=patch_size)
         stages: list[nn.Module] = [residual_blocks(hidden_sizes[0], num_res_blocks, (kernel_size, 1))]
         for fine, coarse in zip(hidden_sizes[:-1], hidden_sizes[1:], strict=True):
@@ -60,7 +69,7 @@ class Encoder(nn.Module):
         self.head = nn.Conv2d(hidden_sizes[-1], code_dim, 1)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.head(F.silu(self.stages(self.stem(pixel_values))))
+        return self.head(F.silu(self.norm(self.stages(self.stem(pixel_values)))))
 
 
 class Decoder(nn.Module):
@@ -78,8 +87,10 @@ class Decoder(nn.Module):
         num_res_blocks: int,
         code_dim: int,
         head_channels: int = HEAD_CHANNELS,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
+        self.norm = ChannelNorm() if normalize else nn.Identity()
         self.stem = nn.Conv2d(code_dim, hidden_sizes[-1], 3, padding=1)
         stages: list[nn.Module] = [residual_blocks(hidden_sizes[-1], num_res_blocks)]
         for fine, coarse in reversed(list(zip(hidden_sizes[:-1], hidden_sizes[1:], strict=True))):
@@ -92,7 +103,7 @@ class Decoder(nn.Module):
         self.to_pixels = nn.Conv2d(head_channels, num_channels, 3, padding=1)
 
     def forward(self, quantized: torch.Tensor) -> torch.Tensor:
-        hidden = self.shuffle(self.head(F.silu(self.stages(self.stem(quantized)))))
+        hidden = self.shuffle(self.head(F.silu(self.norm(self.stages(self.stem(quantized))))))
         return self.to_pixels(F.silu(hidden))
 
 
