@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -12,6 +14,48 @@ from lm.sequences import IGNORED
 
 # Logits of more floats than this (256 MB) are made, used and dropped in parts.
 CHUNK_FLOATS = 1 << 26
+
+
+def label_weights(batches: Sequence[dict[str, torch.Tensor]], image_offset: int) -> torch.Tensor:
+    """(2,) float64: sums of the weights of all text labels and of all image codes, over batches of `collate`."""
+    sums = torch.zeros(2, dtype=torch.float64)
+    for batch in batches:
+        labels, weights = batch["labels"][:, 1:], batch["loss_weights"][:, 1:].double()
+        codes = labels >= image_offset
+        sums += torch.stack([weights[~codes].sum(), weights[codes].sum()])  # weight 0 where nothing is learned
+    return sums
+
+
+def balance(
+    batches: Sequence[dict[str, torch.Tensor]],
+    image_offset: int,
+    totals: Sequence[float],
+    shares: tuple[float, float],
+) -> float:
+    """Weigh text beside codes, and say what to divide by: then the loss is a weighted sum of two global means,
+
+        sum over ranks and batches of `NextTokenLoss`'s loss / divisor
+            = text share x mean nats of a text label + image share x mean nats of a code,
+
+    whatever the numbers of either in a rank or a micro-batch. A batch without one kind has the other's term alone.
+
+    Args:
+        batches: this rank's micro-batches; their loss weights are changed in place.
+        totals: `label_weights` of all ranks, added up.
+        shares: of text and of codes, with sum 1.
+
+    Returns:
+        the divisor.
+    """
+    scales = [share / total if total else 0.0 for share, total in zip(shares, totals, strict=True)]
+    anchor = 1 if scales[1] else 0  # codes keep the weight 1 that they come with, where there are any
+    divisor = totals[anchor] / shares[anchor] if scales[anchor] else 1.0
+    for batch in batches:
+        codes = batch["labels"] >= image_offset
+        for kind, scale in ((~codes, scales[0]), (codes, scales[1])):
+            if scale * divisor != 1:
+                batch["loss_weights"][kind] *= scale * divisor
+    return divisor
 
 
 class NextTokenLoss(nn.Module):

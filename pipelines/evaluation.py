@@ -138,7 +138,7 @@ def nats_per_code(
     """
     from lm.generation import longest_prompt
     from lm.losses import NextTokenLoss
-    from lm.sequences import collate, image_sequence
+    from lm.sequences import collate, token_sequence
 
     model, vocabulary = pipeline.model.eval(), pipeline.vocabulary
     loss = NextTokenLoss(model, vocabulary.id_ranges)
@@ -152,7 +152,8 @@ def nats_per_code(
         for row in by_length[indices]:
             caption = captions[row]
             ids = None if caption is None else vocabulary.encode_text(caption)[:room]
-            sequences.append(image_sequence(vocabulary, ids, codes[row].numpy()))
+            name = "image" if ids is None else "caption_to_image"
+            sequences.append(token_sequence(vocabulary, name, ids, codes[row].numpy()))
         batch = {name: tensor.to(pipeline.device) for name, tensor in collate(sequences, vocabulary.pad_id).items()}
         with torch.inference_mode():
             sums = loss(**batch)

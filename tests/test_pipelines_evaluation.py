@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lm.model import build_configuration, build_model
-from lm.sequences import image_sequence
+from lm.sequences import token_sequence
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines.alignment import alignment_report, alignment_sets, is_right, score, wilson_interval
 from pipelines.codebook_plot import codebook_figure, codebook_views
@@ -144,7 +144,8 @@ def test_nats_per_code_equals_plain_log_softmax(pipeline, image_tokenizer, pictu
     total = 0.0
     for row, caption in enumerate(captions):
         ids = None if caption is None else vocabulary.encode_text(caption)
-        sequence = image_sequence(vocabulary, ids, codes[row].numpy())
+        name = "image" if ids is None else "caption_to_image"
+        sequence = token_sequence(vocabulary, name, ids, codes[row].numpy())
         with torch.no_grad():
             logits = pipeline.model(torch.from_numpy(sequence.input_ids)[None], use_cache=False).logits[0].double()
         begin = len(sequence) - 32
