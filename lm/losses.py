@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -91,28 +91,44 @@ class NextTokenLoss(nn.Module):
             sum of the weights; `text_nats`, `image_nats`, the same without weights; `text_tokens`, `image_tokens`,
             how many labels there are of each.
         """
-        # use_cache=False: with a cache, transformers ignores position_ids that start again inside a row.
-        # The last place of a row predicts nothing.
-        # One row of positions serves all rows where they are the same: the rotary tables are made once, not B times.
-        if bool((position_ids == position_ids[:1]).all()):
-            position_ids = position_ids[:1]
-        outputs = self.model.base_model(input_ids=input_ids[:, :-1], position_ids=position_ids[:, :-1], use_cache=False)
-        hidden = outputs[0]
+        hidden = self._hidden(input_ids, position_ids)
         labels, weights = labels[:, 1:], loss_weights[:, 1:]
         zero = hidden.new_zeros((), dtype=torch.float32)
         sums = {"loss": zero, "weight": weights.sum()}
         for kind in ("text", "image"):
             sums |= {f"{kind}_nats": zero.clone(), f"{kind}_tokens": zero.clone()}
-        for index, (low, high) in enumerate(self.id_ranges):
-            places = ((labels >= low) & (labels < high) & (labels != IGNORED)).nonzero(as_tuple=True)
-            if len(places[0]) == 0:
-                continue
-            nats = self._nats(hidden[places], labels[places] - low, low, high)
-            kind = "text" if index == 0 else "image"
+        for kind, places, nats in self._kinds(hidden, labels):
             sums["loss"] = sums["loss"] + (nats * weights[places]).sum()
             sums[f"{kind}_nats"] += nats.detach().sum()
             sums[f"{kind}_tokens"] += len(nats)
         return sums
+
+    def position_nats(self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """Negative log-likelihood of each label in nats, 0 where there is none: (B, L) float32."""
+        hidden = self._hidden(input_ids, position_ids)
+        found = hidden.new_zeros(labels.shape, dtype=torch.float32)
+        for _, (rows, columns), nats in self._kinds(hidden, labels[:, 1:]):
+            found[rows, columns + 1] = nats
+        return found
+
+    def _hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """Last hidden states (B, L - 1, d): the last place of a row predicts nothing."""
+        # use_cache=False: with a cache, transformers ignores position_ids that start again inside a row.
+        # One row of positions serves all rows where they are the same: the rotary tables are made once, not B times.
+        if bool((position_ids == position_ids[:1]).all()):
+            position_ids = position_ids[:1]
+        outputs = self.model.base_model(input_ids=input_ids[:, :-1], position_ids=position_ids[:, :-1], use_cache=False)
+        return outputs[0]
+
+    def _kinds(
+        self, hidden: torch.Tensor, labels: torch.Tensor
+    ) -> Iterator[tuple[str, tuple[torch.Tensor, ...], torch.Tensor]]:
+        """For each range of ids that has labels: "text" or "image", the labels' places, and their nats."""
+        for index, (low, high) in enumerate(self.id_ranges):
+            places = ((labels >= low) & (labels < high) & (labels != IGNORED)).nonzero(as_tuple=True)
+            if len(places[0]):
+                nats = self._nats(hidden[places], labels[places] - low, low, high)
+                yield "text" if index == 0 else "image", places, nats
 
     def _nats(self, hidden: torch.Tensor, targets: torch.Tensor, low: int, high: int) -> torch.Tensor:
         """Negative log-likelihood (M,) float32 of `targets` (M,) among the ids low .. high - 1."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,7 +19,9 @@ from lm.model import build_configuration, build_model, load_model, model_sizes, 
 from lm.sequences import FORMATS
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines.grids import labelled_grid
+from pipelines.image_to_text import ImageToTextPipeline
 from tokenizer_image.layout import ImageTokenizer
+from tokenizer_image.preprocessing import postprocess
 
 VALIDATION_ROWS = 64  # per batch
 SHOWN_CAPTIONS, SHOWN_PICTURES = 6, 4  # in a sample grid
@@ -212,12 +216,37 @@ def _mean(totals: Iterable[dict[str, float]], kind: str) -> float:
     return sum(one[f"{kind}_nats"] for one in found) / max(1.0, sum(one[f"{kind}_tokens"] for one in found))
 
 
-def draw_samples(pipe: Any, captions: list[str | None], file: Path) -> None:
-    """A grid of pictures for the same few captions each time, with random streams of its own."""
-    if not captions:
-        return
-    rows = []
+def shown_codes(source: CaptionedPictures) -> torch.Tensor | None:
+    """Codes (n, T) of the first pictures, for the sample grid; None where nothing is described."""
+    if "image_to_caption" not in source.mixture:
+        return None
+    found = [source.cache.codes(row) for row in range(min(64, len(source.cache)))]
+    return torch.from_numpy(np.stack([codes for codes in found if len(codes)][:SHOWN_CAPTIONS]).astype(np.int64))
+
+
+def draw_samples(pipe: Any, captions: list[str | None], codes: torch.Tensor | None, file: Path) -> None:
+    """A grid for the same few captions and pictures each time: what is drawn, with random streams of its own, and the
+    pictures as the tokenizer shows them, each under the caption that it is given."""
+    rows: list[tuple[str, Any]] = []
     for caption in captions:
         output = pipe(caption, num_images_per_prompt=SHOWN_PICTURES, seed=0)
         rows.append((caption or "(no caption)", output.images))
-    labelled_grid(rows).save(file)
+    if codes is not None:
+        describer = ImageToTextPipeline(pipe.image_tokenizer, pipe.model, pipe.vocabulary)
+        with torch.no_grad():
+            images = postprocess(pipe.decode_codes(codes.to(pipe.device)), "pil")
+        texts = describer.describe_codes(codes)
+        rows += [(f"described: {text}", [image]) for text, image in zip(texts, images, strict=True)]
+    if rows:
+        labelled_grid(rows).save(file)
+
+
+def next_commands(folder: Path, source: CaptionedPictures, captions: list[str | None]) -> list[str]:
+    """What to do with the finished model."""
+    commands = []
+    if captions:
+        prompt = shlex.quote(captions[0]) if captions[0] else "--unconditional"
+        commands.append(f"python scripts/generate.py --model {folder} {prompt} --num_images_per_prompt 4")
+    if "image_to_caption" in source.mixture:
+        commands.append(f"python scripts/describe.py --model {folder} PICTURE.png")
+    return commands

@@ -8,7 +8,6 @@ encodes every picture once (the token cache), then leaves a whole model folder i
 
 from __future__ import annotations
 
-import shlex
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -115,7 +114,9 @@ def main(options: Options) -> None:
         count_cropped,
         draw_samples,
         loss_shares,
+        next_commands,
         shown_captions,
+        shown_codes,
         validate,
     )
     from pipelines.text_to_image import TextToImagePipeline
@@ -171,12 +172,12 @@ def main(options: Options) -> None:
     module = NextTokenLoss(model, vocabulary.id_ranges)
     prepared = accelerator.prepare(module)
     pipe = TextToImagePipeline(tokenizer, model, vocabulary)
-    captions = shown_captions(told)
+    captions, codes = shown_captions(told), shown_codes(told)
     shares = loss_shares(options)
     loop = Loop(
         accelerator, run, options, model, optimizers,
         validate=lambda: validate(module, validation, device),
-        sample=lambda step: draw_samples(pipe, captions, run.samples / f"step-{step:06d}.png"),
+        sample=lambda step: draw_samples(pipe, captions, codes, run.samples / f"step-{step:06d}.png"),
         rate=("images", options.batch_size),
     )  # fmt: skip
     if options.resume:
@@ -217,10 +218,10 @@ def main(options: Options) -> None:
             else {}
         )
         loop.finish_step(totals[0], grad_norm=norm, **both)
-    finish(loop, pipe, captions)
+    finish(loop, pipe, next_commands(run.folder, told, captions))
 
 
-def finish(loop: Any, pipe: Any, captions: list[str | None]) -> None:
+def finish(loop: Any, pipe: Any, commands: list[str]) -> None:
     """Save the model folder with the averaged weights, and say where everything is."""
     from pipelines.training import say
 
@@ -233,12 +234,9 @@ def finish(loop: Any, pipe: Any, captions: list[str | None]) -> None:
     run.write_info(finished=True, steps=loop.step, minutes=loop.seconds / 60, validation=figures,
                    tokens_seen=loop.tokens, pictures_seen=loop.step * loop.options.batch_size)  # fmt: skip
     say(loop.accelerator, f"final: {', '.join(f'{name} {value:.4g}' for name, value in figures.items())}")
-    prompt = shlex.quote(captions[0]) if captions and captions[0] else "--unconditional"
-    say(
-        loop.accelerator,
-        f"model: {run.folder}\nsamples: {run.samples}\n"
-        f"next: python scripts/generate.py --model {run.folder} {prompt} --num_images_per_prompt 4",
-    )
+    say(loop.accelerator, f"model: {run.folder}\nsamples: {run.samples}")
+    for command in commands:
+        say(loop.accelerator, f"next: {command}")
 
 
 if __name__ == "__main__":
