@@ -181,6 +181,17 @@ def first_captions(source: Any, rows: Iterable[int]) -> list[str | None]:
     return [found[0] if found else None for found in texts]
 
 
+def sample_rows(pipeline: Any, source: Any, seed: int, sampling: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Four pictures for each of the first few captions of a data set, to look at; without captions, four alone."""
+    captions = [caption for caption in first_captions(source, range(min(64, len(source)))) if caption]
+    captions = list(dict.fromkeys(captions))[:8]
+    if not captions:
+        images = pipeline(None, num_images_per_prompt=4, seed=seed, **sampling).images
+        return [("without a caption", images)]
+    images = pipeline(captions, num_images_per_prompt=4, seed=seed, **sampling).images
+    return [(caption, images[4 * row : 4 * row + 4]) for row, caption in enumerate(captions)]
+
+
 def figures_table(report: Mapping[str, Any]) -> str:
     """The main figures of a report as lines of text."""
     quality, codebook = report["reconstruction"], report["codebook"]
@@ -203,6 +214,8 @@ def figures_table(report: Mapping[str, Any]) -> str:
         )
     if "alignment" in report:
         lines += ["", *_alignment_table(report["alignment"])]
+    if "captions" in report:
+        lines += ["", *_captions_table(report["captions"])]
     return "\n".join(lines)
 
 
@@ -221,6 +234,18 @@ def _alignment_table(alignment: Mapping[str, Any]) -> list[str]:
                 if name in group:
                     numbers = "".join(f"{100 * group[name][score]:11.1f}" for score in scores)
                     lines.append(f"  {name.replace('_', '-') + ', ' + kind:26}{numbers}{group[name]['n']:7}")
+    return lines
+
+
+def _captions_table(captions: Mapping[str, Any]) -> list[str]:
+    """What captions of pictures state rightly, in percent: one line a kind of scene."""
+    lines = [
+        f"{'captions state rightly, %':28}" + "".join(f"{s:>11}" for s in ("thing", "colour", "both", "no error", "n"))
+    ]
+    for name, scores in captions.items():
+        shares = [score for score in scores if score not in ("n", "interval", "examples", "states_colour")]
+        numbers = "".join(f"{100 * scores[score]:11.1f}" for score in shares)
+        lines.append(f"  {name.replace('_', '-'):26}{numbers}{scores['n']:11}")
     return lines
 
 
