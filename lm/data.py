@@ -60,6 +60,7 @@ class CaptionedPictures:
         check_mixture(self.mixture)
         self._encoded: dict[str, list[int]] = {}
         self.cropped = 0
+        self._pictures_everywhere = not (self.cache.count(True, False) or self.cache.count(False, False))
         # Names and running sums of weights, by what a row has.
         self._possible: dict[tuple[bool, bool], tuple[list[str], list[float]]] = {}
         for has_text, has_codes in product((False, True), repeat=2):
@@ -91,7 +92,8 @@ class CaptionedPictures:
         for row in rows:
             dropout, choice, which = keyed_generator(seed, CHOICES, epoch, int(row)).random(3)
             texts = self.cache.texts(int(row))
-            possible = self._possible[bool(texts), len(self.cache.codes(int(row))) > 0]
+            has_codes = self._pictures_everywhere or len(self.cache.codes(int(row))) > 0
+            possible = self._possible[bool(texts), has_codes]
             name = possible[0][min(bisect(possible[1], which * possible[1][-1]), len(possible[0]) - 1)]
             if FORMATS[name].drops_captions and dropout < self.caption_dropout:
                 name = "image"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lm.sequences import FORMATS
 from tokenizer_image.metrics import CodeUsage, mse, psnr, ssim
 from tokenizer_image.preprocessing import Preprocessing, to_pixel_values
 
@@ -181,10 +182,16 @@ def first_captions(source: Any, rows: Iterable[int]) -> list[str | None]:
     return [found[0] if found else None for found in texts]
 
 
+def draws_from_captions(pipeline: Any) -> bool:
+    """Whether a pipeline's model has learned to draw what a caption says."""
+    return any(FORMATS[name].drops_captions for name in pipeline.vocabulary.formats)
+
+
 def sample_rows(pipeline: Any, source: Any, seed: int, sampling: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Four pictures for each of the first few captions of a data set, to look at; without captions, four alone."""
-    captions = [caption for caption in first_captions(source, range(min(64, len(source)))) if caption]
-    captions = list(dict.fromkeys(captions))[:8]
+    """Four pictures for each of the first few captions of a data set, to look at; where there are none, or none were
+    learned, four alone."""
+    found = first_captions(source, range(min(64, len(source)))) if draws_from_captions(pipeline) else []
+    captions = list(dict.fromkeys(caption for caption in found if caption))[:8]
     if not captions:
         images = pipeline(None, num_images_per_prompt=4, seed=seed, **sampling).images
         return [("without a caption", images)]

@@ -73,6 +73,8 @@ class ImageToTextPipeline(MultimodalPipeline):
     ) -> list[str]:
         """A caption for the codes (B, T) of each picture; the settings are those of the call."""
         self._check_trained()
+        if not len(codes):
+            return []
         prompts = [description_prompt(self.vocabulary, row) for row in codes.cpu().numpy()]
         if max_new_tokens is None:
             max_new_tokens = self.model.config.max_position_embeddings - len(prompts[0])

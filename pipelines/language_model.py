@@ -139,6 +139,16 @@ def build_source(
     return CaptionedPictures(cache, vocabulary, caption_dropout, mixture, max_length)
 
 
+def formats_line(source: CaptionedPictures) -> str:
+    """What is learned, and what becomes of rows that lack a caption or a picture."""
+    line = f"sequence formats: {' '.join(f'{name}={weight:g}' for name, weight in source.mixture.items())}"
+    for has_text, has_codes, what in ((False, True, "caption"), (True, False, "picture")):
+        rows = source.cache.count(has_text, has_codes)
+        if rows:
+            line += f"; {rows} rows without a {what} are learned as {' or '.join(source.possible(has_text, has_codes))}"
+    return line
+
+
 def first_choices(source: CaptionedPictures, name: str, rows: Iterable[int]) -> list[tuple[str, str | None]]:
     """`CaptionedPictures.choose` for validation: every row in the format `name` with its first text, or in one that it
     can take."""
@@ -200,7 +210,7 @@ def validate(module: Any, order: BatchOrder, device: torch.device) -> dict[str, 
             for key in ("image_nats", "image_tokens", "text_nats", "text_tokens"):
                 found[key] = found.get(key, 0.0) + float(sums[key])
     drawn = [totals[name] for name in names if FORMATS[name].draws]
-    written = {name: totals[name] for name in names if FORMATS[name].writes}
+    written = {name: totals[name] for name in names if FORMATS[name].writes and totals[name]["text_tokens"]}
     figures = {}
     if drawn:
         figures["nats_per_code"] = _mean(drawn, "image")

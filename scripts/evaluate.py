@@ -89,7 +89,7 @@ def main(options: EvaluateOptions) -> dict[str, Any]:
 
     from lm.sequences import FORMATS
     from pipelines.captions import caption_report
-    from pipelines.evaluation import measure_tokenizer, preprocessing_of, sample_rows
+    from pipelines.evaluation import draws_from_captions, measure_tokenizer, preprocessing_of, sample_rows
     from tokenizer_image.data import decode_pictures, load_pictures
 
     transformers.logging.disable_progress_bar()  # loading takes no time to speak of
@@ -123,7 +123,8 @@ def main(options: EvaluateOptions) -> dict[str, Any]:
     if drawing is not None:
         report |= _language_model_figures(options, drawing, source, pictures, found)
     if options.dataset == "sprites":
-        report["alignment"], sets = _alignment(options, drawing, image_tokenizer)
+        captioned = drawing if drawing is not None and draws_from_captions(drawing) else None
+        report["alignment"], sets = _alignment(options, captioned, image_tokenizer)
         if "image_to_caption" in formats:
             report["captions"] = caption_report(pipeline, sets, batch_size=options.batch_size)
     report["seconds"] = round(time.monotonic() - started, 1)
@@ -177,9 +178,9 @@ def _header(options: EvaluateOptions, source: Any, image_tokenizer: Any) -> dict
 def _language_model_figures(
     options: EvaluateOptions, pipeline: Any, source: Any, pictures: Any, found: TokenizerFigures
 ) -> dict[str, Any]:
-    from pipelines.evaluation import first_captions, measure_likelihood
+    from pipelines.evaluation import draws_from_captions, first_captions, measure_likelihood
 
-    captions = first_captions(source, pictures.rows)
+    captions = first_captions(source, pictures.rows) if draws_from_captions(pipeline) else [None] * len(pictures)
     default = pipeline.vocabulary.default_guidance
     return {
         "likelihood": measure_likelihood(pipeline, found.codes, captions, batch_size=options.batch_size),

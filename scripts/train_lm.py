@@ -113,6 +113,7 @@ def main(options: Options) -> None:
         check_parts,
         count_cropped,
         draw_samples,
+        formats_line,
         loss_shares,
         next_commands,
         shown_captions,
@@ -159,6 +160,7 @@ def main(options: Options) -> None:
         f"of {vocabulary.tokens_per_image} tokens; {accelerator.mixed_precision} precision, "
         f"{torch.get_num_threads()} threads",
     )
+    say(accelerator, formats_line(source))
     warn_small_data_set(accelerator, len(cache))
     if cut:
         say(

@@ -489,13 +489,17 @@ def test_flips_do_not_depend_on_the_number_of_processes(tmp_path):
     assert 0.3 < np.mean([picture[0][0][0] > picture[0][0][2] for batch in alone for picture in batch]) < 0.7
 
 
-def test_a_few_pictures_some_without_captions(tokenizer_folder, tmp_path):
+def test_a_few_pictures_some_without_captions(tokenizer_folder, tmp_path, capsys):
     pictures = own_pictures(tmp_path / "few", count=20)
     for file in sorted(pictures.glob("*.txt"))[::2]:
         file.unlink()
     options = stage_2(tmp_path / "model", tokenizer_folder, dataset=str(pictures), max_examples=None, max_steps=2)
     model = train(replace(options, batch_size=8))
     assert (model / "samples" / "step-000002.png").is_file()
+    rows = len(TokenCache(model / "token_cache" / "train"))
+    bare = TokenCache(model / "token_cache" / "train").count(False, True)
+    assert 0 < bare < rows
+    assert f"formats: caption_to_image=1; {bare} rows without a caption are learned as image" in capsys.readouterr().out
 
 
 # Bad input
