@@ -1,4 +1,4 @@
-"""Sampling the codes of pictures from a causal language model.
+"""Sampling the codes of pictures, and texts, from a causal language model.
 
 At position t only the codes `layout["low"][t] <= code < layout["high"][t]` are possible, so only those rows
 of the output layer are multiplied and every sample is a whole, valid picture. With guidance, a prompt's row
@@ -110,7 +110,7 @@ def generate_codes(
     size = max(1, max_batch_rows // (2 if guided else 1))
     batches = [slice(start, start + size) for start in range(0, len(prompts), size)]
     drawn = []
-    with _evaluation_mode(model), torch.inference_mode():
+    with evaluation_mode(model), torch.inference_mode():
         for number, batch in enumerate(batches):
             rows = [*prompts[batch], *negative_prompts[batch]] if guided and negative_prompts else prompts[batch]
             report = _reporter(callback, number, len(batches))
@@ -118,6 +118,82 @@ def generate_codes(
     if not drawn:
         return torch.empty(0, len(vocabulary.layout["low"]), dtype=torch.int64)
     return torch.cat(drawn).clone()  # cloned outside inference mode: an ordinary tensor
+
+
+def generate_text(
+    model: Any,
+    vocabulary: MultimodalVocabulary,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    generators: Sequence[torch.Generator],
+    max_batch_rows: int = 128,
+) -> list[list[int]]:
+    """Write a text after each prompt: its token ids, without the eos that ends it.
+
+    Only ids of text and eos can be drawn, so a text is one whatever the model has learned.
+
+    Args:
+        prompts: B rows of token ids.
+        max_new_tokens: a text that has not ended by then stops there.
+        generators: B random streams; row b draws from stream b alone, whatever its neighbours.
+        max_batch_rows: rows of the model's batch; more take several batches.
+
+    Raises:
+        ValueError: settings out of range, or prompts that leave no room for `max_new_tokens`.
+        RuntimeError: logits that are not finite.
+    """
+    settings = SamplingSettings(1.0, temperature, top_k, top_p)
+    if len(generators) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts need as many generators, got {len(generators)}")
+    positions, longest = getattr(model.config, "max_position_embeddings", None), max(map(len, prompts), default=0)
+    if positions is not None and longest + max_new_tokens > positions:
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens} beside a prompt of {longest} tokens is more than the model's {positions} "
+            f"positions: give at most {positions - longest}"
+        )
+    texts: list[list[int]] = []
+    with evaluation_mode(model), torch.inference_mode():
+        for start in range(0, len(prompts), max_batch_rows):
+            batch = slice(start, start + max_batch_rows)
+            texts += _write_batch(model, vocabulary, prompts[batch], settings, generators[batch], max_new_tokens)
+    return texts
+
+
+def _write_batch(
+    model: Any,
+    vocabulary: MultimodalVocabulary,
+    prompts: Sequence[Sequence[int]],
+    settings: SamplingSettings,
+    generators: Sequence[torch.Generator],
+    max_new_tokens: int,
+) -> list[list[int]]:
+    """Token ids of b texts, until all have ended."""
+    stepper = _Stepper(model, prompts, max_new_tokens, vocabulary.pad_id)
+    never = ~torch.from_numpy(vocabulary.text_mask()).to(stepper.device)
+    uniforms = None if settings.temperature == 0 else _uniforms(generators, max_new_tokens, stepper.device)
+    ids = torch.full((len(prompts), max_new_tokens), vocabulary.eos_id, device=stepper.device)
+    ended = torch.zeros(len(prompts), dtype=torch.bool, device=stepper.device)
+    for t in range(max_new_tokens):
+        logits = stepper.logits(0, vocabulary.image_offset)
+        _check_finite(logits.isfinite().all())
+        drawn = choose(logits.masked_fill(never, -math.inf), None if uniforms is None else uniforms[:, t], settings)
+        ids[:, t] = torch.where(ended, vocabulary.eos_id, drawn)
+        ended |= drawn == vocabulary.eos_id
+        if bool(ended.all()) or t + 1 == max_new_tokens:
+            break
+        stepper.advance(ids[:, t])
+    return [row[: row.index(vocabulary.eos_id)] if vocabulary.eos_id in row else row for row in ids.tolist()]
+
+
+def _check_finite(finite: torch.Tensor) -> None:
+    if not finite:
+        raise RuntimeError(
+            "the model's logits are not finite: its weights are damaged, or float16 overflows (use float32)"
+        )
 
 
 def longest_prompt(model: Any, vocabulary: MultimodalVocabulary) -> int | None:
@@ -145,7 +221,7 @@ def _check_room(model: Any, vocabulary: MultimodalVocabulary, prompts: Sequence[
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; each module's own mode is back afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -190,10 +266,7 @@ def _draw_batch(
         if t + 1 < total:
             ids = vocabulary.image_offset + codes[:, t]
             stepper.advance(torch.cat([ids, ids]) if guided else ids)
-    if not finite:
-        raise RuntimeError(
-            "the model's logits are not finite: its weights are damaged, or float16 overflows (use float32)"
-        )
+    _check_finite(finite)
     return codes
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -12,6 +14,48 @@ from lm.sequences import IGNORED
 
 # Logits of more floats than this (256 MB) are made, used and dropped in parts.
 CHUNK_FLOATS = 1 << 26
+
+
+def label_weights(batches: Sequence[dict[str, torch.Tensor]], image_offset: int) -> torch.Tensor:
+    """(2,) float64: sums of the weights of all text labels and of all image codes, over batches of `collate`."""
+    sums = torch.zeros(2, dtype=torch.float64)
+    for batch in batches:
+        labels, weights = batch["labels"][:, 1:], batch["loss_weights"][:, 1:].double()
+        codes = labels >= image_offset
+        sums += torch.stack([weights[~codes].sum(), weights[codes].sum()])  # weight 0 where nothing is learned
+    return sums
+
+
+def balance(
+    batches: Sequence[dict[str, torch.Tensor]],
+    image_offset: int,
+    totals: Sequence[float],
+    shares: tuple[float, float],
+) -> float:
+    """Weigh text beside codes, and say what to divide by: then the loss is a weighted sum of two global means,
+
+        sum over ranks and batches of `NextTokenLoss`'s loss / divisor
+            = text share x mean nats of a text label + image share x mean nats of a code,
+
+    whatever the numbers of either in a rank or a micro-batch. A batch without one kind has the other's term alone.
+
+    Args:
+        batches: this rank's micro-batches; their loss weights are changed in place.
+        totals: `label_weights` of all ranks, added up.
+        shares: of text and of codes, with sum 1.
+
+    Returns:
+        the divisor.
+    """
+    scales = [share / total if total else 0.0 for share, total in zip(shares, totals, strict=True)]
+    anchor = 1 if scales[1] else 0  # codes keep the weight 1 that they come with, where there are any
+    divisor = totals[anchor] / shares[anchor] if scales[anchor] else 1.0
+    for batch in batches:
+        codes = batch["labels"] >= image_offset
+        for kind, scale in ((~codes, scales[0]), (codes, scales[1])):
+            if scale * divisor != 1:
+                batch["loss_weights"][kind] *= scale * divisor
+    return divisor
 
 
 class NextTokenLoss(nn.Module):
@@ -47,28 +91,44 @@ class NextTokenLoss(nn.Module):
             sum of the weights; `text_nats`, `image_nats`, the same without weights; `text_tokens`, `image_tokens`,
             how many labels there are of each.
         """
-        # use_cache=False: with a cache, transformers ignores position_ids that start again inside a row.
-        # The last place of a row predicts nothing.
-        # One row of positions serves all rows where they are the same: the rotary tables are made once, not B times.
-        if bool((position_ids == position_ids[:1]).all()):
-            position_ids = position_ids[:1]
-        outputs = self.model.base_model(input_ids=input_ids[:, :-1], position_ids=position_ids[:, :-1], use_cache=False)
-        hidden = outputs[0]
+        hidden = self._hidden(input_ids, position_ids)
         labels, weights = labels[:, 1:], loss_weights[:, 1:]
         zero = hidden.new_zeros((), dtype=torch.float32)
         sums = {"loss": zero, "weight": weights.sum()}
         for kind in ("text", "image"):
             sums |= {f"{kind}_nats": zero.clone(), f"{kind}_tokens": zero.clone()}
-        for index, (low, high) in enumerate(self.id_ranges):
-            places = ((labels >= low) & (labels < high) & (labels != IGNORED)).nonzero(as_tuple=True)
-            if len(places[0]) == 0:
-                continue
-            nats = self._nats(hidden[places], labels[places] - low, low, high)
-            kind = "text" if index == 0 else "image"
+        for kind, places, nats in self._kinds(hidden, labels):
             sums["loss"] = sums["loss"] + (nats * weights[places]).sum()
             sums[f"{kind}_nats"] += nats.detach().sum()
             sums[f"{kind}_tokens"] += len(nats)
         return sums
+
+    def position_nats(self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """Negative log-likelihood of each label in nats, 0 where there is none: (B, L) float32."""
+        hidden = self._hidden(input_ids, position_ids)
+        found = hidden.new_zeros(labels.shape, dtype=torch.float32)
+        for _, (rows, columns), nats in self._kinds(hidden, labels[:, 1:]):
+            found[rows, columns + 1] = nats
+        return found
+
+    def _hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """Last hidden states (B, L - 1, d): the last place of a row predicts nothing."""
+        # use_cache=False: with a cache, transformers ignores position_ids that start again inside a row.
+        # One row of positions serves all rows where they are the same: the rotary tables are made once, not B times.
+        if bool((position_ids == position_ids[:1]).all()):
+            position_ids = position_ids[:1]
+        outputs = self.model.base_model(input_ids=input_ids[:, :-1], position_ids=position_ids[:, :-1], use_cache=False)
+        return outputs[0]
+
+    def _kinds(
+        self, hidden: torch.Tensor, labels: torch.Tensor
+    ) -> Iterator[tuple[str, tuple[torch.Tensor, ...], torch.Tensor]]:
+        """For each range of ids that has labels: "text" or "image", the labels' places, and their nats."""
+        for index, (low, high) in enumerate(self.id_ranges):
+            places = ((labels >= low) & (labels < high) & (labels != IGNORED)).nonzero(as_tuple=True)
+            if len(places[0]):
+                nats = self._nats(hidden[places], labels[places] - low, low, high)
+                yield "text" if index == 0 else "image", places, nats
 
     def _nats(self, hidden: torch.Tensor, targets: torch.Tensor, low: int, high: int) -> torch.Tensor:
         """Negative log-likelihood (M,) float32 of `targets` (M,) among the ids low .. high - 1."""

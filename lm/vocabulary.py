@@ -141,6 +141,28 @@ class MultimodalVocabulary:
         encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
         return encoded["input_ids"]
 
+    def decode_text(self, ids: Sequence[int]) -> str:
+        """The text of token ids; special tokens are left out, and space at both ends."""
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text).strip()
+
+    def text_mask(self) -> np.ndarray:
+        """(image_offset,) bool: which ids can stand in a text or, as eos does, end it."""
+        special = [number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special]
+        mask = np.ones(self.image_offset, bool)
+        mask[[number for number in special if number < self.image_offset]] = False
+        mask[[self.bos_id, self.pad_id, self.boi_id, self.eoi_id]] = False
+        mask[self.eos_id] = True  # last: in some tokenizers it is bos too
+        return mask
+
+    def check_trained(self, use: str, *formats: str, remedy: str = "") -> None:
+        """Raise ValueError, naming `use` and ending in `remedy`, unless the model was trained in one of `formats`."""
+        if not set(formats) & set(self.formats):
+            raise ValueError(
+                f"{use}: this model was not trained for that (it has learned {', '.join(self.formats)}; it would need "
+                f"{' or '.join(formats)}): {remedy or f'train one with train_lm.py --formats {formats[0]}'}"
+            )
+
     def codes_to_ids(self, codes: Integers) -> Integers:
         """Image codes to token ids (arrays or tensors of any shape).
 

@@ -6,6 +6,8 @@ import importlib
 from typing import Any
 
 _PUBLIC = {
+    "ImageToTextOutput": "image_to_text",
+    "ImageToTextPipeline": "image_to_text",
     "TextToImageOutput": "text_to_image",
     "TextToImagePipeline": "text_to_image",
 }

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lm.sequences import FORMATS
 from tokenizer_image.metrics import CodeUsage, mse, psnr, ssim
 from tokenizer_image.preprocessing import Preprocessing, to_pixel_values
 
@@ -138,7 +139,7 @@ def nats_per_code(
     """
     from lm.generation import longest_prompt
     from lm.losses import NextTokenLoss
-    from lm.sequences import collate, image_sequence
+    from lm.sequences import collate, token_sequence
 
     model, vocabulary = pipeline.model.eval(), pipeline.vocabulary
     loss = NextTokenLoss(model, vocabulary.id_ranges)
@@ -152,7 +153,8 @@ def nats_per_code(
         for row in by_length[indices]:
             caption = captions[row]
             ids = None if caption is None else vocabulary.encode_text(caption)[:room]
-            sequences.append(image_sequence(vocabulary, ids, codes[row].numpy()))
+            name = "image" if ids is None else "caption_to_image"
+            sequences.append(token_sequence(vocabulary, name, ids, codes[row].numpy()))
         batch = {name: tensor.to(pipeline.device) for name, tensor in collate(sequences, vocabulary.pad_id).items()}
         with torch.inference_mode():
             sums = loss(**batch)
@@ -180,6 +182,23 @@ def first_captions(source: Any, rows: Iterable[int]) -> list[str | None]:
     return [found[0] if found else None for found in texts]
 
 
+def draws_from_captions(pipeline: Any) -> bool:
+    """Whether a pipeline's model has learned to draw what a caption says."""
+    return any(FORMATS[name].drops_captions for name in pipeline.vocabulary.formats)
+
+
+def sample_rows(pipeline: Any, source: Any, seed: int, sampling: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Four pictures for each of the first few captions of a data set, to look at; where there are none, or none were
+    learned, four alone."""
+    found = first_captions(source, range(min(64, len(source)))) if draws_from_captions(pipeline) else []
+    captions = list(dict.fromkeys(caption for caption in found if caption))[:8]
+    if not captions:
+        images = pipeline(None, num_images_per_prompt=4, seed=seed, **sampling).images
+        return [("without a caption", images)]
+    images = pipeline(captions, num_images_per_prompt=4, seed=seed, **sampling).images
+    return [(caption, images[4 * row : 4 * row + 4]) for row, caption in enumerate(captions)]
+
+
 def figures_table(report: Mapping[str, Any]) -> str:
     """The main figures of a report as lines of text."""
     quality, codebook = report["reconstruction"], report["codebook"]
@@ -202,6 +221,8 @@ def figures_table(report: Mapping[str, Any]) -> str:
         )
     if "alignment" in report:
         lines += ["", *_alignment_table(report["alignment"])]
+    if "captions" in report:
+        lines += ["", *_captions_table(report["captions"])]
     return "\n".join(lines)
 
 
@@ -220,6 +241,18 @@ def _alignment_table(alignment: Mapping[str, Any]) -> list[str]:
                 if name in group:
                     numbers = "".join(f"{100 * group[name][score]:11.1f}" for score in scores)
                     lines.append(f"  {name.replace('_', '-') + ', ' + kind:26}{numbers}{group[name]['n']:7}")
+    return lines
+
+
+def _captions_table(captions: Mapping[str, Any]) -> list[str]:
+    """What captions of pictures state rightly, in percent: one line a kind of scene."""
+    lines = [
+        f"{'captions state rightly, %':28}" + "".join(f"{s:>11}" for s in ("thing", "colour", "both", "no error", "n"))
+    ]
+    for name, scores in captions.items():
+        shares = [score for score in scores if score not in ("n", "interval", "examples", "states_colour")]
+        numbers = "".join(f"{100 * scores[score]:11.1f}" for score in shares)
+        lines.append(f"  {name.replace('_', '-'):26}{numbers}{scores['n']:11}")
     return lines
 
 

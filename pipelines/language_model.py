@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable
 from dataclasses import fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm.cache import TokenCache
+from lm.data import BatchOrder, CaptionedPictures
 from lm.model import build_configuration, build_model, load_model, model_sizes, start_code_rows
+from lm.sequences import FORMATS
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines.grids import labelled_grid
+from pipelines.image_to_text import ImageToTextPipeline
 from tokenizer_image.layout import ImageTokenizer
+from tokenizer_image.preprocessing import postprocess
 
 VALIDATION_ROWS = 64  # per batch
 SHOWN_CAPTIONS, SHOWN_PICTURES = 6, 4  # in a sample grid
@@ -95,54 +103,160 @@ def build_parts(
         vectors = tokenizer.code_vectors() if hasattr(tokenizer, "code_vectors") else None
         if vectors is not None:
             start_code_rows(model, vocabulary, vectors)
-    vocabulary.formats = options.formats()
     # Guidance needs what caption dropout teaches.
-    vocabulary.default_guidance = options.default_guidance if "image" in vocabulary.formats else 1.0
+    alone = options.caption_dropout > 0 or "image" in options.mixture()
+    vocabulary.default_guidance = options.default_guidance if alone else 1.0
     return model, vocabulary
 
 
-def first_captions(source: Any, rows: Any) -> list[str | None]:
-    """The first caption of each row; None where there is none, or where none are learned."""
-    if source.caption_dropout == 1:
-        return [None for _ in rows]
-    return [(source.cache.texts(row) or [None])[0] for row in rows]
+def loss_shares(options: Any) -> tuple[float, float]:
+    """What text and image codes count in the loss, with sum 1: by the options' weights where both are learned.
+
+    Raises:
+        ValueError: the weights were changed, but only one of both is learned.
+    """
+    formats = [FORMATS[name] for name in options.mixture()]
+    weights = {"text_loss_weight": options.text_loss_weight, "image_loss_weight": options.image_loss_weight}
+    learned = any(one.writes for one in formats), any(one.draws for one in formats)
+    changed = [f"--{name} {weights[name]:g}" for name in weights if weights[name] != getattr(type(options), name)]
+    if changed and not all(learned):
+        raise ValueError(
+            f"{' and '.join(changed)} has no effect: --formats {' '.join(options.mixture())} learns only "
+            f"{'text' if learned[0] else 'image codes'}; leave it out, or add a format (caption_and_image learns both)"
+        )
+    text, image = (weight * kind for weight, kind in zip(weights.values(), learned, strict=True))
+    return text / (text + image), image / (text + image)
 
 
-def shown_captions(source: Any) -> list[str | None]:
-    """Different captions for the sample grid, cut at a word where they are too long for the model."""
+def build_source(
+    options: Any, cache: TokenCache, vocabulary: MultimodalVocabulary, model: PreTrainedModel, caption_dropout: float
+) -> CaptionedPictures:
+    """The rows of a cache in the options' formats, with texts cut to what the options allow and the model can take."""
+    mixture = options.mixture()
+    frame = max(FORMATS[name].frame for name in mixture)
+    longest = vocabulary.tokens_per_image + options.max_caption_tokens + frame
+    max_length = min(longest, model.config.max_position_embeddings)
+    return CaptionedPictures(cache, vocabulary, caption_dropout, mixture, max_length)
+
+
+def formats_line(source: CaptionedPictures) -> str:
+    """What is learned, and what becomes of rows that lack a caption or a picture."""
+    line = f"sequence formats: {' '.join(f'{name}={weight:g}' for name, weight in source.mixture.items())}"
+    for has_text, has_codes, what in ((False, True, "caption"), (True, False, "picture")):
+        rows = source.cache.count(has_text, has_codes)
+        if rows:
+            line += f"; {rows} rows without a {what} are learned as {' or '.join(source.possible(has_text, has_codes))}"
+    return line
+
+
+def first_choices(source: CaptionedPictures, name: str, rows: Iterable[int]) -> list[tuple[str, str | None]]:
+    """`CaptionedPictures.choose` for validation: every row in the format `name` with its first text, or in one that it
+    can take."""
+    chosen: list[tuple[str, str | None]] = []
+    for row in rows:
+        texts = source.cache.texts(row)
+        has = bool(texts), len(source.cache.codes(row)) > 0
+        takes = name if FORMATS[name].fits(*has) else next(iter(source.possible(*has)))
+        chosen.append((takes, texts[0] if FORMATS[takes].has_text else None))
+    return chosen
+
+
+def count_cropped(source: CaptionedPictures) -> int:
+    """How many of the first texts of all rows lose their end."""
+    before = source.cropped
+    if any(FORMATS[name].has_text for name in source.mixture):
+        source.text_ids([text for row in range(len(source.cache)) for text in source.cache.texts(row)[:1]])
+    return source.cropped - before
+
+
+def shown_captions(source: CaptionedPictures) -> list[str | None]:
+    """Different captions for the sample grid, cut at a word where they are too long for the model; [] where nothing is
+    drawn."""
+    formats = [FORMATS[name] for name in source.mixture]
+    if not any(one.draws for one in formats):
+        return []
     rows = range(min(64 * SHOWN_CAPTIONS, len(source.cache)))
-    found = [caption for caption in dict.fromkeys(first_captions(source, rows)) if caption is not None]
+    found: list[str] = []
+    if any(one.drops_captions for one in formats):
+        found = list(dict.fromkeys(text for row in rows for text in source.cache.texts(row)[:1]))
+    alone: list[str | None] = [None, None] if "image" in source.vocabulary.formats else []
     shown: list[str | None] = []
     for caption in found[:SHOWN_CAPTIONS]:
         words = caption.split()
         while len(source.vocabulary.encode_text(" ".join(words))) > source.room:
             words.pop()
         shown.append(" ".join(words) or None)
-    return shown or [None, None]
+    return shown or alone
 
 
-def validate(module: Any, order: Any, device: torch.device) -> dict[str, float]:
-    """Mean nats per image code (and per text token, where captions are learned) over the validation rows."""
-    totals: dict[str, float] = {}
-    rows = range(len(order.source.cache))
+def validate(module: Any, order: BatchOrder, device: torch.device) -> dict[str, float]:
+    """Mean nats per image code and per text token, of what is learned, over the validation rows in every format.
+
+    Pictures count with their captions where those are learned from, not alone. Where several formats teach text, the
+    figure is of all together, and one of each beside it.
+    """
+    source = order.source
+    names = list(source.mixture)
+    if any(FORMATS[name].drops_captions for name in names):
+        names = [name for name in names if name != "image"]
+    totals: dict[str, dict[str, float]] = {}
+    rows = range(len(source.cache))
     with torch.inference_mode():
-        for start in range(0, len(rows), VALIDATION_ROWS):
+        for name, start in product(names, range(0, len(rows), VALIDATION_ROWS)):
             part = rows[start : start + VALIDATION_ROWS]
-            captions = first_captions(order.source, part)
-            batch = order.collate(list(zip(part, order.source.caption_ids(captions), strict=True)))
-            sums = module(**{name: tensor.to(device) for name, tensor in batch.items()})
-            for name in ("image_nats", "image_tokens", "text_nats", "text_tokens"):
-                totals[name] = totals.get(name, 0.0) + float(sums[name])
-    figures = {"nats_per_code": totals["image_nats"] / max(1, totals["image_tokens"])}
-    if totals["text_tokens"]:
-        figures["nats_per_text_token"] = totals["text_nats"] / totals["text_tokens"]
+            batch = order.collate(source.items(part, first_choices(source, name, part)))
+            sums = module(**{key: tensor.to(device) for key, tensor in batch.items()})
+            found = totals.setdefault(name, {})
+            for key in ("image_nats", "image_tokens", "text_nats", "text_tokens"):
+                found[key] = found.get(key, 0.0) + float(sums[key])
+    drawn = [totals[name] for name in names if FORMATS[name].draws]
+    written = {name: totals[name] for name in names if FORMATS[name].writes and totals[name]["text_tokens"]}
+    figures = {}
+    if drawn:
+        figures["nats_per_code"] = _mean(drawn, "image")
+    if written:
+        figures["nats_per_text_token"] = _mean(written.values(), "text")
+    if len(written) > 1:
+        figures |= {f"nats_per_text_token_{name}": _mean([found], "text") for name, found in written.items()}
     return figures
 
 
-def draw_samples(pipe: Any, captions: list[str | None], file: Path) -> None:
-    """A grid of pictures for the same few captions each time, with random streams of its own."""
-    rows = []
+def _mean(totals: Iterable[dict[str, float]], kind: str) -> float:
+    found = list(totals)
+    return sum(one[f"{kind}_nats"] for one in found) / max(1.0, sum(one[f"{kind}_tokens"] for one in found))
+
+
+def shown_codes(source: CaptionedPictures) -> torch.Tensor | None:
+    """Codes (n, T) of the first pictures, for the sample grid; None where nothing is described."""
+    if "image_to_caption" not in source.mixture:
+        return None
+    found = [source.cache.codes(row) for row in range(min(64, len(source.cache)))]
+    return torch.from_numpy(np.stack([codes for codes in found if len(codes)][:SHOWN_CAPTIONS]).astype(np.int64))
+
+
+def draw_samples(pipe: Any, captions: list[str | None], codes: torch.Tensor | None, file: Path) -> None:
+    """A grid for the same few captions and pictures each time: what is drawn, with random streams of its own, and the
+    pictures as the tokenizer shows them, each under the caption that it is given."""
+    rows: list[tuple[str, Any]] = []
     for caption in captions:
         output = pipe(caption, num_images_per_prompt=SHOWN_PICTURES, seed=0)
         rows.append((caption or "(no caption)", output.images))
-    labelled_grid(rows).save(file)
+    if codes is not None:
+        describer = ImageToTextPipeline(pipe.image_tokenizer, pipe.model, pipe.vocabulary)
+        with torch.no_grad():
+            images = postprocess(pipe.decode_codes(codes.to(pipe.device)), "pil")
+        texts = describer.describe_codes(codes)
+        rows += [(f"described: {text}", [image]) for text, image in zip(texts, images, strict=True)]
+    if rows:
+        labelled_grid(rows).save(file)
+
+
+def next_commands(folder: Path, source: CaptionedPictures, captions: list[str | None]) -> list[str]:
+    """What to do with the finished model."""
+    commands = []
+    if captions:
+        prompt = shlex.quote(captions[0]) if captions[0] else "--unconditional"
+        commands.append(f"python scripts/generate.py --model {folder} {prompt} --num_images_per_prompt 4")
+    if "image_to_caption" in source.mixture:
+        commands.append(f"python scripts/describe.py --model {folder} PICTURE.png")
+    return commands

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.text_to_image import TextToImagePipeline
+    from pipelines.multimodal import MultimodalPipeline
 
 CARD = """---
 license: {license}
@@ -42,7 +42,7 @@ transformers causal language model.
 
 
 def model_card(
-    pipe: TextToImagePipeline,
+    pipe: MultimodalPipeline,
     repo_id: str,
     *,
     license: str = "unknown",

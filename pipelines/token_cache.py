@@ -158,7 +158,7 @@ def open_cache(options: Any, tokenizer: Any, split: str, accelerator: Accelerato
     cache = TokenCache(folder)
     cache.check_fingerprint(tokenizer.fingerprint)
     check_settings(cache, source_settings(options, split))
-    if split == "train" and not options.unconditional and next(iter(cache.all_texts()), None) is None:
+    if split == "train" and options.needs_captions and next(iter(cache.all_texts()), None) is None:
         raise ValueError(f"the token cache {folder} has no captions: train without by --unconditional")
     return cache
 
@@ -172,7 +172,7 @@ def source_settings(options: Any, split: str) -> dict[str, Any]:
 def build_writer(options: Any, tokenizer: Any, split: str, folder: Path, accelerator: Accelerator) -> Any:
     """What encodes one split of the data set."""
     settings = Preprocessing.from_dict(tokenizer.config.preprocessing)
-    captions = split == "train" and not options.unconditional
+    captions = split == "train" and options.needs_captions
     source, decoded = load_split(options, settings, split, accelerator, need_captions=captions)
     return TokenCacheWriter(folder, tokenizer, source, decoded, source_settings(options, split))
 

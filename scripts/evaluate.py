@@ -4,7 +4,7 @@
     python scripts/evaluate.py --image_tokenizer runs/tokenizer --dataset path/to/pictures
 
 Writes the figures as JSON, prints a table, and with --report makes a page to look at. On sprites it also
-counts how many samples show what their captions say.
+counts how many samples show what their captions say, and how many captions say what their pictures show.
 """
 
 from __future__ import annotations
@@ -87,14 +87,18 @@ def main(options: EvaluateOptions) -> dict[str, Any]:
     import torch
     import transformers
 
-    from pipelines.evaluation import measure_tokenizer, preprocessing_of
+    from lm.sequences import FORMATS
+    from pipelines.captions import caption_report
+    from pipelines.evaluation import draws_from_captions, measure_tokenizer, preprocessing_of, sample_rows
     from tokenizer_image.data import decode_pictures, load_pictures
 
     transformers.logging.disable_progress_bar()  # loading takes no time to speak of
     started = time.monotonic()
     torch.set_num_threads(options.cpu_threads or os.cpu_count() or 1)
     pipeline, image_tokenizer = _load(options)
-    if options.dataset == "sprites" and pipeline is not None and "caption_to_image" not in pipeline.vocabulary.formats:
+    formats = [] if pipeline is None else pipeline.vocabulary.formats
+    drawing = pipeline if any(FORMATS[name].draws for name in formats) else None
+    if options.dataset == "sprites" and formats and not any(FORMATS[name].has_text for name in formats):
         raise ValueError(
             f"--model {options.model} has learned no captions, and the figures of sprites are about captions: measure "
             f"its tokenizer alone with --image_tokenizer {options.model}/image_tokenizer, or give another --dataset"
@@ -116,12 +120,17 @@ def main(options: EvaluateOptions) -> dict[str, Any]:
     found = measure_tokenizer(image_tokenizer, pictures, batch_size=options.batch_size)
     report = {**_header(options, source, image_tokenizer), **found.figures}
     sets: list[AlignmentSet] = []
-    if pipeline is not None:
-        report |= _language_model_figures(options, pipeline, source, pictures, found)
+    if drawing is not None:
+        report |= _language_model_figures(options, drawing, source, pictures, found)
     if options.dataset == "sprites":
-        report["alignment"], sets = _alignment(options, pipeline, image_tokenizer)
+        captioned = drawing if drawing is not None and draws_from_captions(drawing) else None
+        report["alignment"], sets = _alignment(options, captioned, image_tokenizer)
+        if "image_to_caption" in formats:
+            report["captions"] = caption_report(pipeline, sets, batch_size=options.batch_size)
     report["seconds"] = round(time.monotonic() - started, 1)
-    samples = _samples(options, pipeline, source) if not sets else []
+    samples: list[tuple[str, Any]] = []
+    if options.report is not None and drawing is not None and not sets:
+        samples = sample_rows(drawing, source, options.seed, options.sampling())
     return _publish(options, report, found, sets, samples, image_tokenizer, pictures)
 
 
@@ -169,9 +178,9 @@ def _header(options: EvaluateOptions, source: Any, image_tokenizer: Any) -> dict
 def _language_model_figures(
     options: EvaluateOptions, pipeline: Any, source: Any, pictures: Any, found: TokenizerFigures
 ) -> dict[str, Any]:
-    from pipelines.evaluation import first_captions, measure_likelihood
+    from pipelines.evaluation import draws_from_captions, first_captions, measure_likelihood
 
-    captions = first_captions(source, pictures.rows)
+    captions = first_captions(source, pictures.rows) if draws_from_captions(pipeline) else [None] * len(pictures)
     default = pipeline.vocabulary.default_guidance
     return {
         "likelihood": measure_likelihood(pipeline, found.codes, captions, batch_size=options.batch_size),
@@ -197,21 +206,6 @@ def _alignment(
         sets=sets,
     )
     return report, sets
-
-
-def _samples(options: EvaluateOptions, pipeline: Any, source: Any) -> list[tuple[str, Any]]:
-    """Pictures for the first few captions of a data set, for the page."""
-    from pipelines.evaluation import first_captions
-
-    if options.report is None or pipeline is None:
-        return []
-    captions = [caption for caption in first_captions(source, range(min(64, len(source)))) if caption]
-    captions = list(dict.fromkeys(captions))[:8]
-    if not captions:
-        images = pipeline(None, num_images_per_prompt=4, seed=options.seed, **options.sampling()).images
-        return [("without a caption", images)]
-    images = pipeline(captions, num_images_per_prompt=4, seed=options.seed, **options.sampling()).images
-    return [(caption, images[4 * row : 4 * row + 4]) for row, caption in enumerate(captions)]
 
 
 def _publish(

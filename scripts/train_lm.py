@@ -8,10 +8,9 @@ encodes every picture once (the token cache), then leaves a whole model folder i
 
 from __future__ import annotations
 
-import shlex
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,15 +24,22 @@ class Options(TrainingOptions):
     script: ClassVar[str | None] = "train_lm.py"
     above_zero: ClassVar[tuple[str, ...]] = (
         *TrainingOptions.above_zero, "gradient_accumulation_steps", "max_caption_tokens", "text_vocab_size",
-        "num_layers", "hidden_size", "intermediate_size", "num_heads",
+        "num_layers", "hidden_size", "intermediate_size", "num_heads", "text_loss_weight", "image_loss_weight",
     )  # fmt: skip
     not_negative: ClassVar[tuple[str, ...]] = (
-        *TrainingOptions.not_negative, "caption_dropout", "text_loss_weight", "default_guidance",
+        *TrainingOptions.not_negative, "caption_dropout", "default_guidance",
     )  # fmt: skip
     output_dir: str = option("runs/model", "folder of the run and of the model")
     image_tokenizer: str = option("runs/tokenizer", "folder of the image tokenizer")
     token_cache: str | None = option(None, "folder of the token cache (default: OUTPUT_DIR/token_cache)")
-    unconditional: bool = option(False, "learn pictures alone, without captions")
+    formats: list[str] = field(
+        default_factory=lambda: ["caption_to_image=1"],
+        metadata={
+            "help": "sequence formats and how often each is learned, e.g. caption_to_image=3 image_to_caption=1: "
+            "caption_to_image, caption_and_image (the caption is learned too), image, image_to_caption, text"
+        },
+    )
+    unconditional: bool = option(False, "learn pictures alone, without captions (--formats image)")
     text_tokenizer: str | None = option(None, "a tokenizer of transformers, on disk or Hub (default: train a BPE)")
     text_vocab_size: int = option(4096, "most tokens of the BPE that is trained on the captions")
     architecture: str = option("llama", "'llama', 'qwen3' (normalised queries and keys, steadier at size) or 'gpt2'")
@@ -48,7 +54,8 @@ class Options(TrainingOptions):
     batch_size: int = option(64, "sequences a step, over all processes and accumulation steps")
     gradient_accumulation_steps: int = option(1, "parts in which a process works through its share of a batch")
     caption_dropout: float = option(0.1, "share of pictures that are learned without their caption, for guidance")
-    text_loss_weight: float = option(0.0, "weight of a caption token's loss beside an image token's 1")
+    text_loss_weight: float = option(1.0, "what the mean loss of text counts, where --formats learn text and pictures")
+    image_loss_weight: float = option(7.0, "what the mean loss of image codes counts beside it")
     default_guidance: float = option(
         2.0, "the pipeline's guidance scale when none is given; 1 if --caption_dropout is 0"
     )
@@ -57,6 +64,32 @@ class Options(TrainingOptions):
         super().check()
         if self.caption_dropout > 1:
             raise ValueError(f"--caption_dropout {self.caption_dropout} is out of range: give a share, 0 to 1")
+        if self.unconditional and self.formats != Options().formats:
+            raise ValueError(f"--unconditional and --formats {' '.join(self.formats)} exclude each other: give one")
+        from pipelines.language_model import loss_shares
+
+        loss_shares(self)
+
+    def mixture(self) -> dict[str, float]:
+        """Weight of each sequence format."""
+        from lm.sequences import FORMATS, parse_mixture
+
+        if self.unconditional:
+            return {"image": 1.0}
+        try:
+            found = parse_mixture(self.formats)
+        except ValueError as error:
+            raise ValueError(f"--formats: {error}") from error
+        mixture: dict[str, float] = {}
+        for name, weight in found.items():
+            name = "image" if self.caption_dropout == 1 and FORMATS[name].drops_captions else name
+            mixture[name] = mixture.get(name, 0.0) + weight
+        return mixture
+
+    @property
+    def needs_captions(self) -> bool:
+        """Whether there is something that cannot be learned without captions."""
+        return set(self.mixture()) != {"image"}
 
     def sizes(self, tokens_per_image: int) -> dict[str, Any]:
         """What is said about the shape of the language model."""
@@ -65,27 +98,26 @@ class Options(TrainingOptions):
         names = ("architecture", "num_layers", "hidden_size", "intermediate_size", "num_heads")
         return {"size": self.lm_size or default_size(tokens_per_image), **{name: getattr(self, name) for name in names}}
 
-    def formats(self) -> list[str]:
-        """The sequence formats that this run trains."""
-        if self.unconditional or self.caption_dropout == 1:
-            return ["image"]
-        return ["caption_to_image", "image"] if self.caption_dropout else ["caption_to_image"]
-
 
 def main(options: Options) -> None:
     """Train, then leave a model folder in `options.output_dir`."""
     import torch
 
     from lm.attention import use_fastest_attention
-    from lm.data import BatchOrder, CaptionedPictures
-    from lm.losses import NextTokenLoss
+    from lm.data import BatchOrder
+    from lm.losses import NextTokenLoss, balance, label_weights
     from lm.model import default_learning_rate
     from pipelines.language_model import (
         build_parts,
+        build_source,
         check_parts,
+        count_cropped,
         draw_samples,
-        first_captions,
+        formats_line,
+        loss_shares,
+        next_commands,
         shown_captions,
+        shown_codes,
         validate,
     )
     from pipelines.text_to_image import TextToImagePipeline
@@ -112,20 +144,11 @@ def main(options: Options) -> None:
     validation_cache = open_cache(options, tokenizer, "validation", accelerator)
     model, vocabulary = build_parts(options, tokenizer, cache)
     model.to(device)
-    # begin of text and of image, caption, codes; where captions are learned, end of image and of text
-    frame = 4 if options.text_loss_weight > 0 else 2
-    longest = vocabulary.tokens_per_image + options.max_caption_tokens + frame
-    settings = {
-        "text_loss_weight": options.text_loss_weight,
-        "max_length": min(longest, model.config.max_position_embeddings),
-    }
-    alone = options.formats() == ["image"]
-    dropout = 1.0 if alone else options.caption_dropout
-    source = CaptionedPictures(cache, vocabulary, caption_dropout=dropout, **settings)
+    source = build_source(options, cache, vocabulary, model, options.caption_dropout)
+    vocabulary.formats = source.trained_formats()
     order = BatchOrder(source, options.batch_size, options.seed)
-    told = CaptionedPictures(validation_cache, vocabulary, caption_dropout=1.0 if alone else 0.0, **settings)
-    told.caption_ids(first_captions(told, range(len(validation_cache))))
-    cut = told.cropped
+    told = build_source(options, validation_cache, vocabulary, model, caption_dropout=0.0)
+    cut = count_cropped(told)
     validation = BatchOrder(told, 1)
     run.begin()
     parameters = count_parameters(model)
@@ -137,6 +160,7 @@ def main(options: Options) -> None:
         f"of {vocabulary.tokens_per_image} tokens; {accelerator.mixed_precision} precision, "
         f"{torch.get_num_threads()} threads",
     )
+    say(accelerator, formats_line(source))
     warn_small_data_set(accelerator, len(cache))
     if cut:
         say(
@@ -146,15 +170,16 @@ def main(options: Options) -> None:
         )
     learning_rate = options.learning_rate or default_learning_rate(model.config.hidden_size)
     optimizers = options.optimizers(model, learning_rate, betas=(0.9, 0.95))
-    use_fastest_attention(model, settings["max_length"])
+    use_fastest_attention(model, source.max_length)
     module = NextTokenLoss(model, vocabulary.id_ranges)
     prepared = accelerator.prepare(module)
     pipe = TextToImagePipeline(tokenizer, model, vocabulary)
-    captions = shown_captions(told)
+    captions, codes = shown_captions(told), shown_codes(told)
+    shares = loss_shares(options)
     loop = Loop(
         accelerator, run, options, model, optimizers,
         validate=lambda: validate(module, validation, device),
-        sample=lambda step: draw_samples(pipe, captions, run.samples / f"step-{step:06d}.png"),
+        sample=lambda step: draw_samples(pipe, captions, codes, run.samples / f"step-{step:06d}.png"),
         rate=("images", options.batch_size),
     )  # fmt: skip
     if options.resume:
@@ -171,31 +196,34 @@ def main(options: Options) -> None:
     )
     for _ in loop.steps():
         micro_batches = next(batches)
-        # Divided by the global weight: a mean of per-rank means is wrong where captions differ in length.
-        weight = torch.stack([batch["loss_weights"].sum() for batch in micro_batches]).sum().to(device)
-        weight = accelerator.reduce(weight, "sum")
-        nats = torch.zeros((), device=device)
-        codes = torch.zeros((), device=device)
+        # Means over all ranks and micro-batches: a mean of their means is wrong where captions differ in length.
+        labels = accelerator.reduce(label_weights(micro_batches, vocabulary.image_offset).to(device), "sum").tolist()
+        divisor = balance(micro_batches, vocabulary.image_offset, labels, shares)
+        found = torch.zeros(3, device=device)  # loss, nats of text, nats of codes
         tokens = 0
         for index, batch in enumerate(micro_batches):
             last = index == accumulation - 1
             with accelerator.no_sync(prepared) if not last else nullcontext():
                 sums = prepared(**{name: tensor.to(device) for name, tensor in batch.items()})
-                accelerator.backward(sums["loss"] * (accelerator.num_processes / weight))
-            nats += sums["image_nats"]
-            codes += sums["image_tokens"]
+                accelerator.backward(sums["loss"] * (accelerator.num_processes / divisor))
+            found += torch.stack([sums["loss"].detach() / divisor, sums["text_nats"], sums["image_nats"]])
             tokens += batch["input_ids"].numel()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.max_grad_norm)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        totals = accelerator.reduce(torch.stack([nats, codes, torch.full_like(nats, tokens)]), "sum")
-        loop.tokens += int(totals[2])
-        loop.finish_step(totals[0] / totals[1], grad_norm=norm)
-    finish(loop, pipe, captions[0])
+        totals = accelerator.reduce(torch.cat([found, found.new_tensor([tokens])]), "sum")
+        loop.tokens += int(totals[3])
+        both = (
+            {"nats_per_text_token": totals[1] / labels[0], "nats_per_code": totals[2] / labels[1]}
+            if all(labels)
+            else {}
+        )
+        loop.finish_step(totals[0], grad_norm=norm, **both)
+    finish(loop, pipe, next_commands(run.folder, told, captions))
 
 
-def finish(loop: Any, pipe: Any, caption: str | None) -> None:
+def finish(loop: Any, pipe: Any, commands: list[str]) -> None:
     """Save the model folder with the averaged weights, and say where everything is."""
     from pipelines.training import say
 
@@ -208,12 +236,9 @@ def finish(loop: Any, pipe: Any, caption: str | None) -> None:
     run.write_info(finished=True, steps=loop.step, minutes=loop.seconds / 60, validation=figures,
                    tokens_seen=loop.tokens, pictures_seen=loop.step * loop.options.batch_size)  # fmt: skip
     say(loop.accelerator, f"final: {', '.join(f'{name} {value:.4g}' for name, value in figures.items())}")
-    prompt = "--unconditional" if caption is None else shlex.quote(caption)
-    say(
-        loop.accelerator,
-        f"model: {run.folder}\nsamples: {run.samples}\n"
-        f"next: python scripts/generate.py --model {run.folder} {prompt} --num_images_per_prompt 4",
-    )
+    say(loop.accelerator, f"model: {run.folder}\nsamples: {run.samples}")
+    for command in commands:
+        say(loop.accelerator, f"next: {command}")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lm.cache import Document, TokenCache, code_dtype, write_manifest, write_shard
-from lm.data import BatchOrder, CaptionedPictures, keyed_generator
-from lm.sequences import image_sequence
+from lm.data import BatchOrder, CaptionedPictures, Item, keyed_generator
+from lm.sequences import FORMATS, token_sequence
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from tokenizer_image.layout import build_layout
 
@@ -93,7 +93,7 @@ def test_a_batch_does_not_depend_on_those_before(order, start):
     assert order().batches_per_epoch == 25
     expected = list(islice(order().batches(), 70))[start:]
     fresh = order()
-    fresh.source.caption_ids(["something that was seen before"])
+    fresh.source.text_ids(["something that was seen before"])
     found = list(islice(fresh.batches(start), 70 - start))
     for ours, theirs in zip(found, expected, strict=True):
         for name in ("input_ids", "labels", "position_ids", "loss_weights"):
@@ -140,12 +140,13 @@ def test_rows_of_a_batch_are_about_equally_long(order, vocabulary):
 
 
 def test_sequences_are_those_of_their_rows(order, vocabulary, cache):
-    for batch in islice(order(caption_dropout=0.0, text_loss_weight=0.5).batches(), 25):
+    for batch in islice(order(caption_dropout=0.0, mixture={"caption_and_image": 1.0}).batches(), 25):
         for row, ids, labels in zip(
             rows_of(batch[0], vocabulary), batch[0]["input_ids"], batch[0]["labels"], strict=True
         ):
             encoded = [vocabulary.encode_text(text) for text in cache.texts(row)] or [None]
-            possible = [image_sequence(vocabulary, one, cache.codes(row), text_loss_weight=0.5) for one in encoded]
+            names = ["image" if one is None else "caption_and_image" for one in encoded]
+            possible = [token_sequence(vocabulary, *one, cache.codes(row)) for one in zip(names, encoded, strict=True)]
             kept = ids != vocabulary.pad_id
             assert (ids[kept].tolist(), labels[kept].tolist()) in [
                 (one.input_ids.tolist(), one.labels.tolist()) for one in possible
@@ -172,27 +173,27 @@ def test_choices_are_keyed_by_row(cache, vocabulary):
     assert together == [source.choose(3, 1, np.array([row]))[0] for row in rows], "whatever the neighbours"
     assert together[::-1] == CaptionedPictures(cache, vocabulary, caption_dropout=0.3).choose(3, 1, rows[::-1])
     assert together != source.choose(3, 2, rows) and together != source.choose(4, 1, rows)
-    for row, caption in zip(rows, together, strict=True):
-        assert caption is None or caption in cache.texts(row)
+    for row, (name, caption) in zip(rows, together, strict=True):
+        assert caption in cache.texts(row) if name == "caption_to_image" else (name, caption) == ("image", None)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5, 1.0])
 def test_captions_are_dropped_as_often_as_asked(cache, vocabulary, dropout):
     source = CaptionedPictures(cache, vocabulary, caption_dropout=dropout)
     rows = np.delete(np.arange(ROWS), 5)
-    dropped = np.mean([caption is None for epoch in range(30) for caption in source.choose(0, epoch, rows)])
+    dropped = np.mean([caption is None for epoch in range(30) for _, caption in source.choose(0, epoch, rows)])
     assert dropped == pytest.approx(dropout, abs=0.02)
-    assert source.choose(0, 0, np.array([5])) == [None], "a row without captions has none to drop"
+    assert source.choose(0, 0, np.array([5])) == [("image", None)], "a row without captions has none to drop"
 
 
 def test_all_captions_of_a_row_are_used_alike(cache, vocabulary):
     source = CaptionedPictures(cache, vocabulary, caption_dropout=0.2)
     row = next(row for row in range(ROWS) if len(set(captions(row))) == 3)
-    chosen = [source.choose(0, epoch, np.array([row]))[0] for epoch in range(600)]
+    chosen = [source.choose(0, epoch, np.array([row]))[0][1] for epoch in range(600)]
     shares = [chosen.count(text) / 600 for text in cache.texts(row)]
     assert shares == pytest.approx([0.8 / 3] * 3, abs=0.06)
     # What is dropped in one epoch is not what is dropped in all of them.
-    both = [[caption is None for caption in source.choose(0, epoch, np.arange(ROWS))] for epoch in range(2)]
+    both = [[caption is None for _, caption in source.choose(0, epoch, np.arange(ROWS))] for epoch in range(2)]
     assert both[0] != both[1]
 
 
@@ -200,14 +201,95 @@ def test_long_captions_lose_their_end_and_are_counted(cache, vocabulary):
     room = 3
     source = CaptionedPictures(cache, vocabulary, max_length=1 + room + 1 + TOKENS)
     texts = ["a red dog", "a red dog on the grass", None, "a"]
-    found = source.caption_ids(texts)
+    found = source.text_ids(texts)
     full = vocabulary.encode_texts([text or "" for text in texts])
     assert found == [full[0][:room], full[1][:room], None, full[3]]
     assert source.cropped == sum(len(ids) > room for ids in full) > 0
-    assert len(source.sequence(0, found[1])) == source.max_length
-    learned = CaptionedPictures(cache, vocabulary, max_length=1 + room + 1 + TOKENS + 2, text_loss_weight=0.1)
-    assert learned.caption_ids(texts) == found, "end_image and eos need their places too"
-    assert len(learned.sequence(0, found[1])) == learned.max_length
+    assert len(source.sequence(Item(0, "caption_to_image", found[1]))) == source.max_length
+    for name in ("caption_and_image", "image_to_caption"):
+        both = CaptionedPictures(cache, vocabulary, 0.1, {"image": 1.0, name: 1.0}, 1 + room + 1 + TOKENS + 2)
+        assert both.text_ids(texts) == found, "end_image and eos need their places too"
+        assert len(both.sequence(Item(0, name, found[1]))) == both.max_length
+
+
+# Formats
+
+MIXTURE = {"caption_to_image": 3.0, "image_to_caption": 2.0, "text": 1.0, "image": 0.5}
+
+
+def test_formats_come_as_often_as_asked_and_keyed_by_row(cache, vocabulary):
+    source = CaptionedPictures(cache, vocabulary, caption_dropout=0.2, mixture=MIXTURE)
+    rows = np.delete(np.arange(ROWS), 5)
+    epochs = [source.choose(0, epoch, rows) for epoch in range(40)]
+    names = [name for chosen in epochs for name, _ in chosen]
+    shares = {name: names.count(name) / len(names) for name in FORMATS}
+    assert shares == pytest.approx({
+        "caption_to_image": 0.8 * 3 / 6.5, "caption_and_image": 0, "image": (0.5 + 0.2 * 3) / 6.5,
+        "image_to_caption": 2 / 6.5, "text": 1 / 6.5,
+    }, abs=0.02)  # fmt: skip
+    assert epochs[7][::-1] == source.choose(0, 7, rows[::-1])
+    # Which format, which caption and whether it is dropped do not hang together.
+    for row, (name, caption) in zip(rows, epochs[0], strict=True):
+        assert (caption in cache.texts(row)) if FORMATS[name].has_text else caption is None
+    three = [row for row in rows if len(set(captions(row))) == 3]
+    places = [cache.texts(row).index(text) for epoch in range(40)
+              for row, (name, text) in zip(three, source.choose(0, epoch, np.array(three)), strict=True)
+              if name == "image_to_caption"]  # fmt: skip
+    assert [places.count(place) / len(places) for place in range(3)] == pytest.approx([1 / 3] * 3, abs=0.06)
+
+
+def test_the_choice_of_captions_does_not_depend_on_the_mixture(cache, vocabulary):
+    rows = np.arange(ROWS)
+    drawing = CaptionedPictures(cache, vocabulary, caption_dropout=0.3).choose(0, 0, rows)
+    mixed = CaptionedPictures(cache, vocabulary, caption_dropout=0.3, mixture=MIXTURE).choose(0, 0, rows)
+    same = [ours == theirs for ours, theirs in zip(mixed, drawing, strict=True) if ours[0] == "caption_to_image"]
+    assert len(same) > 50 and all(same)
+
+
+def test_rows_that_cannot_take_a_format_take_one_that_they_can(cache, vocabulary, tmp_path):
+    codes, none = np.arange(TOKENS) % 4, np.zeros(0, np.uint8)
+    documents = [
+        Document(codes, [(8, 8)]),
+        Document(none, [], ["a red dog"], "t"),
+        Document(codes, [(8, 8)], ["a cat"]),
+    ]
+    write_shard(tmp_path / "shard-00000", documents, code_dtype(4))
+    shards = [{"name": "shard-00000", "rows": 3}]
+    write_manifest(tmp_path, {"image_tokenizer_fingerprint": "none", "num_codes": 4, "shards": shards})
+    poor = TokenCache(tmp_path)
+    assert [poor.count(*has) for has in ((True, True), (True, False), (False, True), (False, False))] == [1, 1, 1, 0]
+
+    def chosen(mixture: dict[str, float]) -> list[set[str]]:
+        source = CaptionedPictures(poor, vocabulary, caption_dropout=0.0, mixture=mixture)
+        epochs = [source.choose(0, epoch, np.arange(3)) for epoch in range(50)]
+        for items in (source.items(range(3), one) for one in epochs):
+            assert all(len(source.sequence(item)) > 2 for item in items)
+        names = [{epoch[row][0] for epoch in epochs} for row in range(3)]
+        assert set().union(*names) == set(source.trained_formats()), "what vocabulary.json says is what was learned"
+        return names
+
+    assert chosen({"caption_to_image": 1.0}) == [{"image"}, {"text"}, {"caption_to_image"}]
+    assert chosen({"image_to_caption": 1.0, "text": 1.0}) == [{"image"}, {"text"}, {"image_to_caption", "text"}]
+    assert chosen({"image": 1.0}) == [{"image"}, {"text"}, {"image"}]
+
+
+def test_formats_that_were_trained(cache, vocabulary):
+    def found(**settings) -> list[str]:
+        return CaptionedPictures(cache, vocabulary, **settings).trained_formats()
+
+    assert found() == ["caption_to_image", "image"], "row 5 has no caption, and a tenth lose theirs"
+    assert found(mixture={"image_to_caption": 1.0, "text": 0.0}) == ["image", "image_to_caption"]
+    with pytest.raises(ValueError, match="unknown sequence format 'caption'"):
+        found(mixture={"caption": 1.0})
+    with pytest.raises(ValueError, match="sum to nothing"):
+        found(mixture={"image": 0.0})
+
+
+def test_batches_hold_all_formats_in_about_their_shares(order, vocabulary):
+    batches = [batch[0] for batch in islice(order(batch_size=40, window=200, mixture=MIXTURE).batches(), 20)]
+    for batch in batches:
+        labels = batch["labels"]
+        assert (labels >= vocabulary.image_offset).any() and ((labels >= 0) & (labels < vocabulary.image_offset)).any()
 
 
 def test_keyed_generators_are_distinct_and_repeat():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,15 +11,16 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel, Qwen3ForCausalLM
 
 from lm import losses
-from lm.losses import NextTokenLoss
+from lm.losses import NextTokenLoss, balance, label_weights
 from lm.model import ARCHITECTURES, build_configuration, build_model, check_vocabulary, default_size
 from lm.model import SIZES as model_sizes
-from lm.sequences import IGNORED, TokenSequence, collate, image_sequence
+from lm.sequences import IGNORED, TokenSequence, collate, token_sequence
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from tokenizer_image.layout import build_layout
 
 SIZES = {"num_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
 FIELDS = ("loss", "weight", "text_nats", "text_tokens", "image_nats", "image_tokens")
+NAMES = ("caption_and_image", "image", "image_to_caption", "caption_to_image", "text", "caption_and_image")
 CAPTIONS = ("a red dog", None, "", "a blue cat on grass", "a dog", "a red cat left of a blue dog")
 
 
@@ -52,7 +55,13 @@ def sequences(vocabulary) -> list[TokenSequence]:
     rng = np.random.default_rng(0)
     codes = np.stack([rng.integers(0, 12, (6, 4)), rng.integers(12, 32, (6, 4))], axis=2).reshape(6, 8)
     ids = [None if caption is None else vocabulary.encode_text(caption) for caption in CAPTIONS]
-    return [image_sequence(vocabulary, one, row, text_loss_weight=0.3) for one, row in zip(ids, codes, strict=True)]
+    found = [
+        token_sequence(vocabulary, "image" if one is None else name, one, row)
+        for name, one, row in zip(NAMES, ids, codes, strict=True)
+    ]
+    for sequence in found:
+        sequence.loss_weights *= np.where(sequence.labels < vocabulary.image_offset, np.float32(0.3), np.float32(1))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +108,13 @@ def test_sums_equal_a_hand_computation_with_full_logits(vocabulary, batch, archi
         expected = by_hand(model, vocabulary, batch)
     for name in FIELDS:
         assert float(sums[name].detach()) == pytest.approx(expected[name], rel=1e-4), name
-    assert expected["image_tokens"] == 6 * 8
-    texts = sum(len(vocabulary.encode_text(caption)) + 1 for caption in CAPTIONS if caption is not None)
-    assert expected["text_tokens"] == texts + 6 * 2
+    assert expected["image_tokens"] == 4 * 8
+    special = {"caption_and_image": 3, "image_to_caption": 1, "text": 1}  # learned ones
+    assert expected["text_tokens"] == sum(
+        len(vocabulary.encode_text(caption)) + special[name]
+        for name, caption in zip(NAMES, CAPTIONS, strict=True)
+        if name in special
+    )
     sums["loss"].backward()
     gradient = model.get_output_embeddings().weight.grad
     assert (gradient[: vocabulary.size].abs().sum(1) > 0).float().mean() > 0.9
@@ -122,8 +135,8 @@ def test_other_kinds_do_not_compete(vocabulary, model, batch):
     assert not torch.allclose(sums_of(changed, vocabulary, batch)["image_nats"], expected["image_nats"], rtol=1e-3)
 
 
-def test_without_text_weight_only_codes_are_learned(vocabulary, model):
-    rows = [image_sequence(vocabulary, vocabulary.encode_text("a red dog"), np.arange(8) % 2 * 12)]
+def test_drawing_learns_codes_alone(vocabulary, model):
+    rows = [token_sequence(vocabulary, "caption_to_image", vocabulary.encode_text("a red dog"), np.arange(8) % 2 * 12)]
     sums = sums_of(model, vocabulary, collate(rows, vocabulary.pad_id))
     assert sums["text_tokens"] == 0 and sums["image_tokens"] == 8 and sums["weight"] == 8
     assert torch.allclose(sums["loss"], sums["image_nats"])
@@ -160,6 +173,44 @@ def test_parts_of_a_batch_add_up(vocabulary, model, sequences, batch):
         assert torch.allclose(gradient, expected[name], rtol=1e-4, atol=1e-5), name
 
 
+@pytest.mark.parametrize("kinds, shares", [
+    (slice(None), (1 / 8, 7 / 8)),
+    (slice(None), (0.5, 0.5)),
+    (slice(3, 4), (0.0, 1.0)),  # drawing alone
+    (slice(4, 5), (1.0, 0.0)),  # text alone
+    (slice(3, 4), (1 / 8, 7 / 8)),  # a batch that happens to have no text
+    (slice(4, 5), (1 / 8, 7 / 8)),  # or no codes
+    (slice(0, 1), (1.0, 0.0)),  # codes that do not count
+])  # fmt: skip
+def test_balanced_losses_are_global_means_of_both_kinds(vocabulary, model, sequences, kinds, shares):
+    """Over micro-batches and ranks of different lengths and kinds, from one plain sum each."""
+    chosen = sequences[kinds]
+    whole = sums_of(model, vocabulary, collate(chosen, vocabulary.pad_id))
+    means = [float(whole[f"{k}_nats"].detach()) / max(1, int(whole[f"{k}_tokens"])) for k in ("text", "image")]
+    expected = shares[0] * means[0] + shares[1] * means[1]
+    for sequence in (
+        plain := [replace(one, loss_weights=(one.labels != IGNORED).astype(np.float32)) for one in chosen]
+    ):
+        assert sequence.loss_weights.max() == 1
+    ranks = [[collate([one], vocabulary.pad_id) for one in plain[rank::2]] for rank in range(2)]
+    counts = [label_weights(batches, vocabulary.image_offset) for batches in ranks]
+    totals = (counts[0] + counts[1]).tolist()
+    assert totals == [int(whole["text_tokens"]), int(whole["image_tokens"])]
+    found = 0.0
+    for batches in ranks:
+        divisor = balance(batches, vocabulary.image_offset, totals, shares)
+        found += sum(float(sums_of(model, vocabulary, batch)["loss"].detach()) for batch in batches) / divisor
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_balancing_leaves_a_batch_of_drawing_as_it_is(vocabulary, sequences):
+    batch = collate(sequences[3:4], vocabulary.pad_id)
+    before = batch["loss_weights"].clone()
+    totals = label_weights([batch], vocabulary.image_offset).tolist()
+    assert balance([batch], vocabulary.image_offset, totals, (0.0, 1.0)) == 8 == float(before.sum())
+    assert torch.equal(batch["loss_weights"], before)
+
+
 def test_chunks_change_nothing(vocabulary, model, batch, monkeypatch):
     whole = sums_of(model, vocabulary, batch)
     whole["loss"].backward()
@@ -192,7 +243,7 @@ def test_one_caption_can_be_overfitted(vocabulary):
     torch.manual_seed(0)
     model = build_model(build_configuration(vocabulary, max_positions=64, **SIZES))
     codes = np.stack([np.arange(8) % 2 * 12, np.arange(8) % 2 * 15 + np.arange(8) // 2])
-    rows = [image_sequence(vocabulary, vocabulary.encode_text(f"a {c} dog"), row)
+    rows = [token_sequence(vocabulary, "caption_to_image", vocabulary.encode_text(f"a {c} dog"), row)
             for c, row in zip(("red", "blue"), codes, strict=True)]  # fmt: skip
     batch = collate(rows, vocabulary.pad_id)
     module, optimizer = NextTokenLoss(model.train(), vocabulary.id_ranges), torch.optim.AdamW(model.parameters(), 5e-3)

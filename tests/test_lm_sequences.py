@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from lm.sequences import IGNORED, collate, image_prompt, image_sequence
+from lm import sequences
+from lm.sequences import (
+    FORMATS,
+    IGNORED,
+    check_mixture,
+    collate,
+    description_prompt,
+    image_prompt,
+    parse_mixture,
+    token_sequence,
+)
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from tokenizer_image.layout import build_layout
 
@@ -33,72 +43,120 @@ def written_out(vocabulary: MultimodalVocabulary, row: list) -> list[int]:
 
 X = IGNORED
 IMAGE = ["code 1", "code 5", "code 0", "code 7"]
-FORMATS = {
-    # name: caption ids, text_loss_weight, input_ids, labels, weights
+WRITTEN_OUT = {
+    # name: text ids, input_ids, labels
     "caption_to_image": (
-        [10, 11], 0.0,
+        [10, 11],
         ["bos", 10, 11, "boi", *IMAGE],
         [X, X, X, X, *IMAGE],
-        [0, 0, 0, 0, 1, 1, 1, 1],
     ),
-    "caption_to_image, caption learned": (
-        [10, 11], 0.5,
+    "caption_and_image": (
+        [10, 11],
         ["bos", 10, 11, "boi", *IMAGE, "eoi", "eos"],
         [X, 10, 11, "boi", *IMAGE, "eoi", "eos"],
-        [0, 0.5, 0.5, 0.5, 1, 1, 1, 1, 0.5, 0.5],
     ),
-    "image": (
-        None, 0.0,
-        ["bos", "boi", *IMAGE],
-        [X, X, *IMAGE],
-        [0, 0, 1, 1, 1, 1],
-    ),
-    "image, caption learned": (
-        None, 0.5,
-        ["bos", "boi", *IMAGE, "eoi", "eos"],
-        [X, X, *IMAGE, "eoi", "eos"],
-        [0, 0, 1, 1, 1, 1, 0.5, 0.5],
-    ),
-    "an empty caption": (
-        [], 0.5,
+    "caption_and_image, an empty caption": (
+        [],
         ["bos", "boi", *IMAGE, "eoi", "eos"],
         [X, "boi", *IMAGE, "eoi", "eos"],
-        [0, 0.5, 1, 1, 1, 1, 0.5, 0.5],
+    ),
+    "image": (
+        None,
+        ["bos", "boi", *IMAGE],
+        [X, X, *IMAGE],
+    ),
+    "image_to_caption": (
+        [10, 11],
+        ["bos", "boi", *IMAGE, "eoi", 10, 11, "eos"],
+        [X, X, X, X, X, X, X, 10, 11, "eos"],
+    ),
+    "text": (
+        [10, 11],
+        ["bos", 10, 11, "eos"],
+        [X, 10, 11, "eos"],
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", WRITTEN_OUT)
 def test_ids_labels_and_weights(vocabulary, name):
-    caption_ids, text_loss_weight, input_ids, labels, weights = FORMATS[name]
-    sequence = image_sequence(vocabulary, caption_ids, CODES, text_loss_weight=text_loss_weight)
+    text_ids, input_ids, labels = WRITTEN_OUT[name]
+    sequence = token_sequence(vocabulary, name.split(",")[0], text_ids, CODES)
     assert sequence.input_ids.tolist() == written_out(vocabulary, input_ids)
     assert sequence.labels.tolist() == written_out(vocabulary, labels)
-    assert sequence.loss_weights.tolist() == weights
+    assert sequence.loss_weights.tolist() == [float(label != X) for label in labels]
     assert (sequence.input_ids.dtype, sequence.labels.dtype) == (np.int64, np.int64)
     assert sequence.loss_weights.dtype == np.float32 and len(sequence) == len(input_ids)
+
+
+def test_every_format_is_written_out_here_and_in_the_table():
+    assert {name.split(",")[0] for name in WRITTEN_OUT} == FORMATS.keys()
+    table = [line.split("`")[1] for line in str(sequences.__doc__).splitlines() if line.startswith("| `")]
+    assert table == list(FORMATS)
+
+
+def test_what_formats_are_good_for():
+    assert [name for name, one in FORMATS.items() if one.draws] == ["caption_to_image", "caption_and_image", "image"]
+    assert [name for name, one in FORMATS.items() if one.writes] == ["caption_and_image", "image_to_caption", "text"]
+    assert [name for name, one in FORMATS.items() if one.drops_captions] == ["caption_to_image", "caption_and_image"]
+    assert [name for name, one in FORMATS.items() if one.fits(True, False)] == ["text"]
+    assert [name for name, one in FORMATS.items() if one.fits(False, True)] == ["image"]
+    assert {name: one.frame for name, one in FORMATS.items()} == {
+        "caption_to_image": 2, "caption_and_image": 4, "image": 2, "image_to_caption": 4, "text": 2
+    }  # fmt: skip
+
+
+def test_weights_of_formats():
+    assert parse_mixture(["caption_to_image=3", "image_to_caption", "text=0"]) == {
+        "caption_to_image": 3.0, "image_to_caption": 1.0
+    }  # fmt: skip
+    for words, message in (
+        (["image=0", "text=0"], r"sum to nothing \(image=0 text=0\): give one a weight above zero"),
+        ([], r"sum to nothing \(none\)"),
+        (["picture=1"], "unknown sequence format 'picture': choose among caption_to_image, .*text"),
+        (["image=-1"], "sequence format image has weight -1.0: give a number that is at least zero"),
+        (["image=nan"], "has weight nan"),
+        (["image=inf"], "has weight inf"),
+        (["image=x"], "'image=x': write image=NUMBER, for example image=1"),
+        (["image=", "text"], "'image=': write image=NUMBER"),
+        (["image=1", "image=2"], "image is named twice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parse_mixture(words)
+    with pytest.raises(ValueError, match="sum to nothing"):
+        check_mixture({})
+
+
+def test_the_prompt_of_a_description_is_the_head_of_its_sequence(vocabulary):
+    prompt = description_prompt(vocabulary, CODES)
+    sequence = token_sequence(vocabulary, "image_to_caption", [10], CODES)
+    assert sequence.input_ids.tolist() == [*prompt, 10, vocabulary.eos_id]
 
 
 @pytest.mark.parametrize("caption", [None, "", "a dog"])
 def test_a_prompt_is_the_head_of_its_sequence(vocabulary, caption):
     prompt = image_prompt(vocabulary, caption)
     caption_ids = None if caption is None else vocabulary.encode_text(caption)
-    sequence = image_sequence(vocabulary, caption_ids, CODES)
+    sequence = token_sequence(vocabulary, "image" if caption is None else "caption_to_image", caption_ids, CODES)
     assert sequence.input_ids[: len(prompt)].tolist() == prompt and prompt[-1] == vocabulary.boi_id
     assert sequence.input_ids[len(prompt)] == vocabulary.image_offset + 1
 
 
 def test_codes_of_any_integer_type_and_only_codes(vocabulary):
     for dtype in (np.uint8, np.uint16, np.int64):
-        assert image_sequence(vocabulary, None, CODES.astype(dtype)).input_ids.tolist()[2:] == [
+        assert token_sequence(vocabulary, "image", None, CODES.astype(dtype)).input_ids.tolist()[2:] == [
             vocabulary.image_offset + int(code) for code in CODES
         ]
     with pytest.raises(ValueError, match=r"code outside 0..7: values from 1 to 200"):
-        image_sequence(vocabulary, None, np.array([1, 200], np.uint8))
+        token_sequence(vocabulary, "image", None, np.array([1, 200], np.uint8))
 
 
 def test_collate_pads_on_the_right(vocabulary):
-    rows = [image_sequence(vocabulary, ids, CODES, text_loss_weight=0.5) for ids in ([10, 11], None, [12])]
+    formats = ("caption_and_image", "caption_to_image", "image_to_caption")
+    rows = [
+        token_sequence(vocabulary, name, ids, CODES)
+        for name, ids in zip(formats, ([10, 11], [1, 2], [12]), strict=True)
+    ]
     batch = collate(rows, vocabulary.pad_id)
     assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in batch.items()} == {
         "input_ids": ((3, 10), torch.int64),
@@ -114,5 +172,5 @@ def test_collate_pads_on_the_right(vocabulary):
 
 
 def test_collate_to_a_multiple(vocabulary):
-    rows = [image_sequence(vocabulary, None, CODES)]
+    rows = [token_sequence(vocabulary, "image", None, CODES)]
     assert [collate(rows, 0, multiple_of=m)["input_ids"].shape[1] for m in (1, 3, 4, 6, 16)] == [6, 6, 8, 6, 16]

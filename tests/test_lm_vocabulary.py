@@ -157,6 +157,32 @@ def test_composed_and_decomposed_letters_are_the_same(vocabulary):
     assert vocabulary.encode_text("caf\u00e9") == vocabulary.encode_text("cafe\u0301")
 
 
+def test_texts_are_decoded_without_special_tokens(vocabulary):
+    ids = vocabulary.encode_text("a Red dog")
+    assert vocabulary.decode_text(ids) == "a red dog"
+    assert vocabulary.decode_text([vocabulary.bos_id, *ids, vocabulary.eos_id, vocabulary.image_offset]) == "a red dog"
+    assert vocabulary.decode_text([]) == ""
+
+
+def test_what_can_stand_in_a_text(vocabulary):
+    mask = vocabulary.text_mask()
+    assert mask.shape == (vocabulary.image_offset,) and mask.dtype == bool
+    special = {vocabulary.bos_id, vocabulary.pad_id, vocabulary.boi_id, vocabulary.eoi_id}
+    assert set(np.flatnonzero(~mask)) == special, "eos ends a text"
+    one = build(pretrained(bos_token="</s>", eos_token="</s>", unk_token="<unk>"))
+    assert one.bos_id == one.eos_id and one.text_mask()[one.eos_id]
+    assert not one.text_mask()[one.tokenizer.unk_token_id]
+
+
+def test_a_use_that_was_not_trained_is_refused(vocabulary):
+    vocabulary.check_trained("drawing", "caption_to_image", "image")
+    words = "describing: this model was not trained for that .it has learned caption_to_image, image; it would need"
+    with pytest.raises(ValueError, match=f"{words} image_to_caption.: train one with train_lm.py --formats image_to"):
+        vocabulary.check_trained("describing", "image_to_caption")
+    with pytest.raises(ValueError, match="would need text or image_to_caption.: go home"):
+        vocabulary.check_trained("writing", "text", "image_to_caption", remedy="go home")
+
+
 def test_vocabulary_size_is_a_limit():
     many = [f"word{number} thing{number}" for number in range(500)] * 2
     assert len(train_text_tokenizer(many, 400)) == 400

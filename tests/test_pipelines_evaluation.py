@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from lm.model import build_configuration, build_model
-from lm.sequences import image_sequence
+from lm.sequences import token_sequence
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines.alignment import alignment_report, alignment_sets, is_right, score, wilson_interval
+from pipelines.captions import score_captions
 from pipelines.codebook_plot import codebook_figure, codebook_views
 from pipelines.evaluation import (
     as_8_bit,
@@ -144,7 +145,8 @@ def test_nats_per_code_equals_plain_log_softmax(pipeline, image_tokenizer, pictu
     total = 0.0
     for row, caption in enumerate(captions):
         ids = None if caption is None else vocabulary.encode_text(caption)
-        sequence = image_sequence(vocabulary, ids, codes[row].numpy())
+        name = "image" if ids is None else "caption_to_image"
+        sequence = token_sequence(vocabulary, name, ids, codes[row].numpy())
         with torch.no_grad():
             logits = pipeline.model(torch.from_numpy(sequence.input_ids)[None], use_cache=False).logits[0].double()
         begin = len(sequence) - 32
@@ -238,6 +240,22 @@ def test_report_of_real_pictures_reconstructions_and_samples(pipeline, image_tok
     assert set(alone) == {"real", "reconstructed", "probe"}
 
 
+# --- captions
+
+
+def test_captions_are_scored_by_what_they_state():
+    (one, _, relation) = alignment_sets(4, seed=0)
+    things, colours = [s.objects[0].thing for s in one.scenes], [s.objects[0].colour for s in one.scenes]
+    others = [next(c for c in sprites.COLOURS if c != colour) for colour in colours]
+    texts = [one.captions[0], f"a {things[1]}", f"a {others[2]} {things[2]}", "a thing"]
+    result = score_captions(one.scenes, texts)
+    expected = {"thing": 0.75, "colour": 0.25, "thing_and_colour": 0.25, "true": 0.5, "states_colour": 0.5, "n": 4}
+    assert {name: result[name] for name in expected} == expected
+    assert result["interval"]["thing"] == pytest.approx(wilson_interval(3, 4)) and result["examples"] == texts
+    result = score_captions(relation.scenes, relation.captions)
+    assert result["things_and_colours"] == result["true"] == 1.0
+
+
 # --- probe
 
 
@@ -314,6 +332,19 @@ def test_command_writes_report_and_page(untrained_probe, pipeline, tmp_path, cap
     assert html.count("data:image/png;base64,") == len(names) - 1 and 'src="reconstructions' not in html
     shown = capsys.readouterr().out
     assert "PSNR" in shown and "held-out, samples" in shown and str(output) in shown and "index.html" in shown
+
+
+@pytest.mark.parametrize("formats", [["image_to_caption"], ["image", "image_to_caption"]])
+def test_command_reads_captions_of_models_that_describe(
+    untrained_probe, pipeline, tmp_path, capsys, monkeypatch, formats
+):
+    monkeypatch.setattr(pipeline.vocabulary, "formats", formats)
+    pipeline.save_pretrained(tmp_path / "model")
+    evaluate("--model", tmp_path / "model", "--output", tmp_path / "r.json", "--max_examples", 5, "--num_captions", 2)
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["captions"]["held_out"]["n"] == 2 and report["captions"]["relation"]["n"] == 1
+    assert ("likelihood" in report) == ("image" in formats) and "seen" not in report["alignment"]
+    assert "captions state rightly" in capsys.readouterr().out
 
 
 def test_command_measures_a_tokenizer_alone(untrained_probe, image_tokenizer, tmp_path):

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lm.cache import TokenCache
+from lm.vocabulary import MultimodalVocabulary
 from pipelines import TextToImagePipeline, training
 from pipelines.image_tokenizer import training_batches
 from pipelines.training import Loop
@@ -226,6 +227,25 @@ def test_the_first_lines_say_what_will_happen(tokenizer_folder, tmp_path, capsys
         assert words in said
 
 
+@pytest.fixture(scope="module")
+def both_ways(tmp_path_factory, tokenizer_folder) -> Path:
+    """A model that is learned in both directions, and on text alone."""
+    formats = ["caption_to_image=2", "image_to_caption=2", "text=1"]
+    return train(stage_2(tmp_path_factory.mktemp("both") / "model", tokenizer_folder, formats=formats))
+
+
+def test_both_directions_in_one_model(both_ways):
+    vocabulary = MultimodalVocabulary.from_pretrained(both_ways / "lm")
+    assert vocabulary.formats == ["caption_to_image", "image", "image_to_caption", "text"]
+    validated = [line for line in lines(both_ways) if "validation_nats_per_code" in line]
+    names = {"nats_per_code", "nats_per_text_token", "nats_per_text_token_image_to_caption", "nats_per_text_token_text"}
+    assert all({f"validation_{name}" for name in names} <= line.keys() for line in validated)
+    for line in lines(both_ways):
+        if "loss" in line:  # means over the logged steps: one part in eight is text
+            parts = (line["nats_per_text_token"] + 7 * line["nats_per_code"]) / 8
+            assert line["loss"] == pytest.approx(parts, rel=1e-4)
+
+
 # Resume
 
 
@@ -243,7 +263,7 @@ def test_stage_1_resumed_equals_uninterrupted(tokenizer_folder, tmp_path, monkey
     assert_equal_runs(resumed, whole)
 
 
-@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "text_loss_weight": 0.1}])
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "formats": ["caption_to_image", "image_to_caption=2"]}])
 def test_stage_2_resumed_equals_uninterrupted(tokenizer_folder, model_folder, tmp_path, monkeypatch, changes):
     whole = model_folder
     if changes:
@@ -302,7 +322,11 @@ def test_two_processes_learn_what_one_learns(tokenizer_folder, model_folder, tmp
         return [
             stage_1(folder / "tokenizer", **common, **started),
             stage_2(
-                folder / "model", tokenizer_folder, **common, text_loss_weight=0.2, gradient_accumulation_steps=parts
+                folder / "model",
+                tokenizer_folder,
+                **common,
+                formats=["caption_and_image", "image_to_caption", "text"],
+                gradient_accumulation_steps=parts,
             ),
         ]
 
@@ -465,13 +489,17 @@ def test_flips_do_not_depend_on_the_number_of_processes(tmp_path):
     assert 0.3 < np.mean([picture[0][0][0] > picture[0][0][2] for batch in alone for picture in batch]) < 0.7
 
 
-def test_a_few_pictures_some_without_captions(tokenizer_folder, tmp_path):
+def test_a_few_pictures_some_without_captions(tokenizer_folder, tmp_path, capsys):
     pictures = own_pictures(tmp_path / "few", count=20)
     for file in sorted(pictures.glob("*.txt"))[::2]:
         file.unlink()
     options = stage_2(tmp_path / "model", tokenizer_folder, dataset=str(pictures), max_examples=None, max_steps=2)
     model = train(replace(options, batch_size=8))
     assert (model / "samples" / "step-000002.png").is_file()
+    rows = len(TokenCache(model / "token_cache" / "train"))
+    bare = TokenCache(model / "token_cache" / "train").count(False, True)
+    assert 0 < bare < rows
+    assert f"formats: caption_to_image=1; {bare} rows without a caption are learned as image" in capsys.readouterr().out
 
 
 # Bad input
@@ -567,6 +595,12 @@ def test_stage_1_settings_that_cannot_be(tmp_path, changes, message):
 @pytest.mark.parametrize("changes, message", [
     ({"batch_size": 65}, "batch_size 65 is larger than the data set, 64 rows"),
     ({"caption_dropout": 1.5}, "--caption_dropout 1.5 is out of range"),
+    ({"formats": ["caption"]}, "--formats: unknown sequence format 'caption': choose among caption_to_image"),
+    ({"formats": ["image=0", "text=0"]}, "--formats: the weights of the sequence formats sum to nothing"),
+    ({"formats": ["image=-1"]}, "--formats: sequence format image has weight -1.0"),
+    ({"formats": ["text"], "unconditional": True}, "--unconditional and --formats text exclude each other"),
+    ({"text_loss_weight": 2.0}, "--text_loss_weight 2 has no effect: --formats caption_to_image learns only image"),
+    ({"image_loss_weight": 0.0}, "--image_loss_weight 0.0 must be above zero"),
     ({"architecture": "bert"}, "unknown architecture 'bert'"),
     ({"lm_size": "4M"}, "unknown LM size '4M'"),
     ({"num_heads": 5}, "hidden_size 32 is not a multiple of num_heads 5"),

@@ -28,6 +28,7 @@ from tokenizer_image.sprites import (
     sample_scene,
     world_hash,
 )
+from tokenizer_image.sprites_reading import is_true, read_caption
 
 # What each word of a caption claims, written out here once more so that a slip in the grammar shows.
 CLAIMS = {
@@ -327,3 +328,31 @@ def test_bad_input() -> None:
         Scene((replace(sample_scene(0, num_objects=1).objects[0], thing="dragon"),), "sky")
     with pytest.raises(ValueError, match="two objects"):
         sample_scene(0, num_objects=1).told_backwards()
+
+
+# --------------------------------------------------------------------------- captions read back
+
+
+def test_captions_read_back_state_what_they_were_written_from():
+    rng = random.Random(0)
+    for index in range(600):
+        scene = sprites.sample_scene(index, pairs="all")
+        for full in (True, False):
+            stated = read_caption(sprites.describe(scene, rng, full=full))
+            assert is_true(scene, stated) and "thing" in stated and stated["num_objects"] == str(len(scene.objects))
+            if full:
+                names = {"colour", "other_colour", "relation"} if scene.relation else set(scene.attributes)
+                assert names <= stated.keys()
+
+
+def test_false_captions_are_not_true():
+    one = next(s for s in map(sprites.sample_scene, range(99)) if s.relation is None)
+    for name, other in (("thing", "dog"), ("colour", "red"), ("size", "small"), ("position", "left")):
+        assert is_true(one, {name: one.attributes[name]}) and not is_true(one, {name: "/".join((other, "x"))})
+    two = next(s for s in map(sprites.sample_scene, range(99)) if s.relation == "left of")
+    (first, second), colours = (item.thing for item in two.objects), [item.colour for item in two.objects]
+    assert is_true(two, read_caption(f"a {colours[0]} {first} left of a {second}"))
+    assert is_true(two, read_caption(f"a {second} to the right of a {colours[0]} {first}"))
+    assert not is_true(two, read_caption(f"a {second} left of a {first}"))
+    assert not is_true(two, read_caption(f"a {first}"))
+    assert read_caption("a red and blue dog")["colour"] == "red/blue" and read_caption("?") == {"num_objects": "0"}

@@ -201,15 +201,15 @@ def draw_scene(scene: Scene, image_size: int = IMAGE_SIZE) -> Image.Image:
 
 # --------------------------------------------------------------------------- captions
 
-_SIZE_WORDS = {"small": ("small", "small", "little"), "large": ("large", "large", "big")}
-_POSITION_PHRASES = {
+SIZE_WORDS = {"small": ("small", "small", "little"), "large": ("large", "large", "big")}
+POSITION_PHRASES = {
     "left": ("on the left", "on the left", "on the left side"),
     "right": ("on the right", "on the right", "on the right side"),
     "top": ("at the top", "at the top", "near the top"),
     "bottom": ("at the bottom", "at the bottom", "near the bottom"),
     "centre": ("in the centre", "in the center", "in the middle"),
 }
-_BACKGROUND_PHRASES = {
+BACKGROUND_PHRASES = {
     "grass": ("on grass", "on the grass"),
     "sand": ("on sand", "on the sand"),
     "sea": ("at sea", "on the sea"),
@@ -217,7 +217,7 @@ _BACKGROUND_PHRASES = {
     "night": ("at night", "at night"),
     "snow": ("in the snow", "on snow"),
 }
-_RELATION_PHRASES = {
+RELATION_PHRASES = {
     "left of": ("left of", "left of", "to the left of"),
     "right of": ("right of", "right of", "to the right of"),
     "above": ("above", "above", "over"),
@@ -256,9 +256,9 @@ def _join(*words: str) -> str:
 def _describe_one(stated: dict[str, str], rng: random.Random) -> str:
     """One object: a noun phrase with its place, the whole sentence turned round, or a bare list of words."""
     thing, colour = stated["thing"], stated.get("colour", "")
-    size = _pick(rng, _SIZE_WORDS[stated["size"]]) if "size" in stated else ""
-    position = _pick(rng, _POSITION_PHRASES[stated["position"]]) if "position" in stated else ""
-    place = _pick(rng, _BACKGROUND_PHRASES[stated["background"]]) if "background" in stated else ""
+    size = _pick(rng, SIZE_WORDS[stated["size"]]) if "size" in stated else ""
+    position = _pick(rng, POSITION_PHRASES[stated["position"]]) if "position" in stated else ""
+    place = _pick(rng, BACKGROUND_PHRASES[stated["background"]]) if "background" in stated else ""
     form = rng.random()
     if form < 0.10:  # as people type: "small red dog, left, grass"
         words = (_join(size, colour, thing), stated.get("position", ""), stated.get("background", ""))
@@ -286,8 +286,8 @@ def _describe_two(scene: Scene, rng: random.Random, full: bool) -> str:
         scene = scene.told_backwards()
     first, other = scene.objects
     with_colours = full or rng.random() < 0.75
-    relation = _pick(rng, _RELATION_PHRASES[str(scene.relation)]) if full or rng.random() < 0.8 else "and"
-    place = _pick(rng, _BACKGROUND_PHRASES[scene.background]) if rng.random() < 0.5 else ""
+    relation = _pick(rng, RELATION_PHRASES[str(scene.relation)]) if full or rng.random() < 0.8 else "and"
+    place = _pick(rng, BACKGROUND_PHRASES[scene.background]) if rng.random() < 0.5 else ""
     names = [_join(item.colour if with_colours else "", item.thing) for item in (first, other)]
     form = rng.random()
     if form < 0.10:  # as people type: "red dog left of blue house, grass"

@@ -1,0 +1,73 @@
+"""Do captions state what their pictures show? Sprites' captions are read by their grammar, without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from pipelines.alignment import AlignmentSet, wilson_interval
+from pipelines.image_to_text import ImageToTextPipeline
+from tokenizer_image.sprites import Scene, draw_scene
+from tokenizer_image.sprites_reading import is_true, read_caption
+
+# What a caption must state, and rightly, to count: of one object, of two.
+ONE_OBJECT = {"thing": ("thing",), "colour": ("colour",), "thing_and_colour": ("thing", "colour")}
+TWO_OBJECTS = {
+    "things": ("thing", "other_thing"),
+    "colours": ("colour", "other_colour"),
+    "things_and_colours": ("thing", "other_thing", "colour", "other_colour"),
+}
+
+
+def caption_report(
+    pipeline: Any, sets: Sequence[AlignmentSet], *, batch_size: int = 50, progress: bool = True
+) -> dict[str, Any]:
+    """Describe the real pictures of each set's scenes, one likeliest caption each, and read the captions.
+
+    Args:
+        pipeline: one whose model has learned `image_to_caption`.
+
+    Returns:
+        for each set's name, what `score_captions` says.
+    """
+    describer = ImageToTextPipeline(pipeline.image_tokenizer, pipeline.model, pipeline.vocabulary)
+    report: dict[str, Any] = {}
+    total = sum(len(one.scenes) for one in sets)
+    with tqdm(total=total, desc="captions", unit=" pictures", disable=not progress) as bar:
+        for one in sets:
+            texts: list[str] = []
+            for start in range(0, len(one.scenes), batch_size):
+                images = [draw_scene(scene) for scene in one.scenes[start : start + batch_size]]
+                texts += describer(images).texts
+                bar.update(len(images))
+            report[one.name] = score_captions(one.scenes, texts)
+    return report
+
+
+def score_captions(scenes: Sequence[Scene], texts: Sequence[str]) -> dict[str, Any]:
+    """Shares of captions that state the thing, the colour, and both, and state them right (`ONE_OBJECT`; `TWO_OBJECTS`
+    for scenes of two).
+
+    A caption need not mention a colour: `states_colour` is the share that does, and `true` the share in which nothing
+    that is stated is wrong. With `n`, 95% Wilson intervals under `interval`, and a few captions under `examples`.
+    """
+    scores = TWO_OBJECTS if scenes[0].relation else ONE_OBJECT
+    read = [read_caption(text) for text in texts]
+    counts = {name: sum(map(_right, scenes, read, [keys] * len(read))) for name, keys in scores.items()}
+    counts["true"] = sum(map(is_true, scenes, read))
+    counts["states_colour"] = sum(all(name in stated for name in list(scores.values())[1]) for stated in read)
+    n = len(scenes)
+    return {
+        **{name: count / n for name, count in counts.items()},
+        "n": n,
+        "interval": {name: list(wilson_interval(count, n)) for name, count in counts.items()},
+        "examples": list(texts[:8]),
+    }
+
+
+def _right(scene: Scene, stated: dict[str, str], names: Sequence[str]) -> bool:
+    """Whether a caption states all of `names` rightly, and the right number of objects in the right relation."""
+    kept = {name: stated[name] for name in (*names, "num_objects", "relation") if name in stated}
+    return all(name in stated for name in names) and is_true(scene, kept)

@@ -1,0 +1,99 @@
+"""Pictures to captions: `ImageToTextPipeline`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from lm.generation import SamplingSettings, generate_text
+from lm.sequences import description_prompt
+from pipelines.multimodal import MultimodalPipeline, random_stream, whole_number
+
+
+@dataclass
+class ImageToTextOutput:
+    """What a pipeline's call returns.
+
+    Attributes:
+        texts: one for each picture.
+    """
+
+    texts: list[str]
+
+
+class ImageToTextPipeline(MultimodalPipeline):
+    """An image tokenizer and a language model that describes its codes.
+
+        pipe = ImageToTextPipeline.from_pretrained("runs/model")
+        text = pipe(Image.open("dog.png")).texts[0]
+
+    It reads the same model folders as `TextToImagePipeline`; the model must have been trained in the sequence format
+    `image_to_caption`.
+    """
+
+    does, example = "describe", 'text = pipe(Image.open("dog.png")).texts[0]'
+
+    def __call__(
+        self,
+        image: Image.Image | list[Image.Image],
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> ImageToTextOutput:
+        """Write a caption for each picture. In float32 the likeliest one does not depend on the others beside it.
+
+        Args:
+            image: of any size and mode; prepared as in training.
+            max_new_tokens: most tokens of a caption (default: as many as the model has room for).
+            temperature, top_k, top_p: how freely to write; temperature 0 takes the likeliest token each time.
+            seed: every picture draws from the same stream under a seed. None gives other texts at each call, at a
+                temperature above 0 (`torch.manual_seed` repeats them).
+
+        Raises:
+            TypeError, ValueError: an argument that means nothing, a picture that cannot be read, or a model that has
+                not learned to describe.
+        """
+        SamplingSettings(1.0, temperature, top_k, top_p)  # complains before pictures are encoded
+        self._check_trained()
+        codes = self.encode_images(image)
+        return ImageToTextOutput(self.describe_codes(codes, max_new_tokens, temperature, top_k, top_p, seed))
+
+    def describe_codes(
+        self,
+        codes: torch.Tensor,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> list[str]:
+        """A caption for the codes (B, T) of each picture; the settings are those of the call."""
+        self._check_trained()
+        if not len(codes):
+            return []
+        prompts = [description_prompt(self.vocabulary, row) for row in codes.cpu().numpy()]
+        if max_new_tokens is None:
+            max_new_tokens = self.model.config.max_position_embeddings - len(prompts[0])
+        if seed is None:
+            streams = [torch.Generator().manual_seed(int(one)) for one in torch.randint(2**62, (len(prompts),))]
+        else:
+            streams = [random_stream(whole_number(seed, "seed", 0), 0) for _ in prompts]
+        ids = generate_text(
+            self.model,
+            self.vocabulary,
+            prompts,
+            max_new_tokens=whole_number(max_new_tokens, "max_new_tokens", 1),
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            generators=streams,
+            max_batch_rows=self.max_batch_rows,
+        )
+        return [self.vocabulary.decode_text(row) for row in ids]
+
+    def _check_trained(self) -> None:
+        self.vocabulary.check_trained("describing a picture", "image_to_caption")

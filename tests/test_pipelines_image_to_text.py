@@ -1,0 +1,305 @@
+"""`ImageToTextPipeline`, `TextToImagePipeline.score` and `scripts/describe.py`, on real parts of tiny size."""
+
+from __future__ import annotations
+
+import copy
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lm.generation import generate_text
+from lm.losses import NextTokenLoss
+from lm.model import build_configuration, build_model
+from lm.sequences import collate, description_prompt, token_sequence
+from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
+from pipelines import ImageToTextPipeline, TextToImagePipeline
+from pipelines.options import parse_options
+from scripts.describe import PICTURES, DescribeOptions, main
+from tokenizer_image import VQVAE, VQVAEConfig
+from tokenizer_image.preprocessing import Preprocessing
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE, TOKENS, POSITIONS = 16, 8, 32  # 2x2 positions of two codes
+
+
+@pytest.fixture(scope="module")
+def pipe() -> ImageToTextPipeline:
+    torch.manual_seed(0)
+    settings = Preprocessing(image_size=SIZE).to_dict()
+    sizes = {"hidden_sizes": [8, 16], "num_res_blocks": 1, "code_dim": 4, "codebook_sizes": [16, 8]}
+    tokenizer = VQVAE(VQVAEConfig(image_size=SIZE, preprocessing=settings, **sizes)).train()
+    with torch.no_grad():
+        tokenizer(torch.rand(64, 3, 1, 1) * 2 - 1 + 0.3 * torch.randn(64, 3, SIZE, SIZE))  # starts the codebooks
+    tokenizer.eval()
+    vocabulary = MultimodalVocabulary.build(
+        train_text_tokenizer(["a red dog", "a blue cat on grass"] * 3, 300),
+        num_codes=tokenizer.num_codes,
+        layout=tokenizer.layout().to_dict(),
+        image_size=[SIZE, SIZE],
+        image_tokenizer_fingerprint=tokenizer.fingerprint,
+    )
+    vocabulary.formats = ["caption_to_image", "image", "image_to_caption"]
+    config = build_configuration(
+        vocabulary, num_layers=2, hidden_size=32, intermediate_size=64, num_heads=2, max_positions=POSITIONS
+    )
+    model = build_model(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # so that pictures matter
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return ImageToTextPipeline(tokenizer, model, vocabulary)
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Image.Image]:
+    """Noise around different greys, in different sizes and modes."""
+    rng = np.random.default_rng(0)
+    shapes = ((16, 16, 3), (20, 31, 3), (40, 17), (16, 16, 4), (64, 64, 3))
+    greys = (0, 50, 100, 150, 200)
+    return [
+        Image.fromarray(rng.integers(grey, grey + 56, shape).astype(np.uint8))
+        for grey, shape in zip(greys, shapes, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(pipe, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "model"
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def drawing_only(pipe, monkeypatch) -> ImageToTextPipeline:
+    monkeypatch.setattr(pipe.vocabulary, "formats", ["caption_to_image", "image"])
+    return pipe
+
+
+# Describing
+
+
+@torch.no_grad()
+def greedy_by_hand(pipe: ImageToTextPipeline, image: Image.Image, count: int) -> str:
+    """Whole sequences, no cache, one picture, all of the output layer."""
+    vocabulary, allowed = pipe.vocabulary, torch.from_numpy(pipe.vocabulary.text_mask())
+    ids = description_prompt(vocabulary, pipe.encode_images(image)[0].numpy())
+    start = len(ids)
+    for _ in range(count):
+        logits = pipe.model(torch.tensor([ids]), use_cache=False).logits[0, -1, : vocabulary.image_offset]
+        ids.append(int(logits.masked_fill(~allowed, -torch.inf).argmax()))
+        if ids[-1] == vocabulary.eos_id:
+            break
+    return vocabulary.decode_text([one for one in ids[start:] if one != vocabulary.eos_id])
+
+
+def test_greedy_captions_equal_plain_forward_passes_whatever_the_neighbours(pipe, images):
+    expected = [greedy_by_hand(pipe, image, 9) for image in images]
+    assert pipe(images, max_new_tokens=9).texts == expected
+    assert [pipe(image, max_new_tokens=9).texts[0] for image in images] == expected
+    assert pipe(tuple(images[::-1]), max_new_tokens=9).texts == expected[::-1]
+    assert len(set(expected)) > 1, "the picture matters"
+    parts = ImageToTextPipeline(pipe.image_tokenizer, pipe.model, pipe.vocabulary)
+    parts.max_batch_rows = 2
+    assert parts(images, max_new_tokens=9).texts == expected
+
+
+def test_captions_that_were_learned_are_written(pipe, images):
+    """Sequence, loss and description agree: two pictures and their captions come out by heart."""
+    vocabulary, texts = pipe.vocabulary, ["a red dog", "a blue cat on grass"]
+    codes = pipe.encode_images([images[0], images[3]])
+    model = copy.deepcopy(pipe.model).train()
+    rows = [
+        token_sequence(vocabulary, "image_to_caption", vocabulary.encode_text(text), row.numpy())
+        for text, row in zip(texts, codes, strict=True)
+    ]
+    batch, optimizer = collate(rows, vocabulary.pad_id), torch.optim.AdamW(model.parameters(), 5e-3)
+    module = NextTokenLoss(model, vocabulary.id_ranges)
+    for _ in range(80):
+        sums = module(**batch)
+        (sums["loss"] / sums["weight"]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    learned = ImageToTextPipeline(pipe.image_tokenizer, model, vocabulary)
+    assert learned([images[3], images[0]]).texts == texts[::-1]
+
+
+def test_a_caption_ends_at_eos(pipe, images):
+    bias = torch.zeros(pipe.vocabulary.size)
+    bias[pipe.vocabulary.eos_id] = 1e4
+    pipe.model.lm_head.bias = torch.nn.Parameter(bias)
+    try:
+        assert pipe(images[:2]).texts == ["", ""]
+    finally:
+        pipe.model.lm_head.bias = None
+
+
+def test_only_text_is_written(pipe, images):
+    vocabulary = pipe.vocabulary
+    prompts = [description_prompt(vocabulary, row) for row in pipe.encode_images(images).numpy()] * 10
+    streams = [torch.Generator().manual_seed(number) for number in range(len(prompts))]
+    rows = generate_text(pipe.model, vocabulary, prompts, max_new_tokens=12, temperature=50.0, generators=streams)
+    drawn = {one for row in rows for one in row}
+    assert len(drawn) > 50 and max(drawn) < vocabulary.image_offset
+    assert not drawn & {vocabulary.bos_id, vocabulary.eos_id, vocabulary.pad_id, vocabulary.boi_id, vocabulary.eoi_id}
+
+
+def test_a_seed_repeats_and_does_not_depend_on_the_place(pipe, images):
+    settings = {"temperature": 1.0, "max_new_tokens": 9}
+    first = pipe(images, seed=1, **settings).texts
+    assert pipe(images, seed=1, **settings).texts == first != pipe(images, seed=2, **settings).texts
+    assert [pipe(image, seed=1, **settings).texts[0] for image in images] == first
+    torch.manual_seed(3)
+    free = pipe(images, **settings).texts
+    torch.manual_seed(3)
+    assert pipe(images, **settings).texts == free
+
+
+def test_the_model_has_room_for_a_bounded_caption(pipe, images):
+    room = POSITIONS - TOKENS - 3
+    assert pipe(images[0]).texts == pipe(images[0], max_new_tokens=room).texts
+    with pytest.raises(ValueError, match=f"max_new_tokens={room + 1} .* positions: give at most {room}"):
+        pipe(images[0], max_new_tokens=room + 1)
+
+
+def test_both_pipelines_read_one_folder(pipe, folder, images):
+    loaded = ImageToTextPipeline.from_pretrained(folder)
+    assert loaded(images).texts == pipe(images).texts
+    assert TextToImagePipeline.from_pretrained(folder)("a dog", seed=0).codes.shape == (1, TOKENS)
+
+
+# Mistakes
+
+
+def test_mistakes_in_a_call(pipe, images):
+    for argument, settings, error, words in (
+        ([], {}, ValueError, "image is an empty list: give at least one picture"),
+        ("dog.png", {}, TypeError, "image 0 must be a PIL image, got 'dog.png': open files with PIL.Image.open"),
+        ([images[0], None], {}, TypeError, "image 1 must be a PIL image, got None"),
+        (images[0], {"max_new_tokens": 0}, ValueError, "max_new_tokens must be at least 1, got 0"),
+        (images[0], {"max_new_tokens": 1.5}, TypeError, "max_new_tokens must be a whole number"),
+        (images[0], {"temperature": -1}, ValueError, "temperature must be at least 0"),
+        (images[0], {"top_p": 0}, ValueError, r"top_p must be in \(0, 1\]"),
+        (images[0], {"seed": -1}, ValueError, "seed must be at least 0, got -1"),
+    ):
+        with pytest.raises(error, match=words):
+            pipe(argument, **settings)
+
+
+def test_a_model_that_draws_only_says_so(drawing_only, images):
+    with pytest.raises(
+        ValueError, match="describing a picture: this model was not trained for that .*image_to_caption"
+    ):
+        drawing_only(images)
+
+
+def test_a_model_that_describes_only_says_so(pipe, monkeypatch):
+    drawing = TextToImagePipeline(pipe.image_tokenizer, pipe.model, pipe.vocabulary)
+    monkeypatch.setattr(pipe.vocabulary, "formats", ["image_to_caption"])
+    for prompt in ("a dog", None):
+        with pytest.raises(
+            ValueError, match="was not trained for that .it has learned image_to_caption; it would need"
+        ):
+            drawing(prompt)
+    monkeypatch.setattr(pipe.vocabulary, "formats", ["caption_to_image"])
+    assert drawing("a dog", guidance_scale=1, seed=0).codes.shape == (1, TOKENS)
+    with pytest.raises(
+        ValueError, match="guidance_scale=3.0: .*would need image.*give guidance_scale=1, or a negative"
+    ):
+        drawing("a dog", guidance_scale=3.0)
+
+
+def test_the_class_called_with_a_picture_shows_the_right_call(images):
+    with pytest.raises(TypeError, match=r"does not describe: load a model(?s:.*)pipe\(Image.open\("):
+        ImageToTextPipeline(images[0])
+
+
+def test_a_damaged_picture_is_named(pipe, images, tmp_path):
+    images[4].save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])
+    with pytest.raises(ValueError, match="image 1 cannot be read"), Image.open(tmp_path / "cut.png") as cut:
+        pipe([images[0], cut])
+
+
+# The command
+
+
+def test_describe(folder, pipe, images, tmp_path, capsys):
+    files = [str(tmp_path / f"{number}.png") for number in range(2)]
+    for file, image in zip(files, images, strict=False):
+        image.save(file)
+    found = main(DescribeOptions(pictures=files, model=str(folder), max_new_tokens=9, device="cpu"))
+    assert found == pipe(images[:2], max_new_tokens=9).texts
+    assert capsys.readouterr().out.splitlines() == [f"{file}\t{text}" for file, text in zip(files, found, strict=True)]
+
+
+def test_describe_says_what_is_wrong(folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "text.png").write_text("no picture")
+    for words, message in (
+        (["nowhere.png"], "nowhere.png cannot be read as a picture"),
+        ([str(tmp_path / "text.png")], "text.png cannot be read as a picture"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["describe.py", "--model", str(folder), "--device", "cpu", *words])
+        with pytest.raises(SystemExit, match=f"describe.py: error: .*{message}"):
+            runpy.run_path(str(ROOT / "scripts" / "describe.py"), run_name="__main__")
+    Image.new("RGB", (8, 8)).save(tmp_path / "fine.png")
+    with pytest.raises(ValueError, match="is not a model folder"):
+        main(DescribeOptions(pictures=[str(tmp_path / "fine.png")], model=str(tmp_path), device="cpu"))
+    with pytest.raises(SystemExit):
+        parse_options(DescribeOptions, description=None, argv=[], positional=PICTURES)
+    assert "no picture: name the files to describe" in capsys.readouterr().err
+
+
+# Scoring
+
+
+@torch.no_grad()
+def nats_by_hand(pipe: ImageToTextPipeline, prompt: str | None, codes: torch.Tensor) -> list[float]:
+    vocabulary, layout = pipe.vocabulary, pipe.vocabulary.layout
+    ids = None if prompt is None else vocabulary.encode_text(prompt)
+    sequence = token_sequence(vocabulary, "image" if ids is None else "caption_to_image", ids, codes.numpy())
+    logits = pipe.model(torch.from_numpy(sequence.input_ids)[None], use_cache=False).logits[0].double()
+    found = []
+    for place, (low, high) in enumerate(zip(layout["low"], layout["high"], strict=True)):
+        valid = slice(vocabulary.image_offset + low, vocabulary.image_offset + high)
+        row = logits[len(sequence) - TOKENS + place - 1, valid]
+        found.append(-float(row.log_softmax(-1)[int(codes[place]) - low]))
+    return found
+
+
+def test_scores_equal_plain_log_softmax(pipe, images):
+    drawing = TextToImagePipeline(pipe.image_tokenizer, pipe.model, pipe.vocabulary)
+    codes, prompts = pipe.encode_images(images), ["a red dog", "a cat", "", "a blue cat on grass", "dog"]
+    scored = drawing.score(prompts, images)
+    expected = torch.tensor([nats_by_hand(pipe, *pair) for pair in zip(prompts, codes, strict=True)])
+    assert scored.nats.shape == (5, TOKENS) and torch.allclose(scored.nats, expected, atol=1e-4)
+    assert scored.codes.equal(codes)
+    assert scored.level.tolist() == pipe.vocabulary.layout["level"]
+    assert torch.allclose(scored.total, expected.sum(1), atol=1e-3)
+    assert torch.allclose(scored.mean, expected.mean(1), atol=1e-4)
+    alone = drawing.score(None, images[1])
+    assert torch.allclose(alone.nats[0], torch.tensor(nats_by_hand(pipe, None, codes[1])), atol=1e-4)
+    # One prompt for many pictures, and many prompts for one picture.
+    assert torch.allclose(drawing.score(prompts[0], images).nats[0], scored.nats[0], atol=1e-4)
+    assert torch.allclose(drawing.score(prompts, images[1]).nats[1], scored.nats[1], atol=1e-4)
+    drawing.max_batch_rows = 2
+    assert torch.allclose(drawing.score(prompts, images).nats, scored.nats, atol=1e-4)
+
+
+def test_mistakes_in_scoring(pipe, images, monkeypatch):
+    drawing = TextToImagePipeline(pipe.image_tokenizer, pipe.model, pipe.vocabulary)
+    for prompt, image, error, words in (
+        (["a", "b"], images[:3], ValueError, "2 prompts and 3 pictures: give one for each, or one of either"),
+        ([], images, ValueError, "prompt is an empty list"),
+        ("a", [], ValueError, "image is an empty list"),
+        ("a", "dog.png", TypeError, "image 0 must be a PIL image"),
+        ("word " * 100, images[0], ValueError, "prompt 'word word .* at most"),
+    ):
+        with pytest.raises(error, match=words):
+            drawing.score(prompt, image)
+    monkeypatch.setattr(pipe.vocabulary, "formats", ["image_to_caption"])
+    with pytest.raises(ValueError, match="prompt 'a': this model was not trained for that"):
+        drawing.score("a", images)
