@@ -256,13 +256,11 @@ def _draw_all(task: _Task, size: int) -> Iterator[Progress]:
     """All pictures, at most `size` at once; a batch that memory has no room for is halved and begun again."""
     total, first, batches_done = len(task.settings), 0, 0
     with _evaluation_mode(task.model):
-        direct = None
+        direct = _direct(task, slice(0, min(size, len(task.prompts))))
         while first < len(task.prompts):
             rows = slice(first, min(first + size, len(task.prompts)))
             to_come = -(-(len(task.prompts) - first) // size)
             try:
-                if direct is None:
-                    direct = _direct(task, rows)
                 for codes in _draw_batch(task.of(rows), direct):
                     step = batches_done * total + codes.shape[1]
                     yield Progress(step, (batches_done + to_come) * total, rows, codes)
@@ -271,7 +269,7 @@ def _draw_all(task: _Task, size: int) -> Iterator[Progress]:
                     raise
                 if rows.stop - rows.start == 1:
                     raise RuntimeError(f"there is no memory to draw even one picture at a time ({error})") from error
-                direct, size = None, (rows.stop - rows.start) // 2
+                size = (rows.stop - rows.start) // 2
                 continue
             first, batches_done = rows.stop, batches_done + 1
 
@@ -283,10 +281,16 @@ def _out_of_memory(error: RuntimeError) -> bool:
 
 @torch.inference_mode()
 def _direct(task: _Task, rows: slice) -> DirectModel | None:
-    """The weights laid out for drawing, where the model is one of those that this can be done for."""
+    """The weights laid out for drawing, where the model is one of those that this can be done for, and memory has room
+    for the copies."""
     if not DirectModel.fits(task.model):
         return None
-    return DirectModel(task.model, (rows.stop - rows.start) * (1 if task.negative_prompts is None else 2))
+    try:
+        return DirectModel(task.model, (rows.stop - rows.start) * (1 if task.negative_prompts is None else 2))
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        return None
 
 
 @torch.inference_mode()
