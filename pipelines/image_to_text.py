@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from lm.generation import SamplingSettings, generate_text
+from lm.sampling import SamplingSettings
 from lm.sequences import description_prompt
+from lm.text_generation import generate_text
 from pipelines.multimodal import MultimodalPipeline, random_stream, whole_number
 
 

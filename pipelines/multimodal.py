@@ -159,10 +159,18 @@ class MultimodalPipeline:
             codes = [self.image_tokenizer.encode(to_pixel_values(batch).to(self.device)) for batch in batches]
         return torch.cat(codes)
 
+    @torch.no_grad()
     def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes (B, T) to pixel_values (B, C, H, W), so many at a time that memory stays bounded."""
+        """Codes (B, T) to pixel_values (B, C, H, W), so many at a time that memory stays bounded; of a row with places
+        that are not drawn (-1), what is before the first of them."""
         height, width = self.vocabulary.image_size
-        parts = [self.image_tokenizer.decode(part, (height, width)) for part in codes.split(self.max_batch_rows)]
+        drawn = (codes >= 0).long().cumprod(-1).sum(-1)
+        counts, runs = drawn.unique_consecutive(return_counts=True)
+        parts: list[torch.Tensor] = []
+        for count, rows in zip(counts.tolist(), codes.split(runs.tolist()), strict=True):
+            parts += [
+                self.image_tokenizer.decode(own, (height, width)) for own in rows[:, :count].split(self.max_batch_rows)
+            ]
         return torch.cat(parts)
 
     @property
@@ -193,9 +201,9 @@ class MultimodalPipeline:
         self._progress_bar = settings
 
 
-def random_stream(seed: int, number: int) -> torch.Generator:
-    """The random stream of sample `number` under `seed`."""
-    digest = hashlib.sha256(f"{seed}/{number}".encode()).digest()
+def random_stream(*keys: Any) -> torch.Generator:
+    """The random stream that belongs to these keys: (seed, number of the sample), say."""
+    digest = hashlib.sha256("/".join(map(str, keys)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 

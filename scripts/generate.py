@@ -19,6 +19,8 @@ from pipelines.options import parse_options
 if TYPE_CHECKING:
     from PIL import Image
 
+    from lm.generation import DrawingInterrupted
+
 PROMPTS = {"prompts": {"nargs": "*", "metavar": "PROMPT", "help": "what to draw, each prompt in quotes"}}
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -45,6 +47,9 @@ class GenerateOptions:
     top_p: float = field(
         default=1.0, metadata={"help": "choose among the likeliest codes that have this probability together"}
     )
+    min_p: float = field(
+        default=0.0, metadata={"help": "leave out codes with less than this share of the likeliest one's probability"}
+    )
     seed: int | None = field(default=None, metadata={"help": "the same seed draws the same pictures"})
     device: str = field(default="auto", metadata={"help": "cpu, cuda, ...; auto: a GPU where there is one"})
     dtype: Literal["float32", "bfloat16", "float16"] = field(
@@ -65,6 +70,7 @@ def main(options: GenerateOptions) -> Path:
     import torch
     import transformers
 
+    from lm.generation import DrawingInterrupted
     from pipelines.text_to_image import TextToImagePipeline
 
     transformers.logging.disable_progress_bar()  # loading takes no time to speak of
@@ -74,22 +80,42 @@ def main(options: GenerateOptions) -> Path:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     seed = random.randrange(2**32) if options.seed is None else options.seed
     pipe = TextToImagePipeline.from_pretrained(options.model, dtype=options.dtype, device=device)
-    images = pipe(
-        options.prompts or None,
-        negative_prompt=options.negative_prompt,
-        num_images_per_prompt=options.num_images_per_prompt,
-        guidance_scale=options.guidance_scale,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        seed=seed,
-    ).images
-    size = options.num_images_per_prompt
-    labels = options.prompts or ["(no prompt)"]
-    rows = [(text, images[start * size : (start + 1) * size]) for start, text in enumerate(labels)]
-    _write(output, rows)
+    try:
+        images = pipe(
+            options.prompts or None,
+            negative_prompt=options.negative_prompt,
+            num_images_per_prompt=options.num_images_per_prompt,
+            guidance_scale=options.guidance_scale,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
+            seed=seed,
+        ).images
+    except DrawingInterrupted as interrupt:
+        _keep_finished(options, interrupt, output, seed)
+        raise
+    _write(output, _labelled(options, list(enumerate(images))))
     print(f"{output} ({len(images)} pictures, seed {seed})")
     return output
+
+
+def _keep_finished(options: GenerateOptions, interrupt: DrawingInterrupted, output: Path, seed: int) -> None:
+    """Write those pictures that were whole when Ctrl-C came."""
+    whole = (interrupt.codes >= 0).all(1).tolist()
+    finished = [(number, image) for number, image in enumerate(interrupt.output.images) if whole[number]]
+    if finished:
+        _write(output, _labelled(options, finished))
+    where = f", in {output}" if finished else ""
+    print(f"interrupted: {len(finished)} of {len(whole)} pictures finished{where} (seed {seed})", file=sys.stderr)
+
+
+def _labelled(options: GenerateOptions, images: list[tuple[int, Image.Image]]) -> list[tuple[str, list[Image.Image]]]:
+    """Numbered pictures, each prompt's beside it."""
+    rows: list[tuple[str, list[Image.Image]]] = [(text, []) for text in options.prompts or ["(no prompt)"]]
+    for number, image in images:
+        rows[number // options.num_images_per_prompt][1].append(image)
+    return [row for row in rows if row[1]]
 
 
 def _prepare(output: str) -> Path:
@@ -120,3 +146,5 @@ if __name__ == "__main__":
         main(parse_options(GenerateOptions, description=__doc__, positional=PROMPTS))
     except (ValueError, OSError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

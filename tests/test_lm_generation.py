@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LogitsProcessor,
+    LogitsProcessorList,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
-from lm.generation import SamplingSettings, choose, generate_codes
+from lm.direct import DirectModel
+from lm.generation import DrawingInterrupted, DrawingStopped, draw, generate_codes
 from lm.model import build_configuration, build_model
+from lm.sampling import SamplingSettings, choose, settings_by_position
 from lm.sequences import image_prompt
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from tokenizer_image.layout import build_layout
@@ -212,10 +225,238 @@ def test_no_prompts(model, vocabulary):
 
 
 def test_one_linear_map_where_it_is_one(vocabulary):
-    from lm.generation import _plain_head
+    from lm.stepping import plain_head
 
-    found = {name: _plain_head(random_model(vocabulary, name)) is not None for name in ARCHITECTURES}
+    found = {name: plain_head(random_model(vocabulary, name)) is not None for name in ARCHITECTURES}
     assert found == {"qwen3": True, "llama": True, "gpt2": True, "gemma2": False}
+
+
+# Stock models by their weights alone, others by their own forward
+
+
+def test_which_models_are_read_directly(vocabulary):
+    found = {name: DirectModel.fits(random_model(vocabulary, name)) for name in ARCHITECTURES}
+    assert found == {"qwen3": True, "llama": True, "gpt2": True, "gemma2": False}
+
+
+def test_a_changed_model_answers_through_its_own_forward(vocabulary, prompts):
+    hooked = random_model(vocabulary)
+    hooked.model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: output * 0.5)
+    replaced = random_model(vocabulary)
+    replaced.model.layers[1].mlp.down_proj = Doubled(replaced.model.layers[1].mlp.down_proj)
+    for model in (hooked, replaced):
+        assert not DirectModel.fits(model)
+        expected = [greedy_by_hand(model, vocabulary, prompt, None, 1.0) for prompt in prompts]
+        got = generate_codes(model, vocabulary, prompts, temperature=0, generators=streams(0, 0, 0, 0))
+        assert got.tolist() == expected
+
+
+class Doubled(torch.nn.Module):
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return 2 * self.layer(inputs)
+
+
+def other_shapes(vocabulary, name: str) -> torch.nn.Module:
+    """Settings that the models of `train_lm.py` do not have."""
+    own = {"bos_token_id": vocabulary.bos_id, "eos_token_id": vocabulary.eos_id, "pad_token_id": vocabulary.pad_id}
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shared = {**own, **sizes, "vocab_size": vocabulary.size, "max_position_embeddings": 96}
+    torch.manual_seed(1)
+    if name == "shared keys, wide heads, biases, tied":
+        config = LlamaConfig(
+            **shared, num_key_value_heads=2, head_dim=16, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
+        )
+        model = LlamaForCausalLM(config)
+    elif name == "qwen3 with one key, yarn":
+        rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+        model = Qwen3ForCausalLM(Qwen3Config(**shared, num_key_value_heads=1, head_dim=8, rope_parameters=rope))
+    elif name == "sliding window":
+        model = Qwen3ForCausalLM(
+            Qwen3Config(
+                **shared, num_key_value_heads=1, head_dim=8, sliding_window=8, use_sliding_window=True,
+                max_window_layers=0,
+            )
+        )  # fmt: skip
+    else:
+        model = GPT2LMHeadModel(
+            GPT2Config(
+                **own, vocab_size=vocabulary.size, n_positions=96, n_embd=32, n_layer=2, n_head=4,
+                activation_function="relu", scale_attn_by_inverse_layer_idx=True,
+            )
+        )  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "direct"),
+    [
+        ("shared keys, wide heads, biases, tied", True),
+        ("qwen3 with one key, yarn", True),
+        ("sliding window", False),
+        ("gpt2 with other settings", True),
+    ],
+)
+def test_other_shapes_of_stock_models(vocabulary, prompts, name, direct):
+    model = other_shapes(vocabulary, name)
+    assert DirectModel.fits(model) == direct
+    negative = image_prompt(vocabulary, None)
+    expected = [greedy_by_hand(model, vocabulary, prompt, negative, 2.0) for prompt in prompts]
+    got = generate_codes(model, vocabulary, prompts, guidance_scale=2.0, temperature=0, generators=streams(0, 0, 0, 0))
+    assert got.tolist() == expected
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "llama", "gpt2"])
+def test_bfloat16_is_near(vocabulary, prompts, architecture):
+    """Not the same numbers, but those of the model's own forward, as well as bfloat16 tells them."""
+    model = random_model(vocabulary, architecture).bfloat16().eval()
+    codes = generate_codes(model, vocabulary, prompts[:1], temperature=0, generators=streams(0))[0]
+    ids = torch.tensor([[*prompts[0], *(vocabulary.image_offset + codes).tolist()]])
+    with torch.no_grad():
+        logits = model(ids, use_cache=False).logits[0, len(prompts[0]) - 1 : -1].float()
+    for t, (low, high) in enumerate(zip(vocabulary.layout["low"], vocabulary.layout["high"], strict=True)):
+        own = logits[t, vocabulary.image_offset + low : vocabulary.image_offset + high]
+        assert own[codes[t] - low] >= own.max() - 0.1 * own.std() - 0.05
+
+
+# Kept codes
+
+
+def test_forced_codes_stay_and_the_rest_follows_them(model, vocabulary, prompts):
+    settings = {"guidance_scale": 2.0, "temperature": 0, "generators": streams(0, 0, 0, 0)}
+    whole = generate_codes(model, vocabulary, prompts, **settings)
+    low = torch.tensor(vocabulary.layout["low"])
+    forced = torch.full_like(whole, -1)
+    forced[:, 1] = low[1] + 3  # one place in all rows
+    forced[1:, 6] = low[6] + torch.tensor([1, 5, 9])  # one place in some
+    forced[3, :5] = low[:5]
+    got = generate_codes(model, vocabulary, prompts, forced=forced, **settings)
+    assert got[forced >= 0].equal(forced[forced >= 0]) and not got.equal(whole)
+    again = generate_codes(model, vocabulary, prompts, forced=torch.where(torch.arange(12) < 9, got, -1), **settings)
+    assert again.equal(got)  # a beginning read with the prompt leads to the same as one drawn code by code
+    alone = generate_codes(model, vocabulary, prompts[3:], forced=forced[3:], **{**settings, "generators": streams(0)})
+    assert alone[0].equal(got[3])
+
+
+def test_all_codes_forced(model, vocabulary, prompts):
+    whole = generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4))
+    kept = generate_codes(model, vocabulary, prompts, generators=streams(5, 6, 7, 8), forced=whole)
+    assert kept.equal(whole)
+
+
+def test_forced_codes_do_not_move_the_stream(model, vocabulary, prompts):
+    """A place draws from its own number, whatever is kept before it."""
+    whole = generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4))
+    forced = whole.clone()
+    forced[:, 7:] = -1
+    assert generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4), forced=forced).equal(whole)
+
+
+def test_forced_codes_that_cannot_be(model, vocabulary, prompts):
+    with pytest.raises(ValueError, match=r"forced codes of shape \(4, 3\): expected \(4, 12\)"):
+        generate_codes(model, vocabulary, prompts, generators=streams(0, 0, 0, 0), forced=torch.zeros(4, 3).long())
+    forced = torch.full((4, 12), -1)
+    forced[2, 5] = 3
+    with pytest.raises(ValueError, match="forced code 3 at position 5 of row 2: the codes there are 12 to 31, or -1"):
+        generate_codes(model, vocabulary, prompts, generators=streams(0, 0, 0, 0), forced=forced)
+
+
+# What stops it
+
+
+@pytest.mark.parametrize(
+    ("error", "caught"), [(OSError("no disk"), DrawingStopped), (KeyboardInterrupt(), DrawingInterrupted)]
+)
+def test_what_is_drawn_comes_with_the_error(model, vocabulary, prompts, error, caught):
+    whole = generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4))
+
+    def stop(step, total, codes):
+        if step == 12 + 5:
+            raise error
+
+    with pytest.raises(caught) as stopped:
+        generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4), max_batch_rows=2, callback=stop)
+    assert stopped.value.codes[:2].equal(whole[:2])
+    assert stopped.value.codes[2:, :5].equal(whole[2:, :5]) and (stopped.value.codes[2:, 5:] == -1).all()
+    assert stopped.value.__cause__ is error
+
+
+def test_step_by_step(model, vocabulary, prompts):
+    steps = draw(model, vocabulary, prompts[:1], generators=streams(1))
+    first = next(steps)
+    assert (first.step, first.total_steps, first.codes.shape) == (1, 12, (1, 1))
+    assert not torch.is_inference_mode_enabled()  # not even between two steps
+    *_, last = steps
+    assert last.codes.equal(generate_codes(model, vocabulary, prompts[:1], generators=streams(1)))
+
+
+def test_too_little_memory_splits_the_batch(vocabulary, prompts):
+    model, most = random_model(vocabulary), 2
+    whole = generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4))
+
+    def memory(module, arguments, settings):
+        if len(settings["input_ids"]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.model.register_forward_pre_hook(memory, with_kwargs=True)
+    assert generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4)).equal(whole)
+    most = 0
+    with pytest.raises(RuntimeError, match="no memory to draw even one picture"):
+        generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4))
+
+
+# Settings that change along a picture
+
+
+def test_a_schedule_of_one_value_is_that_value(model, vocabulary, prompts):
+    def codes(scale):
+        return generate_codes(model, vocabulary, prompts, guidance_scale=scale, generators=streams(1, 2, 3, 4))
+
+    assert codes([2.5] * 12).equal(codes(2.5)) and codes(lambda position: 2.5).equal(codes(2.5))
+    assert codes([1.0] * 12).equal(codes(1.0))
+    mixed = codes([1.0] * 6 + [4.0] * 6)
+    assert mixed[:, :6].equal(codes(1.0)[:, :6]) and not mixed.equal(codes(1.0)) and not mixed.equal(codes(4.0))
+
+
+def test_settings_of_each_level(model, vocabulary, prompts):
+    def codes(**settings):
+        return generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4), **settings)
+
+    assert codes(temperature=[1.0, 1.0]).equal(codes())
+    assert codes(temperature=[0, 0]).equal(codes(temperature=0))
+    mixed = codes(temperature=[1.0, 0], top_k=[3, 0])
+    assert mixed[:, :4].equal(codes(top_k=3)[:, :4])
+    forced = mixed.clone()
+    forced[:, 4:] = -1
+    assert codes(temperature=0, forced=forced).equal(mixed)
+
+
+def test_settings_by_position():
+    layout = build_layout([(1, 1), (1, 2)], [[4, 4], [8, 8]]).to_dict()
+
+    def values(name, **settings):
+        return [getattr(one, name) for one in settings_by_position(layout, **settings)]
+
+    assert values("top_k", top_k=[1, 2]) == [1, 1, 2, 2, 2, 2]  # levels
+    assert values("top_k", top_k=[1, 2, 3, 4]) == [1, 2, 3, 4, 3, 4]  # depths of each
+    assert values("guidance_scale", guidance_scale=lambda position: 1 + position) == [1, 2, 3, 4, 5, 6]
+    one_level = build_layout([(1, 2)], [[4, 4]]).to_dict()
+    assert [one.min_p for one in settings_by_position(one_level, min_p=[0, 0.5])] == [0, 0.5, 0, 0.5]
+    for settings, words in (
+        ({"guidance_scale": [1.0, 2.0]}, "guidance_scale has 2 values: give one number, or one .* 6 codes"),
+        ({"temperature": [1.0, 2.0, 3.0]}, "temperature has 3 values: give one, or .* 2 levels, or .* 4 depths"),
+        ({"top_p": [0.5, 0.0]}, r"top_p must be in \(0, 1\] .* got 0.0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            settings_by_position(layout, **settings)
+    with pytest.raises(ValueError, match="top_k has 3 values: give one, or one for each of the 2 codes of a place"):
+        settings_by_position(one_level, top_k=[1, 2, 3])
 
 
 # The choice of one code
@@ -245,6 +486,10 @@ LOGITS = torch.tensor(PROBABILITIES).log().tolist()
         ({"top_p": 0.75}, [0, 4 / 9, 2 / 9, 3 / 9]),
         ({"top_p": 0.01}, [0, 1, 0, 0]),
         ({"top_k": 3, "top_p": 0.5}, [0, 4 / 7, 0, 3 / 7]),
+        ({"min_p": 0.6}, [0, 4 / 7, 0, 3 / 7]),
+        ({"min_p": 1}, [0, 1, 0, 0]),
+        ({"min_p": 0.4, "temperature": 0.5}, [0, 16 / 25, 0, 9 / 25]),  # of what the temperature leaves
+        ({"min_p": 0.6, "top_k": 1}, [0, 1, 0, 0]),
         ({"temperature": 1e-30}, [0, 1, 0, 0]),
         ({"temperature": 1e30}, [0.25, 0.25, 0.25, 0.25]),
     ],
@@ -275,6 +520,7 @@ def test_a_code_without_probability_is_never_chosen():
         ({"top_k": 1.5}, TypeError, "top_k must be a whole number, got 1.5"),
         ({"top_p": 0}, ValueError, r"top_p must be in \(0, 1\] .* got 0"),
         ({"top_p": 1.01}, ValueError, r"top_p must be in \(0, 1\] .* got 1.01"),
+        ({"min_p": 1.5}, ValueError, r"min_p must be in \[0, 1\] .* got 1.5"),
         ({"top_p": None}, TypeError, "top_p must be a number, got None"),
     ],
 )

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lm.generation import generate_text
 from lm.losses import NextTokenLoss
 from lm.model import build_configuration, build_model
 from lm.sequences import collate, description_prompt, token_sequence
+from lm.text_generation import generate_text
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines import ImageToTextPipeline, TextToImagePipeline
 from pipelines.options import parse_options

@@ -1,0 +1,68 @@
+"""How likely a language model finds pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from lm.generation import evaluation_mode
+from lm.losses import NextTokenLoss
+from lm.sequences import IGNORED, collate, token_sequence
+from pipelines.drawing import check_trained, prompt_rows, texts_of
+from pipelines.multimodal import MultimodalPipeline
+
+
+@dataclass
+class ScoreOutput:
+    """How likely a model finds the codes of pictures, among the codes that are possible at each position.
+
+    Attributes:
+        nats: (B, T) float32, negative log-likelihood of each code after all before it.
+        level: (T,) int64, the level of each position; 0 is the coarsest.
+        codes: (B, T) int64, of the pictures.
+    """
+
+    nats: torch.Tensor
+    level: torch.Tensor
+    codes: torch.Tensor
+
+    @property
+    def total(self) -> torch.Tensor:
+        """(B,) nats of each picture."""
+        return self.nats.sum(1)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """(B,) nats a code of each picture."""
+        return self.nats.mean(1)
+
+
+@torch.no_grad()
+def score_pictures(
+    pipe: MultimodalPipeline, prompt: str | list[str] | None, image: Image.Image | list[Image.Image]
+) -> ScoreOutput:
+    """What `TextToImagePipeline.score` does."""
+    prompts = texts_of(prompt, "prompt")
+    check_trained(pipe.vocabulary, prompt)
+    codes = pipe.encode_images(image)
+    if len(prompts) != len(codes) and 1 not in (len(prompts), len(codes)):
+        raise ValueError(
+            f"{len(prompts)} prompts and {len(codes)} pictures: give one for each, or one of either for all"
+        )
+    count = max(len(prompts), len(codes))
+    rows = [ids[1:-1] for ids in prompt_rows(pipe.model, pipe.vocabulary, prompts, "prompt", count // len(prompts))]
+    codes = codes.expand(count, -1)
+    name = "image" if prompt is None else "caption_to_image"  # alike up to the last code in all that draw
+    loss = NextTokenLoss(pipe.model, pipe.vocabulary.id_ranges)
+    nats = []
+    with evaluation_mode(pipe.model):
+        for start in range(0, count, pipe.max_batch_rows):
+            part = range(start, min(start + pipe.max_batch_rows, count))
+            sequences = [token_sequence(pipe.vocabulary, name, rows[row], codes[row].cpu().numpy()) for row in part]
+            batch = {key: value.to(pipe.device) for key, value in collate(sequences, pipe.vocabulary.pad_id).items()}
+            found = loss.position_nats(batch["input_ids"], batch["labels"], batch["position_ids"])
+            nats += [one[labels != IGNORED] for one, labels in zip(found, batch["labels"], strict=True)]
+    level = torch.tensor(pipe.vocabulary.layout["level"], device=pipe.device)
+    return ScoreOutput(torch.stack(nats), level, codes.clone())
