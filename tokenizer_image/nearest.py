@@ -13,7 +13,7 @@ from tokenizer_image.screening import screened_codes, screening_pays
 # At most so many scores (16 MB) exist at a time: the product is quick only in blocks of some hundred rows, and what
 # follows it wants to find the block in the processor's cache.
 BLOCK_FLOATS = 1 << 22
-BLOCK_ROWS = 2048
+BLOCK_ROWS = 8192
 # The search takes the maximum over columns that lie this far apart, which a processor does for many columns at once;
 # torch.argmax over a whole row looks at one number at a time.
 STRIDE = 64

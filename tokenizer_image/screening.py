@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 BLOCK_SCORES = 1 << 23  # at most so many bfloat16 scores (16 MB) exist at a time
-BLOCK_ROWS = 1024
+BLOCK_ROWS = 4096
 FEW = 1024  # with fewer codes or vectors, float32 is as fast
 GUESSES = 16
 ROUNDING = 2.0**-8  # largest relative error of rounding to bfloat16
