@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokenizer_image import nearest
+from tokenizer_image import nearest, screening
 from tokenizer_image.nearest import nearest_codes, sums_per_code
 from tokenizer_image.screening import screened_codes
 
@@ -72,8 +72,6 @@ def test_a_latent_that_is_a_code_has_that_code(search):
 @pytest.mark.parametrize("size, dim", [(1024, 256), (4096, 8), (1536, 64)])
 def test_screening_leaves_few_codes_to_compare(size, dim, monkeypatch):
     """Else it would not pay; and no code that is compared may be missing from those that remain."""
-    from tokenizer_image import screening
-
     vectors, codebook = torch.randn(2000, dim), torch.randn(size, dim)
     compared = 0
     compare = screening._nearest
@@ -95,6 +93,7 @@ def test_screening_gives_up_where_all_codes_are_alike(monkeypatch):
     assert len(screened_codes(vectors, codebook)) == 0
     assert nearest_codes(vectors, codebook).tolist() == [0] * 3000
     # and in the middle: the second thousand are at the same distance from all codes
+    monkeypatch.setattr(screening, "BLOCK_ROWS", 1024)
     vectors[:1024, 0] += 100
     vectors[1024:2048] = 0
     codebook = torch.zeros(2048, 8)
