@@ -110,6 +110,16 @@ def test_nearest_codes_work_in_blocks(monkeypatch):
     assert torch.equal(nearest_codes(vectors, codebook), whole)
 
 
+def test_the_buffer_serves_inside_and_outside_inference_mode():
+    vectors, codebook = torch.randn(1000, 8), torch.randn(100, 8)
+    nearest._held.__dict__.clear()
+    with torch.inference_mode():
+        inside = nearest_codes(vectors, codebook)
+    assert torch.equal(nearest_codes(vectors, codebook), inside)
+    smaller = nearest_codes(vectors[:10], codebook[:50])
+    assert torch.equal(smaller, in_float32(vectors[:10].clone(), codebook[:50].clone()))
+
+
 @SEARCHES
 def test_ties_go_to_the_lowest_index(search):
     codebook = torch.tensor([[5.0, 5.0], [1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ BLOCK_ROWS = 8192
 STRIDE = 64
 # Fewer codes are searched whole.
 FEW = 256
+_held = threading.local()
 
 
 @torch.no_grad()
@@ -70,12 +72,27 @@ def _search(
         rows = max(64, min(BLOCK_ROWS, BLOCK_FLOATS // len(codebook)))
         if vectors.is_cuda:
             rows *= 8  # a graphics card is idle between small blocks
-        buffer = vectors.new_empty(min(rows, len(vectors)), len(codebook))
+        buffer = _buffer(min(rows, len(vectors)) * len(codebook), vectors.device).view(-1, len(codebook))
         for start in range(0, len(vectors), rows):
             block = vectors[start : start + rows]
             scores = torch.addmm(half_norms, block, transposed, out=buffer[: len(block)])
             codes[start : start + rows] = pick(scores)
         return codes
+
+
+def _buffer(size: int, device: torch.device) -> torch.Tensor:
+    """(size,) float32 of any content, valid until the next call in this thread.
+
+    On a CPU the memory is held from call to call: what is given back to the system has to be made anew, page by page,
+    which takes as long as the search itself.
+    """
+    if device.type != "cpu":
+        return torch.empty(size, device=device)
+    held: torch.Tensor | None = getattr(_held, "buffer", None)
+    if held is None or len(held) < size:
+        with torch.inference_mode(False):  # an inference tensor could not be written to outside
+            held = _held.buffer = torch.empty(size)
+    return held[:size]
 
 
 @contextmanager
