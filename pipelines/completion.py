@@ -16,23 +16,12 @@ from torch.nn import functional
 
 from lm.generation import UNDRAWN
 from pipelines.multimodal import random_stream, whole_number
-from tokenizer_image.layout import ImageTokenizer
-from tokenizer_image.preprocessing import preprocess, to_pixel_values
 
 Layout = Mapping[str, Sequence[int]]
 
 
-@torch.no_grad()
-def codes_of(
-    image_tokenizer: ImageTokenizer, image: Any, image_size: Sequence[int], device: torch.device
-) -> torch.Tensor:
-    """The codes (T,) of one PIL picture of the model's own size, [height, width]; the tokenizer is on `device`.
-
-    Raises:
-        TypeError, ValueError: not a picture, or one of another size.
-    """
-    from pipelines.evaluation import preprocessing_of
-
+def check_picture(image: Any, image_size: Sequence[int]) -> None:
+    """Raise TypeError or ValueError unless `image` is one PIL picture of the model's own size, [height, width]."""
     if not isinstance(image, Image.Image):
         raise TypeError(f"image must be one PIL picture, got {type(image).__name__}")
     height, width = image_size
@@ -41,8 +30,6 @@ def codes_of(
             f"the picture is {image.size[0]}x{image.size[1]} (width x height), this model's are {width}x{height}: "
             "resize or crop it first"
         )
-    pixels = preprocess(image, preprocessing_of(image_tokenizer))
-    return image_tokenizer.encode(to_pixel_values(pixels)[None].to(device))[0]
 
 
 def to_redraw(

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lm.generation import Callback, DrawingInterrupted, DrawingStopped, draw, generate_codes
 from lm.sampling import ByLevel, Guidance
-from pipelines.completion import codes_of, forced_codes, kept_levels, kept_places, scattered_places, to_redraw
+from pipelines.completion import check_picture, forced_codes, kept_levels, kept_places, scattered_places, to_redraw
 from pipelines.drawing import drawing_request, texts_of
 from pipelines.multimodal import MultimodalPipeline, whole_number
 from pipelines.ranking import Ranker, best_pictures
@@ -205,8 +205,8 @@ class TextToImagePipeline(MultimodalPipeline):
     ) -> TextToImageOutput:
         """Draw what is not `kept` (T,) bool of a picture."""
         asked = self._request(prompt, **settings)
-        codes = codes_of(self.image_tokenizer, image, self.vocabulary.image_size, self.device)
-        asked["forced"] = forced_codes(codes, kept, len(asked["prompts"]))
+        check_picture(image, self.vocabulary.image_size)
+        asked["forced"] = forced_codes(self.encode_images(image)[0], kept, len(asked["prompts"]))
         return self._drawn(asked, output_type, callback)
 
     def _drawn(self, asked: dict[str, Any], output_type: str, callback: Callback | None) -> TextToImageOutput:

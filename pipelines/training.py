@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -30,6 +29,7 @@ from pipelines.run import Run, peak_memory
 from pipelines.termination import EXIT_CODE, termination
 from pipelines.training_options import TrainingOptions
 from tokenizer_image.data import DecodedPictures, PictureDataset, Preprocessing, decode_pictures, load_pictures
+from tokenizer_image.screening import has_bfloat16
 
 ESTIMATE_AT = 20  # steps after which time and memory are worth telling
 SMALL_DATA_SET = 1000
@@ -41,11 +41,7 @@ def computes_bf16() -> bool:
     """Whether bf16 is faster than float32 here."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    try:
-        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
-    except (OSError, StopIteration):
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return has_bfloat16()
 
 
 def start_accelerator(options: TrainingOptions) -> Accelerator:

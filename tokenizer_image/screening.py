@@ -28,10 +28,11 @@ CROWD = 16
 
 def screening_pays(vectors: torch.Tensor, codebook: torch.Tensor) -> bool:
     """Whether a product in bfloat16 is so much faster here that `screened_codes` is worth its checks."""
-    return vectors.device.type == "cpu" and min(len(vectors), len(codebook)) >= FEW and _has_bfloat16()
+    return vectors.device.type == "cpu" and min(len(vectors), len(codebook)) >= FEW and has_bfloat16()
 
 
-def _has_bfloat16() -> bool:
+def has_bfloat16() -> bool:
+    """Whether this processor has instructions for products in bfloat16."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
