@@ -20,7 +20,8 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
@@ -73,6 +74,14 @@ def parse_options(
     except (ValueError, TypeError) as error:
         parser.error(str(error))
     return options
+
+
+def run_command(main: Callable[[OptionsT], Any], options_class: type[OptionsT], description: str | None) -> None:
+    """Call `main` with the command line's options; what a user can get wrong ends in one line, with exit code 1."""
+    try:
+        main(parse_options(options_class, description=description))
+    except (ValueError, OSError) as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
 
 
 def _build_parser(

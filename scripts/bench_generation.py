@@ -21,7 +21,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from pipelines.benchmark import Row, interleaved, row, seconds, show, write_rows
-from pipelines.options import parse_options
+from pipelines.options import run_command
 
 if TYPE_CHECKING:
     import torch
@@ -235,7 +235,4 @@ def main(options: BenchOptions) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_options(BenchOptions, description=__doc__))
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+    run_command(main, BenchOptions, __doc__)

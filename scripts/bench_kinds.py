@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.benchmark import Row, row, write_rows
-from pipelines.options import parse_options
+from pipelines.options import run_command
 
 SCRIPTS = Path(__file__).resolve().parent
 NETWORK = "--image_size 32 --patch_size 4 --hidden_sizes 128"  # 8x8 places
@@ -168,7 +168,4 @@ def main(options: BenchOptions) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_options(BenchOptions, description=__doc__))
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+    run_command(main, BenchOptions, __doc__)

@@ -10,15 +10,13 @@ pictures, trained for 1,000 steps of 256. It runs first, from its first step to 
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pipelines.benchmark import row, show, write_rows
-from pipelines.options import parse_options
+from pipelines.options import run_command
 
 SIDE, CODES = 28, 256
 TARGET = 0.0025  # test MSE on [0, 1]
@@ -133,7 +131,4 @@ def main(options: BenchOptions) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_options(BenchOptions, description=__doc__))
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+    run_command(main, BenchOptions, __doc__)

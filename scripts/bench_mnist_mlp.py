@@ -9,7 +9,6 @@ own.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import torch
 
 from pipelines.benchmark import Row, row, show, write_rows
-from pipelines.options import parse_options
+from pipelines.options import run_command
 from tokenizer_image import VQVAE, Quantizer, QuantizerOutput, register_quantizer
 
 SIDE, CODES, DIM = 28, 512, 16
@@ -127,7 +126,4 @@ def main(options: BenchOptions) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_options(BenchOptions, description=__doc__))
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+    run_command(main, BenchOptions, __doc__)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.benchmark import Row, interleaved, row, seconds, show, write_rows
-from pipelines.options import parse_options
+from pipelines.options import run_command
 
 # (vectors N, code_dim D, codebook_size K), and the targets: speed-up of a step, encode over product, extra MB.
 SIZES: dict[tuple[int, int, int], tuple[float | None, float | None, float]] = {
@@ -186,7 +186,4 @@ def main(options: BenchOptions) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_options(BenchOptions, description=__doc__))
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+    run_command(main, BenchOptions, __doc__)

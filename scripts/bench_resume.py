@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.benchmark import Row, row, show, write_rows
-from pipelines.options import parse_options
+from pipelines.options import run_command
 
 SCRIPTS = Path(__file__).resolve().parent
 PATIENCE = 600.0  # seconds that a run may take
@@ -139,7 +139,4 @@ def main(options: BenchOptions) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_options(BenchOptions, description=__doc__))
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+    run_command(main, BenchOptions, __doc__)

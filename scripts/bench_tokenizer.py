@@ -10,15 +10,13 @@ turns, and medians are told. Then a profile of our step.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from pipelines.benchmark import Row, interleaved, row, show, write_rows
-from pipelines.options import parse_options
+from pipelines.options import run_command
 
 TARGET = 1.5
 
@@ -174,7 +172,4 @@ def main(options: BenchOptions) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_options(BenchOptions, description=__doc__))
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+    run_command(main, BenchOptions, __doc__)

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipelines.options import parse_options
+from pipelines.options import run_command
 
 if TYPE_CHECKING:
     from pipelines.alignment import AlignmentSet
@@ -238,7 +238,4 @@ def _publish(
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_options(EvaluateOptions, description=__doc__))
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+    run_command(main, EvaluateOptions, __doc__)
