@@ -189,15 +189,24 @@ class TokenCache:
             total += int(((texts == has_text) & (codes == has_codes)).sum())
         return total
 
-    def document(self, row: int) -> Document:
-        """Everything about a row."""
+    def image_sizes(self, row: int) -> list[tuple[int, int]]:
+        """(height, width) of each of a row's pictures, in pixels."""
         shard, local = self._place(row)
         first, last = local, local + 1
         if shard.picture_ends is not None:
             first, last = _start(shard.picture_ends, local), int(shard.picture_ends[local])
-        sizes = [(int(height), int(width)) for height, width in shard.image_sizes[first:last]]
-        order = shard.orders[local] if shard.orders else ""
-        return Document(self.codes(row), sizes, self.texts(row), order, int(shard.labels[local]))
+        return [(height, width) for height, width in shard.image_sizes[first:last].tolist()]
+
+    def order(self, row: int) -> str:
+        """Parts of an interleaved document, "t" or "i" each; "" for a captioned picture."""
+        shard, local = self._place(row)
+        return shard.orders[local] if shard.orders else ""
+
+    def document(self, row: int) -> Document:
+        """Everything about a row."""
+        shard, local = self._place(row)
+        sizes, texts = self.image_sizes(row), self.texts(row)
+        return Document(self.codes(row), sizes, texts, self.order(row), int(shard.labels[local]))
 
     def all_texts(self) -> Iterable[str]:
         """Every text of every row, in order."""

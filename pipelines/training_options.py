@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from pipelines.data_options import DataOptions, option
 
 if TYPE_CHECKING:
     import torch
@@ -14,23 +16,12 @@ if TYPE_CHECKING:
     from pipelines.optimization import Budget
 
 
-def option(default: Any, text: str) -> Any:
-    """A dataclass field with help text."""
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass
-class TrainingOptions:
+class TrainingOptions(DataOptions):
     """Options of both training scripts."""
 
     output_dir: str = option("runs/run", "folder of the run")
     batch_size: int = option(64, "examples a step, over all processes")
-    dataset: str = option("sprites", "'sprites', a local folder of pictures, or the name of a data set on the Hub")
-    image_column: str | None = option(None, "column of the pictures (found by itself if it has a usual name)")
-    caption_column: str | None = option(None, "column of the captions, one text or a list of texts a picture")
-    max_examples: int | None = option(None, "use at most this many training pictures (sprites: 100000)")
-    max_unreadable_share: float = option(0.01, "stop when more than this share of the pictures cannot be read")
-    num_workers: int = option(-1, "processes that read pictures; -1: one per core")
     resume: bool = option(False, "go on from the last checkpoint in --output_dir, or start if there is none")
     allow_changes: bool = option(False, "with --resume: go on with other settings than the run started with")
     overwrite: bool = option(False, "delete an earlier run in --output_dir first")
@@ -46,7 +37,6 @@ class TrainingOptions:
     ema_decay: float = option(0.998, "decay of the averaged weights; 0 turns averaging off")
     mixed_precision: str = option("auto", "'no', 'bf16', or 'auto': bf16 where the machine computes in it")
     cpu_threads: int | None = option(None, "PyTorch's threads (default: cores over local processes)")
-    seed: int = option(0, "seed of everything random")
     log_every: int = option(20, "steps between lines in metrics.jsonl")
     validate_every: int = option(500, "steps between validations; 0: only at the end")
     sample_every: int = option(1000, "steps between sample pictures; 0: only at the end")
@@ -55,11 +45,12 @@ class TrainingOptions:
 
     script: ClassVar[str | None] = None  # the command that these options are of
     above_zero: ClassVar[tuple[str, ...]] = (
-        "learning_rate", "muon_learning_rate", "max_grad_norm", "log_every", "batch_size", "max_examples",
+        *DataOptions.above_zero, "learning_rate", "muon_learning_rate", "max_grad_norm", "log_every", "batch_size",
         "cpu_threads",
     )  # fmt: skip
     not_negative: ClassVar[tuple[str, ...]] = (
-        "weight_decay", "warmup_steps", "seed", "validate_every", "sample_every", "checkpoint_every",
+        *DataOptions.not_negative, "weight_decay", "warmup_steps", "validate_every", "sample_every",
+        "checkpoint_every",
     )  # fmt: skip
 
     def budget(self) -> Budget:
@@ -84,19 +75,10 @@ class TrainingOptions:
             muon_learning_rate=self.muon_learning_rate if self.optimizer == "muon" else None,
         )
 
-    def workers(self) -> int:
-        """How many processes read pictures."""
-        return self.num_workers if self.num_workers >= 0 else (os.cpu_count() or 1)
-
     def check(self) -> None:
         """Raise ValueError for values that no run can have."""
+        super().check()
         self.budget()
-        for name in self.above_zero:
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"--{name} {getattr(self, name)} must be above zero")
-        for name in self.not_negative:
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"--{name} {getattr(self, name)} must be at least zero")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema_decay {self.ema_decay} must be in [0, 1); 0 turns averaging off")
         if self.optimizer not in ("muon", "adamw"):

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pipelines.data_options import CacheOptions
 from pipelines.training_options import TrainingOptions, option
 
 
 @dataclass
-class Options(TrainingOptions):
+class Options(CacheOptions, TrainingOptions):
     """Train a language model on mixed sequences."""
 
     script: ClassVar[str | None] = "train_lm.py"
@@ -30,8 +31,6 @@ class Options(TrainingOptions):
         *TrainingOptions.not_negative, "caption_dropout", "default_guidance",
     )  # fmt: skip
     output_dir: str = option("runs/model", "folder of the run and of the model")
-    image_tokenizer: str = option("runs/tokenizer", "folder of the image tokenizer")
-    token_cache: str | None = option(None, "folder of the token cache (default: OUTPUT_DIR/token_cache)")
     formats: list[str] = field(
         default_factory=lambda: ["caption_to_image=1"],
         metadata={

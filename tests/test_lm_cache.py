@@ -71,7 +71,8 @@ def test_interleaved_documents(tmp_path):
     cache = TokenCache(write_cache(tmp_path, [documents, documents[:1]]))
     for row, document in enumerate([*documents, documents[0]]):
         assert_same(cache.document(row), document)
-    assert [cache.document(row).order for row in range(4)] == ["", "titit", "it", ""]
+    assert [cache.order(row) for row in range(4)] == ["", "titit", "it", ""]
+    assert [cache.image_sizes(row) for row in range(4)] == [[(8, 8)], [(8, 8), (8, 24)], [(8, 8)], [(8, 8)]]
     assert not (tmp_path / "shard-00001" / "orders.bin").exists()
 
 
