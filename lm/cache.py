@@ -107,6 +107,7 @@ class _Shard:
         self.labels, self.image_sizes = arrays["labels"], arrays["image_sizes"]
         orders = folder / "orders.bin"
         self.orders = orders.read_bytes().decode().split("\0") if orders.is_file() else None
+        self.interleaved = np.asarray([len(order) > 1 for order in self.orders or ()] or [False])
         # Where each row's pictures end; without orders every row is one captioned picture.
         self.picture_ends, pictures = None, rows
         if self.orders is not None:
@@ -180,13 +181,14 @@ class TokenCache:
         raw = shard.texts[_start(shard.text_ends, local) : shard.text_ends[local]].tobytes()
         return [text.decode() for text in raw.split(SEPARATOR)[:-1]]
 
-    def count(self, has_text: bool, has_codes: bool) -> int:
-        """How many rows have (or have no) text and (or no) picture. Reads where rows end, and nothing else."""
+    def count(self, has_text: bool, has_codes: bool, interleaved: bool = False) -> int:
+        """How many rows, interleaved or not, have (or have no) text and (or no) picture. Reads where rows end, and
+        nothing else."""
         total = 0
         for shard in self._shards:
             texts = np.diff(shard.text_ends, prepend=shard.text_ends.dtype.type(0)) > 0
             codes = np.diff(shard.code_ends, prepend=shard.code_ends.dtype.type(0)) > 0
-            total += int(((texts == has_text) & (codes == has_codes)).sum())
+            total += int(((texts == has_text) & (codes == has_codes) & (shard.interleaved == interleaved)).sum())
         return total
 
     def image_sizes(self, row: int) -> list[tuple[int, int]]:
@@ -201,6 +203,11 @@ class TokenCache:
         """Parts of an interleaved document, "t" or "i" each; "" for a captioned picture."""
         shard, local = self._place(row)
         return shard.orders[local] if shard.orders else ""
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether some rows have several parts in an order of their own."""
+        return any(bool(shard.interleaved.any()) for shard in self._shards)
 
     def document(self, row: int) -> Document:
         """Everything about a row."""

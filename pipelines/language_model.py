@@ -14,9 +14,9 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm.cache import TokenCache
-from lm.data import BatchOrder, CaptionedPictures
+from lm.data import SequenceSource
 from lm.model import build_configuration, build_model, load_model, model_sizes, start_code_rows
-from lm.sequences import FORMATS
+from lm.sequences import FORMATS, collate
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines.grids import labelled_grid
 from pipelines.image_to_text import ImageToTextPipeline
@@ -24,6 +24,7 @@ from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.preprocessing import postprocess
 
 VALIDATION_ROWS = 64  # per batch
+DOCUMENT_LENGTH = 1024  # tokens of an interleaved row, where --max_length does not say
 SHOWN_CAPTIONS, SHOWN_PICTURES = 6, 4  # in a sample grid
 
 
@@ -33,10 +34,12 @@ def build_vocabulary(options: Any, tokenizer: ImageTokenizer, cache: TokenCache)
         text = load_text_tokenizer(options.text_tokenizer)
     else:
         text = train_text_tokenizer(cache.all_texts(), options.text_vocab_size)
-    side = tokenizer.config.image_size
+    own = tokenizer.config.image_size
+    first, *others = options.picture_sizes() or [(own, own)]
     return MultimodalVocabulary.build(
-        text, num_codes=tokenizer.num_codes, layout=tokenizer.layout().to_dict(), image_size=[side, side],
+        text, num_codes=tokenizer.num_codes, layout=tokenizer.layout(first).to_dict(), image_size=list(first),
         image_tokenizer_fingerprint=tokenizer.fingerprint, default_guidance=options.default_guidance,
+        other_layouts={size: tokenizer.layout(size).to_dict() for size in others},
     )  # fmt: skip
 
 
@@ -97,7 +100,7 @@ def build_parts(
         model = load_model(str(Path(options.init_from) / "lm"))
     else:
         vocabulary = build_vocabulary(options, tokenizer, cache)
-        positions = vocabulary.tokens_per_image + options.max_caption_tokens + 4
+        positions = longest_sequence(options, cache, vocabulary) + 4
         sizes = options.sizes(vocabulary.tokens_per_image)
         model = build_model(build_configuration(vocabulary, max_positions=positions, **sizes))
         vectors = tokenizer.code_vectors() if hasattr(tokenizer, "code_vectors") else None
@@ -130,18 +133,27 @@ def loss_shares(options: Any) -> tuple[float, float]:
 
 def build_source(
     options: Any, cache: TokenCache, vocabulary: MultimodalVocabulary, model: PreTrainedModel, caption_dropout: float
-) -> CaptionedPictures:
-    """The rows of a cache in the options' formats, with texts cut to what the options allow and the model can take."""
-    mixture = options.mixture()
-    frame = max(FORMATS[name].frame for name in mixture)
-    longest = vocabulary.tokens_per_image + options.max_caption_tokens + frame
-    max_length = min(longest, model.config.max_position_embeddings)
-    return CaptionedPictures(cache, vocabulary, caption_dropout, mixture, max_length)
+) -> SequenceSource:
+    """The rows of a cache in the options' formats, no longer than what the options allow and the model can take."""
+    longest = min(longest_sequence(options, cache, vocabulary), model.config.max_position_embeddings)
+    return SequenceSource(
+        cache, vocabulary, caption_dropout, options.mixture(), longest, options.long_sequences == "drop"
+    )
 
 
-def formats_line(source: CaptionedPictures) -> str:
+def longest_sequence(options: Any, cache: TokenCache, vocabulary: MultimodalVocabulary) -> int:
+    """Most tokens of a sequence: --max_length, or what a picture and its caption take, and interleaved rows at least
+    `DOCUMENT_LENGTH`."""
+    frame = max(FORMATS[name].frame for name in options.mixture())
+    captioned = vocabulary.longest_picture + options.max_caption_tokens + frame
+    return options.max_length or max(captioned, DOCUMENT_LENGTH if cache.interleaved else 0)
+
+
+def formats_line(source: SequenceSource) -> str:
     """What is learned, and what becomes of rows that lack a caption or a picture."""
     line = f"sequence formats: {' '.join(f'{name}={weight:g}' for name, weight in source.mixture.items())}"
+    if source.cache.interleaved:
+        return f"{line}; interleaved rows are learned as document, of up to {source.max_length} tokens"
     for has_text, has_codes, what in ((False, True, "caption"), (True, False, "picture")):
         rows = source.cache.count(has_text, has_codes)
         if rows:
@@ -149,27 +161,28 @@ def formats_line(source: CaptionedPictures) -> str:
     return line
 
 
-def first_choices(source: CaptionedPictures, name: str, rows: Iterable[int]) -> list[tuple[str, str | None]]:
-    """`CaptionedPictures.choose` for validation: every row in the format `name` with its first text, or in one that it
+def first_choices(source: SequenceSource, name: str, rows: Iterable[int]) -> list[tuple[str, str | None]]:
+    """`SequenceSource.choose` for validation: every row in the format `name` with its first text, or in one that it
     can take."""
     chosen: list[tuple[str, str | None]] = []
     for row in rows:
         texts = source.cache.texts(row)
-        has = bool(texts), len(source.cache.codes(row)) > 0
+        has = bool(texts), len(source.cache.codes(row)) > 0, len(source.cache.order(row)) > 1
         takes = name if FORMATS[name].fits(*has) else next(iter(source.possible(*has)))
         chosen.append((takes, texts[0] if FORMATS[takes].has_text else None))
     return chosen
 
 
-def count_cropped(source: CaptionedPictures) -> int:
-    """How many of the first texts of all rows lose their end."""
-    before = source.cropped
-    if any(FORMATS[name].has_text for name in source.mixture):
-        source.text_ids([text for row in range(len(source.cache)) for text in source.cache.texts(row)[:1]])
-    return source.cropped - before
+def count_long(source: SequenceSource) -> int:
+    """How many rows, each with its first text, are too long in one of the formats: cropped, or left out."""
+    rows = range(len(source.cache))
+    longest = max(source.mixture, key=lambda name: FORMATS[name].frame * FORMATS[name].has_text)
+    before = source.cropped + source.dropped
+    source.items(rows, first_choices(source, longest, rows))
+    return source.cropped + source.dropped - before
 
 
-def shown_captions(source: CaptionedPictures) -> list[str | None]:
+def shown_captions(source: SequenceSource) -> list[str | None]:
     """Different captions for the sample grid, cut at a word where they are too long for the model; [] where nothing is
     drawn."""
     formats = [FORMATS[name] for name in source.mixture]
@@ -180,22 +193,23 @@ def shown_captions(source: CaptionedPictures) -> list[str | None]:
     if any(one.drops_captions for one in formats):
         found = list(dict.fromkeys(text for row in rows for text in source.cache.texts(row)[:1]))
     alone: list[str | None] = [None, None] if "image" in source.vocabulary.formats else []
+    frame = max(one.frame for one in formats)
+    room = source.max_length - source.vocabulary.longest_picture - frame
     shown: list[str | None] = []
     for caption in found[:SHOWN_CAPTIONS]:
         words = caption.split()
-        while len(source.vocabulary.encode_text(" ".join(words))) > source.room:
+        while len(source.vocabulary.encode_text(" ".join(words))) > room:
             words.pop()
         shown.append(" ".join(words) or None)
     return shown or alone
 
 
-def validate(module: Any, order: BatchOrder, device: torch.device) -> dict[str, float]:
+def validate(module: Any, source: SequenceSource, device: torch.device) -> dict[str, float]:
     """Mean nats per image code and per text token, of what is learned, over the validation rows in every format.
 
     Pictures count with their captions where those are learned from, not alone. Where several formats teach text, the
     figure is of all together, and one of each beside it.
     """
-    source = order.source
     names = list(source.mixture)
     if any(FORMATS[name].drops_captions for name in names):
         names = [name for name in names if name != "image"]
@@ -204,7 +218,10 @@ def validate(module: Any, order: BatchOrder, device: torch.device) -> dict[str, 
     with torch.inference_mode():
         for name, start in product(names, range(0, len(rows), VALIDATION_ROWS)):
             part = rows[start : start + VALIDATION_ROWS]
-            batch = order.collate(source.items(part, first_choices(source, name, part)))
+            items = source.items(part, first_choices(source, name, part))
+            if not items:
+                continue
+            batch = collate([source.sequence(item) for item in items], source.vocabulary.pad_id)
             sums = module(**{key: tensor.to(device) for key, tensor in batch.items()})
             found = totals.setdefault(name, {})
             for key in ("image_nats", "image_tokens", "text_nats", "text_tokens"):
@@ -226,7 +243,7 @@ def _mean(totals: Iterable[dict[str, float]], kind: str) -> float:
     return sum(one[f"{kind}_nats"] for one in found) / max(1.0, sum(one[f"{kind}_tokens"] for one in found))
 
 
-def shown_codes(source: CaptionedPictures) -> torch.Tensor | None:
+def shown_codes(source: SequenceSource) -> torch.Tensor | None:
     """Codes (n, T) of the first pictures, for the sample grid; None where nothing is described."""
     if "image_to_caption" not in source.mixture:
         return None
@@ -251,7 +268,7 @@ def draw_samples(pipe: Any, captions: list[str | None], codes: torch.Tensor | No
         labelled_grid(rows).save(file)
 
 
-def next_commands(folder: Path, source: CaptionedPictures, captions: list[str | None]) -> list[str]:
+def next_commands(folder: Path, source: SequenceSource, captions: list[str | None]) -> list[str]:
     """What to do with the finished model."""
     commands = []
     if captions:

@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
@@ -195,6 +195,7 @@ class Loop:
     rate: tuple[str, float]
     step: int = 0
     seconds: float = 0.0
+    place: Sequence[int] = (0, 0, 0)  # in the order of data (`lm.order.Place`): where the next batch is
     tokens: int = 0  # that the language model has read, over all processes
     figures: dict[str, float] = field(default_factory=dict)  # of the last validation
 
@@ -227,7 +228,7 @@ class Loop:
         if "cuda" in parts["random"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(parts["random"]["cuda"].cpu())
         self.step, self.seconds, self._last_saved = state["step"], state["seconds"], state["step"]
-        self.tokens = state.get("tokens", 0)
+        self.tokens, self.place = state.get("tokens", 0), state.get("place", self.place)
         say(self.accelerator, f"resumed from step {self.step} ({self.seconds / 60:.1f} minutes of training)")
         return True
 
@@ -244,7 +245,8 @@ class Loop:
         tensors["random/torch"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors["random/cuda"] = torch.cuda.get_rng_state()
-        self.run.save_checkpoint(self.step, tensors, {"seconds": self.seconds, "tokens": self.tokens})
+        state = {"seconds": self.seconds, "tokens": self.tokens, "place": list(self.place)}
+        self.run.save_checkpoint(self.step, tensors, state)
         self._last_saved = self.step
 
     def stop(self, reason: str) -> NoReturn:

@@ -26,6 +26,7 @@ class Options(CacheOptions, TrainingOptions):
     above_zero: ClassVar[tuple[str, ...]] = (
         *TrainingOptions.above_zero, "gradient_accumulation_steps", "max_caption_tokens", "text_vocab_size",
         "num_layers", "hidden_size", "intermediate_size", "num_heads", "text_loss_weight", "image_loss_weight",
+        "max_length", "pack_length",
     )  # fmt: skip
     not_negative: ClassVar[tuple[str, ...]] = (
         *TrainingOptions.not_negative, "caption_dropout", "default_guidance",
@@ -50,6 +51,13 @@ class Options(CacheOptions, TrainingOptions):
     optimizer: str = option("adamw", "'adamw', or 'muon' for the inner matrices")
     muon_learning_rate: float = option(0.02, "peak learning rate of Muon, on AdamW's scale")
     max_caption_tokens: int = option(64, "longer captions lose their end")
+    max_length: int | None = option(
+        None, "most tokens of a sequence (default: a picture and its caption; documents 1024)"
+    )
+    long_sequences: str = option("crop", "what is done with longer ones: 'crop' or 'drop'")
+    pack_length: int | None = option(
+        None, "tokens of a row that several sequences share: --batch_size then counts such rows (default: no packing)"
+    )
     batch_size: int = option(64, "sequences a step, over all processes and accumulation steps")
     gradient_accumulation_steps: int = option(1, "parts in which a process works through its share of a batch")
     caption_dropout: float = option(0.1, "share of pictures that are learned without their caption, for guidance")
@@ -65,6 +73,8 @@ class Options(CacheOptions, TrainingOptions):
             raise ValueError(f"--caption_dropout {self.caption_dropout} is out of range: give a share, 0 to 1")
         if self.unconditional and self.formats != Options().formats:
             raise ValueError(f"--unconditional and --formats {' '.join(self.formats)} exclude each other: give one")
+        if self.long_sequences not in ("crop", "drop"):
+            raise ValueError(f"--long_sequences {self.long_sequences!r}: choose crop or drop")
         from pipelines.language_model import loss_shares
 
         loss_shares(self)
@@ -103,14 +113,14 @@ def main(options: Options) -> None:
     import torch
 
     from lm.attention import use_fastest_attention
-    from lm.data import BatchOrder
     from lm.losses import NextTokenLoss, balance, label_weights
     from lm.model import default_learning_rate
+    from lm.order import BatchOrder
     from pipelines.language_model import (
         build_parts,
         build_source,
         check_parts,
-        count_cropped,
+        count_long,
         draw_samples,
         formats_line,
         loss_shares,
@@ -145,10 +155,9 @@ def main(options: Options) -> None:
     model.to(device)
     source = build_source(options, cache, vocabulary, model, options.caption_dropout)
     vocabulary.formats = source.trained_formats()
-    order = BatchOrder(source, options.batch_size, options.seed)
+    order = BatchOrder(source, options.batch_size, options.seed, pack_length=options.pack_length)
     told = build_source(options, validation_cache, vocabulary, model, caption_dropout=0.0)
-    cut = count_cropped(told)
-    validation = BatchOrder(told, 1)
+    long = count_long(told)
     run.begin()
     parameters = count_parameters(model)
     embeddings = model.get_input_embeddings().weight.numel() + model.get_output_embeddings().weight.numel()
@@ -161,15 +170,16 @@ def main(options: Options) -> None:
     )
     say(accelerator, formats_line(source))
     warn_small_data_set(accelerator, len(cache))
-    if cut:
+    if long:
         say(
             accelerator,
-            f"{cut} of {len(validation_cache)} validation captions, and about that share of all, have more than "
-            f"--max_caption_tokens {options.max_caption_tokens} tokens and lose their end",
+            f"{long} of {len(validation_cache)} validation rows, and about that share of all, are longer than "
+            f"{source.max_length} tokens and are {'left out' if options.long_sequences == 'drop' else 'cropped'} "
+            "(--max_caption_tokens, --max_length, --long_sequences)",
         )
     learning_rate = options.learning_rate or default_learning_rate(model.config.hidden_size)
     optimizers = options.optimizers(model, learning_rate, betas=(0.9, 0.95))
-    use_fastest_attention(model, source.max_length)
+    use_fastest_attention(model, options.pack_length or source.max_length)
     module = NextTokenLoss(model, vocabulary.id_ranges)
     prepared = accelerator.prepare(module)
     pipe = TextToImagePipeline(tokenizer, model, vocabulary)
@@ -177,24 +187,24 @@ def main(options: Options) -> None:
     shares = loss_shares(options)
     loop = Loop(
         accelerator, run, options, model, optimizers,
-        validate=lambda: validate(module, validation, device),
+        validate=lambda: validate(module, told, device),
         sample=lambda step: draw_samples(pipe, captions, codes, run.samples / f"step-{step:06d}.png"),
         rate=("images", options.batch_size),
     )  # fmt: skip
     if options.resume:
         loop.resume()
     run.write_info(
-        parameters=parameters, training_pictures=len(cache), captions_cut=cut / len(validation_cache), finished=False
+        parameters=parameters, training_pictures=len(cache), long_rows=long / len(validation_cache), finished=False
     )
     model.train()
     accumulation = options.gradient_accumulation_steps
     batches = prefetch(
         order.batches(
-            loop.step, rank=accelerator.process_index, world_size=accelerator.num_processes, micro_batches=accumulation
+            loop.place, rank=accelerator.process_index, world_size=accelerator.num_processes, micro_batches=accumulation
         )
     )
     for _ in loop.steps():
-        micro_batches = next(batches)
+        loop.place, micro_batches = next(batches)
         # Means over all ranks and micro-batches: a mean of their means is wrong where captions differ in length.
         labels = accelerator.reduce(label_weights(micro_batches, vocabulary.image_offset).to(device), "sum").tolist()
         divisor = balance(micro_batches, vocabulary.image_offset, labels, shares)

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel, Qwen3ForCausalLM
 
 from lm import losses
+from lm.attention import NAME
 from lm.losses import NextTokenLoss, balance, label_weights
 from lm.model import ARCHITECTURES, build_configuration, build_model, check_vocabulary, default_size
 from lm.model import SIZES as model_sizes
@@ -71,6 +72,27 @@ def batch(vocabulary, sequences) -> dict[str, Tensor]:
 
 def sums_of(model: PreTrainedModel, vocabulary: MultimodalVocabulary, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return NextTokenLoss(model, vocabulary.id_ranges)(**batch)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", NAME])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packed_and_unpacked_losses_and_gradients_are_equal(vocabulary, sequences, architecture, attention):
+    """Rows of one to three sequences, longer than the model has positions, beside each sequence in a row of its own."""
+    found = []
+    packs = [sequences[:3], sequences[3:5], sequences[5:]]
+    for rows, length in ((sequences, None), (packs, 70)):
+        model = random_model(vocabulary, architecture)
+        model.set_attn_implementation(attention)
+        batch = collate(rows, vocabulary.pad_id, length)
+        sums = sums_of(model, vocabulary, batch)
+        sums["loss"].backward()
+        found.append((sums, {name: parameter.grad for name, parameter in model.named_parameters()}))
+    assert batch["input_ids"].shape == (3, 70) and (batch["position_ids"] == 0).sum() > 6
+    (alone, expected), (together, gradients) = found
+    for name in FIELDS:
+        torch.testing.assert_close(together[name], alone[name], rtol=1e-5, atol=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-4, msg=name)
 
 
 def by_hand(model: PreTrainedModel, vocabulary: MultimodalVocabulary, batch: dict[str, Tensor]) -> dict[str, float]:
