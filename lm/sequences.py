@@ -6,6 +6,7 @@
 | `caption_and_image` | bos text begin_image codes end_image eos      | all but bos, as in DALL-E (Ramesh 2021)   |
 | `image`             | bos begin_image codes                         | codes                                     |
 | `image_to_caption`  | bos begin_image codes end_image text eos      | text eos                                  |
+| `image_and_caption` | bos begin_image codes end_image text eos      | codes text eos                            |
 | `text`              | bos text eos                                  | text eos                                  |
 | `document`          | bos then texts and pictures in the row's own  | all but bos                               |
 |                     | order, then eos; a picture is begin_image     |                                           |
@@ -14,6 +15,9 @@
 `document` is for interleaved rows, and the only format that they take. Where a model draws several sizes, a size token
 follows each begin_image, learned where begin_image is (where nobody has asked for a size), and end-of-row tokens stand
 among the codes, never learned (`lm.vocabulary.PictureTokens`).
+
+`image_and_caption` teaches to describe, and its codes, which have no text before them, what `image` teaches: beside
+`caption_to_image` it can take the place of caption dropout, and then describing costs drawing next to nothing.
 
 `image` is also what caption dropout makes of the first two; its prompt is the unconditional one of classifier-free
 guidance (Ho and Salimans 2022). Where nothing after the last code is learned, the sequence ends with it: end_image and
@@ -83,9 +87,19 @@ class SequenceFormat:
         return any(part != "codes" and learned for part, learned in zip(self.parts, self.learned, strict=True))
 
     @property
+    def draws_alone(self) -> bool:
+        """Whether codes are learned that no text stands before: the unconditional half of guidance."""
+        return self.draws and self.parts[:3] == ("bos", "boi", "codes")
+
+    @property
     def drops_captions(self) -> bool:
         """Whether caption dropout makes an `image` of it: codes are learned after a text."""
-        return self.draws and self.has_text
+        return self.draws and self.has_text and not self.draws_alone
+
+    @property
+    def describes(self) -> bool:
+        """Whether a text is learned after a picture."""
+        return self.writes and self.parts[-2:] == ("text", "eos") and self.has_codes
 
     @property
     def frame(self) -> int:
@@ -104,9 +118,16 @@ FORMATS: dict[str, SequenceFormat] = {
     "caption_and_image": _format("bos text* boi* codes* eoi* eos*"),
     "image": _format("bos boi codes*"),
     "image_to_caption": _format("bos boi codes eoi text* eos*"),
+    "image_and_caption": _format("bos boi codes* eoi text* eos*"),
     "text": _format("bos text* eos*"),
     "document": _format("bos parts* eos*"),
 }
+
+
+# Formats that teach a use, for `MultimodalVocabulary.check_trained`.
+DESCRIBING = tuple(name for name, one in FORMATS.items() if one.describes)
+DRAWING_ALONE = tuple(name for name, one in FORMATS.items() if one.draws_alone)
+DRAWING_CAPTIONS = tuple(name for name, one in FORMATS.items() if one.drops_captions)
 
 
 def check_mixture(weights: Mapping[str, float]) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from lm.generation import longest_prompt
 from lm.sampling import ByLevel, Guidance, settings_by_position
-from lm.sequences import image_prompt
+from lm.sequences import DRAWING_ALONE, DRAWING_CAPTIONS, image_prompt
 from lm.vocabulary import MultimodalVocabulary
 from pipelines.multimodal import random_stream, shown, whole_number
 
@@ -67,10 +67,10 @@ def drawing_request(
 def check_trained(vocabulary: MultimodalVocabulary, prompt: Prompt) -> None:
     """Raise ValueError unless the model has learned to draw with, or without, a prompt."""
     if prompt is None:
-        vocabulary.check_trained("drawing without a prompt", "image", remedy="give a prompt")
+        vocabulary.check_trained("drawing without a prompt", *DRAWING_ALONE, remedy="give a prompt")
         return
-    remedy = "give None (generate.py: --unconditional)" if "image" in vocabulary.formats else ""
-    vocabulary.check_trained(f"prompt {shown(prompt)}", "caption_to_image", "caption_and_image", remedy=remedy)
+    remedy = "give None (generate.py: --unconditional)" if set(DRAWING_ALONE) & set(vocabulary.formats) else ""
+    vocabulary.check_trained(f"prompt {shown(prompt)}", *DRAWING_CAPTIONS, remedy=remedy)
 
 
 def check_size(vocabulary: MultimodalVocabulary, height: int | None, width: int | None) -> None:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from lm.sampling import SamplingSettings
-from lm.sequences import description_prompt
+from lm.sequences import DESCRIBING, description_prompt
 from lm.text_generation import generate_text
 from pipelines.multimodal import MultimodalPipeline, random_stream, whole_number
 
@@ -30,8 +30,8 @@ class ImageToTextPipeline(MultimodalPipeline):
         pipe = ImageToTextPipeline.from_pretrained("runs/model")
         text = pipe(Image.open("dog.png")).texts[0]
 
-    It reads the same model folders as `TextToImagePipeline`; the model must have been trained in the sequence format
-    `image_to_caption`.
+    It reads the same model folders as `TextToImagePipeline`; the model must have been trained in a sequence format
+    that describes (`image_to_caption`, `image_and_caption`).
     """
 
     does, example = "describe", 'text = pipe(Image.open("dog.png")).texts[0]'
@@ -97,4 +97,4 @@ class ImageToTextPipeline(MultimodalPipeline):
         return [self.vocabulary.decode_text(row) for row in ids]
 
     def _check_trained(self) -> None:
-        self.vocabulary.check_trained("describing a picture", "image_to_caption")
+        self.vocabulary.check_trained("describing a picture", *DESCRIBING)

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from lm.cache import TokenCache
 from lm.data import SequenceSource
 from lm.model import build_configuration, build_model, load_model, model_sizes, start_code_rows
-from lm.sequences import FORMATS, collate
+from lm.sequences import DESCRIBING, DRAWING_ALONE, FORMATS, collate
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines.grids import labelled_grid
 from pipelines.image_to_text import ImageToTextPipeline
@@ -107,18 +107,20 @@ def build_parts(
         if vectors is not None:
             start_code_rows(model, vocabulary, vectors)
     # Guidance needs what caption dropout teaches.
-    alone = options.caption_dropout > 0 or "image" in options.mixture()
+    dropped = options.caption_dropout > 0 and any(FORMATS[name].drops_captions for name in options.mixture())
+    alone = dropped or any(FORMATS[name].draws_alone for name in options.mixture())
     vocabulary.default_guidance = options.default_guidance if alone else 1.0
     return model, vocabulary
 
 
-def loss_shares(options: Any) -> tuple[float, float]:
-    """What text and image codes count in the loss, with sum 1: by the options' weights where both are learned.
+def loss_shares(options: Any, names: Iterable[str]) -> tuple[float, float]:
+    """What text and image codes count in the loss, with sum 1: by the options' weights where the formats of these
+    names learn both.
 
     Raises:
         ValueError: the weights were changed, but only one of both is learned.
     """
-    formats = [FORMATS[name] for name in options.mixture()]
+    formats = [FORMATS[name] for name in names]
     weights = {"text_loss_weight": options.text_loss_weight, "image_loss_weight": options.image_loss_weight}
     learned = any(one.writes for one in formats), any(one.draws for one in formats)
     changed = [f"--{name} {weights[name]:g}" for name in weights if weights[name] != getattr(type(options), name)]
@@ -192,7 +194,7 @@ def shown_captions(source: SequenceSource) -> list[str | None]:
     found: list[str] = []
     if any(one.drops_captions for one in formats):
         found = list(dict.fromkeys(text for row in rows for text in source.cache.texts(row)[:1]))
-    alone: list[str | None] = [None, None] if "image" in source.vocabulary.formats else []
+    alone: list[str | None] = [None, None] if set(DRAWING_ALONE) & set(source.vocabulary.formats) else []
     frame = max(one.frame for one in formats)
     room = source.max_length - source.vocabulary.longest_picture - frame
     shown: list[str | None] = []
@@ -211,8 +213,10 @@ def validate(module: Any, source: SequenceSource, device: torch.device) -> dict[
     figure is of all together, and one of each beside it.
     """
     names = list(source.mixture)
-    if any(FORMATS[name].drops_captions for name in names):
-        names = [name for name in names if name != "image"]
+    drawn = [name for name in names if FORMATS[name].draws]
+    if any(FORMATS[name].drops_captions for name in drawn):
+        drawn = [name for name in drawn if not FORMATS[name].draws_alone]
+    names = [name for name in names if name in drawn or FORMATS[name].writes]
     totals: dict[str, dict[str, float]] = {}
     rows = range(len(source.cache))
     with torch.inference_mode():
@@ -226,11 +230,10 @@ def validate(module: Any, source: SequenceSource, device: torch.device) -> dict[
             found = totals.setdefault(name, {})
             for key in ("image_nats", "image_tokens", "text_nats", "text_tokens"):
                 found[key] = found.get(key, 0.0) + float(sums[key])
-    drawn = [totals[name] for name in names if FORMATS[name].draws]
-    written = {name: totals[name] for name in names if FORMATS[name].writes and totals[name]["text_tokens"]}
+    written = {name: found for name, found in totals.items() if found["text_tokens"]}
     figures = {}
     if drawn:
-        figures["nats_per_code"] = _mean(drawn, "image")
+        figures["nats_per_code"] = _mean([totals[name] for name in drawn if name in totals], "image")
     if written:
         figures["nats_per_text_token"] = _mean(written.values(), "text")
     if len(written) > 1:
@@ -245,7 +248,7 @@ def _mean(totals: Iterable[dict[str, float]], kind: str) -> float:
 
 def shown_codes(source: SequenceSource) -> torch.Tensor | None:
     """Codes (n, T) of the first pictures, for the sample grid; None where nothing is described."""
-    if "image_to_caption" not in source.mixture:
+    if not set(DESCRIBING) & set(source.mixture):
         return None
     found = [source.cache.codes(row) for row in range(min(64, len(source.cache)))]
     return torch.from_numpy(np.stack([codes for codes in found if len(codes)][:SHOWN_CAPTIONS]).astype(np.int64))
@@ -274,6 +277,6 @@ def next_commands(folder: Path, source: SequenceSource, captions: list[str | Non
     if captions:
         prompt = shlex.quote(captions[0]) if captions[0] else "--unconditional"
         commands.append(f"python scripts/generate.py --model {folder} {prompt} --num_images_per_prompt 4")
-    if "image_to_caption" in source.mixture:
+    if set(DESCRIBING) & set(source.mixture):
         commands.append(f"python scripts/describe.py --model {folder} PICTURE.png")
     return commands

@@ -36,7 +36,8 @@ class Options(CacheOptions, TrainingOptions):
         default_factory=lambda: ["caption_to_image=1"],
         metadata={
             "help": "sequence formats and how often each is learned, e.g. caption_to_image=3 image_to_caption=1: "
-            "caption_to_image, caption_and_image (the caption is learned too), image, image_to_caption, text"
+            "caption_to_image, caption_and_image (the caption is learned too), image, image_to_caption, "
+            "image_and_caption (both learned, in place of caption dropout), text, document (interleaved rows)"
         },
     )
     unconditional: bool = option(False, "learn pictures alone, without captions (--formats image)")
@@ -77,7 +78,7 @@ class Options(CacheOptions, TrainingOptions):
             raise ValueError(f"--long_sequences {self.long_sequences!r}: choose crop or drop")
         from pipelines.language_model import loss_shares
 
-        loss_shares(self)
+        loss_shares(self, self.mixture())
 
     def mixture(self) -> dict[str, float]:
         """Weight of each sequence format."""
@@ -184,7 +185,7 @@ def main(options: Options) -> None:
     prepared = accelerator.prepare(module)
     pipe = TextToImagePipeline(tokenizer, model, vocabulary)
     captions, codes = shown_captions(told), shown_codes(told)
-    shares = loss_shares(options)
+    shares = loss_shares(options, vocabulary.formats)
     loop = Loop(
         accelerator, run, options, model, optimizers,
         validate=lambda: validate(module, told, device),

@@ -8,6 +8,9 @@ import torch
 
 from lm import sequences
 from lm.sequences import (
+    DESCRIBING,
+    DRAWING_ALONE,
+    DRAWING_CAPTIONS,
     FORMATS,
     IGNORED,
     Picture,
@@ -72,6 +75,11 @@ WRITTEN_OUT = {
         ["bos", "boi", *IMAGE, "eoi", 10, 11, "eos"],
         [X, X, X, X, X, X, X, 10, 11, "eos"],
     ),
+    "image_and_caption": (
+        [10, 11],
+        ["bos", "boi", *IMAGE, "eoi", 10, 11, "eos"],
+        [X, X, *IMAGE, X, 10, 11, "eos"],
+    ),
     "text": (
         [10, 11],
         ["bos", 10, 11, "eos"],
@@ -107,19 +115,23 @@ def test_every_format_is_written_out_here_and_in_the_table():
 
 def test_what_formats_are_good_for():
     assert [name for name, one in FORMATS.items() if one.draws] == [
-        "caption_to_image", "caption_and_image", "image", "document",
+        "caption_to_image", "caption_and_image", "image", "image_and_caption", "document",
     ]  # fmt: skip
     assert [name for name, one in FORMATS.items() if one.writes] == [
-        "caption_and_image", "image_to_caption", "text", "document",
+        "caption_and_image", "image_to_caption", "image_and_caption", "text", "document",
     ]  # fmt: skip
+    assert (DESCRIBING, DRAWING_ALONE, DRAWING_CAPTIONS) == (
+        ("image_to_caption", "image_and_caption"), ("image", "image_and_caption"),
+        ("caption_to_image", "caption_and_image"),
+    )  # fmt: skip
     for has_text, has_codes in ((True, True), (True, False), (False, True)):
         assert [name for name, one in FORMATS.items() if one.fits(has_text, has_codes, True)] == ["document"]
     assert [name for name, one in FORMATS.items() if one.drops_captions] == ["caption_to_image", "caption_and_image"]
     assert [name for name, one in FORMATS.items() if one.fits(True, False)] == ["text"]
     assert [name for name, one in FORMATS.items() if one.fits(False, True)] == ["image"]
     assert {name: one.frame for name, one in FORMATS.items()} == {
-        "caption_to_image": 2, "caption_and_image": 4, "image": 2, "image_to_caption": 4, "text": 2,
-        "document": 2,
+        "caption_to_image": 2, "caption_and_image": 4, "image": 2, "image_to_caption": 4, "image_and_caption": 4,
+        "text": 2, "document": 2,
     }  # fmt: skip
 
 
