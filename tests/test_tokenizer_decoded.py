@@ -215,3 +215,56 @@ def test_a_killed_run_leaves_no_worker_and_no_half_file(tmp_path):
     assert list((tmp_path / "cache").rglob("*.tmp-*"))
     assert len(decode(Noise(600), tmp_path / "cache")) == 600
     assert not list((tmp_path / "cache").rglob("*.tmp-*"))
+
+
+# Several sizes
+
+
+class Shapes(Noise):
+    """Pictures of 20x10, 10x20 and 12x12, in turn."""
+
+    def image(self, row: int) -> Image.Image:
+        if row in self.broken:
+            raise OSError("broken")
+        width, height = ((20, 10), (10, 20), (12, 12))[row % 3]
+        return Image.fromarray(np.random.default_rng(row).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+SIZES = [(8, 8), (4, 8), (12, 8)]
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_pictures_of_several_sizes(tmp_path, stored):
+    source = Shapes(30, broken=(4, 5))
+    how = {"cache_folder": tmp_path, "progress": False, "max_unreadable_share": 0.1, "sizes": SIZES}
+    decoded = decode_pictures(source, SETTINGS, **how, **({} if stored else {"max_bytes": 100}))
+    rows = [row for row in range(30) if row not in (4, 5)]
+    assert decoded.stored == stored and decoded.rows.tolist() == rows
+    assert [decoded.sizes[which] for which in decoded.which] == [[(4, 8), (12, 8), (8, 8)][row % 3] for row in rows]
+    for position, row in enumerate(rows):
+        assert np.array_equal(decoded[position], preprocess(source.image(row), SETTINGS, SIZES))
+    wide = [position for position, row in enumerate(rows) if row % 3 == 0]
+    batch = decoded.batch(wide)
+    assert batch.shape == (10, 3, 4, 8) and np.array_equal(batch[2], decoded[wide[2]])
+    with pytest.raises(ValueError, match="several sizes .8x8, 4x8, 12x8.*one size at a time"):
+        decoded.batch([0, 1, 2])
+    if stored:
+        assert decoded.pictures.shape == (28, 3 * 12 * 8), "room of the largest, no more"
+
+
+def test_other_sizes_are_other_pictures(tmp_path):
+    how = {"cache_folder": tmp_path, "progress": False}
+    folders = {
+        decode_pictures(Shapes(9), SETTINGS, sizes=sizes, **how).folder
+        for sizes in ((), [(8, 8)], SIZES, SIZES[:2], SIZES[::-1])
+    }
+    assert len(folders) == 4, "the square is the same, said or not"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_write_several_sizes(tmp_path, monkeypatch, workers):
+    monkeypatch.setattr("tokenizer_image.decoding.MIN_PER_WORKER", 1)
+    source = Shapes(600)
+    decoded = decode_pictures(source, SETTINGS, sizes=SIZES, cache_folder=tmp_path, num_workers=workers, progress=False)
+    for row in (0, 1, 255, 256, 299, 599):
+        assert np.array_equal(decoded[row], preprocess(source.image(row), SETTINGS, SIZES))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tokenizer_image.preprocessing import Preprocessing, postprocess, preprocess, to_pixel_values
+from tokenizer_image.preprocessing import Preprocessing, nearest_size, postprocess, preprocess, to_pixel_values
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -189,3 +189,43 @@ def test_bad_arguments():
         postprocess(torch.zeros(1, 3, 2, 2), "jpg")
     with pytest.raises(ValueError, match="NaN"):
         postprocess(torch.full((1, 3, 2, 2), torch.nan))
+
+
+# Several sizes
+
+
+@pytest.mark.parametrize(
+    "size, expected",
+    [((100, 100), (32, 32)), ((200, 90), (24, 40)), ((90, 200), (40, 24)), ((130, 100), (24, 40)),
+     ((129, 100), (32, 32)), ((1000, 1), (24, 40)), ((40, 24), (24, 40))],
+)  # fmt: skip
+def test_a_picture_takes_the_size_whose_shape_is_nearest(size, expected):
+    """32x32 and 24x40 meet at the geometric mean of their ratios, sqrt(40 / 24) = 1.291."""
+    sizes = [(32, 32), (24, 40), (40, 24)]
+    assert nearest_size(*size, sizes) == expected
+    assert preprocess(noise(size), Preprocessing(image_size=16), sizes).shape == (3, *expected)
+    assert preprocess(noise(size), Preprocessing(image_size=16)).shape == (3, 16, 16)
+
+
+def test_the_shape_is_that_of_the_upright_picture():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = reopened(noise((200, 90)), "JPEG", exif=exif)
+    assert preprocess(lying, Preprocessing(), [(24, 40), (40, 24)]).shape == (3, 40, 24)
+
+
+def test_what_is_cropped_away_lies_at_both_ends():
+    image = Image.new("RGB", (60, 20), RED)
+    image.paste(BLUE, (10, 0, 50, 20))  # the middle, of shape 2:1
+    kept = preprocess(image, Preprocessing(), [(10, 20)])
+    assert kept.shape == (3, 10, 20) and (kept[2, :, 2:-2] >= 250).all()
+    squashed = preprocess(image, Preprocessing(resize="squash"), [(10, 20)])
+    assert squashed.shape == (3, 10, 20) and (squashed[0, :, :2] >= 250).all()
+    tall = preprocess(image.transpose(Image.Transpose.ROTATE_90), Preprocessing(), [(20, 10)])
+    assert (tall[2, 2:-2] >= 250).all()
+
+
+def test_a_picture_of_one_of_the_sizes_keeps_its_pixels():
+    image = noise((40, 24))
+    pixels = preprocess(image, Preprocessing(), [(32, 32), (24, 40)])
+    assert np.array_equal(pixels.transpose(1, 2, 0), np.asarray(image))

@@ -7,6 +7,7 @@ picture once; `preprocess`, `to_pixel_values` and `postprocess` are the one way 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 from tokenizer_image.columns import Columns, digest
 from tokenizer_image.decoded import DecodedPictures, decode_pictures
+from tokenizer_image.documents import DocumentFile
 from tokenizer_image.folders import Opener, open_path, table_splits
 from tokenizer_image.preprocessing import Preprocessing, postprocess, preprocess, to_pixel_values
 from tokenizer_image.sources import hashed_order
@@ -85,6 +87,9 @@ def load_pictures(
       pictures beside `.txt` files of the same name (one caption per line); one folder of pictures per class;
       Parquet files; WebDataset tars; or what `datasets` saved by `save_to_disk`. A Hub data set is
       `owner/name`, or `owner/name:configuration`. A folder called sprites is `./sprites`.
+    - A folder with `documents.jsonl` holds interleaved documents (`tokenizer_image.documents`): what comes back are
+      their pictures, each once, with the documents in `documents`. Splits, held-out rows and `max_examples` are
+      then of documents.
     - Captions come from `caption_column`: a column of texts or of lists of texts, a key of a tar's `.json`
       members, or a column of class labels; by default from the usual names (caption, text, prompt, ...),
       else they are the class's name, underscores turned into spaces.
@@ -112,15 +117,25 @@ def load_pictures(
     if max_examples is not None and max_examples < len(rows):
         order = hashed_order(source, f"max_examples {seed}")
         rows = np.sort(order[np.isin(order, rows)][:max_examples])
-    if len(rows) < len(source):
+    if isinstance(source, DocumentFile):
+        source = source.part(rows if len(rows) < len(source) else None)
+    elif len(rows) < len(source):
         source = SelectedPictures(source, rows)
-    if need_captions and not any(source.texts(row) for row in range(len(source))):
+    if need_captions and not any(_texts(source)):
         raise ValueError(
             f"{dataset} has no captions. Name their column by --caption_column, or put a .txt file of the "
             "same name beside each picture, or the pictures of each class into a folder of its own; or train "
             "without captions by --unconditional"
         )
     return source
+
+
+def _texts(source: Any) -> Iterator[Sequence[str]]:
+    """Texts of each row, or of each document."""
+    documents = getattr(source, "documents", None)
+    if documents is not None:
+        return (document.texts for document in documents)
+    return (source.texts(row) for row in range(len(source)))
 
 
 class SelectedPictures:
@@ -214,7 +229,8 @@ def _choose_split(dataset: str, present: list[str], wanted: str) -> tuple[str, s
 def _part(source: Any, part: str) -> np.ndarray:
     """Rows of "kept" or "held out": the held-out ones come first in an order that depends on names alone."""
     if len(source) < 2:
-        raise ValueError(f"{source.name} holds {len(source)} picture; 2 are needed, one of them for validation")
+        what = "document" if isinstance(source, DocumentFile) else "picture"
+        raise ValueError(f"{source.name} holds {len(source)} {what}; 2 are needed, one of them for validation")
     count = max(1, min(int(len(source) * HELD_OUT_SHARE), HELD_OUT_MOST))
     order = hashed_order(source, "validation")
     return np.sort(order[:count] if part == "held out" else order[count:])

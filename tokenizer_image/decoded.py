@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import socket
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizer_image.decoding import Unreadable, decode_all, decode_one
+from tokenizer_image.decoding import Reading, Unreadable, decode_all, decode_one
 from tokenizer_image.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def decode_pictures(
     source: PictureDataset,
     settings: Preprocessing,
     *,
+    sizes: Sequence[tuple[int, int]] = (),
     cache_folder: str | os.PathLike[str] | None = None,
     num_workers: int = 0,
     max_unreadable_share: float = 0.01,
@@ -44,6 +46,8 @@ def decode_pictures(
     The file lives in `<cache_folder>/pictures/<hash of source.fingerprint and settings>` (default folder:
     $TESSERA_CACHE, else ~/.cache/tessera) and is used again as long as it is whole. Where it would exceed
     `max_bytes` or the free disk space, pictures are only checked now and decoded whenever they are asked for.
+    sizes: (height, width) of what pictures become, each the one whose shape is nearest (default: the square of
+    `settings`). Of several, a picture has the room of the largest in the file.
     num_workers: worker processes (0: this process). They are spawned, so call this below
     `if __name__ == "__main__":` in a script of your own.
 
@@ -54,17 +58,21 @@ def decode_pictures(
         raise ValueError(f"--max_unreadable_share must be between 0 and 1, got {max_unreadable_share}")
     if len(source) == 0:
         raise ValueError(f"{source.name} holds no pictures")
-    folder = _cache_root(cache_folder) / "pictures" / _key(source, settings)
-    whole = _read_manifest(folder, source, settings)
+    square = (settings.image_size, settings.image_size)
+    reading = Reading(settings, tuple(sizes) or (square,))
+    folder = cache_root(cache_folder) / "pictures" / _key(source, reading)
+    whole = _read_manifest(folder, source, reading)
     if whole is None or not _worth_reusing(whole, folder, max_bytes, max_unreadable_share):
-        whole = _fill(folder, source, settings, num_workers, max_bytes, progress)
-    decoded = DecodedPictures(folder, settings, whole, source, num_workers)
+        whole = _fill(folder, source, reading, num_workers, max_bytes, progress)
+    decoded = DecodedPictures(folder, reading, whole, source, num_workers)
     _complain(decoded, source, max_unreadable_share, progress)
     return decoded
 
 
 class DecodedPictures:
     """n readable pictures as uint8 (C, H, W), by position. Made by `decode_pictures`.
+
+    sizes: the (height, width) that there are. which: uint8 (n,), each picture's, by its number in `sizes`.
 
     rows: int64 (n,), the row of `source` that each came from, increasing. unreadable: [(row, reason), ...].
     stored: whether the pixels are in the file (then `pictures` is the memory map) or decoded on demand.
@@ -73,15 +81,17 @@ class DecodedPictures:
     def __init__(
         self,
         folder: Path,
-        settings: Preprocessing,
+        reading: Reading,
         manifest: dict[str, Any],
         source: PictureDataset,
         num_threads: int = 0,
     ) -> None:
         self.folder = folder
-        self.settings = settings
+        self.reading, self.settings, self.sizes = reading, reading.settings, reading.sizes
         self.stored: bool = manifest["stored"]
         self.rows: np.ndarray = np.load(folder / "rows.npy")
+        one = len(self.sizes) == 1
+        self.which: np.ndarray = np.zeros(len(self.rows), np.uint8) if one else np.load(folder / "which.npy")
         self.unreadable: Unreadable = [(int(row), reason) for row, reason in manifest["unreadable"]]
         self._source = None if self.stored else source
         self._num_threads = num_threads
@@ -93,7 +103,10 @@ class DecodedPictures:
 
     @property
     def pictures(self) -> np.ndarray:
-        """Memory map uint8 (n, C, H, W), read only. ValueError if the pictures are decoded on demand."""
+        """Memory map uint8 (n, C, H, W), read only; (n, bytes of the largest) where there are several sizes.
+
+        ValueError if the pictures are decoded on demand.
+        """
         if not self.stored:
             raise ValueError(
                 "these pictures are too many for one file (max_bytes) and are decoded on demand: "
@@ -108,14 +121,21 @@ class DecodedPictures:
         if not -len(self) <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
         if self._source is None:
-            return np.array(self.pictures[index])
-        return decode_one(self._source, int(self.rows[index]), self.settings)
+            shape = self.reading.picture_shape(int(self.which[index]))
+            return np.array(self.pictures[index].reshape(-1)[: math.prod(shape)]).reshape(shape)
+        return decode_one(self._source, int(self.rows[index]), self.reading)
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Pictures at `indices` -> uint8 (b, C, H, W), a copy."""
+        """Pictures at `indices`, all of one size -> uint8 (b, C, H, W), a copy."""
         positions = np.asarray(indices, dtype=np.int64)
+        which = np.unique(self.which[positions])
+        if len(which) > 1:
+            found = ", ".join(f"{height}x{width}" for height, width in (self.sizes[i] for i in which))
+            raise ValueError(f"a batch of pictures of several sizes ({found}): ask for those of one size at a time")
         if self._source is None:
-            return np.asarray(self.pictures[positions])
+            shape = self.reading.picture_shape(int(which[0]) if len(which) else 0)
+            rows = np.asarray(self.pictures[positions]).reshape(len(positions), -1)
+            return rows[:, : math.prod(shape)].reshape(-1, *shape)
         if self._num_threads > 1 and len(positions) > 1:  # Pillow decodes outside the interpreter's lock
             self._pool = self._pool or ThreadPoolExecutor(self._num_threads)
             return np.stack(list(self._pool.map(self.__getitem__, positions.tolist())))
@@ -129,25 +149,33 @@ class DecodedPictures:
 # ---- the cache folder
 
 
-def _cache_root(cache_folder: str | os.PathLike[str] | None) -> Path:
+def cache_root(cache_folder: str | os.PathLike[str] | None = None) -> Path:
+    """Where what can be made again is kept: `cache_folder`, else $TESSERA_CACHE, else ~/.cache/tessera."""
     if cache_folder is None:
         cache_folder = os.environ.get("TESSERA_CACHE") or Path.home() / ".cache" / "tessera"
     return Path(cache_folder).expanduser()
 
 
-def _key(source: PictureDataset, settings: Preprocessing) -> str:
-    identity = json.dumps([FORMAT_VERSION, source.fingerprint, settings.to_dict()], sort_keys=True)
-    return hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()
+def _key(source: PictureDataset, reading: Reading) -> str:
+    parts = [FORMAT_VERSION, source.fingerprint, reading.settings.to_dict(), *_sizes_beyond_square(reading)]
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
-def _read_manifest(folder: Path, source: PictureDataset, settings: Preprocessing) -> dict[str, Any] | None:
+def _sizes_beyond_square(reading: Reading) -> list[list[int]]:
+    """The sizes, [] for the square of the settings alone."""
+    side = reading.settings.image_size
+    return [] if reading.sizes == ((side, side),) else [list(size) for size in reading.sizes]
+
+
+def _read_manifest(folder: Path, source: PictureDataset, reading: Reading) -> dict[str, Any] | None:
     """The manifest of a whole folder of these very pictures, else None."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         same = (
             manifest["format_version"] == FORMAT_VERSION
             and manifest["fingerprint"] == source.fingerprint
-            and manifest["preprocessing"] == settings.to_dict()
+            and manifest["preprocessing"] == reading.settings.to_dict()
+            and manifest.get("sizes", []) == _sizes_beyond_square(reading)
             and manifest["num_rows"] == len(source)
         )
         sizes = {name: (folder / name).stat().st_size for name in manifest["bytes"]}
@@ -172,14 +200,13 @@ def _fits(folder: Path, size: int, max_bytes: int) -> bool:
 def _fill(
     folder: Path,
     source: PictureDataset,
-    settings: Preprocessing,
+    reading: Reading,
     num_workers: int,
     max_bytes: int,
     progress: bool,
 ) -> dict[str, Any]:
     """Decode everything into a temporary folder, then give it its name. Returns the manifest."""
-    shape = (settings.num_channels, settings.image_size, settings.image_size)
-    picture_bytes = int(np.prod(shape))
+    picture_bytes = reading.picture_bytes
     stored = _fits(folder, len(source) * picture_bytes, max_bytes)
     if not stored and progress:
         print(
@@ -194,18 +221,21 @@ def _fill(
     try:
         target = work / "pictures.npy" if stored else None
         if target is not None:
-            np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=(len(source), *shape))
-        unreadable = decode_all(source, settings, target, num_workers, progress)
+            np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=reading.file_shape(len(source)))
+        unreadable, which = decode_all(source, reading, target, num_workers, progress)
         rows = np.setdiff1d(np.arange(len(source), dtype=np.int64), [row for row, _ in unreadable])
         if target is not None and unreadable:
             _keep_rows(target, rows)
         np.save(work / "rows.npy", rows)
+        if len(reading.sizes) > 1:
+            np.save(work / "which.npy", which[rows])
         _write_unreadable(work / "unreadable.txt", source, unreadable)
         manifest = {
             "format_version": FORMAT_VERSION,
             "source": source.name,
             "fingerprint": source.fingerprint,
-            "preprocessing": settings.to_dict(),
+            "preprocessing": reading.settings.to_dict(),
+            "sizes": _sizes_beyond_square(reading),
             "num_rows": len(source),
             "picture_bytes": picture_bytes,
             "stored": stored,
@@ -213,16 +243,16 @@ def _fill(
             "bytes": {path.name: path.stat().st_size for path in sorted(work.iterdir())},
         }
         (work / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-        _publish(work, folder, source, settings)
+        _publish(work, folder, source, reading)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return json.loads(json.dumps(manifest))
 
 
-def _publish(work: Path, folder: Path, source: PictureDataset, settings: Preprocessing) -> None:
+def _publish(work: Path, folder: Path, source: PictureDataset, reading: Reading) -> None:
     """Give the finished folder its name, unless another process has just done the same work."""
-    theirs = _read_manifest(folder, source, settings)
-    ours = _read_manifest(work, source, settings)
+    theirs = _read_manifest(folder, source, reading)
+    ours = _read_manifest(work, source, reading)
     if theirs is not None and theirs == ours:
         return
     if folder.exists():  # a folder that is not whole, or one without the pixels

@@ -24,6 +24,7 @@ from tokenizer_image.columns import (
     texts_in,
     usual_column,
 )
+from tokenizer_image.documents import DOCUMENTS_FILE, DocumentFile
 from tokenizer_image.sources import PICTURE_SUFFIXES, FolderPictures, TablePictures, TarPictures
 
 Opener = Callable[[], Any]  # -> the source of one split
@@ -48,10 +49,15 @@ def open_path(path: Path, name: str, columns: Columns) -> dict[str, Opener]:
         return _saved_to_disk(path, name, columns)
     else:
         root, files = path, sorted(_files_below(path))
+    documents = [file for file in files if posixpath.basename(file) == DOCUMENTS_FILE]
     metadata = [file for file in files if posixpath.basename(file) in METADATA_FILES]
     tables = [file for file in files if file.endswith(".parquet") and file not in metadata]
     tars = [file for file in files if file.endswith(".tar")]
     pictures = [file for file in files if posixpath.splitext(file)[1].lower() in PICTURE_SUFFIXES]
+    if documents:
+        _no_columns(name, columns, DOCUMENTS_FILE)
+        splits = _by_split(documents)
+        return {split: partial(DocumentFile, root, part, name=name) for split, part in splits.items()}
     if metadata and path.is_dir():
         return _metadata_splits(root, name, metadata, columns)
     if tables:
@@ -81,7 +87,7 @@ def _files_below(root: Path) -> Iterator[str]:
 
 
 def _what_lies_there(files: list[str]) -> str:
-    accepted = "pictures (.jpg, .png, .webp, ...), Parquet files or WebDataset .tar archives"
+    accepted = "pictures (.jpg, .png, .webp, ...), documents.jsonl, Parquet files or WebDataset .tar archives"
     if not files:
         return f"the folder is empty. It should hold {accepted}"
     endings = sorted({posixpath.splitext(file)[1] or posixpath.basename(file) for file in files})
@@ -142,12 +148,7 @@ def table_splits(tables: Mapping[str, Any], name: str, columns: Columns) -> dict
 
 def _picture_splits(root: Path, name: str, pictures: list[str], files: set[str], columns: Columns) -> dict[str, Opener]:
     """Pictures beside .txt captions, or in one folder per class; split by folders named train, test, ..."""
-    for option, column in (("image_column", columns.image), ("caption_column", columns.caption)):
-        if column is not None:
-            raise ValueError(
-                f"{name} has no column {column!r} (--{option}): a folder of pictures without metadata.jsonl "
-                f"has no columns. Leave --{option} out"
-            )
+    _no_columns(name, columns, "a folder of pictures without metadata.jsonl")
     depth, splits = _split_pictures(pictures)
     sidecars = any(posixpath.splitext(file)[0] + ".txt" in files for file in pictures)
     # The folder just below the split is the class, if every picture is in one and there are several.
@@ -166,6 +167,14 @@ def _picture_splits(root: Path, name: str, pictures: list[str], files: set[str],
         )
 
     return {split: partial(open_split, part) for split, part in splits.items()}
+
+
+def _no_columns(name: str, columns: Columns, what: str) -> None:
+    for option, column in (("image_column", columns.image), ("caption_column", columns.caption)):
+        if column is not None:
+            raise ValueError(
+                f"{name} has no column {column!r} (--{option}): {what} has no columns. Leave --{option} out"
+            )
 
 
 def _split_pictures(pictures: list[str]) -> tuple[int, dict[str, list[str]]]:

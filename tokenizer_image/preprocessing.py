@@ -8,7 +8,9 @@ torch is imported inside the functions that need it, so that decoding processes 
 from __future__ import annotations
 
 import dataclasses
+import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -63,8 +65,16 @@ class Preprocessing:
         return cls(**settings)
 
 
-def preprocess(image: Image.Image, settings: Preprocessing) -> np.ndarray:
+def nearest_size(width: int, height: int, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The (height, width) of `sizes` whose shape is nearest to a picture's: least |log ratio|, ties to the first."""
+    shape = math.log(width / height)
+    return min(sizes, key=lambda size: abs(math.log(size[1] / size[0]) - shape))
+
+
+def preprocess(image: Image.Image, settings: Preprocessing, sizes: Sequence[tuple[int, int]] = ()) -> np.ndarray:
     """PIL image of any mode and size -> uint8 (C, H, W) with H = W = `settings.image_size`.
+
+    With `sizes`, (height, width) each, (H, W) is the one whose shape is nearest to the (upright) picture's.
 
     - An EXIF orientation is applied; other metadata, colour profiles included, is ignored.
     - Animated files and many-page TIFFs: the first frame.
@@ -83,7 +93,8 @@ def preprocess(image: Image.Image, settings: Preprocessing) -> np.ndarray:
     image = _upright(_first_frame(image))
     image = _opaque_8bit(image, settings)
     image = image.convert("RGB" if settings.num_channels == 3 else "L")
-    image = _resized(image, settings)
+    square = (settings.image_size, settings.image_size)
+    image = _resized(image, settings, nearest_size(*image.size, sizes) if sizes else square)
     pixels = np.asarray(image, dtype=np.uint8)  # (H, W) or (H, W, 3)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)) if pixels.ndim == 3 else pixels[None].copy()
 
@@ -134,17 +145,19 @@ def _deep_to_8bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
 
 
-def _resized(image: Image.Image, settings: Preprocessing) -> Image.Image:
-    """An "L" or "RGB" image -> the same mode, `image_size` squared."""
-    size, (width, height) = settings.image_size, image.size
-    if (width, height) == (size, size):
+def _resized(image: Image.Image, settings: Preprocessing, target: tuple[int, int]) -> Image.Image:
+    """An "L" or "RGB" image -> the same mode, of the (height, width) `target`."""
+    (rows, columns), (width, height) = target, image.size
+    if (width, height) == (columns, rows):
         return image
     box = (0.0, 0.0, float(width), float(height))
     if settings.resize == "crop":  # crop and resize in one step: no second rounding
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+        kept = (
+            (width, width * rows / columns) if width * rows <= height * columns else (height * columns / rows, height)
+        )
+        left, top = (width - kept[0]) / 2, (height - kept[1]) / 2
+        box = (left, top, left + kept[0], top + kept[1])
+    return image.resize((columns, rows), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
 def to_pixel_values(pictures: torch.Tensor | np.ndarray) -> torch.Tensor:
