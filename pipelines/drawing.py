@@ -84,7 +84,9 @@ def picture_size(vocabulary: MultimodalVocabulary, height: int | None, width: in
     for size in vocabulary.layouts:
         if height in (None, size[0]) and width in (None, size[1]):
             return size
-    given = ", ".join(f"{name}={value!r}" for name, value in (("height", height), ("width", width)) if value is not None)
+    given = ", ".join(
+        f"{name}={value!r}" for name, value in (("height", height), ("width", width)) if value is not None
+    )
     known = ", ".join(f"{size[0]}x{size[1]}" for size in vocabulary.layouts)
     raise ValueError(
         f"{given}: this model draws {known} pictures (height x width); give one of these, or leave height and width "
@@ -109,7 +111,12 @@ def _negative_prompts(negative_prompt: Prompt, count: int, guidance_scale: float
 
 
 def prompt_rows(
-    model: Any, vocabulary: MultimodalVocabulary, texts: list[str | None], name: str, count: int, size: Size | None = None
+    model: Any,
+    vocabulary: MultimodalVocabulary,
+    texts: list[str | None],
+    name: str,
+    count: int,
+    size: Size | None = None,
 ) -> list[list[int]]:
     """Token ids of the prompt of each text, `count` times in a row, for pictures of a size."""
     rows: list[list[int]] = []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import numbers
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -154,10 +156,8 @@ class MultimodalPipeline:
         default = (self.vocabulary.image_size[0], self.vocabulary.image_size[1])
         pixels: list[np.ndarray] = []
         for index, one in enumerate(listed_images(image)):
-            try:
+            with _named(index):
                 pixels.append(preprocess(one, settings, [size or default]))
-            except (OSError, SyntaxError, ValueError) as error:  # Pillow reads a file when its pixels are needed
-                raise ValueError(f"image {index} cannot be read: {error}") from error
         batches = torch.from_numpy(np.stack(pixels)).split(self.max_batch_rows)
         with torch.no_grad():
             codes = [self.image_tokenizer.encode(to_pixel_values(batch).to(self.device)) for batch in batches]
@@ -169,8 +169,12 @@ class MultimodalPipeline:
         Raises:
             TypeError, ValueError: as `encode_images`.
         """
-        sizes = list(self.vocabulary.layouts)
-        return [nearest_size(*ImageOps.exif_transpose(one).size, sizes) for one in listed_images(image)]
+        sizes, found = list(self.vocabulary.layouts), []
+        for index, one in enumerate(listed_images(image)):
+            with _named(index):
+                upright = one if len(sizes) == 1 else ImageOps.exif_transpose(one)
+            found.append(nearest_size(*upright.size, sizes))
+        return found
 
     @torch.no_grad()
     def decode_codes(self, codes: torch.Tensor, size: Size | None = None) -> torch.Tensor:
@@ -212,6 +216,15 @@ class MultimodalPipeline:
     def set_progress_bar_config(self, **settings: Any) -> None:
         """Settings of the tqdm bar, `disable=True` above all. By default it shows on a terminal only."""
         self._progress_bar = settings
+
+
+@contextmanager
+def _named(index: int) -> Iterator[None]:
+    """Inside, what goes wrong in reading a picture is told with its number: Pillow reads a file when it is needed."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"image {index} cannot be read: {error}") from error
 
 
 def random_stream(*keys: Any) -> torch.Generator:

@@ -56,7 +56,9 @@ def score_pictures(
         )
     count = max(len(prompts), len(codes))
     head = len(image_prompt(pipe.vocabulary, None, size)) - 1
-    rows = [ids[1:-head] for ids in prompt_rows(pipe.model, pipe.vocabulary, prompts, "prompt", count // len(prompts), size)]
+    rows = [
+        ids[1:-head] for ids in prompt_rows(pipe.model, pipe.vocabulary, prompts, "prompt", count // len(prompts), size)
+    ]
     codes = codes.expand(count, -1)
     name = "image" if prompt is None else "caption_to_image"  # alike up to the last code in all that draw
     loss = NextTokenLoss(pipe.model, pipe.vocabulary.id_ranges)
@@ -64,7 +66,9 @@ def score_pictures(
     with evaluation_mode(pipe.model):
         for start in range(0, count, pipe.max_batch_rows):
             part = range(start, min(start + pipe.max_batch_rows, count))
-            sequences = [token_sequence(pipe.vocabulary, name, rows[row], codes[row].cpu().numpy(), size) for row in part]
+            sequences = [
+                token_sequence(pipe.vocabulary, name, rows[row], codes[row].cpu().numpy(), size) for row in part
+            ]
             batch = {key: value.to(pipe.device) for key, value in collate(sequences, pipe.vocabulary.pad_id).items()}
             found = loss.position_nats(batch["input_ids"], batch["labels"], batch["position_ids"])
             nats += [one[labels != IGNORED] for one, labels in zip(found, batch["labels"], strict=True)]
