@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm.cache import TokenCache
 from lm.data import BatchOrder, CaptionedPictures
 from lm.model import build_configuration, build_model, load_model, model_sizes, start_code_rows
+from lm.model import default_learning_rate as width_learning_rate
 from lm.sequences import FORMATS
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines.grids import labelled_grid
@@ -25,6 +27,7 @@ from tokenizer_image.preprocessing import postprocess
 
 VALIDATION_ROWS = 64  # per batch
 SHOWN_CAPTIONS, SHOWN_PICTURES = 6, 4  # in a sample grid
+PRETRAINED_SHARE = 0.25  # of the learning rate that a model from scratch of that width starts with
 
 
 def build_vocabulary(options: Any, tokenizer: ImageTokenizer, cache: TokenCache) -> MultimodalVocabulary:
@@ -189,26 +192,31 @@ def shown_captions(source: CaptionedPictures) -> list[str | None]:
     return shown or alone
 
 
-def validate(module: Any, order: BatchOrder, device: torch.device) -> dict[str, float]:
+def validate(module: Any, order: BatchOrder, accelerator: Accelerator) -> dict[str, float]:
     """Mean nats per image code and per text token, of what is learned, over the validation rows in every format.
 
     Pictures count with their captions where those are learned from, not alone. Where several formats teach text, the
-    figure is of all together, and one of each beside it.
+    figure is of all together, and one of each beside it. Processes share the rows; all get the same figures.
     """
     source = order.source
     names = list(source.mixture)
     if any(FORMATS[name].drops_captions for name in names):
         names = [name for name in names if name != "image"]
     totals: dict[str, dict[str, float]] = {}
-    rows = range(len(source.cache))
-    with torch.inference_mode():
-        for name, start in product(names, range(0, len(rows), VALIDATION_ROWS)):
-            part = rows[start : start + VALIDATION_ROWS]
-            batch = order.collate(source.items(part, first_choices(source, name, part)))
-            sums = module(**{key: tensor.to(device) for key, tensor in batch.items()})
-            found = totals.setdefault(name, {})
-            for key in ("image_nats", "image_tokens", "text_nats", "text_tokens"):
-                found[key] = found.get(key, 0.0) + float(sums[key])
+    rows, keys = range(len(source.cache)), ("image_nats", "image_tokens", "text_nats", "text_tokens")
+    rank, world = accelerator.process_index, accelerator.num_processes
+    with torch.no_grad():  # not inference_mode: FSDP2 would go on with the tensors that it gathers here
+        for name, start in product(names, range(0, len(rows), VALIDATION_ROWS * world)):
+            part = rows[start : start + VALIDATION_ROWS * world]
+            mine = part[rank::world]  # maybe none; yet all processes must call a sharded module together
+            batch = order.collate(source.items(mine or part[:1], first_choices(source, name, mine or part[:1])))
+            sums = module(**{key: tensor.to(accelerator.device) for key, tensor in batch.items()})
+            found = totals.setdefault(name, dict.fromkeys(keys, 0.0))
+            for key in keys if mine else ():
+                found[key] += float(sums[key])
+    for found in totals.values():
+        sums = accelerator.reduce(torch.tensor(list(found.values()), device=accelerator.device), "sum")
+        found.update(zip(keys, sums.tolist(), strict=True))
     drawn = [totals[name] for name in names if FORMATS[name].draws]
     written = {name: totals[name] for name in names if FORMATS[name].writes and totals[name]["text_tokens"]}
     figures = {}
@@ -219,6 +227,17 @@ def validate(module: Any, order: BatchOrder, device: torch.device) -> dict[str, 
     if len(written) > 1:
         figures |= {f"nats_per_text_token_{name}": _mean([found], "text") for name, found in written.items()}
     return figures
+
+
+def mean_loss(figures: dict[str, float], shares: tuple[float, float]) -> float:
+    """What training makes small, of `validate`'s figures: text and codes by their shares."""
+    return shares[0] * figures.get("nats_per_text_token", 0.0) + shares[1] * figures.get("nats_per_code", 0.0)
+
+
+def default_learning_rate(options: Any, model: PreTrainedModel) -> float:
+    """AdamW's peak learning rate: --learning_rate, else by width, and a quarter of that for a pretrained model."""
+    rate = width_learning_rate(model.config.get_text_config().hidden_size)
+    return options.learning_rate or (PRETRAINED_SHARE * rate if options.lm_name_or_path else rate)
 
 
 def _mean(totals: Iterable[dict[str, float]], kind: str) -> float:
