@@ -10,6 +10,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lm.stepping import plain_head
+
 NAME = "tessera_short_causal"
 # Above this many tokens the (L, L) scores cost more memory traffic than the fused kernel's slower products.
 LONGEST = 256
@@ -64,6 +66,11 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def use_fastest_attention(model: PreTrainedModel, longest: int) -> None:
-    """Choose how `model` attends in training, to sequences of up to `longest` tokens."""
+    """Choose how `model` attends in training, to sequences of up to `longest` tokens.
+
+    Models with more than one linear map for a head keep their own attention, which may have as much that is their own.
+    """
+    if plain_head(model) is None:
+        return
     on_cpu = next(model.parameters()).device.type == "cpu"
     model.set_attn_implementation(NAME if on_cpu and longest <= LONGEST else "sdpa")

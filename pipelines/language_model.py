@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm.cache import TokenCache
 from lm.data import SequenceSource
 from lm.model import build_configuration, build_model, load_model, model_sizes, start_code_rows
+from lm.model import default_learning_rate as width_learning_rate
 from lm.sequences import DESCRIBING, DRAWING_ALONE, FORMATS, collate
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines.grids import labelled_grid
@@ -26,6 +28,7 @@ from tokenizer_image.preprocessing import postprocess
 VALIDATION_ROWS = 64  # per batch
 DOCUMENT_LENGTH = 1024  # tokens of an interleaved row, where --max_length does not say
 SHOWN_CAPTIONS, SHOWN_PICTURES = 6, 4  # in a sample grid
+PRETRAINED_SHARE = 0.25  # of the learning rate that a model from scratch of that width starts with
 
 
 def build_vocabulary(options: Any, tokenizer: ImageTokenizer, cache: TokenCache) -> MultimodalVocabulary:
@@ -134,13 +137,13 @@ def loss_shares(options: Any, names: Iterable[str]) -> tuple[float, float]:
 
 
 def build_source(
-    options: Any, cache: TokenCache, vocabulary: MultimodalVocabulary, model: PreTrainedModel, caption_dropout: float
+    options: Any, cache: TokenCache, vocabulary: MultimodalVocabulary, model: PreTrainedModel, validation: bool = False
 ) -> SequenceSource:
     """The rows of a cache in the options' formats, no longer than what the options allow and the model can take."""
     longest = min(longest_sequence(options, cache, vocabulary), model.config.max_position_embeddings)
-    return SequenceSource(
-        cache, vocabulary, caption_dropout, options.mixture(), longest, options.long_sequences == "drop"
-    )
+    dropout = 0.0 if validation else options.caption_dropout
+    drop = options.long_sequences == "drop" and not validation  # every row is validated on, cropped where need be
+    return SequenceSource(cache, vocabulary, dropout, options.mixture(), longest, drop)
 
 
 def longest_sequence(options: Any, cache: TokenCache, vocabulary: MultimodalVocabulary) -> int:
@@ -184,6 +187,14 @@ def count_long(source: SequenceSource) -> int:
     return source.cropped + source.dropped - before
 
 
+def long_line(long: int, source: SequenceSource, rows: int) -> str:
+    """What happens to sequences that are too long, of which there are so many among the validation rows."""
+    return (
+        f"{long} of {rows} validation rows, and about that share of all, are longer than {source.max_length} tokens "
+        f"and are {'left out' if source.drop_long else 'cropped'} (--max_caption_tokens, --max_length, --long_sequences)"
+    )
+
+
 def shown_captions(source: SequenceSource) -> list[str | None]:
     """Different captions for the sample grid, cut at a word where they are too long for the model; [] where nothing is
     drawn."""
@@ -206,11 +217,11 @@ def shown_captions(source: SequenceSource) -> list[str | None]:
     return shown or alone
 
 
-def validate(module: Any, source: SequenceSource, device: torch.device) -> dict[str, float]:
+def validate(module: Any, source: SequenceSource, accelerator: Accelerator) -> dict[str, float]:
     """Mean nats per image code and per text token, of what is learned, over the validation rows in every format.
 
     Pictures count with their captions where those are learned from, not alone. Where several formats teach text, the
-    figure is of all together, and one of each beside it.
+    figure is of all together, and one of each beside it. Processes share the rows; all get the same figures.
     """
     names = list(source.mixture)
     drawn = [name for name in names if FORMATS[name].draws]
@@ -218,18 +229,21 @@ def validate(module: Any, source: SequenceSource, device: torch.device) -> dict[
         drawn = [name for name in drawn if not FORMATS[name].draws_alone]
     names = [name for name in names if name in drawn or FORMATS[name].writes]
     totals: dict[str, dict[str, float]] = {}
-    rows = range(len(source.cache))
-    with torch.inference_mode():
-        for name, start in product(names, range(0, len(rows), VALIDATION_ROWS)):
-            part = rows[start : start + VALIDATION_ROWS]
-            items = source.items(part, first_choices(source, name, part))
-            if not items:
-                continue
+    rows, keys = range(len(source.cache)), ("image_nats", "image_tokens", "text_nats", "text_tokens")
+    rank, world = accelerator.process_index, accelerator.num_processes
+    with torch.no_grad():  # not inference_mode: FSDP2 would go on with the tensors that it gathers here
+        for name, start in product(names, range(0, len(rows), VALIDATION_ROWS * world)):
+            part = rows[start : start + VALIDATION_ROWS * world]
+            mine = part[rank::world]  # maybe none; yet all processes must call a sharded module together
+            items = source.items(mine or part[:1], first_choices(source, name, mine or part[:1]))
             batch = collate([source.sequence(item) for item in items], source.vocabulary.pad_id)
-            sums = module(**{key: tensor.to(device) for key, tensor in batch.items()})
-            found = totals.setdefault(name, {})
-            for key in ("image_nats", "image_tokens", "text_nats", "text_tokens"):
-                found[key] = found.get(key, 0.0) + float(sums[key])
+            sums = module(**{key: tensor.to(accelerator.device) for key, tensor in batch.items()})
+            found = totals.setdefault(name, dict.fromkeys(keys, 0.0))
+            for key in keys if mine else ():
+                found[key] += float(sums[key])
+    for found in totals.values():
+        sums = accelerator.reduce(torch.tensor(list(found.values()), device=accelerator.device), "sum")
+        found.update(zip(keys, sums.tolist(), strict=True))
     written = {name: found for name, found in totals.items() if found["text_tokens"]}
     figures = {}
     if drawn:
@@ -239,6 +253,17 @@ def validate(module: Any, source: SequenceSource, device: torch.device) -> dict[
     if len(written) > 1:
         figures |= {f"nats_per_text_token_{name}": _mean([found], "text") for name, found in written.items()}
     return figures
+
+
+def mean_loss(figures: dict[str, float], shares: tuple[float, float]) -> float:
+    """What training makes small, of `validate`'s figures: text and codes by their shares."""
+    return shares[0] * figures.get("nats_per_text_token", 0.0) + shares[1] * figures.get("nats_per_code", 0.0)
+
+
+def default_learning_rate(options: Any, model: PreTrainedModel) -> float:
+    """AdamW's peak learning rate: --learning_rate, else by width, and a quarter of that for a pretrained model."""
+    rate = width_learning_rate(model.config.get_text_config().hidden_size)
+    return options.learning_rate or (PRETRAINED_SHARE * rate if options.lm_name_or_path else rate)
 
 
 def _mean(totals: Iterable[dict[str, float]], kind: str) -> float:

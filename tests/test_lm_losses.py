@@ -20,7 +20,7 @@ from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from tokenizer_image.layout import build_layout
 
 SIZES = {"num_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
-FIELDS = ("loss", "weight", "text_nats", "text_tokens", "image_nats", "image_tokens")
+FIELDS = ("loss", "weight", "text_nats", "text_tokens", "image_nats", "image_tokens", "z_loss")
 NAMES = ("caption_and_image", "image", "image_to_caption", "caption_to_image", "text", "caption_and_image")
 CAPTIONS = ("a red dog", None, "", "a blue cat on grass", "a dog", "a red cat left of a blue dog")
 
@@ -239,8 +239,8 @@ def test_chunks_change_nothing(vocabulary, model, batch, monkeypatch):
     expected = gradients(model)
     monkeypatch.setattr(losses, "CHUNK_FLOATS", 5 * 20)  # 5 of 24 rows at a time in the widest kind of code
     calls = []
-    original = NextTokenLoss._chunk_nats
-    monkeypatch.setattr(NextTokenLoss, "_chunk_nats", lambda *a: calls.append(len(a[1])) or original(*a))
+    original = NextTokenLoss._chunk_terms
+    monkeypatch.setattr(NextTokenLoss, "_chunk_terms", lambda *a: calls.append(len(a[1])) or original(*a))
     chunked = sums_of(model, vocabulary, batch)
     assert max(calls) <= 8 and len(calls) > 10
     for name in FIELDS:
