@@ -191,7 +191,8 @@ def long_line(long: int, source: SequenceSource, rows: int) -> str:
     """What happens to sequences that are too long, of which there are so many among the validation rows."""
     return (
         f"{long} of {rows} validation rows, and about that share of all, are longer than {source.max_length} tokens "
-        f"and are {'left out' if source.drop_long else 'cropped'} (--max_caption_tokens, --max_length, --long_sequences)"
+        f"and are {'left out' if source.drop_long else 'cropped'} (--max_caption_tokens, --max_length, "
+        "--long_sequences)"
     )
 
 
