@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 from tqdm.auto import tqdm
 
+from pipelines.data_options import DataOptions
 from pipelines.optimization import (
     AveragedWeights,
     learning_rate_share,
@@ -78,15 +79,17 @@ def start_run(options: TrainingOptions) -> tuple[Accelerator, Run]:
 
 
 def load_split(
-    options: TrainingOptions,
-    settings: Preprocessing,
-    split: str,
-    accelerator: Accelerator,
-    *,
-    need_captions: bool = False,
+    options: TrainingOptions, settings: Preprocessing, split: str, accelerator: Accelerator
 ) -> tuple[PictureDataset, DecodedPictures]:
     """One split of the data set, and its pictures, decoded (once, by the main process)."""
-    source = load_pictures(
+    source = load_source(options, split)
+    with accelerator.main_process_first():
+        return source, read_pictures(options, source, settings, progress=accelerator.is_main_process)
+
+
+def load_source(options: DataOptions, split: str, *, need_captions: bool = False) -> PictureDataset:
+    """One split of the data set, as the options say."""
+    return load_pictures(
         options.dataset,
         split,
         image_column=options.image_column,
@@ -95,15 +98,25 @@ def load_split(
         max_examples=options.max_examples if split == "train" else VALIDATION_PICTURES,
         seed=options.seed,
     )
-    with accelerator.main_process_first():
-        decoded = decode_pictures(
-            source,
-            settings,
-            num_workers=options.workers(),
-            max_unreadable_share=options.max_unreadable_share,
-            progress=accelerator.is_main_process,
-        )
-    return source, decoded
+
+
+def read_pictures(
+    options: DataOptions,
+    source: PictureDataset,
+    settings: Preprocessing,
+    sizes: Sequence[tuple[int, int]] = (),
+    *,
+    progress: bool = True,
+) -> DecodedPictures:
+    """Every picture of a source, decoded as the options say."""
+    return decode_pictures(
+        source,
+        settings,
+        sizes=sizes,
+        num_workers=options.workers(),
+        max_unreadable_share=options.max_unreadable_share,
+        progress=progress,
+    )
 
 
 def check_batch_size(accelerator: Accelerator, batch_size: int, *, pictures: int | None = None, parts: int = 1) -> None:
