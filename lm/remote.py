@@ -89,9 +89,7 @@ def _file_system(address: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(address)
     except ImportError as error:  # fsspec's own words name the package, e.g. "Install s3fs to access S3"
-        raise ValueError(
-            f"{address}: fsspec needs another package for {protocol}:// ({error}); pip install it"
-        ) from error
+        raise ValueError(f"{address}: fsspec lacks a package for {protocol}:// ({error}): pip install it") from error
     except ValueError as error:
         from fsspec.registry import known_implementations
 

@@ -24,6 +24,7 @@ from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.preprocessing import postprocess
 
 VALIDATION_ROWS = 64  # per batch
+BPE_ROWS = 100_000  # whose captions a BPE is trained on; more change it little, and take longer
 SHOWN_CAPTIONS, SHOWN_PICTURES = 6, 4  # in a sample grid
 
 
@@ -32,7 +33,7 @@ def build_vocabulary(options: Any, tokenizer: ImageTokenizer, cache: TokenCache)
     if options.text_tokenizer:
         text = load_text_tokenizer(options.text_tokenizer)
     else:
-        text = train_text_tokenizer(cache.all_texts(), options.text_vocab_size)
+        text = train_text_tokenizer(cache.some_texts(BPE_ROWS), options.text_vocab_size)
     side = tokenizer.config.image_size
     return MultimodalVocabulary.build(
         text, num_codes=tokenizer.num_codes, layout=tokenizer.layout().to_dict(), image_size=[side, side],

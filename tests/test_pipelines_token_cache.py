@@ -379,9 +379,13 @@ def test_the_encoder_maps_in_spawned_workers_and_its_rows_become_a_cache(tokeniz
     encoder = PictureEncoder(str(tokenizer_folder), image_sizes=["8x8", "4x12", "12x4"], device="cpu")
     assert encoder.tokenizer is not None and len(pickle.dumps(encoder)) < 1000, "weights do not travel"
     files = sorted(folder.glob("*.png"))
+
+    def converted(file: Path) -> Image.Image:
+        return Image.open(file).convert("RGB")
+
     forms = [
-        str, lambda file: file.read_bytes(), lambda file: Image.open(file).convert("RGB"), lambda file: {"bytes": None, "path": str(file)},
-        lambda file: {"bytes": file.read_bytes(), "path": None}, lambda file: np.asarray(Image.open(file)),
+        str, Path.read_bytes, converted, lambda file: {"bytes": None, "path": str(file)},
+        lambda file: {"bytes": file.read_bytes(), "path": None}, lambda file: np.asarray(converted(file)),
     ]  # fmt: skip
     batches = []
     for start, form in zip(range(0, 12, 2), forms, strict=True):
