@@ -56,7 +56,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     file = f"{folder}/{MANIFEST}"
     text = remote.read_text(MANIFEST) if remote else _read_text(Path(folder) / MANIFEST)
     if text is None:
-        raise ValueError(f"{folder} is not a (whole) token cache: it has no {MANIFEST}")
+        what = f"{folder} is not a (whole) token cache: it has no {MANIFEST}"
+        remedy = "; nothing is written to remote addresses: write it here with scripts/cache_tokens.py, then upload it"
+        raise ValueError(what + remedy if remote else what)
     manifest = json.loads(text)
     if manifest["format_version"] > FORMAT_VERSION:
         raise ValueError(

@@ -24,7 +24,7 @@ from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.preprocessing import postprocess
 
 VALIDATION_ROWS = 64  # per batch
-BPE_ROWS = 100_000  # whose captions a BPE is trained on; more change it little, and take longer
+BPE_ROWS = 50_000  # whose captions a BPE is trained on; more change it little, and take longer
 SHOWN_CAPTIONS, SHOWN_PICTURES = 6, 4  # in a sample grid
 
 
