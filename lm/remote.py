@@ -67,7 +67,8 @@ class RemoteFolder:
         aside = aside_of(folder)
         aside.mkdir()
         try:
-            files = self._system.ls(f"{self._path}/{name}", detail=False)
+            listed = self._system.ls(f"{self._path}/{name}", detail=False)
+            files = [file for file in listed if "." in file.rsplit("/", 1)[-1]]  # no marks of empty folders
             self._system.get(files, [str(aside / file.rsplit("/", 1)[-1]) for file in files])
             with contextlib.suppress(OSError):  # another process has just copied the same
                 os.rename(aside, folder)

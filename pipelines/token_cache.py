@@ -85,10 +85,17 @@ class TokenCacheWriter:
             ValueError: it is, but of another tokenizer or data set.
         """
         for name in (PARTIAL, MANIFEST):
-            file = self.folder / name
-            if file.is_file():
-                self._check_identity(json.loads(file.read_text()))
+            found = self._read(name)
+            if found is not None:
+                self._check_identity(found)
         return (self.folder / MANIFEST).is_file()
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        """PARTIAL or MANIFEST, None if it is not there (any more: another writer may be at work)."""
+        try:
+            return json.loads((self.folder / name).read_text())
+        except FileNotFoundError:
+            return None
 
     def _check_identity(self, found: dict[str, Any]) -> None:
         kinds = {
@@ -112,8 +119,11 @@ class TokenCacheWriter:
 
     def missing(self, process_index: int = 0, num_processes: int = 1) -> list[int]:
         """Numbers of this process's shards that are not there, or not whole."""
-        numbers = range(len(self.shards))[process_index::num_processes]
-        return [number for number in numbers if damage(self.folder / self.shards[number]["name"])]
+        told = (self._read(MANIFEST) or {"shards": []})["shards"]
+        rows = {shard["name"]: shard["rows"] for shard in told}
+        names = [shard["name"] for shard in self.shards]
+        numbers = range(len(names))[process_index::num_processes]
+        return [number for number in numbers if damage(self.folder / names[number], rows.get(names[number]))]
 
     def part(self, shards: Sequence[int]) -> tuple[PictureDataset, np.ndarray]:
         """The rows of some shards as a data set, and their numbers in the whole one."""
@@ -165,13 +175,15 @@ class TokenCacheWriter:
                 self.tokenizer, decoded.which[positions], lambda places: decoded.batch(positions[places]),
                 self.sizes, device,
             )  # fmt: skip
-            self._known.update(zip(new, codes, strict=True))
+            dtype = code_dtype(self.tokenizer.num_codes)
+            self._known.update((position, row.astype(dtype)) for position, row in zip(new, codes, strict=True))
         return [self._document(row) for row in rows]
 
     def _document(self, row: CacheRow) -> Document:
         codes = [self._known[position] for position in row.positions]
         sizes = [self.sizes[self._decoded.which[position]] for position in row.positions] if self._decoded else []
-        return Document(np.concatenate([np.zeros(0, np.int64), *codes]), sizes, row.texts, row.order, row.label)
+        row_codes = codes[0] if len(codes) == 1 else np.concatenate([np.zeros(0, np.uint8), *codes])
+        return Document(row_codes, sizes, row.texts, row.order, row.label)
 
     def finish(self) -> TokenCache:
         """Write the manifest, once every process has written its shards. Whoever comes last does it."""
