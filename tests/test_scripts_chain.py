@@ -423,7 +423,7 @@ def test_commands_on_ones_own_pictures(tmp_path):
 def flags(options: train_tokenizer.Options | train_lm.Options) -> list[str]:
     words: list[str] = []
     for name, value in vars(options).items():
-        if value is None or value is False:
+        if value is None or value is False or value == []:
             continue
         words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return words
