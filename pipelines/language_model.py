@@ -27,6 +27,7 @@ from tokenizer_image.preprocessing import postprocess
 
 VALIDATION_ROWS = 64  # per batch
 DOCUMENT_LENGTH = 1024  # tokens of an interleaved row, where --max_length does not say
+BPE_ROWS = 50_000  # whose captions a BPE is trained on; more change it little, and take longer
 SHOWN_CAPTIONS, SHOWN_PICTURES = 6, 4  # in a sample grid
 PRETRAINED_SHARE = 0.25  # of the learning rate that a model from scratch of that width starts with
 
@@ -36,7 +37,7 @@ def build_vocabulary(options: Any, tokenizer: ImageTokenizer, cache: TokenCache)
     if options.text_tokenizer:
         text = load_text_tokenizer(options.text_tokenizer)
     else:
-        text = train_text_tokenizer(cache.all_texts(), options.text_vocab_size)
+        text = train_text_tokenizer(cache.some_texts(BPE_ROWS), options.text_vocab_size)
     own = tokenizer.config.image_size
     first, *others = options.picture_sizes() or [(own, own)]
     return MultimodalVocabulary.build(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
+from pipelines.data_options import DataOptions
 from pipelines.distribution import check_distribution, shard_on_cpu
 from pipelines.run import Run
 from pipelines.training_options import TrainingOptions
@@ -71,15 +72,17 @@ def start_run(options: TrainingOptions, *, plain: bool = False) -> tuple[Acceler
 
 
 def load_split(
-    options: TrainingOptions,
-    settings: Preprocessing,
-    split: str,
-    accelerator: Accelerator,
-    *,
-    need_captions: bool = False,
+    options: TrainingOptions, settings: Preprocessing, split: str, accelerator: Accelerator
 ) -> tuple[PictureDataset, DecodedPictures]:
     """One split of the data set, and its pictures, decoded (once, by the main process)."""
-    source = load_pictures(
+    source = load_source(options, split)
+    with accelerator.main_process_first():
+        return source, read_pictures(options, source, settings, progress=accelerator.is_main_process)
+
+
+def load_source(options: DataOptions, split: str, *, need_captions: bool = False) -> PictureDataset:
+    """One split of the data set, as the options say."""
+    return load_pictures(
         options.dataset,
         split,
         image_column=options.image_column,
@@ -88,15 +91,25 @@ def load_split(
         max_examples=options.max_examples if split == "train" else VALIDATION_PICTURES,
         seed=options.seed,
     )
-    with accelerator.main_process_first():
-        decoded = decode_pictures(
-            source,
-            settings,
-            num_workers=options.workers(),
-            max_unreadable_share=options.max_unreadable_share,
-            progress=accelerator.is_main_process,
-        )
-    return source, decoded
+
+
+def read_pictures(
+    options: DataOptions,
+    source: PictureDataset,
+    settings: Preprocessing,
+    sizes: Sequence[tuple[int, int]] = (),
+    *,
+    progress: bool = True,
+) -> DecodedPictures:
+    """Every picture of a source, decoded as the options say."""
+    return decode_pictures(
+        source,
+        settings,
+        sizes=sizes,
+        num_workers=options.workers(),
+        max_unreadable_share=options.max_unreadable_share,
+        progress=progress,
+    )
 
 
 def check_batch_size(accelerator: Accelerator, batch_size: int, *, pictures: int | None = None, parts: int = 1) -> None:

@@ -490,6 +490,25 @@ def test_flips_do_not_depend_on_the_number_of_processes(tmp_path):
     assert 0.3 < np.mean([picture[0][0][0] > picture[0][0][2] for batch in alone for picture in batch]) < 0.7
 
 
+def test_stage_1_trains_on_the_pictures_of_documents(tmp_path, capsys):
+    pictures = own_pictures(tmp_path / "discs")
+    lines = [
+        [{"text": f"number {n}"}, {"image": f"{n:03d}.png"}, {"image": f"{n + 1:03d}.png"}] for n in range(0, 40, 2)
+    ]
+    (pictures / "documents.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    folder = train(stage_1(tmp_path / "tokenizer", dataset=str(pictures), max_steps=1, max_examples=None))
+    assert load_tokenizer(folder).tokens_per_image == TOKENS and "38 training pictures" in capsys.readouterr().out
+
+
+def test_a_remote_cache_trains_what_a_local_one_trains(model_folder, tokenizer_folder, tmp_path):
+    address = f"file://{model_folder}/token_cache"
+    folder = train(stage_2(tmp_path / "model", tokenizer_folder, token_cache=address))
+    assert_equal_runs(folder, model_folder, "lm/")
+    assert not (folder / "token_cache").exists()
+    with pytest.raises(ValueError, match="not a .whole. token cache.*nothing is written to remote.*cache_tokens.py"):
+        train(stage_2(tmp_path / "none", tokenizer_folder, token_cache=f"file://{tmp_path}/none"))
+
+
 def test_a_few_pictures_some_without_captions(tokenizer_folder, tmp_path, capsys):
     pictures = own_pictures(tmp_path / "few", count=20)
     for file in sorted(pictures.glob("*.txt"))[::2]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tokenizer_image.columns import Columns, digest
 from tokenizer_image.decoded import DecodedPictures, decode_pictures
-from tokenizer_image.documents import DocumentFile
+from tokenizer_image.documents import DocumentFile, DocumentPictures
 from tokenizer_image.folders import Opener, open_path, table_splits
 from tokenizer_image.preprocessing import Preprocessing, postprocess, preprocess, to_pixel_values
 from tokenizer_image.sources import hashed_order
@@ -25,6 +25,7 @@ __all__ = [
     "DecodedPictures",
     "PictureDataset",
     "Preprocessing",
+    "SelectedPictures",
     "decode_pictures",
     "load_pictures",
     "postprocess",
@@ -132,9 +133,8 @@ def load_pictures(
 
 def _texts(source: Any) -> Iterator[Sequence[str]]:
     """Texts of each row, or of each document."""
-    documents = getattr(source, "documents", None)
-    if documents is not None:
-        return (document.texts for document in documents)
+    if isinstance(source, DocumentPictures):
+        return (document.texts for document in source.documents)
     return (source.texts(row) for row in range(len(source)))
 
 

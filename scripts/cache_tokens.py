@@ -1,0 +1,119 @@
+"""Encode a data set's pictures into a token cache, and nothing else: by one process, or by a job array.
+
+    python scripts/cache_tokens.py --dataset photos --image_tokenizer runs/tokenizer --token_cache runs/token_cache
+    python scripts/cache_tokens.py ... --shard_index 3 --num_shards 16      # job 3 of 16, on any machine
+
+`train_lm.py --token_cache runs/token_cache` with the same data options then trains without the data set. Each job
+reads and encodes a share of the shards; the last to end writes the manifest. A job that was killed, or whose shards
+were damaged, is run again and writes what is not whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pipelines.data_options import CacheOptions, option
+
+if TYPE_CHECKING:
+    from pipelines.token_cache import TokenCacheWriter
+
+
+@dataclass
+class Options(CacheOptions):
+    """Encode pictures."""
+
+    above_zero: ClassVar[tuple[str, ...]] = (*CacheOptions.above_zero, "num_shards", "shard_rows", "cpu_threads")
+    not_negative: ClassVar[tuple[str, ...]] = (*CacheOptions.not_negative, "shard_index")
+    token_cache: str | None = option("runs/token_cache", "folder of the token cache, on a disk that all jobs share")
+    splits: list[str] = option(["train", "validation"], "splits of the data set, each a sub-folder of --token_cache")
+    shard_index: int = option(0, "number of this job, from 0")
+    num_shards: int = option(1, "number of jobs that share the work")
+    shard_rows: int = option(8192, "rows of a shard, the least that a job writes; the same in all jobs")
+    device: str | None = option(None, "where pictures are encoded, e.g. cuda:1 (default: a GPU if there is one)")
+    cpu_threads: int | None = option(None, "PyTorch's threads (default: all cores)")
+
+    def check(self) -> None:
+        super().check()
+        if self.shard_index >= self.num_shards:
+            raise ValueError(
+                f"--shard_index {self.shard_index} is out of range: with --num_shards {self.num_shards} give 0 to "
+                f"{self.num_shards - 1}"
+            )
+        if not self.token_cache or "://" in self.token_cache:
+            raise ValueError(
+                f"--token_cache {self.token_cache}: nothing is written to remote addresses; give a folder here, and "
+                "upload it when it is whole"
+            )
+
+
+def main(options: Options) -> None:
+    """Write this job's shards of each split, and the manifest of those that are then whole."""
+    options.check()
+    import os
+
+    import torch
+    import transformers
+
+    from tokenizer_image.vqvae import load_tokenizer
+
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(options.cpu_threads or os.cpu_count() or 1)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = load_tokenizer(options.image_tokenizer).to(device)
+    for split in options.splits:
+        write_split(options, tokenizer, split, device)
+
+
+def write_split(options: Options, tokenizer: Any, split: str, device: str) -> None:
+    """Write this job's shards of one split."""
+    from lm.cache import TokenCache, damaged_shards
+    from pipelines.token_cache import TokenCacheWriter, source_settings, tell_left_out
+    from pipelines.training import load_source
+
+    folder = Path(str(options.token_cache)) / split
+    source = load_source(options, split)
+    writer = TokenCacheWriter(
+        folder, tokenizer, source, settings=source_settings(options, split), sizes=options.picture_sizes(),
+        shard_rows=options.shard_rows,
+    )  # fmt: skip
+    for problem in damaged_shards(folder).values() if writer.finished else ():
+        print(f"{problem}; writing it again", flush=True)
+    mine = writer.missing(options.shard_index, options.num_shards)
+    if mine:
+        writer.prepare()
+        read_shards(options, writer, tokenizer)
+        writer.write(process_index=options.shard_index, num_processes=options.num_shards, device=device)
+    left = writer.missing()
+    if left:
+        print(
+            f"{folder}: {len(writer.shards) - len(left)} of {len(writer.shards)} shards are there; whichever job ends "
+            "last writes the manifest",
+            flush=True,
+        )
+        return
+    if mine or not writer.finished:
+        tell_left_out(writer.finish())
+    print(f"{folder} is whole: {len(TokenCache(folder)):,} rows", flush=True)
+
+
+def read_shards(options: Options, writer: TokenCacheWriter, tokenizer: Any) -> None:
+    """Decode the pictures of this job's shards: all of them, so that a job that is run again finds them decoded."""
+    import numpy as np
+
+    from pipelines.training import read_pictures
+    from tokenizer_image.data import Preprocessing
+
+    whole = writer.finished  # then only what is to be repaired
+    shards = range(len(writer.shards))[options.shard_index :: options.num_shards]
+    part, numbers = writer.part(writer.missing(options.shard_index, options.num_shards) if whole else list(shards))
+    settings = Preprocessing.from_dict(tokenizer.config.preprocessing)
+    decoded = read_pictures(options, part, settings, writer.sizes) if len(part) else None
+    writer.read(part, decoded, np.asarray(numbers))
+
+
+if __name__ == "__main__":
+    from pipelines.options import run_command
+
+    run_command(main, Options, "Encode a data set's pictures into a token cache.")
