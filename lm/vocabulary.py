@@ -94,11 +94,14 @@ class MultimodalVocabulary:
             if getattr(tokenizer, role) is None:
                 tokenizer.add_special_tokens({role: text})
         tokenizer.add_tokens([AddedToken(BEGIN_IMAGE, special=True), AddedToken(END_IMAGE, special=True)])
-        image_offset = len(tokenizer)
+        before = len(tokenizer)
         names = [AddedToken(f"<|image_{code}|>", special=True, normalized=False) for code in range(num_codes)]
         tokenizer.add_tokens(names)
-        if len(tokenizer) != image_offset + num_codes:
-            raise ValueError(f"the text tokenizer already has tokens like {names[0].content!r}; use another one")
+        image_offset = tokenizer.convert_tokens_to_ids(names[0].content)  # not `before`, where ids were left out
+        if len(set(tokenizer.get_vocab().values())) != before + num_codes:
+            raise ValueError(
+                f"the text tokenizer already has tokens like {names[0].content!r}, or ids where new ones go; use another"
+            )
         boi_id, eoi_id = tokenizer.convert_tokens_to_ids([BEGIN_IMAGE, END_IMAGE])
         return cls(
             tokenizer=tokenizer,
@@ -149,7 +152,8 @@ class MultimodalVocabulary:
     def text_mask(self) -> np.ndarray:
         """(image_offset,) bool: which ids can stand in a text or, as eos does, end it."""
         special = [number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special]
-        mask = np.ones(self.image_offset, bool)
+        mask = np.zeros(self.image_offset, bool)  # some tokenizers leave ids out
+        mask[[number for number in self.tokenizer.get_vocab().values() if number < self.image_offset]] = True
         mask[[number for number in special if number < self.image_offset]] = False
         mask[[self.bos_id, self.pad_id, self.boi_id, self.eoi_id]] = False
         mask[self.eos_id] = True  # last: in some tokenizers it is bos too
