@@ -74,9 +74,7 @@ class NextTokenLoss(nn.Module):
             keeps logits from drifting away: at each place with a label, over that place's ids, weighted as its nats.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, id_ranges: list[tuple[int, int]], z_loss_weight: float = 0.0
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, id_ranges: list[tuple[int, int]], z_loss_weight: float = 0.0) -> None:
         super().__init__()
         self.model = model
         self.id_ranges = id_ranges

@@ -89,10 +89,10 @@ def max_positions(config: Any) -> int:
 def extend_model(model: PreTrainedModel, vocabulary: MultimodalVocabulary, known: int) -> None:
     """Give the model a row for each id of the vocabulary, in the embeddings and in the output layer.
 
-    What is new starts from the mean of the rows of the `known` ids that the model was trained with, rows that it had
-    only to round its size up included (Hewitt 2021, "Initializing new word embeddings for pretrained language models":
-    a mean leaves the old tokens' probabilities nearly as they were). Tied layers stay tied. Ids of special tokens and the
-    size become the vocabulary's in the configurations.
+    What is new, and the rows that only rounded the model's size up, starts from the mean of the rows of the `known` ids
+    that the model was trained with: no new token is then much likelier than the old ones (Hewitt 2021, "Initializing
+    new word embeddings for pretrained language models"). Tied layers stay tied. Ids of special tokens and the size
+    become the vocabulary's in the configurations.
     """
     if model.get_input_embeddings().weight.shape[0] < vocabulary.size:
         model.resize_token_embeddings(vocabulary.size, mean_resizing=False)

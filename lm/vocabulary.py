@@ -98,9 +98,10 @@ class MultimodalVocabulary:
         names = [AddedToken(f"<|image_{code}|>", special=True, normalized=False) for code in range(num_codes)]
         tokenizer.add_tokens(names)
         image_offset = tokenizer.convert_tokens_to_ids(names[0].content)  # not `before`, where ids were left out
-        if len(set(tokenizer.get_vocab().values())) != before + num_codes:
+        ids = set(tokenizer.get_vocab().values())
+        if len(ids) != before + num_codes or max(ids) != image_offset + num_codes - 1:
             raise ValueError(
-                f"the text tokenizer already has tokens like {names[0].content!r}, or ids where new ones go; use another"
+                f"the text tokenizer has tokens like {names[0].content!r}, or ids where new ones go: use another one"
             )
         boi_id, eoi_id = tokenizer.convert_tokens_to_ids([BEGIN_IMAGE, END_IMAGE])
         return cls(

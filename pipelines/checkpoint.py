@@ -1,9 +1,9 @@
 """What a checkpoint holds, as whole tensors under names, and back: the same file whatever the processes.
 
-    model/{name}        parameters, each once where layers share them, and buffers
-    averaged/{name}     averaged parameters
-    optimizer/{name}    states of the optimizers
-    random/{name}       states of PyTorch's generators, of the main process
+model/{name}        parameters, each once where layers share them, and buffers
+averaged/{name}     averaged parameters
+optimizer/{name}    states of the optimizers
+random/{name}       states of PyTorch's generators, of the main process
 """
 
 from __future__ import annotations

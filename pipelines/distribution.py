@@ -35,7 +35,7 @@ def is_deepspeed(accelerator: Accelerator) -> bool:
 
 
 def shard_on_cpu(accelerator: Accelerator) -> None:
-    """Have FSDP where it was asked for on CPUs: Accelerate would quietly use DDP there, and PyTorch's works with gloo."""
+    """Have FSDP on CPUs where it is asked for: PyTorch's works with gloo, and Accelerate would quietly use DDP."""
     asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if not asked or accelerator.distributed_type != DistributedType.MULTI_CPU:
         return

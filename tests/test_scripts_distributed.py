@@ -241,5 +241,3 @@ def test_more_processes_than_shares(folder, tmp_path):
     asked = replace(options(folder, "odd"), batch_size=9, output_dir=str(tmp_path / "odd"))
     done = launch(folder, "configs/ddp.yaml", "scripts/train_lm.py", flags(asked))
     assert done.returncode and "--batch_size 9 is not a multiple of 2 (2 processes x 1 accumulation" in done.stderr
-
-
