@@ -151,6 +151,13 @@ def start_code_rows(model: PreTrainedModel, vocabulary: MultimodalVocabulary, ve
                 layer.weight[low:high] = rows * (scale / rows.std())
 
 
+def recompute_layers(model: PreTrainedModel) -> None:
+    """Have layers compute their activations again in the backward pass instead of keeping them."""
+    # Named anew in transformers 5; the older name goes in 6.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def load_model(folder: str, **options: Any) -> PreTrainedModel:
     """Read a causal LM that `save_pretrained` wrote (safetensors only)."""
     return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **options)

@@ -136,11 +136,15 @@ class MultimodalVocabulary:
         size_names = [f"<|size_{height}x{width}|>" for height, width in sizes]
         if sizes:
             tokenizer.add_tokens([AddedToken(name, special=True) for name in (*size_names, END_ROW)])
-        image_offset = len(tokenizer)
+        before = len(tokenizer)
         names = [AddedToken(f"<|image_{code}|>", special=True, normalized=False) for code in range(num_codes)]
         tokenizer.add_tokens(names)
-        if len(tokenizer) != image_offset + num_codes:
-            raise ValueError(f"the text tokenizer already has tokens like {names[0].content!r}; use another one")
+        image_offset = tokenizer.convert_tokens_to_ids(names[0].content)  # not `before`, where ids were left out
+        ids = set(tokenizer.get_vocab().values())
+        if len(ids) != before + num_codes or max(ids) != image_offset + num_codes - 1:
+            raise ValueError(
+                f"the text tokenizer has tokens like {names[0].content!r}, or ids where new ones go: use another one"
+            )
         boi_id, eoi_id = tokenizer.convert_tokens_to_ids([BEGIN_IMAGE, END_IMAGE])
         return cls(
             tokenizer=tokenizer,
@@ -243,7 +247,8 @@ class MultimodalVocabulary:
     def text_mask(self) -> np.ndarray:
         """(image_offset,) bool: which ids can stand in a text or, as eos does, end it."""
         special = [number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special]
-        mask = np.ones(self.image_offset, bool)
+        mask = np.zeros(self.image_offset, bool)  # some tokenizers leave ids out
+        mask[[number for number in self.tokenizer.get_vocab().values() if number < self.image_offset]] = True
         mask[[number for number in special if number < self.image_offset]] = False
         mask[[self.bos_id, self.pad_id, self.boi_id, self.eoi_id]] = False
         mask[self.eos_id] = True  # last: in some tokenizers it is bos too

@@ -37,6 +37,7 @@ def compile_layers(accelerator: Accelerator, module: NextTokenLoss, order: Batch
     except Exception as error:  # whatever a compiler, or the search for one, raises
         lines = [line for line in str(error).splitlines() if line.strip()]
         reason = f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+    module.zero_grad(set_to_none=True)
     failed = accelerator.reduce(torch.tensor(float(bool(reason)), device=accelerator.device), "sum")
     if failed > 0:
         for layer in layers:
@@ -54,11 +55,9 @@ def _try(accelerator: Accelerator, module: NextTokenLoss, order: BatchOrder) -> 
     device = accelerator.device
     cuda = [device] if device.type == "cuda" else []
     home = next(module.parameters()).device
-    precise = accelerator.autocast() if device == home else nullcontext()
     with torch.random.fork_rng(devices=cuda):
         for rows in (2, 3):
             _, micro_batches = next(BatchOrder(order.source, rows, order.seed, pack_length=order.pack_length).batches())
-            with precise:
+            with accelerator.autocast() if device == home else nullcontext():
                 sums = module(**{name: tensor.to(home) for name, tensor in micro_batches[0].items()})
             sums["loss"].backward()
-    module.zero_grad(set_to_none=True)

@@ -2,7 +2,7 @@
 
 One process and DDP leave a model's parameters as they are. FSDP2 makes each a DTensor, of which every process holds a
 shard: what works on single numbers works on `local` shards, what leaves the run is `gathered` first, on all processes
-together. DeepSpeed keeps the optimizer's state, and exact weights, to itself (`pipelines.deepspeed`).
+together. DeepSpeed keeps the optimizer's state, and exact weights, to itself (`pipelines.zero`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from pipelines import zero
+
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
@@ -33,7 +35,7 @@ def is_deepspeed(accelerator: Accelerator) -> bool:
 
 
 def shard_on_cpu(accelerator: Accelerator) -> None:
-    """Have FSDP where it was asked for on CPUs: Accelerate would use DDP there, and PyTorch's works with gloo."""
+    """Have FSDP on CPUs where it is asked for: PyTorch's works with gloo, and Accelerate would quietly use DDP."""
     asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if not asked or accelerator.distributed_type != DistributedType.MULTI_CPU:
         return
@@ -98,6 +100,7 @@ def prepare(
     if is_deepspeed(accelerator):
         if len(optimizers) > 1:
             raise ValueError("DeepSpeed takes one optimizer, --optimizer muon makes two: give --optimizer adamw")
+        zero.remember_order(optimizers[0])
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         settings |= {"train_micro_batch_size_per_gpu": micro_batch_size, "gradient_clipping": max_grad_norm,
                      "gradient_accumulation_steps": micro_batches}  # fmt: skip

@@ -18,6 +18,16 @@ from lm.cache import TokenCache
 from lm.data import SequenceSource
 from lm.model import build_configuration, build_model, load_model, model_sizes, start_code_rows
 from lm.model import default_learning_rate as width_learning_rate
+from lm.pretrained import (
+    check_positions,
+    check_tokenizer,
+    extend_model,
+    ids_taken,
+    load_configuration,
+    load_own_tokenizer,
+    load_pretrained,
+    max_positions,
+)
 from lm.sequences import DESCRIBING, DRAWING_ALONE, FORMATS, collate
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines.grids import labelled_grid
@@ -34,8 +44,8 @@ PRETRAINED_SHARE = 0.25  # of the learning rate that a model from scratch of tha
 
 def build_vocabulary(options: Any, tokenizer: ImageTokenizer, cache: TokenCache) -> MultimodalVocabulary:
     """The joint vocabulary: a BPE trained on the captions (or a given tokenizer) and the image codes."""
-    if options.text_tokenizer:
-        text = load_text_tokenizer(options.text_tokenizer)
+    if options.text_tokenizer or options.lm_name_or_path:
+        text = given_tokenizer(options)
     else:
         text = train_text_tokenizer(cache.some_texts(BPE_ROWS), options.text_vocab_size)
     own = tokenizer.config.image_size
@@ -45,6 +55,13 @@ def build_vocabulary(options: Any, tokenizer: ImageTokenizer, cache: TokenCache)
         image_tokenizer_fingerprint=tokenizer.fingerprint, default_guidance=options.default_guidance,
         other_layouts={size: tokenizer.layout(size).to_dict() for size in others},
     )  # fmt: skip
+
+
+def given_tokenizer(options: Any) -> PreTrainedTokenizerBase:
+    """That of --text_tokenizer, else the one of --lm_name_or_path."""
+    if options.text_tokenizer:
+        return load_text_tokenizer(options.text_tokenizer)
+    return load_own_tokenizer(options.lm_name_or_path)
 
 
 def load_text_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -74,37 +91,70 @@ def load_vocabulary(options: Any, tokenizer: ImageTokenizer) -> MultimodalVocabu
 
 def check_parts(options: Any, tokenizer: ImageTokenizer) -> None:
     """Raise ValueError for what can be told about `build_parts` before pictures are encoded."""
-
-    if not options.init_from:
+    if options.init_from and options.lm_name_or_path:
+        raise ValueError(
+            f"--init_from {options.init_from} and --lm_name_or_path {options.lm_name_or_path} exclude each other: give "
+            "the one to start from"
+        )
+    if options.init_from:
+        load_vocabulary(options, tokenizer)
+        check_sizes(options, "init_from", AutoConfig.from_pretrained(Path(options.init_from) / "lm"), "text_tokenizer")
+    elif options.lm_name_or_path:
+        config = load_configuration(options.lm_name_or_path)
+        check_sizes(options, "lm_name_or_path", config, "text_vocab_size")
+        check_tokenizer(config, given_tokenizer(options), options.lm_name_or_path)
+        check_positions(
+            config, options.lm_name_or_path, longest_sequence(options, _longest_picture(options, tokenizer))
+        )
+    else:
         model_sizes(**options.sizes(tokenizer.tokens_per_image))
         if options.text_tokenizer:
             load_text_tokenizer(options.text_tokenizer)
-        return
-    load_vocabulary(options, tokenizer)
-    config = AutoConfig.from_pretrained(Path(options.init_from) / "lm")
+
+
+def _longest_picture(options: Any, tokenizer: ImageTokenizer) -> int:
+    """Most codes of a picture, before there is a vocabulary."""
+    return max([len(tokenizer.layout(size)) for size in options.picture_sizes()] or [tokenizer.tokens_per_image])
+
+
+def check_sizes(options: Any, start: str, config: Any, *others: str) -> None:
+    """Raise ValueError for sizes, and `others` among the options, that what the run starts from has settled."""
+    text = config.get_text_config()
     fixed = {
-        "architecture": config.model_type, "num_layers": config.num_hidden_layers, "hidden_size": config.hidden_size,
-        "num_heads": config.num_attention_heads, "intermediate_size": getattr(config, "intermediate_size", None),
-        "lm_size": None, "text_tokenizer": None,
+        "architecture": config.model_type, "num_layers": text.num_hidden_layers, "hidden_size": text.hidden_size,
+        "num_heads": text.num_attention_heads, "intermediate_size": getattr(text, "intermediate_size", None),
+        "lm_size": None, **dict.fromkeys(others),
     }  # fmt: skip
     defaults = {option.name: option.default for option in fields(options)}
     clashes = [name for name, value in fixed.items() if getattr(options, name) not in (defaults[name], value)]
     if clashes:
         raise ValueError(
-            f"--init_from {options.init_from} fixes {', '.join('--' + n for n in clashes)}: leave them out"
+            f"--{start} {getattr(options, start)} fixes {', '.join('--' + n for n in clashes)}: leave them out"
         )
+
+
+def longest_sequence(options: Any, longest_picture: int, documents: bool = False) -> int:
+    """Most tokens of a sequence: --max_length, or what a picture with the longest caption and all special tokens takes,
+    and where there are interleaved `documents` at least `DOCUMENT_LENGTH`."""
+    captioned = longest_picture + options.max_caption_tokens + max(FORMATS[name].frame for name in options.mixture())
+    return options.max_length or max(captioned, DOCUMENT_LENGTH if documents else 0)
 
 
 def build_parts(
     options: Any, tokenizer: ImageTokenizer, cache: TokenCache
 ) -> tuple[PreTrainedModel, MultimodalVocabulary]:
-    """Language model and vocabulary: fresh, or those of --init_from."""
+    """Language model and vocabulary: fresh, those of --init_from, or a pretrained model's with rows for the codes."""
     if options.init_from:
         vocabulary = load_vocabulary(options, tokenizer)
         model = load_model(str(Path(options.init_from) / "lm"))
+    elif options.lm_name_or_path:
+        known = ids_taken(given_tokenizer(options))
+        vocabulary = build_vocabulary(options, tokenizer, cache)
+        model = load_pretrained(options.lm_name_or_path)
+        extend_model(model, vocabulary, known)
     else:
         vocabulary = build_vocabulary(options, tokenizer, cache)
-        positions = longest_sequence(options, cache, vocabulary) + 4
+        positions = longest_sequence(options, vocabulary.longest_picture, cache.interleaved) + 4
         sizes = options.sizes(vocabulary.tokens_per_image)
         model = build_model(build_configuration(vocabulary, max_positions=positions, **sizes))
         vectors = tokenizer.code_vectors() if hasattr(tokenizer, "code_vectors") else None
@@ -141,18 +191,10 @@ def build_source(
     options: Any, cache: TokenCache, vocabulary: MultimodalVocabulary, model: PreTrainedModel, validation: bool = False
 ) -> SequenceSource:
     """The rows of a cache in the options' formats, no longer than what the options allow and the model can take."""
-    longest = min(longest_sequence(options, cache, vocabulary), model.config.max_position_embeddings)
+    longest = min(longest_sequence(options, vocabulary.longest_picture, cache.interleaved), max_positions(model.config))
     dropout = 0.0 if validation else options.caption_dropout
     drop = options.long_sequences == "drop" and not validation  # every row is validated on, cropped where need be
     return SequenceSource(cache, vocabulary, dropout, options.mixture(), longest, drop)
-
-
-def longest_sequence(options: Any, cache: TokenCache, vocabulary: MultimodalVocabulary) -> int:
-    """Most tokens of a sequence: --max_length, or what a picture and its caption take, and interleaved rows at least
-    `DOCUMENT_LENGTH`."""
-    frame = max(FORMATS[name].frame for name in options.mixture())
-    captioned = vocabulary.longest_picture + options.max_caption_tokens + frame
-    return options.max_length or max(captioned, DOCUMENT_LENGTH if cache.interleaved else 0)
 
 
 def formats_line(source: SequenceSource) -> str:

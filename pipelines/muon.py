@@ -77,9 +77,8 @@ class Muon(torch.optim.Optimizer):
             stacks: dict[tuple[int, int], list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    stacks.setdefault((parameter.shape[0], parameter.numel() // parameter.shape[0]), []).append(
-                        parameter
-                    )
+                    rows = parameter.shape[0]
+                    stacks.setdefault((rows, parameter.numel() // rows), []).append(parameter)
             for (rows, columns), parameters in stacks.items():
                 self._step_stack(parameters, rows, columns, group)
         return loss

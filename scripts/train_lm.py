@@ -120,6 +120,7 @@ def main(options: Options) -> None:
 
     from lm.attention import use_fastest_attention
     from lm.losses import NextTokenLoss
+    from lm.model import recompute_layers
     from lm.order import BatchOrder
     from pipelines.compilation import compile_layers
     from pipelines.distribution import is_sharded, prepare
@@ -177,7 +178,7 @@ def main(options: Options) -> None:
         model.to(device)
     use_fastest_attention(model, options.pack_length or source.max_length)
     if options.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_layers(model)
     module = NextTokenLoss(model.train(), vocabulary.id_ranges, options.z_loss_weight)
     if options.compile:
         compile_layers(accelerator, module, order)

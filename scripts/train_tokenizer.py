@@ -124,8 +124,8 @@ def main(options: Options) -> None:
     loop = Loop(
         accelerator, run, options, tokenizer, optimizers,
         validate=lambda: validate(tokenizer, validation, device),
-        sample=lambda model, step: draw_reconstructions(
-            model, validation, device, run.samples / f"step-{step:06d}.png"
+        sample=lambda _, step: draw_reconstructions(
+            tokenizer, validation, device, run.samples / f"step-{step:06d}.png"
         ),
         rate=("images", options.batch_size),
     )  # fmt: skip

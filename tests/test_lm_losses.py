@@ -13,7 +13,7 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel, Qwe
 from lm import losses
 from lm.attention import NAME
 from lm.losses import NextTokenLoss, balance, label_weights
-from lm.model import ARCHITECTURES, build_configuration, build_model, check_vocabulary, default_size
+from lm.model import ARCHITECTURES, build_configuration, build_model, check_vocabulary, default_size, recompute_layers
 from lm.model import SIZES as model_sizes
 from lm.sequences import IGNORED, TokenSequence, collate, token_sequence
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
@@ -319,3 +319,61 @@ def test_named_sizes_and_settings_that_cannot_be(vocabulary):
         build_configuration(vocabulary, architecture="bert")
     with pytest.raises(ValueError, match="hidden_size 100 is not a multiple of num_heads 3"):
         build_configuration(vocabulary, hidden_size=100, num_heads=3)
+
+
+def test_z_loss_by_hand(vocabulary, model, batch):
+    """The squared log-partition over the ids of each place, weighted as the nats are."""
+    plain = sums_of(model, vocabulary, batch)
+    sums = NextTokenLoss(model, vocabulary.id_ranges, z_loss_weight=0.01)(**batch)
+    expected, offset = 0.0, vocabulary.image_offset
+    with torch.no_grad():
+        logits = model(batch["input_ids"], use_cache=False).logits.double()
+    for row, column in (batch["labels"][:, 1:] != IGNORED).nonzero().tolist():
+        label = int(batch["labels"][row, column + 1])
+        ranges = [pair for pair in ((0, offset), (offset, offset + 12), (offset + 12, offset + 32)) if pair[0] <= label]
+        low, high = ranges[-1]
+        log_partition = float(logits[row, column, low:high].logsumexp(0))
+        expected += 0.01 * float(batch["loss_weights"][row, column + 1]) * log_partition**2
+    assert float(sums["z_loss"]) == pytest.approx(expected, rel=1e-4) and expected > 0.1
+    assert float(sums["loss"].detach()) == pytest.approx(float(plain["loss"].detach()) + expected, rel=1e-4)
+    assert plain["z_loss"] == 0 and torch.allclose(sums["image_nats"], plain["image_nats"])
+    sums["loss"].backward()
+    assert not torch.allclose(gradients(model)["lm_head.weight"], torch.zeros(()))
+
+
+def test_recomputed_layers_have_the_same_gradients(vocabulary, batch):
+    model = random_model(vocabulary).train()
+    sums_of(model, vocabulary, batch)["loss"].backward()
+    expected = gradients(model)
+    recompute_layers(model)
+    calls = []
+    layer = model.model.layers[1].mlp
+    layer.register_forward_pre_hook(lambda *_: calls.append(1))
+    sums_of(model, vocabulary, batch)["loss"].backward()
+    assert len(calls) == 2, "once forward, once again in the backward pass"
+    for name, gradient in gradients(model).items():
+        assert torch.equal(gradient, expected[name]), name
+
+
+def test_models_with_more_than_one_linear_map_for_a_head(vocabulary, batch):
+    """Their own forward makes the logits: Gemma 2 caps them, Granite divides them."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
+
+    common = dict(
+        vocab_size=vocabulary.size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, max_position_embeddings=64, pad_token_id=vocabulary.pad_id,
+        attn_implementation="eager",
+    )  # fmt: skip
+    for kind, config in ((Gemma2ForCausalLM, Gemma2Config(**common, final_logit_softcapping=2.0)),
+                         (GraniteForCausalLM, GraniteConfig(**common, logits_scaling=4.0))):  # fmt: skip
+        torch.manual_seed(0)
+        capped = kind(config).eval()
+        with torch.no_grad():
+            for parameter in capped.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+            expected = by_hand(capped, vocabulary, batch)
+        module = NextTokenLoss(capped, vocabulary.id_ranges)
+        assert not module.has_plain_head
+        sums = module(**batch)
+        for name in FIELDS:
+            assert float(sums[name].detach()) == pytest.approx(expected[name], rel=1e-4), (kind, name)

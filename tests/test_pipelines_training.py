@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -16,9 +20,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from pipelines import run as run_module
 from pipelines.loop import Loop
 from pipelines.muon import Muon, orthogonalized
 from pipelines.optimization import (
@@ -33,6 +39,7 @@ from pipelines.optimization import (
 )
 from pipelines.run import Run
 from pipelines.termination import EXIT_CODE, termination
+from pipelines.throughput import PATIENCE, Throughput, measured_peak, peak_flops
 from pipelines.training import prefetch
 from pipelines.training_options import TrainingOptions
 
@@ -69,6 +76,21 @@ def test_the_learning_rate_rises_then_falls_along_a_cosine():
     assert learning_rate_share(0.0, 0, 0) == 1, "no warm-up"
     shares = [learning_rate_share(step / 100, step, 10) for step in range(10, 101)]
     assert shares == sorted(shares, reverse=True)
+
+
+def test_a_constant_rate_falls_over_the_last_share():
+    def share(progress: float, decay_share: float = 0.2) -> float:
+        return learning_rate_share(progress, 10**6, 4, "constant_decay", decay_share)
+
+    assert [share(progress) for progress in (0, 0.3, 0.8)] == [1, 1, 1]
+    assert share(0.85) == pytest.approx(FINAL_SHARE + (1 - FINAL_SHARE) * 0.5), "1 - sqrt(1 / 4)"
+    assert share(1.0) == pytest.approx(FINAL_SHARE) == share(1.0, 1.0)
+    assert share(0.25, 1.0) == pytest.approx(FINAL_SHARE + (1 - FINAL_SHARE) * 0.5)
+    assert learning_rate_share(0.0, 0, 4, "constant_decay", 0.2) == 0.25, "warm-up comes first"
+    for changes, message in (({"schedule": "linear"}, "--schedule 'linear': choose cosine or constant_decay"),
+                             ({"decay_share": 0.0}, "--decay_share 0.0 must be above 0")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            TrainingOptions(**changes).check()
 
 
 # Optimizers
@@ -509,6 +531,110 @@ def test_sigterm_ends_nothing_outside_training():
     thread = threading.Thread(target=lambda: termination().__enter__())  # where no signal can be caught
     thread.start()
     thread.join()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"),
+                                   SafetensorError("I/O error: No space left on device (os error 28)")])  # fmt: skip
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, error):
+    training, original = Training(tmp_path), run_module.save_file
+
+    def save_file(tensors, file):
+        if "checkpoint-6" in str(file):
+            Path(file).write_bytes(b"half")
+            raise error
+        original(tensors, file)
+
+    monkeypatch.setattr(run_module, "save_file", save_file)
+    message = r"checkpoint-6 could not be written \(.*No space left.*checkpoint-3 is the last good one. .*--resume"
+    with pytest.raises(OSError, match=message):
+        training.train()
+    assert [path.name for path in training.run.checkpoints.iterdir()] == ["checkpoint-3"], "half a one takes no room"
+    monkeypatch.undo()
+    assert Training(tmp_path, resume=True).train() == [3, 4, 5, 6, 7]
+
+
+def test_a_disk_that_is_really_full(tmp_path):
+    """A limit on the size of files: the library that writes weights raises an error of its own."""
+    code = (
+        "import resource, signal, sys, torch\n"
+        "from pipelines.run import Run\n"
+        "run = Run(sys.argv[1], None)\n"
+        "run.begin()\n"
+        "run.save_checkpoint(1, {'x': torch.zeros(10)}, {})\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
+        "try: run.save_checkpoint(2, {'x': torch.zeros(100_000)}, {})\n"
+        "except OSError as error: sys.exit(f'script: {error}')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=100,
+                          cwd=Path(__file__).resolve().parents[1])  # fmt: skip
+    assert done.returncode == 1 and "checkpoint-1 is the last good one" in done.stderr.splitlines()[-1], done.stderr
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-1"]
+
+
+def test_the_best_validation_is_kept_beside_the_last(tmp_path):
+    """Across a kill, too: what was best before it stays to be beaten."""
+    figures = {2: 3.0, 4: 1.0, 6: float("nan"), 8: 2.0}
+
+    def kept_by(training: Training, kill_at: int | None) -> list[int]:
+        kept: list[int] = []
+        loop = training.loop
+
+        def keep(model: nn.Module, folder: Path) -> None:
+            assert not model.training
+            kept.append(loop.step)
+            save_file({"weight": model.weight.detach().clone()}, folder / "model.safetensors")
+
+        loop.validate, loop.judge, loop.keep_best = lambda: {"n": figures[loop.step]}, lambda found: found["n"], keep
+        training.train(kill_at=kill_at)
+        return kept
+
+    first = Training(tmp_path, validate_every=2, ema_decay=0.9)
+    assert kept_by(first, kill_at=6) == [2, 4]
+    resumed = Training(tmp_path, validate_every=2, ema_decay=0.9, resume=True)
+    assert resumed.loop.step == 6 and resumed.loop.best == 1.0
+    assert kept_by(resumed, kill_at=None) == []
+    whole = Training(tmp_path / "whole", ema_decay=0.9, checkpoint_every=4)
+    whole.train(kill_at=4)
+    averaged = load_file(whole.run.checkpoints / "checkpoint-4" / "state.safetensors")["averaged/weight"]
+    best = load_file(tmp_path / "checkpoints" / "best" / "model.safetensors")["weight"]
+    assert torch.equal(best, averaged), "the averaged weights of step 4"
+    assert not list((tmp_path / "checkpoints").glob("*.part"))
+
+
+def test_rates_leave_validation_out(tmp_path):
+    training = Training(tmp_path, validate_every=2, log_every=2, max_steps=4)
+    loop = training.loop
+    loop.throughput, loop.validate = Throughput(peak=1e6), lambda: time.sleep(0.5) or {"mse": 1.0}
+    finish = loop.finish_step
+
+    def finish_step(*args, **kwargs):
+        time.sleep(0.05)
+        loop.count(100, 1000)
+        finish(*args, **kwargs)
+
+    loop.finish_step = finish_step
+    training.train()
+    logged = [line for line in training.lines() if "loss" in line]
+    assert all(500 < line["tokens_per_second"] <= 2000 for line in logged), "not the half second of validation"
+    assert all(line["mfu"] == pytest.approx(line["tokens_per_second"] * 10 / 1e6) for line in logged)
+    assert loop.tokens == 400 and logged[-1]["seconds"] > 0.6, "which counts as training time"
+
+
+def test_the_peak_is_measured_once_and_quickly():
+    measured_peak.cache_clear()
+    before = time.perf_counter()
+    peak = peak_flops(torch.device("cpu"), torch.float32)
+    assert time.perf_counter() - before < 3 * PATIENCE and 1e9 < peak < 1e15
+    assert peak_flops(torch.device("cpu"), torch.float32) == peak
+
+
+@pytest.mark.parametrize("name, peak", [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12),
+                                        ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA L40S", 362e12),
+                                        ("NVIDIA L4", 121e12), ("NVIDIA GeForce RTX 4090", 165e12)])  # fmt: skip
+def test_known_devices_have_the_peak_of_their_data_sheets(monkeypatch, name, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda"), torch.bfloat16) == peak
 
 
 def test_a_checkpoint_of_another_model_says_what_does_not_fit(tmp_path):
