@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from lm import native
 from lm.direct import DirectModel, DirectStepper
 from lm.sampling import ByLevel, Guidance, SamplingSettings, choose, settings_by_position, uniforms_of
 from lm.stepping import Stepper
@@ -256,12 +258,12 @@ def _draw_all(task: _Task, size: int) -> Iterator[Progress]:
     """All pictures, at most `size` at once; a batch that memory has no room for is halved and begun again."""
     total, first, batches_done = len(task.settings), 0, 0
     with evaluation_mode(task.model):
-        direct = _direct(task, slice(0, min(size, len(task.prompts))))
+        stepper_of = _stepper_of(task, slice(0, min(size, len(task.prompts))))
         while first < len(task.prompts):
             rows = slice(first, min(first + size, len(task.prompts)))
             to_come = -(-(len(task.prompts) - first) // size)
             try:
-                for codes in _draw_batch(task.of(rows), direct):
+                for codes in _draw_batch(task.of(rows), stepper_of):
                     step = batches_done * total + codes.shape[1]
                     yield Progress(step, (batches_done + to_come) * total, rows, codes)
             except RuntimeError as error:
@@ -280,21 +282,23 @@ def _out_of_memory(error: RuntimeError) -> bool:
 
 
 @torch.inference_mode()
-def _direct(task: _Task, rows: slice) -> DirectModel | None:
-    """The weights laid out for drawing, where the model is one of those that this can be done for, and memory has room
-    for the copies."""
+def _stepper_of(task: _Task, rows: slice) -> Callable[..., Stepper]:
+    """What reads the prompts, given them, how many codes follow, and the padding: the fastest way for this model."""
     if not DirectModel.fits(task.model):
-        return None
+        return partial(Stepper, task.model)
+    if native.fits(task.model):
+        return partial(native.NativeStepper, task.model)
     try:
-        return DirectModel(task.model, (rows.stop - rows.start) * (1 if task.negative_prompts is None else 2))
-    except RuntimeError as error:
+        laid_out = DirectModel(task.model, (rows.stop - rows.start) * (1 if task.negative_prompts is None else 2))
+    except RuntimeError as error:  # memory has no room for copies of the weights
         if not _out_of_memory(error):
             raise
-        return None
+        return partial(Stepper, task.model)
+    return partial(DirectStepper, laid_out)
 
 
 @torch.inference_mode()
-def _draw_batch(task: _Task, direct: DirectModel | None) -> Iterator[torch.Tensor]:
+def _draw_batch(task: _Task, stepper_of: Callable[..., Stepper]) -> Iterator[torch.Tensor]:
     """One batch of b pictures: codes (b, t) after each step, t up to T."""
     vocabulary, total = task.vocabulary, len(task.settings)
     low, high, offset = vocabulary.layout["low"], vocabulary.layout["high"], vocabulary.image_offset
@@ -311,8 +315,7 @@ def _draw_batch(task: _Task, direct: DirectModel | None) -> Iterator[torch.Tenso
     negatives = task.negative_prompts
     if negatives is not None:
         prompts += [[*prompt, *ids] for prompt, ids in zip(negatives, begun, strict=True)]
-    arguments = (prompts, total - first, vocabulary.pad_id)
-    stepper = Stepper(task.model, *arguments) if direct is None else DirectStepper(direct, *arguments)
+    stepper = stepper_of(prompts, total - first, vocabulary.pad_id)
     finite = torch.zeros((), device=stepper.device)
     for t in range(first, total):
         if to_draw[t]:
