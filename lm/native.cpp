@@ -4,6 +4,7 @@
 // the place and order in which torch keeps them, every thread one contiguous part, while all rows wait for them in the
 // first cache. Sums are in float32. A row's sums are made in the same order whatever rows stand beside it.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -106,13 +107,13 @@ static inline void dots(const A *a, const B *b, int64_t size, float (&sums)[O][R
     Lanes sum[O][R] = {};
     int64_t i = 0;
     for (; i + step_of<A, B> <= size; i += step_of<A, B>)
-#pragma GCC unroll 8
+#pragma GCC unroll 4
         for (int o = 0; o < O; ++o)
-#pragma GCC unroll 8
+#pragma GCC unroll 4
             for (int r = 0; r < R; ++r) multiply_add(sum[o][r], a + o * size + i, b + r * size + i);
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int o = 0; o < O; ++o)
-#pragma GCC unroll 8
+#pragma GCC unroll 4
         for (int r = 0; r < R; ++r) sums[o][r] = total(sum[o][r]);
     for (; i < size; ++i)
         for (int o = 0; o < O; ++o)
@@ -129,19 +130,18 @@ static inline void block(const Linear &linear, const T *x, int64_t row, int64_t 
 }
 
 // take(row, output, x W^T + b) for rows x (rows, inputs); inside a parallel region, without a barrier at its end.
-// Calls with as many outputs give a thread the same ones. One output at a time reads memory fastest; two need fewer
+// Calls with as many outputs give a thread the same ones. One output at a time reads memory fastest; four need fewer
 // reads of x, which counts where rows are many.
 template <class T, class Take> static void product(const Linear &linear, const T *x, int64_t rows, Take take) {
 #pragma omp for schedule(static) nowait
-    for (int64_t pair = 0; pair < (linear.outputs + 1) / 2; ++pair) {
-        int64_t output = 2 * pair, row = 0;
-        bool both = output + 1 < linear.outputs;
-        if (both)
-            for (; row + 4 <= rows; row += 4) block<2, 4>(linear, x, row, output, take);
-        for (; output < 2 * pair + 1 + both; ++output) {
-            int64_t r = row;
-            for (; r + 2 <= rows; r += 2) block<1, 2>(linear, x, r, output, take);
-            if (r < rows) block<1, 1>(linear, x, r, output, take);
+    for (int64_t first = 0; first < linear.outputs; first += 4) {
+        int64_t last = std::min(first + 4, linear.outputs), done = 0;
+        if (last - first == 4)
+            for (; done + 4 <= rows; done += 4) block<4, 4>(linear, x, done, first, take);
+        for (int64_t output = first; output < last; ++output) {
+            int64_t row = done;
+            for (; row + 2 <= rows; row += 2) block<1, 2>(linear, x, row, output, take);
+            if (row < rows) block<1, 1>(linear, x, row, output, take);
         }
     }
 }
@@ -166,22 +166,63 @@ static void place(float *x, const void *norm, int64_t size, float epsilon, const
     }
 }
 
-// Attention of one query to `count` keys and values (count, size).
+// e^x for x <= 0, to about one part in 10^7: 2^n times a polynomial of the rest (Cephes).
+static inline Lanes exponential(Lanes x) {
+    typedef int32_t Words __attribute__((vector_size(64)));
+    x = x < -87 ? Lanes{} - 87 : x;
+    Words n = __builtin_convertvector(x * 1.44269504f - 0.5f, Words);
+    Lanes whole = __builtin_convertvector(n, Lanes), rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    Lanes sum = rest * 1.9875691500e-4f + 1.3981999507e-3f;
+    sum = sum * rest + 8.3334519073e-3f;
+    sum = sum * rest + 4.1665795894e-2f;
+    sum = sum * rest + 1.6666665459e-1f;
+    sum = sum * rest + 5.0000001201e-1f;
+    return (sum * rest * rest + rest + 1) * (Lanes)((n + 127) << 23);
+}
+
+// result[i .. i + 16 N] of the sum over t of weights[t] values[t].
+template <int N, class T>
+static inline void weigh(const float *weights, const T *values, int64_t count, int64_t size, int64_t i, T *result) {
+    Lanes sum[N] = {};
+    for (int64_t t = 0; t < count; ++t)
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) sum[n] += weights[t] * lanes(values + t * size + i + 16 * n);
+    for (int n = 0; n < 16 * N; ++n) round_to(sum[n / 16][n % 16], result[i + n]);
+}
+
+// Attention of one query to `count` keys and values (count, size). `weights` has room for 16 more than `count`.
 template <class T>
 static void attend(const float *query, const T *keys, const T *values, int64_t count, int64_t size, float scaling,
-                   float *scores, float *sums, T *result) {
-    float largest = -INFINITY, whole = 0;
-    for (int64_t t = 0; t < count; ++t) {
-        float score[1][1];
-        dots<1, 1>(query, keys + t * size, size, score);
-        scores[t] = score[0][0] * scaling;
-        largest = std::fmax(largest, scores[t]);
+                   float *weights, T *result) {
+    int64_t t = 0;
+    for (; t + 4 <= count; t += 4) {
+        float scores[4][1];
+        dots<4, 1>(keys + t * size, query, size, scores);
+        for (int n = 0; n < 4; ++n) weights[t + n] = scores[n][0] * scaling;
     }
-    for (int64_t t = 0; t < count; ++t) whole += scores[t] = std::exp(scores[t] - largest);
-    memset(sums, 0, size * sizeof(float));
-    for (int64_t t = 0; t < count; ++t)
-        for (int64_t i = 0; i < size; ++i) sums[i] += scores[t] * number(values[t * size + i]);
-    for (int64_t i = 0; i < size; ++i) round_to(sums[i] / whole, result[i]);
+    for (; t < count; ++t) {
+        float score[1][1];
+        dots<1, 1>(keys + t * size, query, size, score);
+        weights[t] = score[0][0] * scaling;
+    }
+    std::fill_n(weights + count, 16, -INFINITY);
+    const float largest = *std::max_element(weights, weights + count);
+    Lanes whole = {};
+    for (t = 0; t < count; t += 16) {
+        Lanes weight = exponential(lanes(weights + t) - largest);
+        memcpy(weights + t, &weight, 64);
+        whole += weight;
+    }
+    const float share = 1 / total(whole);
+    for (t = 0; t < count; ++t) weights[t] *= share;
+    int64_t i = 0;
+    for (; i + 64 <= size; i += 64) weigh<4>(weights, values, count, size, i, result);
+    for (; i + 16 <= size; i += 16) weigh<1>(weights, values, count, size, i, result);
+    for (; i < size; ++i) {
+        float sum = 0;
+        for (t = 0; t < count; ++t) sum += weights[t] * number(values[t * size + i]);
+        round_to(sum, result[i]);
+    }
 }
 
 // Feed ids (rows), which stand at `now` in the cache; `result` (rows, width) is the last norm's output.
@@ -202,7 +243,7 @@ static void step(const Model &m, const int64_t *ids, const float *cosines, const
     };
 #pragma omp parallel num_threads(m.threads)
     {
-        std::vector<float> scores(m.places), sums(size);
+        std::vector<float> weights(m.places + 16);
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; ++row)
             for (int64_t i = 0; i < m.width; ++i)
@@ -227,7 +268,7 @@ static void step(const Model &m, const int64_t *ids, const float *cosines, const
                 for (int64_t head = item * group; head < (item + 1) * group; ++head) {
                     place<T>(&query[head * size], layer.query_norm, size, m.epsilon, cosine, sine);
                     attend(&query[head * size], keys + start * size, values + start * size, now + 1 - start, size,
-                           m.scaling, scores.data(), sums.data(), &attended[head * size]);
+                           m.scaling, weights.data(), &attended[head * size]);
                 }
             }
             product(layer.out, attended.data(), rows, add);

@@ -17,6 +17,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from lm import native
 from lm.direct import DirectModel
 from lm.generation import DrawingInterrupted, DrawingStopped, draw, generate_codes
 from lm.model import build_configuration, build_model
@@ -97,9 +98,17 @@ def greedy_by_hand(model, vocabulary, prompt, negative, guidance_scale) -> list[
     return codes
 
 
+@pytest.fixture(params=["compiled", "operators"])
+def path(request, monkeypatch) -> str:
+    """With compiled code where it can be had, and with torch's operators alone."""
+    if request.param == "operators":
+        monkeypatch.setattr(native, "fits", lambda model: False)
+    return request.param
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("guidance_scale", [0.0, 0.5, 1.0, 3.0])
-def test_greedy_equals_plain_forward_passes(vocabulary, prompts, architecture, guidance_scale):
+def test_greedy_equals_plain_forward_passes(vocabulary, prompts, architecture, guidance_scale, path):
     model = random_model(vocabulary, architecture)
     negative = None if guidance_scale == 1 else image_prompt(vocabulary, None)
     expected = [greedy_by_hand(model, vocabulary, prompt, negative, guidance_scale) for prompt in prompts]
@@ -133,7 +142,7 @@ def test_greedy_with_negative_prompts(model, vocabulary, prompts):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_greedy_equals_transformers_generate(vocabulary, prompts, architecture):
+def test_greedy_equals_transformers_generate(vocabulary, prompts, architecture, path):
     model = random_model(vocabulary, architecture).eval()
     layout, offset = vocabulary.layout, vocabulary.image_offset
 
@@ -172,7 +181,7 @@ def test_only_codes_of_the_position_are_drawn(model, vocabulary, prompts, settin
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_k": 9, "top_p": 0.8}])
-def test_a_row_does_not_depend_on_its_neighbours(model, vocabulary, prompts, guidance_scale, settings):
+def test_a_row_does_not_depend_on_its_neighbours(model, vocabulary, prompts, guidance_scale, settings, path):
     settings = {"guidance_scale": guidance_scale, **settings}
     together = generate_codes(model, vocabulary, prompts, generators=streams(5, 6, 7, 8), **settings)
     for row in range(len(prompts)):
@@ -303,7 +312,7 @@ def other_shapes(vocabulary, name: str) -> torch.nn.Module:
         ("gpt2 with other settings", True),
     ],
 )
-def test_other_shapes_of_stock_models(vocabulary, prompts, name, direct):
+def test_other_shapes_of_stock_models(vocabulary, prompts, name, direct, path):
     model = other_shapes(vocabulary, name)
     assert DirectModel.fits(model) == direct
     negative = image_prompt(vocabulary, None)
@@ -313,7 +322,7 @@ def test_other_shapes_of_stock_models(vocabulary, prompts, name, direct):
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama", "gpt2"])
-def test_bfloat16_is_near(vocabulary, prompts, architecture):
+def test_bfloat16_is_near(vocabulary, prompts, architecture, path):
     """Not the same numbers, but those of the model's own forward, as well as bfloat16 tells them."""
     model = random_model(vocabulary, architecture).bfloat16().eval()
     codes = generate_codes(model, vocabulary, prompts[:1], temperature=0, generators=streams(0))[0]
