@@ -2,9 +2,8 @@
 
 Drawing a few pictures is bound by reading the weights once a token. torch's operators, one after another, take three
 times as long, so `native.cpp` does a whole step: it reads the model's own weights where they lie, without a copy. It
-needs a C++ compiler with OpenMP when it is first used, and is kept in the user's cache folder (`~/.cache/tessera`, or
-below XDG_CACHE_HOME) from then on. Without a compiler, or with TESSERA_NATIVE=0, `lm/direct.py` takes its place;
-`unavailable()` says why.
+needs a C++ compiler with OpenMP when it is first used, and is kept in `~/.cache/tessera` (or TESSERA_CACHE) from then
+on. Without a compiler, or with TESSERA_NATIVE=0, `lm/direct.py` takes its place; `unavailable()` says why.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lm.stepping import Stepper, plain_head
+from lm.stepping import Stepper
 
 SOURCE = Path(__file__).with_name("native.cpp")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
@@ -106,7 +105,7 @@ def _compiled(compiler: str) -> Path:
     except (OSError, StopIteration):
         processor = platform.node()
     key = "\n".join([SOURCE.read_text(), compiler, *FLAGS, platform.machine(), processor])
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tessera"
+    cache = Path(os.environ.get("TESSERA_CACHE") or Path.home() / ".cache" / "tessera").expanduser()
     file = cache / f"native-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if not file.is_file():
         logger.info("compiling %s, once", SOURCE.name)
@@ -175,8 +174,7 @@ class NativeStepper(Stepper):
 
     def logits(self, first: int, last: int) -> torch.Tensor:
         """Logits of tokens `first <= id < last` after what was fed: (B, last - first) float32."""
-        head = plain_head(self._model)
-        part = _linear(head, slice(first, last))
+        part = _linear(self._model.get_output_embeddings(), slice(first, last))
         result = torch.empty(len(self._state), last - first)
         self._map(part, self._state.data_ptr(), len(self._state), self._native.threads, result.data_ptr())
         return result

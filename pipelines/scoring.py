@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,14 +56,30 @@ def score_pictures(
     rows = [ids[1:-1] for ids in prompt_rows(pipe.model, pipe.vocabulary, prompts, "prompt", count // len(prompts))]
     codes = codes.expand(count, -1)
     name = "image" if prompt is None else "caption_to_image"  # alike up to the last code in all that draw
+    level = torch.tensor(pipe.vocabulary.layout["level"], device=pipe.device)
+    return ScoreOutput(torch.stack(label_nats(pipe, name, rows, codes)), level, codes.clone())
+
+
+@torch.no_grad()
+def label_nats(
+    pipe: MultimodalPipeline, name: str, texts: Sequence[Sequence[int]], codes: torch.Tensor
+) -> list[torch.Tensor]:
+    """Negative log-likelihood of all that is learned in sequences of the format `name`, by the softmax of training.
+
+    Args:
+        texts: B rows of token ids.
+        codes: (B, T).
+
+    Returns:
+        for each row, nats float32 of its labels in their order.
+    """
     loss = NextTokenLoss(pipe.model, pipe.vocabulary.id_ranges)
-    nats = []
+    nats: list[torch.Tensor] = []
     with evaluation_mode(pipe.model):
-        for start in range(0, count, pipe.max_batch_rows):
-            part = range(start, min(start + pipe.max_batch_rows, count))
-            sequences = [token_sequence(pipe.vocabulary, name, rows[row], codes[row].cpu().numpy()) for row in part]
+        for start in range(0, len(codes), pipe.max_batch_rows):
+            part = range(start, min(start + pipe.max_batch_rows, len(codes)))
+            sequences = [token_sequence(pipe.vocabulary, name, texts[row], codes[row].cpu().numpy()) for row in part]
             batch = {key: value.to(pipe.device) for key, value in collate(sequences, pipe.vocabulary.pad_id).items()}
             found = loss.position_nats(batch["input_ids"], batch["labels"], batch["position_ids"])
             nats += [one[labels != IGNORED] for one, labels in zip(found, batch["labels"], strict=True)]
-    level = torch.tensor(pipe.vocabulary.layout["level"], device=pipe.device)
-    return ScoreOutput(torch.stack(nats), level, codes.clone())
+    return nats
