@@ -343,7 +343,7 @@ def test_best_of_says_before_it_draws_what_it_lacks(pipe, drawing_only, monkeypa
     monkeypatch.setattr(pipe.vocabulary, "formats", ["caption_to_image", "image", "image_to_caption"])
     with pytest.raises(ValueError, match="best_of without a ranker .*: give a prompt, or a ranker"):
         drawing(None, best_of=2)
-    text = "q" * (POSITIONS - TOKENS - 2)  # as many tokens
+    text = "q" * (POSITIONS - TOKENS - 3)  # with the space before it, one token more: room to draw, none to describe
     with pytest.raises(ValueError, match=f"takes {POSITIONS + 1} of {POSITIONS} positions: shorten it"):
         drawing(text, best_of=2)
 
