@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lm import native
+from lm import memory, native
 from lm.direct import DirectModel, DirectStepper
 from lm.sampling import ByLevel, Guidance, SamplingSettings, choose, settings_by_position, uniforms_of
 from lm.stepping import Stepper
@@ -170,8 +170,8 @@ def draw(
             `settings_by_position`.
         generators: B random streams; row b draws from stream b alone, whatever its neighbours.
         forced: (B, T) codes that are kept, -1 where to draw.
-        max_batch_rows: rows of the model's batch, unconditional ones included; more take several batches. A batch
-            that memory has no room for is split.
+        max_batch_rows: rows of the model's batch, unconditional ones included; more, or more than the free memory
+            has room for (`lm.memory`), take several batches. A batch for which there is no memory after all is split.
 
     Raises:
         TypeError, ValueError: settings out of range, a prompt that leaves no room for the picture, a model without
@@ -199,7 +199,19 @@ def draw(
         return iter(())
     uniforms = uniforms_of(generators, len(settings), model.device)
     task = _Task(model, vocabulary, prompts, negative_prompts, settings, uniforms, forced)
-    return _draw_all(task, max(1, max_batch_rows // (2 if guided else 1)))
+    rows = min(max_batch_rows, _rows_that_fit(task) or max_batch_rows)
+    return _draw_all(task, max(1, rows // (2 if guided else 1)))
+
+
+def _rows_that_fit(task: _Task) -> int | None:
+    longest = max(map(len, [*task.prompts, *(task.negative_prompts or [])]))
+    return memory.rows_that_fit(task.model, longest, *_steps(task.vocabulary))
+
+
+def _steps(vocabulary: MultimodalVocabulary) -> tuple[int, int]:
+    """A picture's codes, and the most that one of them is chosen among."""
+    low, high = vocabulary.layout["low"], vocabulary.layout["high"]
+    return len(low), max(last - first for first, last in zip(low, high, strict=True))
 
 
 def longest_prompt(model: Any, vocabulary: MultimodalVocabulary) -> int | None:
@@ -270,10 +282,23 @@ def _draw_all(task: _Task, size: int) -> Iterator[Progress]:
                 if not _out_of_memory(error):
                     raise
                 if rows.stop - rows.start == 1:
-                    raise RuntimeError(f"there is no memory to draw even one picture at a time ({error})") from error
+                    raise RuntimeError(_no_memory(task, rows, error)) from error
                 size = (rows.stop - rows.start) // 2
                 continue
             first, batches_done = rows.stop, batches_done + 1
+
+
+def _no_memory(task: _Task, rows: slice, error: RuntimeError) -> str:
+    """What to say where one picture alone does not fit."""
+    one = task.of(rows)
+    own = [*one.prompts, *(one.negative_prompts or [])]
+    needed = len(own) * memory.bytes_of_row(task.model, max(map(len, own)), *_steps(task.vocabulary))
+    free = memory.available_memory(task.model.device)
+    beside = "" if free is None else f", and {free / 1e6:,.0f} MB are free on {task.model.device}"
+    return (
+        f"there is no memory to draw even one picture at a time: it takes about {needed / 1e6:,.0f} MB beside the model"
+        f"{beside}. Use dtype bfloat16, a shorter prompt, or guidance_scale=1 ({error})"
+    )
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

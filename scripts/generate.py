@@ -7,6 +7,7 @@ A file name writes one sheet, a row of pictures under each caption; else it is a
 
 from __future__ import annotations
 
+import gc
 import random
 import re
 import sys
@@ -92,6 +93,7 @@ def main(options: GenerateOptions) -> Path:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     seed = random.randrange(2**32) if options.seed is None else options.seed
     pipe = TextToImagePipeline.from_pretrained(options.model, dtype=options.dtype, device=device)
+    gc.enable()
     try:
         images = pipe(
             options.prompts or None,
@@ -157,6 +159,7 @@ def _write(output: Path, rows: list[tuple[str, list[Image.Image]]]) -> None:
 
 
 if __name__ == "__main__":
+    gc.disable()  # until the model is loaded: looking for garbage among libraries being imported takes half a second
     try:
         main(parse_options(GenerateOptions, description=__doc__, positional=PROMPTS))
     except (ValueError, OSError) as error:

@@ -17,7 +17,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from lm import native
+from lm import memory, native
 from lm.direct import DirectModel
 from lm.generation import DrawingInterrupted, DrawingStopped, draw, generate_codes
 from lm.model import build_configuration, build_model
@@ -405,18 +405,59 @@ def test_step_by_step(model, vocabulary, prompts):
     assert last.codes.equal(generate_codes(model, vocabulary, prompts[:1], generators=streams(1)))
 
 
+def test_a_batch_is_as_large_as_the_free_memory(model, vocabulary, prompts, monkeypatch):
+    longest, choices = max(map(len, prompts)), 20
+    row = memory.bytes_of_row(model, longest, vocabulary.tokens_per_image, choices)
+    settings = {"guidance_scale": 2.0, "generators": streams(1, 2, 3, 4)}
+    expected = generate_codes(model, vocabulary, prompts, **settings)
+    for rows, pictures in ((0, 1), (4.1, 2), (7.9, 3), (8.1, 4), (None, 4)):
+        free = None if rows is None else int(rows * row / memory.SHARE)
+        monkeypatch.setattr(memory, "available_memory", lambda device, free=free: free)
+        settings = {"guidance_scale": 2.0, "generators": streams(1, 2, 3, 4)}
+        steps = list(draw(model, vocabulary, prompts, **settings))
+        assert max(step.rows.stop - step.rows.start for step in steps) == pictures
+        assert torch.cat([step.codes for step in steps if step.codes.shape[1] == 12]).equal(expected)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_a_row_takes_is_not_less_than_its_keys_and_values(vocabulary, prompts, architecture):
+    from transformers import DynamicCache
+
+    model = random_model(vocabulary, architecture)
+    cache, length = DynamicCache(), len(prompts[0])
+    model(torch.tensor([prompts[0]]), past_key_values=cache, use_cache=True)
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) // length * (length + 12)
+    assert held < memory.bytes_of_row(model, length, 12, 20) < 50 * held
+
+
+def test_free_memory(monkeypatch, tmp_path):
+    assert 2**20 < memory.available_memory(torch.device("cpu")) < 2**50
+    assert memory.available_memory(torch.device("meta")) is None and memory._pages() is not None
+    for name, value in (("max", 1000), ("current", 900)):
+        (tmp_path / f"memory.{name}").write_text(f"{value}\n")
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 250\nactive_file 50\n")
+    assert memory._container(tmp_path) == 400
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._container(tmp_path) is None and memory._container(tmp_path / "none") is None
+    # A GPU's: what the driver has, and what torch holds without using it.
+    for name, value in (("mem_get_info", (300, 1000)), ("memory_reserved", 200), ("memory_allocated", 150)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert memory.available_memory(torch.device("cuda")) == 350
+
+
 def test_too_little_memory_splits_the_batch(vocabulary, prompts):
     model, most = random_model(vocabulary), 2
     whole = generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4))
 
-    def memory(module, arguments, settings):
+    def limit(module, arguments, settings):
         if len(settings["input_ids"]) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    model.model.register_forward_pre_hook(memory, with_kwargs=True)
+    model.model.register_forward_pre_hook(limit, with_kwargs=True)
     assert generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4)).equal(whole)
     most = 0
-    with pytest.raises(RuntimeError, match="no memory to draw even one picture"):
+    words = r"no memory to draw even one picture .* about \d+ MB beside the model, and [\d,]+ MB are free on cpu"
+    with pytest.raises(RuntimeError, match=words):
         generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4))
 
 
