@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from lm import memory, native
 from lm.direct import DirectModel, DirectStepper
 from lm.sampling import ByLevel, Guidance, SamplingSettings, choose, settings_by_position, uniforms_of
 from lm.stepping import Stepper
@@ -174,8 +176,8 @@ def draw(
             `settings_by_position`.
         generators: B random streams; row b draws from stream b alone, whatever its neighbours.
         forced: (B, T) codes that are kept, -1 where to draw.
-        max_batch_rows: rows of the model's batch, unconditional ones included; more take several batches. A batch
-            that memory has no room for is split.
+        max_batch_rows: rows of the model's batch, unconditional ones included; more, or more than the free memory
+            has room for (`lm.memory`), take several batches. A batch for which there is no memory after all is split.
 
     Raises:
         TypeError, ValueError: settings out of range, a prompt that leaves no room for the picture, a model without
@@ -204,7 +206,19 @@ def draw(
         return iter(())
     uniforms = uniforms_of(generators, len(settings), model.device)
     task = _Task(model, vocabulary, prompts, negative_prompts, picture, settings, uniforms, forced)
-    return _draw_all(task, max(1, max_batch_rows // (2 if guided else 1)))
+    rows = min(max_batch_rows, _rows_that_fit(task) or max_batch_rows)
+    return _draw_all(task, max(1, rows // (2 if guided else 1)))
+
+
+def _rows_that_fit(task: _Task) -> int | None:
+    longest = max(map(len, [*task.prompts, *(task.negative_prompts or [])]))
+    return memory.rows_that_fit(task.model, longest, *_steps(task.picture))
+
+
+def _steps(picture: PictureTokens) -> tuple[int, int]:
+    """A picture's tokens, and the most codes that one of them is chosen among."""
+    low, high = picture.layout["low"], picture.layout["high"]
+    return len(picture), max(last - first for first, last in zip(low, high, strict=True))
 
 
 def longest_prompt(model: Any, vocabulary: MultimodalVocabulary, size: Size | None = None) -> int | None:
@@ -265,22 +279,35 @@ def _draw_all(task: _Task, size: int) -> Iterator[Progress]:
     """All pictures, at most `size` at once; a batch that memory has no room for is halved and begun again."""
     total, first, batches_done = len(task.settings), 0, 0
     with evaluation_mode(task.model):
-        direct = _direct(task, slice(0, min(size, len(task.prompts))))
+        stepper_of = _stepper_of(task, slice(0, min(size, len(task.prompts))))
         while first < len(task.prompts):
             rows = slice(first, min(first + size, len(task.prompts)))
             to_come = -(-(len(task.prompts) - first) // size)
             try:
-                for codes in _draw_batch(task.of(rows), direct):
+                for codes in _draw_batch(task.of(rows), stepper_of):
                     step = batches_done * total + codes.shape[1]
                     yield Progress(step, (batches_done + to_come) * total, rows, codes)
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
                 if rows.stop - rows.start == 1:
-                    raise RuntimeError(f"there is no memory to draw even one picture at a time ({error})") from error
+                    raise RuntimeError(_no_memory(task, rows, error)) from error
                 size = (rows.stop - rows.start) // 2
                 continue
             first, batches_done = rows.stop, batches_done + 1
+
+
+def _no_memory(task: _Task, rows: slice, error: RuntimeError) -> str:
+    """What to say where one picture alone does not fit."""
+    one = task.of(rows)
+    own = [*one.prompts, *(one.negative_prompts or [])]
+    needed = len(own) * memory.bytes_of_row(task.model, max(map(len, own)), *_steps(task.picture))
+    free = memory.available_memory(task.model.device)
+    beside = "" if free is None else f", and {free / 1e6:,.0f} MB are free on {task.model.device}"
+    return (
+        f"there is no memory to draw even one picture at a time: it takes about {needed / 1e6:,.0f} MB beside the model"
+        f"{beside}. Use dtype bfloat16, a shorter prompt, or guidance_scale=1 ({error})"
+    )
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
@@ -289,21 +316,23 @@ def _out_of_memory(error: RuntimeError) -> bool:
 
 
 @torch.inference_mode()
-def _direct(task: _Task, rows: slice) -> DirectModel | None:
-    """The weights laid out for drawing, where the model is one of those that this can be done for, and memory has room
-    for the copies."""
+def _stepper_of(task: _Task, rows: slice) -> Callable[..., Stepper]:
+    """What reads the prompts, given them, how many codes follow, and the padding: the fastest way for this model."""
     if not DirectModel.fits(task.model):
-        return None
+        return partial(Stepper, task.model)
+    if native.fits(task.model):
+        return partial(native.NativeStepper, task.model)
     try:
-        return DirectModel(task.model, (rows.stop - rows.start) * (1 if task.negative_prompts is None else 2))
-    except RuntimeError as error:
+        laid_out = DirectModel(task.model, (rows.stop - rows.start) * (1 if task.negative_prompts is None else 2))
+    except RuntimeError as error:  # memory has no room for copies of the weights
         if not _out_of_memory(error):
             raise
-        return None
+        return partial(Stepper, task.model)
+    return partial(DirectStepper, laid_out)
 
 
 @torch.inference_mode()
-def _draw_batch(task: _Task, direct: DirectModel | None) -> Iterator[torch.Tensor]:
+def _draw_batch(task: _Task, stepper_of: Callable[..., Stepper]) -> Iterator[torch.Tensor]:
     """One batch of b pictures: codes (b, t) after each step, t up to T."""
     vocabulary, picture, total = task.vocabulary, task.picture, len(task.settings)
     low, high, offset = picture.layout["low"], picture.layout["high"], vocabulary.image_offset
@@ -321,8 +350,7 @@ def _draw_batch(task: _Task, direct: DirectModel | None) -> Iterator[torch.Tenso
     negatives = task.negative_prompts
     if negatives is not None:
         prompts += [[*prompt, *ids] for prompt, ids in zip(negatives, begun, strict=True)]
-    arguments = (prompts, places[-1] + 1 - places[first], vocabulary.pad_id)
-    stepper = Stepper(task.model, *arguments) if direct is None else DirectStepper(direct, *arguments)
+    stepper = stepper_of(prompts, places[-1] + 1 - places[first], vocabulary.pad_id)
     finite = torch.zeros((), device=stepper.device)
     for t in range(first, total):
         if to_draw[t]:

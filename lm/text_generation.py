@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lm.generation import check_finite, evaluation_mode
+from lm.memory import rows_that_fit
 from lm.sampling import SamplingSettings, choose, uniforms_of
 from lm.stepping import Stepper
 
@@ -36,7 +37,7 @@ def generate_text(
         prompts: B rows of token ids.
         max_new_tokens: a text that has not ended by then stops there.
         generators: B random streams; row b draws from stream b alone, whatever its neighbours.
-        max_batch_rows: rows of the model's batch; more take several batches.
+        max_batch_rows: rows of the model's batch; more, or more than the free memory has room for, take several.
 
     Raises:
         ValueError: settings out of range, or prompts that leave no room for `max_new_tokens`.
@@ -51,6 +52,8 @@ def generate_text(
             f"max_new_tokens={max_new_tokens} beside a prompt of {longest} tokens is more than the model's {positions} "
             f"positions: give at most {positions - longest}"
         )
+    rows = rows_that_fit(model, longest, max_new_tokens, vocabulary.image_offset) or max_batch_rows
+    max_batch_rows = min(rows, max_batch_rows)
     texts: list[list[int]] = []
     with evaluation_mode(model), torch.inference_mode():
         for start in range(0, len(prompts), max_batch_rows):

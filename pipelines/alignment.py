@@ -7,7 +7,7 @@ sample can be expected to beat.
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -124,7 +124,7 @@ def alignment_report(
             readings: dict[str, list[dict[str, str]]] = {kind: [] for kind in kinds}
             kept: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
             for chosen in _batches(len(one.scenes), batch_size):
-                real = _real_pictures(one.scenes[chosen], settings)
+                real = real_pictures(one.scenes[chosen], settings)
                 pictures = {"real": real, "reconstructed": reconstruct(image_tokenizer, real)[0]}
                 if pipeline is not None:
                     # Each scene draws from streams of its own, whatever the batches.
@@ -176,7 +176,7 @@ def _batches(count: int, batch_size: int) -> Iterator[slice]:
         yield slice(start, min(start + batch_size, count))
 
 
-def _real_pictures(scenes: list[sprites.Scene], settings: Preprocessing) -> Tensor:
+def real_pictures(scenes: list[sprites.Scene], settings: Preprocessing) -> Tensor:
     """uint8 (B, C, H, W), prepared as the tokenizer's pictures are."""
     return torch.from_numpy(np.stack([preprocess(sprites.draw_scene(scene), settings) for scene in scenes]))
 
@@ -185,8 +185,11 @@ def _samples(
     pipeline: Any, captions: list[str], keys: Sequence[tuple[int, ...]], sampling: Mapping[str, Any]
 ) -> Tensor:
     """One picture for each caption, from a stream of random numbers of its own: uint8 (B, C, H, W)."""
-    # Under one seed, the pictures of all prompts would be drawn from the same numbers.
-    states = [np.random.SeedSequence(key).generate_state(1, np.uint64)[0] for key in keys]
-    generators = [torch.Generator().manual_seed(int(state >> np.uint64(1))) for state in states]
-    output = pipeline(captions, generator=generators, output_type="pt", **sampling)
+    output = pipeline(captions, generator=picture_streams(keys), output_type="pt", **sampling)
     return as_8_bit(output.images * 2 - 1).cpu()
+
+
+def picture_streams(keys: Iterable[tuple[int, ...]]) -> list[torch.Generator]:
+    """A random stream for each picture, by its keys: under one seed, all prompts would be drawn from the same one."""
+    states = [np.random.SeedSequence(key).generate_state(1, np.uint64)[0] for key in keys]
+    return [torch.Generator().manual_seed(int(state >> np.uint64(1))) for state in states]

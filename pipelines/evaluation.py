@@ -3,6 +3,7 @@
 Every figure is over a whole set of pictures (or a stated number of captions), never over a batch.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -199,6 +200,20 @@ def sample_rows(pipeline: Any, source: Any, seed: int, sampling: Mapping[str, An
     return [(caption, images[4 * row : 4 * row + 4]) for row, caption in enumerate(captions)]
 
 
+def language_model_figures(
+    pipeline: Any, source: Any, pictures: Any, found: TokenizerFigures, *, guidance_scale: float | None, batch_size: int
+) -> dict[str, Any]:
+    """`likelihood` of the codes that `measure_tokenizer` found, and the `guidance_scale` of samples."""
+    captions: list[str | None] = [None] * len(pictures)
+    if draws_from_captions(pipeline):
+        captions = first_captions(source, pictures.rows)
+    default = pipeline.vocabulary.default_guidance
+    return {
+        "likelihood": measure_likelihood(pipeline, found.codes, captions, batch_size=batch_size),
+        "guidance_scale": default if guidance_scale is None else guidance_scale,
+    }
+
+
 def figures_table(report: Mapping[str, Any]) -> str:
     """The main figures of a report as lines of text."""
     quality, codebook = report["reconstruction"], report["codebook"]
@@ -220,7 +235,7 @@ def figures_table(report: Mapping[str, Any]) -> str:
             f"{nats['nats_per_code_without_caption']:.3f} without"
         )
     if "alignment" in report:
-        lines += ["", *_alignment_table(report["alignment"])]
+        lines += ["", *_alignment_table(report["alignment"]), *_uses_table(report["alignment"])]
     if "captions" in report:
         lines += ["", *_captions_table(report["captions"])]
     return "\n".join(lines)
@@ -241,6 +256,25 @@ def _alignment_table(alignment: Mapping[str, Any]) -> list[str]:
                 if name in group:
                     numbers = "".join(f"{100 * group[name][score]:11.1f}" for score in scores)
                     lines.append(f"  {name.replace('_', '-') + ', ' + kind:26}{numbers}{group[name]['n']:7}")
+    return lines
+
+
+def _uses_table(alignment: Mapping[str, Any]) -> list[str]:
+    """Best of n and completion beside plain drawing (`pipelines/alignment_uses.py`): one line a score."""
+    lines: list[str] = []
+    for use, plain, other, change in (
+        ("best_of", "single", "best", "misses_removed"),
+        ("completion", "plain", "completed", "difference"),
+    ):
+        own = alignment.get(use, {"misses_removed": {}, "difference": {}})
+        for name, value in own[change].items():
+            if name != "interval":
+                low, high = own[change]["interval"][name] or (math.nan, math.nan)
+                value = math.nan if value is None else value
+                lines.append(
+                    f"{use.replace('_', ' ')}, {name.replace('_', ' ')}: {plain} {own[plain][name]:.1%}, {other} "
+                    f"{own[other][name]:.1%}, {change.replace('_', ' ')} {value:.1%} ({low:.1%} to {high:.1%})"
+                )
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Best of n: of many pictures of a prompt, those that a ranker likes best."""
+"""Best of n: of many pictures of a prompt, those that a ranker, or the model itself, likes best."""
 
 from __future__ import annotations
 
@@ -7,28 +7,61 @@ from typing import Any
 
 import torch
 
+from lm.sequences import DESCRIBING
+from lm.vocabulary import Size
+from pipelines.multimodal import MultimodalPipeline, shown
+from pipelines.scoring import label_nats
+
 # ranker(images, prompt) -> a score for each picture, higher is better; images are PIL, the prompt is a text or None.
 Ranker = Callable[[list[Any], str | None], Sequence[float]]
 
 
-def best_pictures(
-    images: Sequence[Any], prompts: Sequence[str | None], best_of: int, count: int, ranker: Ranker
-) -> list[int]:
-    """Which pictures stay: for each prompt the `count` of its `best_of` pictures that score highest, best first.
+def best_pictures(scores: torch.Tensor, count: int) -> list[int]:
+    """Which pictures stay: for each prompt the `count` that score highest, best first; scores (prompts, best_of)."""
+    chosen = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
+    return (chosen + scores.shape[1] * torch.arange(len(scores))[:, None]).flatten().tolist()
 
-    Args:
-        images: `best_of` PIL pictures for each prompt, prompt by prompt.
+
+def ranker_scores(ranker: Ranker, images: Sequence[Any], prompts: Sequence[str | None]) -> torch.Tensor:
+    """What a ranker says, (prompts, best_of) float64, about PIL pictures prompt by prompt.
 
     Raises:
         ValueError: scores that are not one finite number for each picture.
     """
-    chosen: list[int] = []
+    best_of, rows = len(images) // len(prompts), []
     for index, prompt in enumerate(prompts):
-        first = index * best_of
-        scores = torch.as_tensor(ranker(list(images[first : first + best_of]), prompt), dtype=torch.float64)
+        own = list(images[index * best_of : (index + 1) * best_of])
+        scores = torch.as_tensor(ranker(own, prompt), dtype=torch.float64)
         if scores.shape != (best_of,) or not scores.isfinite().all():
             raise ValueError(
                 f"the ranker gave {scores.tolist()} for {best_of} pictures: it must return a number for each"
             )
-        chosen += (first + scores.argsort(descending=True, stable=True)[:count]).tolist()
-    return chosen
+        rows.append(scores)
+    return torch.stack(rows)
+
+
+def caption_scores(
+    pipe: MultimodalPipeline, prompts: Sequence[str], codes: torch.Tensor, size: Size | None = None
+) -> torch.Tensor:
+    """log p(prompt | picture) in nats by the model itself, (prompts, best_of); codes (prompts x best_of, T) of pictures
+    of a size."""
+    best_of = len(codes) // len(prompts)
+    texts = [ids for ids in pipe.vocabulary.encode_texts(list(prompts)) for _ in range(best_of)]
+    nats = [one.double().sum() for one in label_nats(pipe, "image_to_caption", texts, codes, size)]
+    return -torch.stack(nats).view(len(prompts), best_of).cpu()
+
+
+def check_can_rank(pipe: MultimodalPipeline, prompts: Sequence[str | None]) -> None:
+    """Raise ValueError unless `caption_scores` can tell pictures of these prompts apart."""
+    use = "best_of without a ranker ranks by how likely the model finds the prompt after the picture"
+    if None in prompts:
+        raise ValueError(f"{use}: give a prompt, or a ranker")
+    pipe.vocabulary.check_trained(
+        use, *DESCRIBING,
+        remedy="give a ranker, or train with train_lm.py --formats caption_to_image image_to_caption",
+    )  # fmt: skip
+    positions = getattr(pipe.model.config, "max_position_embeddings", None)
+    for text in prompts:
+        room = pipe.vocabulary.longest_picture + 3 + len(pipe.vocabulary.encode_text(str(text)))
+        if positions is not None and room > positions:
+            raise ValueError(f"{use}: prompt {shown(text)} takes {room} of {positions} positions: shorten it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from PIL import Image
 from lm.generation import evaluation_mode
 from lm.losses import NextTokenLoss
 from lm.sequences import IGNORED, collate, image_prompt, token_sequence
+from lm.vocabulary import Size
 from pipelines.drawing import check_trained, prompt_rows, texts_of
 from pipelines.multimodal import MultimodalPipeline
 
@@ -61,16 +63,32 @@ def score_pictures(
     ]
     codes = codes.expand(count, -1)
     name = "image" if prompt is None else "caption_to_image"  # alike up to the last code in all that draw
+    level = torch.tensor(pipe.vocabulary.layouts[size]["level"], device=pipe.device)
+    return ScoreOutput(torch.stack(label_nats(pipe, name, rows, codes, size)), level, codes.clone())
+
+
+@torch.no_grad()
+def label_nats(
+    pipe: MultimodalPipeline, name: str, texts: Sequence[Sequence[int]], codes: torch.Tensor, size: Size | None = None
+) -> list[torch.Tensor]:
+    """Negative log-likelihood of all that is learned in sequences of the format `name`, by the softmax of training.
+
+    Args:
+        texts: B rows of token ids.
+        codes: (B, T), of pictures of this size (default: the default one).
+
+    Returns:
+        for each row, nats float32 of its labels in their order.
+    """
     loss = NextTokenLoss(pipe.model, pipe.vocabulary.id_ranges)
-    nats = []
+    nats: list[torch.Tensor] = []
     with evaluation_mode(pipe.model):
-        for start in range(0, count, pipe.max_batch_rows):
-            part = range(start, min(start + pipe.max_batch_rows, count))
+        for start in range(0, len(codes), pipe.max_batch_rows):
+            part = range(start, min(start + pipe.max_batch_rows, len(codes)))
             sequences = [
-                token_sequence(pipe.vocabulary, name, rows[row], codes[row].cpu().numpy(), size) for row in part
+                token_sequence(pipe.vocabulary, name, texts[row], codes[row].cpu().numpy(), size) for row in part
             ]
             batch = {key: value.to(pipe.device) for key, value in collate(sequences, pipe.vocabulary.pad_id).items()}
             found = loss.position_nats(batch["input_ids"], batch["labels"], batch["position_ids"])
             nats += [one[labels != IGNORED] for one, labels in zip(found, batch["labels"], strict=True)]
-    level = torch.tensor(pipe.vocabulary.layouts[size]["level"], device=pipe.device)
-    return ScoreOutput(torch.stack(nats), level, codes.clone())
+    return nats

@@ -17,7 +17,7 @@ from lm.vocabulary import Size
 from pipelines.completion import check_picture, forced_codes, kept_levels, kept_places, scattered_places, to_redraw
 from pipelines.drawing import drawing_request, texts_of
 from pipelines.multimodal import MultimodalPipeline, whole_number
-from pipelines.ranking import Ranker, best_pictures
+from pipelines.ranking import Ranker, best_pictures, caption_scores, check_can_rank, ranker_scores
 from pipelines.scoring import ScoreOutput, score_pictures
 from tokenizer_image.preprocessing import OUTPUT_TYPES, postprocess
 
@@ -85,8 +85,9 @@ class TextToImagePipeline(MultimodalPipeline):
             generator: one that seeds each picture's stream in turn, or a list with one for each picture.
             output_type: "pil", "np" or "pt", see `TextToImageOutput`.
             callback: called as `callback(step, total_steps, codes)` after each code; codes (b, t) so far.
-            best_of: draw so many pictures for each prompt and return the `num_images_per_prompt` that `ranker`
-                scores highest, best first.
+            best_of: draw so many pictures for each prompt and return the best `num_images_per_prompt`, best first:
+                those after which the same model finds the prompt likeliest (one that has learned the format
+                `image_to_caption`), or that `ranker` scores highest.
             ranker: called as `ranker(images, prompt)` with a prompt's PIL pictures; returns a score for each.
 
         Raises:
@@ -95,20 +96,26 @@ class TextToImagePipeline(MultimodalPipeline):
                 drawn.
         """
         count = whole_number(num_images_per_prompt, "num_images_per_prompt", 1)
-        if (best_of is None) != (ranker is None):
-            raise ValueError("best_of and ranker go together: how many to draw, and what tells which are best")
+        if best_of is None and ranker is not None:
+            raise ValueError("a ranker chooses among pictures: say with best_of how many to draw")
         drawn = count if best_of is None else whole_number(best_of, "best_of", count)
         asked = self._request(
             prompt, negative_prompt=negative_prompt, num_images_per_prompt=drawn, guidance_scale=guidance_scale,
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, height=height, width=width, seed=seed,
             generator=generator,
         )  # fmt: skip
-        if ranker is None:
+        if best_of is None:
             return self._drawn(asked, output_type, callback)
         _check_output_type(output_type)
+        texts = texts_of(prompt, "prompt")
+        if ranker is None:
+            check_can_rank(self, texts)
         output = self._drawn(asked, "pil", callback)
-        chosen = best_pictures(list(output.images), texts_of(prompt, "prompt"), drawn, count, ranker)
-        return self._output(output.codes[chosen], output_type, asked["size"])
+        if ranker is None:
+            scores = caption_scores(self, [str(text) for text in texts], output.codes, asked["size"])
+        else:
+            scores = ranker_scores(ranker, list(output.images), texts)
+        return self._output(output.codes[best_pictures(scores, count)], output_type, asked["size"])
 
     def complete(
         self,

@@ -53,6 +53,13 @@ class EvaluateOptions:
         default=500,
         metadata={"help": "captions of seen and of held-out pairs each; half as many of two objects"},
     )
+    best_of: int = field(
+        default=1, metadata={"help": "on sprites, also draw so many pictures a caption and choose one; 1: do not"}
+    )
+    best_of_captions: int = field(default=2000, metadata={"help": "captions of held-out pairs for --best_of"})
+    completion_captions: int = field(
+        default=0, metadata={"help": "on sprites, also complete the upper half of so many held-out pictures"}
+    )
     batch_size: int = field(default=100, metadata={"help": "pictures worked on at once"})
     guidance_scale: float | None = field(default=None, metadata={"help": "of the samples (default: the model's own)"})
     temperature: float = field(default=1.0, metadata={"help": "of the samples"})
@@ -67,11 +74,10 @@ class EvaluateOptions:
     num_workers: int = field(default=2, metadata={"help": "processes that read pictures"})
 
     def __post_init__(self) -> None:
-        for name in ("num_captions", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"--seed must be at least 0, got {self.seed}")
+        least = {"num_captions": 1, "batch_size": 1, "best_of": 1, "best_of_captions": 1, "completion_captions": 0}
+        for name, value in (least | {"seed": 0}).items():
+            if getattr(self, name) < value:
+                raise ValueError(f"--{name} must be at least {value}, got {getattr(self, name)}")
         if Path(self.output).is_dir():
             raise ValueError(f"--output {self.output} is a folder: name a file, for example report.json")
         if self.report is not None and Path(self.report).is_file():
@@ -89,7 +95,13 @@ def main(options: EvaluateOptions) -> dict[str, Any]:
 
     from lm.sequences import DESCRIBING, FORMATS
     from pipelines.captions import caption_report
-    from pipelines.evaluation import draws_from_captions, measure_tokenizer, preprocessing_of, sample_rows
+    from pipelines.evaluation import (
+        draws_from_captions,
+        language_model_figures,
+        measure_tokenizer,
+        preprocessing_of,
+        sample_rows,
+    )
     from tokenizer_image.data import decode_pictures, load_pictures
 
     transformers.logging.disable_progress_bar()  # loading takes no time to speak of
@@ -121,7 +133,9 @@ def main(options: EvaluateOptions) -> dict[str, Any]:
     report = {**_header(options, source, image_tokenizer), **found.figures}
     sets: list[AlignmentSet] = []
     if drawing is not None:
-        report |= _language_model_figures(options, drawing, source, pictures, found)
+        report |= language_model_figures(
+            drawing, source, pictures, found, guidance_scale=options.guidance_scale, batch_size=options.batch_size
+        )
     if options.dataset == "sprites":
         captioned = drawing if drawing is not None and draws_from_captions(drawing) else None
         report["alignment"], sets = _alignment(options, captioned, image_tokenizer)
@@ -139,6 +153,7 @@ def _load(options: EvaluateOptions) -> tuple[Any, Any]:
     import torch
 
     from lm.generation import SamplingSettings
+    from pipelines.ranking import check_can_rank
     from pipelines.text_to_image import TextToImagePipeline
     from tokenizer_image.vqvae import load_tokenizer
 
@@ -151,6 +166,8 @@ def _load(options: EvaluateOptions) -> tuple[Any, Any]:
         return None, load_tokenizer(options.image_tokenizer).to(device)
     pipeline = TextToImagePipeline.from_pretrained(options.model, dtype=options.dtype, device=device)
     pipeline.set_progress_bar_config(disable=True)
+    if options.best_of > 1:
+        check_can_rank(pipeline, [""])  # likewise
     return pipeline, pipeline.image_tokenizer
 
 
@@ -175,36 +192,20 @@ def _header(options: EvaluateOptions, source: Any, image_tokenizer: Any) -> dict
     }
 
 
-def _language_model_figures(
-    options: EvaluateOptions, pipeline: Any, source: Any, pictures: Any, found: TokenizerFigures
-) -> dict[str, Any]:
-    from pipelines.evaluation import draws_from_captions, first_captions, measure_likelihood
-
-    captions = first_captions(source, pictures.rows) if draws_from_captions(pipeline) else [None] * len(pictures)
-    default = pipeline.vocabulary.default_guidance
-    return {
-        "likelihood": measure_likelihood(pipeline, found.codes, captions, batch_size=options.batch_size),
-        "guidance_scale": default if options.guidance_scale is None else options.guidance_scale,
-    }
-
-
 def _alignment(
     options: EvaluateOptions, pipeline: Any, image_tokenizer: Any
 ) -> tuple[dict[str, Any], list[AlignmentSet]]:
     from pipelines.alignment import alignment_report, alignment_sets
+    from pipelines.alignment_uses import use_reports
     from pipelines.evaluation import device_of
     from pipelines.sprites_probe import load_probe
 
-    sets = alignment_sets(options.num_captions, seed=options.seed)
-    report = alignment_report(
-        pipeline,
-        image_tokenizer,
-        load_probe(device=device_of(image_tokenizer)),
-        batch_size=options.batch_size,
-        seed=options.seed,
-        sampling=options.sampling(),
-        sets=sets,
-    )
+    sets, probe = alignment_sets(options.num_captions, seed=options.seed), load_probe(device=device_of(image_tokenizer))
+    same = {"batch_size": options.batch_size, "seed": options.seed, "sampling": options.sampling()}
+    report = alignment_report(pipeline, image_tokenizer, probe, sets=sets, **same)
+    if pipeline is not None:
+        asked = {name: getattr(options, name) for name in ("best_of", "best_of_captions", "completion_captions")}
+        report |= use_reports(pipeline, probe, **asked, **same)
     return report, sets
 
 

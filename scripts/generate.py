@@ -7,6 +7,7 @@ A file name writes one sheet, a row of pictures under each caption; else it is a
 
 from __future__ import annotations
 
+import gc
 import random
 import re
 import sys
@@ -37,6 +38,13 @@ class GenerateOptions:
     )
     unconditional: bool = field(default=False, metadata={"help": "draw without a prompt"})
     num_images_per_prompt: int = field(default=4, metadata={"help": "pictures for each prompt"})
+    best_of: int | None = field(
+        default=None,
+        metadata={
+            "help": "draw so many for each prompt and keep those after which the model finds it likeliest (models that "
+            "have learned image_to_caption)"
+        },
+    )
     negative_prompt: str | None = field(default=None, metadata={"help": "what to lead away from"})
     guidance_scale: float | None = field(
         default=None,
@@ -63,6 +71,11 @@ class GenerateOptions:
             raise ValueError(f"--unconditional draws without a prompt: leave {self.prompts[0]!r} out, or the option")
         if self.num_images_per_prompt < 1:
             raise ValueError(f"--num_images_per_prompt must be at least 1, got {self.num_images_per_prompt}")
+        if self.best_of is not None and self.best_of < self.num_images_per_prompt:
+            raise ValueError(
+                f"--best_of {self.best_of} is less than --num_images_per_prompt {self.num_images_per_prompt}: "
+                "draw more, or keep fewer"
+            )
 
 
 def main(options: GenerateOptions) -> Path:
@@ -80,6 +93,7 @@ def main(options: GenerateOptions) -> Path:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     seed = random.randrange(2**32) if options.seed is None else options.seed
     pipe = TextToImagePipeline.from_pretrained(options.model, dtype=options.dtype, device=device)
+    gc.enable()
     try:
         images = pipe(
             options.prompts or None,
@@ -91,11 +105,12 @@ def main(options: GenerateOptions) -> Path:
             top_p=options.top_p,
             min_p=options.min_p,
             seed=seed,
+            best_of=options.best_of,
         ).images
     except DrawingInterrupted as interrupt:
         _keep_finished(options, interrupt, output, seed)
         raise
-    _write(output, _labelled(options, list(enumerate(images))))
+    _write(output, _labelled(options, list(enumerate(images)), options.num_images_per_prompt))
     print(f"{output} ({len(images)} pictures, seed {seed})")
     return output
 
@@ -105,16 +120,18 @@ def _keep_finished(options: GenerateOptions, interrupt: DrawingInterrupted, outp
     whole = (interrupt.codes >= 0).all(1).tolist()
     finished = [(number, image) for number, image in enumerate(interrupt.output.images) if whole[number]]
     if finished:
-        _write(output, _labelled(options, finished))
+        _write(output, _labelled(options, finished, options.best_of or options.num_images_per_prompt))
     where = f", in {output}" if finished else ""
     print(f"interrupted: {len(finished)} of {len(whole)} pictures finished{where} (seed {seed})", file=sys.stderr)
 
 
-def _labelled(options: GenerateOptions, images: list[tuple[int, Image.Image]]) -> list[tuple[str, list[Image.Image]]]:
-    """Numbered pictures, each prompt's beside it."""
+def _labelled(
+    options: GenerateOptions, images: list[tuple[int, Image.Image]], count: int
+) -> list[tuple[str, list[Image.Image]]]:
+    """Numbered pictures, `count` a prompt, each prompt's beside it."""
     rows: list[tuple[str, list[Image.Image]]] = [(text, []) for text in options.prompts or ["(no prompt)"]]
     for number, image in images:
-        rows[number // options.num_images_per_prompt][1].append(image)
+        rows[number // count][1].append(image)
     return [row for row in rows if row[1]]
 
 
@@ -142,6 +159,7 @@ def _write(output: Path, rows: list[tuple[str, list[Image.Image]]]) -> None:
 
 
 if __name__ == "__main__":
+    gc.disable()  # until the model is loaded: looking for garbage among libraries being imported takes half a second
     try:
         main(parse_options(GenerateOptions, description=__doc__, positional=PROMPTS))
     except (ValueError, OSError) as error:

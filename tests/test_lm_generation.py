@@ -17,6 +17,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from lm import memory, native
 from lm.direct import DirectModel
 from lm.generation import DrawingInterrupted, DrawingStopped, draw, generate_codes
 from lm.model import build_configuration, build_model
@@ -97,9 +98,17 @@ def greedy_by_hand(model, vocabulary, prompt, negative, guidance_scale) -> list[
     return codes
 
 
+@pytest.fixture(params=["compiled", "operators"])
+def path(request, monkeypatch) -> str:
+    """With compiled code where it can be had, and with torch's operators alone."""
+    if request.param == "operators":
+        monkeypatch.setattr(native, "fits", lambda model: False)
+    return request.param
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("guidance_scale", [0.0, 0.5, 1.0, 3.0])
-def test_greedy_equals_plain_forward_passes(vocabulary, prompts, architecture, guidance_scale):
+def test_greedy_equals_plain_forward_passes(vocabulary, prompts, architecture, guidance_scale, path):
     model = random_model(vocabulary, architecture)
     negative = None if guidance_scale == 1 else image_prompt(vocabulary, None)
     expected = [greedy_by_hand(model, vocabulary, prompt, negative, guidance_scale) for prompt in prompts]
@@ -133,7 +142,7 @@ def test_greedy_with_negative_prompts(model, vocabulary, prompts):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_greedy_equals_transformers_generate(vocabulary, prompts, architecture):
+def test_greedy_equals_transformers_generate(vocabulary, prompts, architecture, path):
     model = random_model(vocabulary, architecture).eval()
     layout, offset = vocabulary.layout, vocabulary.image_offset
 
@@ -172,7 +181,7 @@ def test_only_codes_of_the_position_are_drawn(model, vocabulary, prompts, settin
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_k": 9, "top_p": 0.8}])
-def test_a_row_does_not_depend_on_its_neighbours(model, vocabulary, prompts, guidance_scale, settings):
+def test_a_row_does_not_depend_on_its_neighbours(model, vocabulary, prompts, guidance_scale, settings, path):
     settings = {"guidance_scale": guidance_scale, **settings}
     together = generate_codes(model, vocabulary, prompts, generators=streams(5, 6, 7, 8), **settings)
     for row in range(len(prompts)):
@@ -303,7 +312,7 @@ def other_shapes(vocabulary, name: str) -> torch.nn.Module:
         ("gpt2 with other settings", True),
     ],
 )
-def test_other_shapes_of_stock_models(vocabulary, prompts, name, direct):
+def test_other_shapes_of_stock_models(vocabulary, prompts, name, direct, path):
     model = other_shapes(vocabulary, name)
     assert DirectModel.fits(model) == direct
     negative = image_prompt(vocabulary, None)
@@ -313,7 +322,7 @@ def test_other_shapes_of_stock_models(vocabulary, prompts, name, direct):
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama", "gpt2"])
-def test_bfloat16_is_near(vocabulary, prompts, architecture):
+def test_bfloat16_is_near(vocabulary, prompts, architecture, path):
     """Not the same numbers, but those of the model's own forward, as well as bfloat16 tells them."""
     model = random_model(vocabulary, architecture).bfloat16().eval()
     codes = generate_codes(model, vocabulary, prompts[:1], temperature=0, generators=streams(0))[0]
@@ -396,18 +405,59 @@ def test_step_by_step(model, vocabulary, prompts):
     assert last.codes.equal(generate_codes(model, vocabulary, prompts[:1], generators=streams(1)))
 
 
+def test_a_batch_is_as_large_as_the_free_memory(model, vocabulary, prompts, monkeypatch):
+    longest, choices = max(map(len, prompts)), 20
+    row = memory.bytes_of_row(model, longest, vocabulary.tokens_per_image, choices)
+    settings = {"guidance_scale": 2.0, "generators": streams(1, 2, 3, 4)}
+    expected = generate_codes(model, vocabulary, prompts, **settings)
+    for rows, pictures in ((0, 1), (4.1, 2), (7.9, 3), (8.1, 4), (None, 4)):
+        free = None if rows is None else int(rows * row / memory.SHARE)
+        monkeypatch.setattr(memory, "available_memory", lambda device, free=free: free)
+        settings = {"guidance_scale": 2.0, "generators": streams(1, 2, 3, 4)}
+        steps = list(draw(model, vocabulary, prompts, **settings))
+        assert max(step.rows.stop - step.rows.start for step in steps) == pictures
+        assert torch.cat([step.codes for step in steps if step.codes.shape[1] == 12]).equal(expected)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_a_row_takes_is_not_less_than_its_keys_and_values(vocabulary, prompts, architecture):
+    from transformers import DynamicCache
+
+    model = random_model(vocabulary, architecture)
+    cache, length = DynamicCache(), len(prompts[0])
+    model(torch.tensor([prompts[0]]), past_key_values=cache, use_cache=True)
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) // length * (length + 12)
+    assert held < memory.bytes_of_row(model, length, 12, 20) < 50 * held
+
+
+def test_free_memory(monkeypatch, tmp_path):
+    assert 2**20 < memory.available_memory(torch.device("cpu")) < 2**50
+    assert memory.available_memory(torch.device("meta")) is None and memory._pages() is not None
+    for name, value in (("max", 1000), ("current", 900)):
+        (tmp_path / f"memory.{name}").write_text(f"{value}\n")
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 250\nactive_file 50\n")
+    assert memory._container(tmp_path) == 400
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._container(tmp_path) is None and memory._container(tmp_path / "none") is None
+    # A GPU's: what the driver has, and what torch holds without using it.
+    for name, value in (("mem_get_info", (300, 1000)), ("memory_reserved", 200), ("memory_allocated", 150)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert memory.available_memory(torch.device("cuda")) == 350
+
+
 def test_too_little_memory_splits_the_batch(vocabulary, prompts):
     model, most = random_model(vocabulary), 2
     whole = generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4))
 
-    def memory(module, arguments, settings):
+    def limit(module, arguments, settings):
         if len(settings["input_ids"]) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    model.model.register_forward_pre_hook(memory, with_kwargs=True)
+    model.model.register_forward_pre_hook(limit, with_kwargs=True)
     assert generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4)).equal(whole)
     most = 0
-    with pytest.raises(RuntimeError, match="no memory to draw even one picture"):
+    words = r"no memory to draw even one picture .* about \d+ MB beside the model, and [\d,]+ MB are free on cpu"
+    with pytest.raises(RuntimeError, match=words):
         generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4))
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -291,8 +295,8 @@ def test_a_ranker_is_told_the_prompt(flat):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"best_of": 4}, "best_of and ranker go together"),
-        ({"ranker": redness}, "best_of and ranker go together"),
+        ({"best_of": 4}, "not trained for that .* image_to_caption.: give a ranker, or train with .*image_to_caption"),
+        ({"ranker": redness}, "a ranker chooses among pictures: say with best_of how many to draw"),
         ({"best_of": 1, "ranker": redness, "num_images_per_prompt": 2}, "best_of must be at least 2, got 1"),
         ({"best_of": 2, "ranker": lambda images, prompt: [1.0]}, r"the ranker gave \[1.0\] for 2 pictures"),
         ({"best_of": 2, "ranker": lambda images, prompt: [1.0, float("nan")]}, "must return a number for each"),
@@ -334,3 +338,28 @@ def test_ctrl_c_keeps_finished_pictures(flat, tmp_path, capsys, monkeypatch):
         flat.max_batch_rows = 128
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["000-a-dog-0.png", "000-a-dog-1.png"]
     assert f"interrupted: 2 of 4 pictures finished, in {tmp_path / 'out'} (seed 1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("finished", [0, 2])
+def test_a_real_ctrl_c(flat, tmp_path, finished):
+    """The signal itself, in a process of its own: what is finished is written, and the command says how many."""
+    total = flat.vocabulary.tokens_per_image
+    at = 1 if finished == 0 else total + 1  # of the first batch; of the second
+    flat.save_pretrained(tmp_path / "model")
+    script, output = Path(__file__).parents[1] / "scripts" / "generate.py", tmp_path / "out"
+    code = (
+        "import runpy, signal, sys\n"
+        "from tqdm import tqdm\n"
+        "from pipelines.multimodal import MultimodalPipeline as Pipeline\n"
+        "made = Pipeline.__init__\n"
+        "Pipeline.__init__ = lambda self, *parts: (made(self, *parts), setattr(self, 'max_batch_rows', 4))[0]\n"
+        "calls = []\n"
+        f"tqdm.update = lambda *_: (calls.append(0), len(calls) == {at} and signal.raise_signal(signal.SIGINT))\n"
+        f"sys.argv = ['generate.py', '--model', {str(tmp_path / 'model')!r}, 'a dog', '--output', {str(output)!r}]\n"
+        f"runpy.run_path({str(script)!r}, run_name='__main__')\n"
+    )
+    output.mkdir()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=script.parents[1])
+    assert done.returncode == 130 and "Traceback" not in done.stderr
+    assert f"interrupted: {finished} of 4 pictures finished" in done.stderr
+    assert len(list(output.iterdir())) == finished

@@ -347,6 +347,46 @@ def test_command_reads_captions_of_models_that_describe(
     assert "captions state rightly" in capsys.readouterr().out
 
 
+def test_misses_removed_and_differences_with_their_intervals():
+    from pipelines.alignment_uses import SCORES, _compared, _misses_removed, _shares
+
+    before = np.array([[False, True, False]] * 40 + [[True, True, True]] * 160)
+    after = before.copy()
+    after[:20, [0, 2]] = True
+    found = _compared(before, after, _misses_removed)
+    assert found["thing"] == 0.5 and found["colour"] is None and found["interval"]["colour"] is None
+    low, high = found["interval"]["thing"]
+    assert 0.3 < low < 0.45 and 0.55 < high < 0.7
+    assert _shares(after)["thing_and_colour"] == 0.9 and list(SCORES) == ["thing", "colour", "thing_and_colour"]
+
+
+def test_command_compares_best_of_and_completion_with_plain_drawing(
+    untrained_probe, pipeline, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(pipeline.vocabulary, "formats", ["caption_to_image", "image", "image_to_caption"])
+    pipeline.save_pretrained(tmp_path / "model")
+    arguments = (
+        "--model", tmp_path / "model", "--output", tmp_path / "r.json", "--max_examples", 5, "--num_captions", 2,
+        "--best_of", 3, "--best_of_captions", 7, "--completion_captions", 5, "--batch_size", 4, "--seed", 1,
+    )  # fmt: skip
+    report = evaluate(*arguments)["alignment"]
+    best, completion = report["best_of"], report["completion"]
+    assert best["best_of"] == 3 and best["n"] == 7 and completion["n"] == 5 and completion["kept_exactly"] == 1
+    for own, names in ((best, ("single", "best")), (completion, ("plain", "completed"))):
+        for name in names:
+            assert set(own[name]) == {"thing", "colour", "thing_and_colour", "interval"}
+            low, high = own[name]["interval"]["thing"]
+            assert low - 1e-9 <= own[name]["thing"] <= high + 1e-9
+    difference = completion["completed"]["colour"] - completion["plain"]["colour"]
+    assert completion["difference"]["colour"] == pytest.approx(difference)
+    shown = capsys.readouterr().out
+    assert "best of, thing: single" in shown and "completion, thing and colour: plain" in shown
+    monkeypatch.setattr(pipeline.vocabulary, "formats", ["caption_to_image", "image"])
+    pipeline.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="give a ranker, or train with"):
+        evaluate(*arguments)
+
+
 def test_command_measures_a_tokenizer_alone(untrained_probe, image_tokenizer, tmp_path):
     image_tokenizer.save_pretrained(tmp_path / "tokenizer")
     output = tmp_path / "report.json"
@@ -431,6 +471,7 @@ def test_report_without_matplotlib_says_what_is_missing(
         (["--num_captions", "0"], "--num_captions must be at least 1, got 0"),
         (["--batch_size", "-1"], "--batch_size must be at least 1, got -1"),
         (["--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["--best_of", "0"], "--best_of must be at least 1, got 0"),
         (["--output", "."], "--output . is a folder: name a file"),
         (["--modle", "x"], "unrecognized arguments: --modle x"),
     ],

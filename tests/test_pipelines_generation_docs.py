@@ -43,6 +43,8 @@ def test_calls(model, tmp_path, monkeypatch):
     # The tiny model's pictures have 16 rows and one level.
     run(kept.replace("keep_rows=16", "keep_rows=8").replace("keep_levels=1", "redraw=1"), folder, names)
     run(block_with("best_of=8"), folder, names)
+    monkeypatch.setattr(pipe.vocabulary, "formats", [*pipe.vocabulary.formats, "image_to_caption"])
+    run(block_with("best_of=4"), folder, names)
     run(block_with("previews"), folder, names)
     assert (tmp_path / "preview.png").is_file()
 

@@ -303,3 +303,59 @@ def test_mistakes_in_scoring(pipe, images, monkeypatch):
     monkeypatch.setattr(pipe.vocabulary, "formats", ["image_to_caption"])
     with pytest.raises(ValueError, match="prompt 'a': this model was not trained for that"):
         drawing.score("a", images)
+
+
+# Best of n by the model's own likelihood of the caption
+
+
+@torch.no_grad()
+def caption_nats_by_hand(pipe: ImageToTextPipeline, text: str, codes: torch.Tensor) -> float:
+    """-log p(caption, eos | picture) among the ids of text."""
+    vocabulary = pipe.vocabulary
+    sequence = token_sequence(vocabulary, "image_to_caption", vocabulary.encode_text(text), codes.numpy())
+    logits = pipe.model(torch.from_numpy(sequence.input_ids)[None], use_cache=False).logits[0].double()
+    logs = logits[:, : vocabulary.image_offset].log_softmax(-1)
+    places = [place for place, label in enumerate(sequence.labels) if label >= 0]
+    assert len(places) == len(vocabulary.encode_text(text)) + 1
+    return -float(sum(logs[place - 1, sequence.labels[place]] for place in places))
+
+
+@pytest.mark.parametrize("batch", [128, 3])
+def test_best_of_takes_the_picture_after_which_the_caption_is_likeliest(pipe, batch):
+    drawing = TextToImagePipeline(pipe.image_tokenizer, pipe.model, pipe.vocabulary)
+    drawing.max_batch_rows = batch
+    prompts = ["a red dog ", "a blue cat on grass"]
+    many = drawing(prompts, num_images_per_prompt=5, seed=0).codes
+    best = drawing(prompts, num_images_per_prompt=2, best_of=5, seed=0, output_type="pt")
+    assert best.images.shape == (4, 3, SIZE, SIZE)
+    for row, text in enumerate(prompts):
+        own = many[5 * row : 5 * row + 5]
+        nats = torch.tensor([caption_nats_by_hand(pipe, text.strip(), codes) for codes in own])
+        assert nats.std() > 0.05  # pictures differ by more than rounding
+        assert best.codes[2 * row : 2 * row + 2].equal(own[nats.argsort()[:2]])
+
+
+def test_best_of_says_before_it_draws_what_it_lacks(pipe, drawing_only, monkeypatch):
+    monkeypatch.setattr("pipelines.text_to_image.generate_codes", lambda *_, **__: pytest.fail("drawn"))
+    drawing = TextToImagePipeline(drawing_only.image_tokenizer, drawing_only.model, drawing_only.vocabulary)
+    with pytest.raises(ValueError, match="give a ranker, or train with train_lm.py --formats .* image_to_caption"):
+        drawing("a red dog", best_of=2)
+    monkeypatch.setattr(pipe.vocabulary, "formats", ["caption_to_image", "image", "image_to_caption"])
+    with pytest.raises(ValueError, match="best_of without a ranker .*: give a prompt, or a ranker"):
+        drawing(None, best_of=2)
+    text = "q" * (POSITIONS - TOKENS - 3)  # with the space before it, one token more: room to draw, none to describe
+    with pytest.raises(ValueError, match=f"takes {POSITIONS + 1} of {POSITIONS} positions: shorten it"):
+        drawing(text, best_of=2)
+
+
+def test_best_of_from_the_command_line(pipe, folder, tmp_path):
+    from scripts import generate
+
+    settings = {"model": str(folder), "seed": 3, "device": "cpu", "prompts": ["a red dog"]}
+    generate.main(generate.GenerateOptions(**settings, num_images_per_prompt=1, best_of=4, output=str(tmp_path / "a")))
+    drawing = TextToImagePipeline(pipe.image_tokenizer, pipe.model, pipe.vocabulary)
+    expected = drawing("a red dog", best_of=4, seed=3).images[0]
+    (file,) = (tmp_path / "a").iterdir()
+    assert np.array_equal(np.asarray(Image.open(file)), np.asarray(expected))
+    with pytest.raises(ValueError, match="--best_of 2 is less than --num_images_per_prompt 4: draw more"):
+        generate.GenerateOptions(prompts=["a"], best_of=2)
