@@ -171,6 +171,11 @@ class TokenCache:
         return shard.order(local)
 
     @property
+    def has_texts(self) -> bool:
+        """Whether any row has a text."""
+        return any(self.count(True, codes, order) for codes in (False, True) for order in (False, True))
+
+    @property
     def interleaved(self) -> bool:
         """Whether some rows have several parts in an order of their own."""
         return any(self.count(text, codes, True) for text in (False, True) for codes in (False, True))

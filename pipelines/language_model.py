@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -28,17 +26,13 @@ from lm.pretrained import (
     load_pretrained,
     max_positions,
 )
-from lm.sequences import DESCRIBING, DRAWING_ALONE, FORMATS, collate
+from lm.sequences import FORMATS, collate
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
-from pipelines.grids import labelled_grid
-from pipelines.image_to_text import ImageToTextPipeline
 from tokenizer_image.layout import ImageTokenizer
-from tokenizer_image.preprocessing import postprocess
 
 VALIDATION_ROWS = 64  # per batch
 DOCUMENT_LENGTH = 1024  # tokens of an interleaved row, where --max_length does not say
 BPE_ROWS = 50_000  # whose captions a BPE is trained on; more change it little, and take longer
-SHOWN_CAPTIONS, SHOWN_PICTURES = 6, 4  # in a sample grid
 PRETRAINED_SHARE = 0.25  # of the learning rate that a model from scratch of that width starts with
 
 
@@ -239,28 +233,6 @@ def long_line(long: int, source: SequenceSource, rows: int) -> str:
     )
 
 
-def shown_captions(source: SequenceSource) -> list[str | None]:
-    """Different captions for the sample grid, cut at a word where they are too long for the model; [] where nothing is
-    drawn."""
-    formats = [FORMATS[name] for name in source.mixture]
-    if not any(one.draws for one in formats):
-        return []
-    rows = range(min(64 * SHOWN_CAPTIONS, len(source.cache)))
-    found: list[str] = []
-    if any(one.drops_captions for one in formats):
-        found = list(dict.fromkeys(text for row in rows for text in source.cache.texts(row)[:1]))
-    alone: list[str | None] = [None, None] if set(DRAWING_ALONE) & set(source.vocabulary.formats) else []
-    frame = max(one.frame for one in formats)
-    room = source.max_length - source.vocabulary.longest_picture - frame
-    shown: list[str | None] = []
-    for caption in found[:SHOWN_CAPTIONS]:
-        words = caption.split()
-        while len(source.vocabulary.encode_text(" ".join(words))) > room:
-            words.pop()
-        shown.append(" ".join(words) or None)
-    return shown or alone
-
-
 def validate(module: Any, source: SequenceSource, accelerator: Accelerator) -> dict[str, float]:
     """Mean nats per image code and per text token, of what is learned, over the validation rows in every format.
 
@@ -313,39 +285,3 @@ def default_learning_rate(options: Any, model: PreTrainedModel) -> float:
 def _mean(totals: Iterable[dict[str, float]], kind: str) -> float:
     found = list(totals)
     return sum(one[f"{kind}_nats"] for one in found) / max(1.0, sum(one[f"{kind}_tokens"] for one in found))
-
-
-def shown_codes(source: SequenceSource) -> torch.Tensor | None:
-    """Codes (n, T) of the first pictures, for the sample grid; None where nothing is described."""
-    if not set(DESCRIBING) & set(source.mixture):
-        return None
-    found = [source.cache.codes(row) for row in range(min(64, len(source.cache)))]
-    return torch.from_numpy(np.stack([codes for codes in found if len(codes)][:SHOWN_CAPTIONS]).astype(np.int64))
-
-
-def draw_samples(pipe: Any, captions: list[str | None], codes: torch.Tensor | None, file: Path) -> None:
-    """A grid for the same few captions and pictures each time: what is drawn, with random streams of its own, and the
-    pictures as the tokenizer shows them, each under the caption that it is given."""
-    rows: list[tuple[str, Any]] = []
-    for caption in captions:
-        output = pipe(caption, num_images_per_prompt=SHOWN_PICTURES, seed=0)
-        rows.append((caption or "(no caption)", output.images))
-    if codes is not None:
-        describer = ImageToTextPipeline(pipe.image_tokenizer, pipe.model, pipe.vocabulary)
-        with torch.no_grad():
-            images = postprocess(pipe.decode_codes(codes.to(pipe.device)), "pil")
-        texts = describer.describe_codes(codes)
-        rows += [(f"described: {text}", [image]) for text, image in zip(texts, images, strict=True)]
-    if rows:
-        labelled_grid(rows).save(file)
-
-
-def next_commands(folder: Path, source: SequenceSource, captions: list[str | None]) -> list[str]:
-    """What to do with the finished model."""
-    commands = []
-    if captions:
-        prompt = shlex.quote(captions[0]) if captions[0] else "--unconditional"
-        commands.append(f"python scripts/generate.py --model {folder} {prompt} --num_images_per_prompt 4")
-    if set(DESCRIBING) & set(source.mixture):
-        commands.append(f"python scripts/describe.py --model {folder} PICTURE.png")
-    return commands

@@ -223,7 +223,7 @@ def open_cache(options: Any, tokenizer: Any, split: str, accelerator: Accelerato
     cache.check_fingerprint(tokenizer.fingerprint)
     check_settings(cache, source_settings(options, split))
     check_image_sizes(cache, check_sizes(tokenizer, options.picture_sizes()))
-    if split == "train" and options.needs_captions and not (cache.count(True, True) or cache.count(True, False)):
+    if split == "train" and options.needs_captions and not cache.has_texts:
         raise ValueError(f"the token cache {folder} has no captions: train without by --unconditional")
     return cache
 

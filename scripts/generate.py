@@ -58,6 +58,10 @@ class GenerateOptions:
     min_p: float = field(
         default=0.0, metadata={"help": "leave out codes with less than this share of the likeliest one's probability"}
     )
+    height: int | None = field(
+        default=None, metadata={"help": "in pixels, one of the sizes that the model draws (default: its first)"}
+    )
+    width: int | None = field(default=None, metadata={"help": "in pixels; one of height and width may say which"})
     seed: int | None = field(default=None, metadata={"help": "the same seed draws the same pictures"})
     device: str = field(default="auto", metadata={"help": "cpu, cuda, ...; auto: a GPU where there is one"})
     dtype: Literal["float32", "bfloat16", "float16"] = field(
@@ -104,6 +108,8 @@ def main(options: GenerateOptions) -> Path:
             top_k=options.top_k,
             top_p=options.top_p,
             min_p=options.min_p,
+            height=options.height,
+            width=options.width,
             seed=seed,
             best_of=options.best_of,
         ).images

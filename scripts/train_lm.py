@@ -130,18 +130,15 @@ def main(options: Options) -> None:
         check_parts,
         count_long,
         default_learning_rate,
-        draw_samples,
         formats_line,
         long_line,
         loss_shares,
         mean_loss,
-        next_commands,
-        shown_captions,
-        shown_codes,
         validate,
     )
     from pipelines.learning import Learner, describe_model, total_peak
     from pipelines.loop import Loop
+    from pipelines.sample_grid import choose_shown, draw_samples, next_commands
     from pipelines.text_to_image import TextToImagePipeline
     from pipelines.throughput import Throughput
     from pipelines.token_cache import open_cache
@@ -189,11 +186,11 @@ def main(options: Options) -> None:
     )  # fmt: skip
     shares = loss_shares(options, vocabulary.formats)
     learner = Learner(accelerator, module, prepared, optimizers, vocabulary, shares, options.max_grad_norm)
-    captions, codes = shown_captions(told), shown_codes(told)
+    shown = choose_shown(told)
 
     def draw(plain: Any, step: int) -> None:
         pipe = TextToImagePipeline(tokenizer, plain, vocabulary)
-        draw_samples(pipe, captions, codes, run.samples / f"step-{step:06d}.png")
+        draw_samples(pipe, shown, run.samples / f"step-{step:06d}.png")
 
     def write(plain: Any, folder: Path) -> None:
         TextToImagePipeline(tokenizer, plain, vocabulary).save_pretrained(folder)
@@ -220,7 +217,7 @@ def main(options: Options) -> None:
         learned = learner.step(micro_batches)
         loop.count(learned.tokens, learned.flops)
         loop.finish_step(learned.loss, **learned.figures)
-    finish(loop, write, next_commands(run.folder, told, captions))
+    finish(loop, write, next_commands(run.folder, shown))
 
 
 def finish(loop: Any, write: Callable[[Any, Path], None], commands: list[str]) -> None:

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lm.cache import TokenCache
 from lm.vocabulary import MultimodalVocabulary
-from pipelines import TextToImagePipeline, training
+from pipelines import InterleavedPipeline, TextToImagePipeline, training
 from pipelines.image_tokenizer import training_batches
 from pipelines.loop import Loop
 from scripts import evaluate, train_lm, train_tokenizer
@@ -498,6 +498,62 @@ def test_stage_1_trains_on_the_pictures_of_documents(tmp_path, capsys):
     (pictures / "documents.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     folder = train(stage_1(tmp_path / "tokenizer", dataset=str(pictures), max_steps=1, max_examples=None))
     assert load_tokenizer(folder).tokens_per_image == TOKENS and "38 training pictures" in capsys.readouterr().out
+
+
+def documents(folder: Path, count: int = 30) -> Path:
+    """Each a text, a disc, another text, and a wide picture of two."""
+    own_pictures(folder / "images", count, captions=False)
+    lines = []
+    for number in range(count):
+        disc = f"images/{number:03d}.png"
+        pair = f"images/pair{number:03d}.png"
+        with Image.open(folder / disc) as image:
+            wide = Image.new("RGB", (48, 20))
+            wide.paste(image, (0, 0))
+            wide.paste(image, (24, 0))
+            wide.save(folder / pair)
+        texts = [{"text": f"here is disc {number}"}, {"text": "and here are two of them"}]
+        lines.append(json.dumps({"parts": [texts[0], {"image": disc}, texts[1], {"image": pair}]}))
+    (folder / "documents.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("changes", [{}, {"pack_length": 160}], ids=["padded", "packed"])
+def test_documents_of_two_sizes(tokenizer_folder, tmp_path, capsys, monkeypatch, changes):
+    """The chain on interleaved rows, resumed in the middle, and what it leaves goes on from texts and pictures."""
+    settings = {"dataset": str(documents(tmp_path / "data")), "image_sizes": ["16x16", "16x32"], "batch_size": 2,
+                "token_cache": str(tmp_path / "cache"), "max_length": 120, **changes}  # fmt: skip
+    folder = train(stage_2(tmp_path / "model", tokenizer_folder, **settings))
+    said = capsys.readouterr().out
+    assert "interleaved rows are learned as document, of up to 120 tokens" in said
+    assert "nats_per_text_token" in said and "nats_per_code" in said
+    pipe = InterleavedPipeline.from_pretrained(folder)
+    assert pipe.vocabulary.formats == ["document"] and list(pipe.vocabulary.layouts) == [(16, 16), (16, 32)]
+    with Image.open(tmp_path / "data" / "images" / "pair000.png") as image:
+        parts = pipe(["here is disc 3", image], max_new_tokens=40, seed=0).parts
+    assert parts and all(isinstance(part, (str, Image.Image)) for part in parts)
+    interrupt_after(monkeypatch, step=5)
+    with pytest.raises(Killed):
+        train(stage_2(tmp_path / "killed", tokenizer_folder, **settings))
+    monkeypatch.undo()
+    resumed = train(stage_2(tmp_path / "killed", tokenizer_folder, resume=True, **settings))
+    assert_equal_runs(resumed, folder, "lm/")
+
+
+def test_one_model_draws_several_sizes(tokenizer_folder, tmp_path):
+    options = stage_2(tmp_path / "model", tokenizer_folder, image_sizes=["16x16", "8x24"],
+                      formats=["caption_to_image=3", "image_and_caption=1"], caption_dropout=0.0)  # fmt: skip
+    pipe = TextToImagePipeline.from_pretrained(train(options))
+    assert (
+        pipe.vocabulary.formats == ["caption_to_image", "image_and_caption"] and pipe.vocabulary.default_guidance == 2
+    )
+    assert pipe("a red dog", height=8).images[0].size == (24, 8) and pipe(None, width=16).images[0].size == (16, 16)
+    cached = TokenCache(tmp_path / "model" / "token_cache" / "train")
+    assert {cached.image_sizes(row)[0] for row in range(len(cached))} == {(16, 16)}, "sprites are square"
+    other = stage_2(tmp_path / "other", tokenizer_folder, image_sizes=["16x16", "24x8"],
+                    token_cache=str(tmp_path / "model" / "token_cache"))  # fmt: skip
+    with pytest.raises(ValueError, match="image_sizes|sizes"):
+        train(other)
 
 
 def test_a_remote_cache_trains_what_a_local_one_trains(model_folder, tokenizer_folder, tmp_path):
