@@ -188,6 +188,10 @@ def test_stage_2_leaves_a_whole_model_folder(model_folder, tokenizer_folder):
     assert info["finished"] and info["steps"] == 6 and info["pictures_seen"] == 96 and info["tokens_seen"] > 96 * TOKENS
     validated = [line for line in lines(model_folder) if "validation_nats_per_code" in line]
     assert [line["step"] for line in validated] == [4, 6]
+    learned = [line for line in lines(model_folder) if "loss" in line]
+    assert all(line["tokens_per_second"] > 0 and 0 < line["mfu"] < 1 for line in learned)
+    best = TextToImagePipeline.from_pretrained(model_folder / "checkpoints" / "best")
+    assert best("a dog", seed=0).images[0].size == (16, 16)
     # Random guessing costs (log 16 + log 12) / 2 nats a code.
     assert 0.5 < validated[-1]["validation_nats_per_code"] < 3.2
     checkpoint = load_file(model_folder / "checkpoints" / "checkpoint-6" / "state.safetensors")

@@ -15,7 +15,9 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from lm.vocabulary import train_text_tokenizer
 from pipelines import TextToImagePipeline, training
 from pipelines.loop import Loop
 from scripts import train_lm, train_tokenizer
@@ -32,6 +34,7 @@ STAGE_2 = dict(
     ema_decay=0.9, num_layers=2, hidden_size=32, intermediate_size=64, num_heads=2, text_vocab_size=300,
     formats=["caption_and_image", "image_to_caption"], z_loss_weight=1e-3,
 )  # fmt: skip
+SIZES = ("num_layers", "hidden_size", "intermediate_size", "num_heads")
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
         "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}  # fmt: skip
 TOLERANCE = 1e-4
@@ -85,12 +88,15 @@ def folder(tmp_path_factory) -> Path:
         train(options(folder, "one"))
         train(options(folder, "muon", optimizer="muon"))
         train(options(folder, "one-then-fsdp"), kill_at=4)
+        tied = dict(lm_name_or_path=pretrained(folder / "gpt2"), **dict.fromkeys(SIZES), text_vocab_size=4096)
+        train(options(folder, "tied", **tied))
         muon, parts = options(folder, "fsdp-muon", optimizer="muon"), dict(gradient_accumulation_steps=2)
         runs = [
             (options(folder, "ddp", **parts), {}, 0),
             (options(folder, "fsdp", **parts), FSDP, 0),
             (muon, FSDP, 4),
             (replace(muon, resume=True), FSDP, 0),
+            (options(folder, "fsdp-tied", **tied), FSDP, 0),
             (options(folder, "fsdp-recomputed", gradient_checkpointing=True), FSDP, 0),
             (options(folder, "fsdp-then-one"), FSDP, 4),
             (options(folder, "ddp-then-one"), {}, 4),
@@ -103,6 +109,18 @@ def folder(tmp_path_factory) -> Path:
         for name in ("fsdp-then-one", "ddp-then-one"):
             train(options(folder, name, resume=True))
     return folder
+
+
+def pretrained(folder: Path) -> str:
+    """A GPT-2, whose output layer is its embeddings, without dropout, which draws other numbers in each process."""
+    tokenizer = train_text_tokenizer(["a red dog", "a small blue house"] * 3, 280)
+    tokenizer.add_special_tokens({"eos_token": "<|endoftext|>"})
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=128, resid_pdrop=0.0,
+                        embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=280, eos_token_id=280)  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def options(folder: Path, name: str, **changes) -> train_lm.Options:
@@ -119,7 +137,7 @@ def lines(folder: Path) -> list[dict]:
 
 @pytest.mark.parametrize("name, like", [
     ("ddp", "one"), ("fsdp", "one"), ("fsdp-recomputed", "one"), ("fsdp-muon", "muon"), ("fsdp-then-one", "one"),
-    ("ddp-then-one", "one"), ("one-then-fsdp", "one"),
+    ("ddp-then-one", "one"), ("one-then-fsdp", "one"), ("fsdp-tied", "tied"),
 ])  # fmt: skip
 def test_the_same_is_learned(folder, name, like):
     """Every logged loss and norm, every validation, every tensor of the last checkpoint, the final weights."""
