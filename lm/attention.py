@@ -10,6 +10,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lm.stepping import plain_head
+
 NAME = "tessera_short_causal"
 # Above this many tokens the (L, L) scores cost more memory traffic than the fused kernel's slower products.
 LONGEST = 256
@@ -27,16 +29,19 @@ def short_causal_attention(
 ) -> tuple[torch.Tensor, None]:
     """softmax(scaling Q K^T + causal mask) V, in the form that transformers asks of an attention function.
 
-    Training has neither padding on the left nor a cache: every token sees all that came before it in its row. What has
-    them, the sample pictures in between, goes to transformers' own attention.
+    Training has no cache: every token sees all that came before it in its row, or, where `attention_mask` says which
+    (rows of several documents), in its document. What has a cache, the sample pictures in between, goes to
+    transformers' own attention.
 
     Args:
         query, key, value: (B, heads, L, head_dim), with fewer heads for key and value where they are shared.
+        attention_mask: (B, 1, L, L) bool, True where a token (third) sees another (last); None: all before it.
 
     Returns:
         (B, L, heads, head_dim), and no weights.
     """
-    if attention_mask is not None or query.shape[2] != key.shape[2] or dropout:
+    masked = attention_mask is not None and attention_mask.dtype != torch.bool
+    if masked or query.shape[2] != key.shape[2] or dropout:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **unused
         )
@@ -44,9 +49,14 @@ def short_causal_attention(
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     length = query.shape[2]
-    future = torch.full((length, length), float("-inf"), dtype=query.dtype, device=query.device).triu(1)
+    if attention_mask is None:
+        bias = torch.full((length, length), float("-inf"), dtype=query.dtype, device=query.device).triu(1)
+    else:
+        # Finite, since padding on the left of a prompt sees nothing at all.
+        lowest = torch.finfo(query.dtype).min / 2
+        bias = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, lowest)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = torch.matmul(query * scale, key.transpose(-1, -2)) + future
+    scores = torch.matmul(query * scale, key.transpose(-1, -2)) + bias
     return torch.matmul(scores.softmax(-1).to(value.dtype), value).transpose(1, 2), None
 
 
@@ -56,6 +66,11 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def use_fastest_attention(model: PreTrainedModel, longest: int) -> None:
-    """Choose how `model` attends in training, to sequences of up to `longest` tokens."""
+    """Choose how `model` attends in training, to sequences of up to `longest` tokens.
+
+    Models with more than one linear map for a head keep their own attention, which may have as much that is their own.
+    """
+    if plain_head(model) is None:
+        return
     on_cpu = next(model.parameters()).device.type == "cpu"
     model.set_attn_implementation(NAME if on_cpu and longest <= LONGEST else "sdpa")

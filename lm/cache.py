@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from lm.remote import RemoteFolder, is_remote
-from lm.shards import Document, Shard, aside_of, code_dtype, damage, write_shard
+from lm.shards import KINDS, Document, Shard, aside_of, code_dtype, damage, kind_of, write_shard
 
 __all__ = ["FORMAT_VERSION", "MANIFEST", "Document", "TokenCache", "code_dtype", "write_manifest", "write_shard"]
 
@@ -151,17 +151,14 @@ class TokenCache:
         shard, local = self._place(row)
         return shard.row_texts(local)
 
-    def count(self, has_text: bool, has_codes: bool) -> int:
-        """How many rows have (or have no) text and (or no) picture. Reads the manifest, or where rows end."""
-        total = 0
-        for index, entry in enumerate(self._entries):
-            kinds = entry if "with_both" in entry else self._shard(index).kinds()
-            texts, codes, both = kinds["with_text"], kinds["with_codes"], kinds["with_both"]
-            neither = entry["rows"] - texts - codes + both
-            total += {(True, True): both, (True, False): texts - both, (False, True): codes - both}.get(
-                (has_text, has_codes), neither
-            )
-        return total
+    def count(self, has_text: bool, has_codes: bool, interleaved: bool = False) -> int:
+        """How many rows, interleaved or not, have (or have no) text and (or no) picture. Reads the manifest, or where
+        rows end."""
+        return int(self._kinds()[kind_of(has_text, has_codes, interleaved)])
+
+    def _kinds(self) -> np.ndarray:
+        kinds = [entry.get("kinds") or self._shard(index).kinds() for index, entry in enumerate(self._entries)]
+        return np.sum([[0] * len(KINDS), *kinds], axis=0)
 
     def image_sizes(self, row: int) -> list[tuple[int, int]]:
         """(height, width) of each of a row's pictures, in pixels."""
@@ -172,6 +169,16 @@ class TokenCache:
         """Parts of an interleaved document, "t" or "i" each; "" for a captioned picture."""
         shard, local = self._place(row)
         return shard.order(local)
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether some rows have a text."""
+        return bool(self._kinds()[kind_of(True, False, False) :: 2].any())
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether some rows have several parts in an order of their own."""
+        return bool(self._kinds()[kind_of(False, False, True) :].any())
 
     def document(self, row: int) -> Document:
         """Everything about a row."""

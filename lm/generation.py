@@ -20,7 +20,7 @@ from lm.sampling import ByLevel, Guidance, SamplingSettings, choose, settings_by
 from lm.stepping import Stepper
 
 if TYPE_CHECKING:
-    from lm.vocabulary import MultimodalVocabulary
+    from lm.vocabulary import MultimodalVocabulary, PictureTokens, Size
 
 __all__ = ["Callback", "DrawingInterrupted", "DrawingStopped", "Progress", "SamplingSettings", "generate_codes"]
 
@@ -71,6 +71,7 @@ class _Task:
 
     Attributes:
         negative_prompts: None without guidance.
+        picture: the tokens of pictures of the size that is drawn.
         settings: one for each of T positions.
         uniforms: (B, T) numbers in [0, 1].
         forced: (B, T) codes, -1 where to draw; None draws all.
@@ -80,6 +81,7 @@ class _Task:
     vocabulary: MultimodalVocabulary
     prompts: Sequence[Sequence[int]]
     negative_prompts: Sequence[Sequence[int]] | None
+    picture: PictureTokens
     settings: list[SamplingSettings]
     uniforms: torch.Tensor
     forced: torch.Tensor | None
@@ -101,12 +103,14 @@ def generate_codes(
     prompts: Sequence[Sequence[int]],
     negative_prompts: Sequence[Sequence[int]] | None = None,
     *,
+    size: Size | None = None,
     callback: Callback | None = None,
     **settings: Any,
 ) -> torch.Tensor:
     """Draw one picture for each prompt: codes (B, T) int64 on the model's device.
 
     Args:
+        size: of the pictures, see `draw`.
         callback: called after each code as `callback(step, total_steps, codes)`, with what the batch at work
             has so far, (b, t). Steps count over all batches.
         settings: and all else is as in `draw`, which also says what is raised.
@@ -115,9 +119,9 @@ def generate_codes(
         DrawingStopped: the callback raised; what was drawn until then comes with the error.
         DrawingInterrupted: Ctrl-C, likewise.
     """
-    codes = torch.full((len(prompts), len(vocabulary.layout["low"])), UNDRAWN, device=model.device)
+    codes = torch.full((len(prompts), len(vocabulary.picture(size).places)), UNDRAWN, device=model.device)
     try:
-        for progress in draw(model, vocabulary, prompts, negative_prompts, **settings):
+        for progress in draw(model, vocabulary, prompts, negative_prompts, size=size, **settings):
             codes[progress.rows, : progress.codes.shape[1]] = progress.codes
             if callback is not None:
                 _call(callback, progress)
@@ -149,6 +153,7 @@ def draw(
     prompts: Sequence[Sequence[int]],
     negative_prompts: Sequence[Sequence[int]] | None = None,
     *,
+    size: Size | None = None,
     guidance_scale: Guidance = 1.0,
     temperature: ByLevel = 1.0,
     top_k: int | Sequence[int] = 0,
@@ -161,9 +166,10 @@ def draw(
     """Draw one picture for each prompt, and tell after each code how far it is.
 
     Args:
-        prompts: B rows of token ids that end with the beginning-of-image token.
+        prompts: B rows of token ids that end where a picture of this size begins (`lm.sequences.image_prompt`).
         negative_prompts: B rows that guidance leads away from (default: the prompt without a caption). Not
             read at guidance 1.
+        size: of the pictures, (height, width), one of the vocabulary's; default: its default.
         guidance_scale, temperature, top_k, top_p, min_p: see `SamplingSettings`; lists and functions as in
             `settings_by_position`.
         generators: B random streams; row b draws from stream b alone, whatever its neighbours.
@@ -176,8 +182,9 @@ def draw(
             the vocabulary's image tokens, forced codes that cannot stand where they do.
         RuntimeError: logits that are not finite; no memory for one picture.
     """
+    picture = vocabulary.picture(size)
     settings = settings_by_position(
-        vocabulary.layout, guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
+        picture.layout, guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
     )
     guided = any(one.guidance_scale != 1 for one in settings)
     if len(generators) != len(prompts):
@@ -187,27 +194,29 @@ def draw(
     elif negative_prompts is None:
         from lm.sequences import image_prompt
 
-        negative_prompts = [image_prompt(vocabulary, None)] * len(prompts)
+        negative_prompts = [image_prompt(vocabulary, None, size)] * len(prompts)
     elif len(negative_prompts) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts need as many negative prompts, got {len(negative_prompts)}")
-    _check_room(model, vocabulary, [*prompts, *(negative_prompts or [])])
+    _check_room(model, vocabulary, [*prompts, *(negative_prompts or [])], size)
     if forced is not None:
-        forced = _checked(forced, vocabulary, len(prompts)).to(model.device)
+        forced = _checked(forced, picture, len(prompts)).to(model.device)
     if not prompts:
         return iter(())
     uniforms = uniforms_of(generators, len(settings), model.device)
-    task = _Task(model, vocabulary, prompts, negative_prompts, settings, uniforms, forced)
+    task = _Task(model, vocabulary, prompts, negative_prompts, picture, settings, uniforms, forced)
     return _draw_all(task, max(1, max_batch_rows // (2 if guided else 1)))
 
 
-def longest_prompt(model: Any, vocabulary: MultimodalVocabulary) -> int | None:
-    """How many tokens of prompt leave room for a picture's codes; None where the model names no limit."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    return None if positions is None else positions - len(vocabulary.layout["low"])
+def longest_prompt(model: Any, vocabulary: MultimodalVocabulary, size: Size | None = None) -> int | None:
+    """How many tokens of prompt leave room for a picture of this size; None where the model names no limit."""
+    positions, picture = getattr(model.config, "max_position_embeddings", None), vocabulary.picture(size)
+    return None if positions is None else positions - int(picture.places[-1] - picture.places[0] + 1)
 
 
-def _check_room(model: Any, vocabulary: MultimodalVocabulary, prompts: Sequence[Sequence[int]]) -> None:
-    limit = longest_prompt(model, vocabulary)
+def _check_room(
+    model: Any, vocabulary: MultimodalVocabulary, prompts: Sequence[Sequence[int]], size: Size | None
+) -> None:
+    limit = longest_prompt(model, vocabulary, size)
     for index, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise ValueError(f"prompt {index} is empty: it must end with the beginning-of-image token")
@@ -224,8 +233,8 @@ def _check_room(model: Any, vocabulary: MultimodalVocabulary, prompts: Sequence[
         raise ValueError(f"the model has {rows} tokens but the vocabulary {needed}: they belong to different models")
 
 
-def _checked(forced: torch.Tensor, vocabulary: MultimodalVocabulary, count: int) -> torch.Tensor:
-    low, high = (torch.tensor(vocabulary.layout[name], device=forced.device) for name in ("low", "high"))
+def _checked(forced: torch.Tensor, picture: PictureTokens, count: int) -> torch.Tensor:
+    low, high = (torch.tensor(picture.layout[name], device=forced.device) for name in ("low", "high"))
     if forced.shape != (count, len(low)):
         raise ValueError(
             f"forced codes of shape {tuple(forced.shape)}: expected ({count}, {len(low)}), a row for each prompt"
@@ -296,8 +305,9 @@ def _direct(task: _Task, rows: slice) -> DirectModel | None:
 @torch.inference_mode()
 def _draw_batch(task: _Task, direct: DirectModel | None) -> Iterator[torch.Tensor]:
     """One batch of b pictures: codes (b, t) after each step, t up to T."""
-    vocabulary, total = task.vocabulary, len(task.settings)
-    low, high, offset = vocabulary.layout["low"], vocabulary.layout["high"], vocabulary.image_offset
+    vocabulary, picture, total = task.vocabulary, task.picture, len(task.settings)
+    low, high, offset = picture.layout["low"], picture.layout["high"], vocabulary.image_offset
+    places = picture.places.tolist()
     codes = torch.full((len(task.prompts), total), UNDRAWN, device=task.model.device)
     if task.forced is not None:
         codes.copy_(task.forced)
@@ -306,12 +316,12 @@ def _draw_batch(task: _Task, direct: DirectModel | None) -> Iterator[torch.Tenso
     if first == total:
         yield codes
         return
-    begun = (offset + codes[:, :first]).tolist()
+    begun = _begun(picture, offset + codes[:, :first])
     prompts = [[*prompt, *ids] for prompt, ids in zip(task.prompts, begun, strict=True)]
     negatives = task.negative_prompts
     if negatives is not None:
         prompts += [[*prompt, *ids] for prompt, ids in zip(negatives, begun, strict=True)]
-    arguments = (prompts, total - first, vocabulary.pad_id)
+    arguments = (prompts, places[-1] + 1 - places[first], vocabulary.pad_id)
     stepper = Stepper(task.model, *arguments) if direct is None else DirectStepper(direct, *arguments)
     finite = torch.zeros((), device=stepper.device)
     for t in range(first, total):
@@ -327,8 +337,19 @@ def _draw_batch(task: _Task, direct: DirectModel | None) -> Iterator[torch.Tenso
         yield codes[:, : t + 1]
         if t + 1 < total:
             ids = offset + codes[:, t]
-            stepper.advance(torch.cat([ids, ids]) if negatives is not None else ids)
+            ids = torch.cat([ids, ids]) if negatives is not None else ids
+            stepper.advance(ids)
+            for fixed in picture.ids[places[t] + 1 : places[t + 1]].tolist():  # where a row of codes ends
+                stepper.advance(torch.full_like(ids, fixed))
     check_finite(finite.isfinite())
+
+
+def _begun(picture: PictureTokens, ids: torch.Tensor) -> list[list[int]]:
+    """The tokens (B, n) from a picture's first code to before its place t, its codes having the ids (B, t)."""
+    head, count = picture.places[0], ids.shape[1]
+    tokens = torch.from_numpy(picture.ids[head : picture.places[count]]).repeat(len(ids), 1)
+    tokens[:, torch.from_numpy(picture.places[:count] - head)] = ids.cpu()
+    return tokens.tolist()
 
 
 def check_finite(finite: torch.Tensor) -> None:

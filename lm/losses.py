@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from lm.sequences import IGNORED
+from lm.stepping import plain_head
 
 # Logits of more floats than this (256 MB) are made, used and dropped in parts.
 CHUNK_FLOATS = 1 << 26
@@ -66,14 +67,20 @@ class NextTokenLoss(nn.Module):
     logit is computed that nothing is learned from.
 
     Args:
-        model: a stock transformers causal LM whose logits are one linear map of the last hidden states.
+        model: a stock transformers causal LM. Where its logits are more than one linear map of the last hidden states
+            (capped, scaled), its own forward makes them all.
         id_ranges: [low, high) of token ids for each kind, text first (`MultimodalVocabulary.id_ranges`).
+        z_loss_weight: weight of the squared log-partition (Chowdhery et al. 2022, PaLM, section 5; Chameleon), which
+            keeps logits from drifting away: at each place with a label, over that place's ids, weighted as its nats.
     """
 
-    def __init__(self, model: PreTrainedModel, id_ranges: list[tuple[int, int]]) -> None:
+    def __init__(self, model: PreTrainedModel, id_ranges: list[tuple[int, int]], z_loss_weight: float = 0.0) -> None:
         super().__init__()
         self.model = model
         self.id_ranges = id_ranges
+        self.z_loss_weight = z_loss_weight
+        self.has_plain_head = plain_head(model) is not None
+        self._no_split_modules = model._no_split_modules  # which layers FSDP2 wraps
 
     def forward(
         self,
@@ -89,16 +96,20 @@ class NextTokenLoss(nn.Module):
         Returns:
             scalars float32: `loss`, the sum of weight x negative log-likelihood in nats, with gradient; `weight`, the
             sum of the weights; `text_nats`, `image_nats`, the same without weights; `text_tokens`, `image_tokens`,
-            how many labels there are of each.
+            how many labels there are of each; `z_loss`, what the squared log-partition adds to `loss`.
         """
         hidden = self._hidden(input_ids, position_ids)
         labels, weights = labels[:, 1:], loss_weights[:, 1:]
         zero = hidden.new_zeros((), dtype=torch.float32)
-        sums = {"loss": zero, "weight": weights.sum()}
+        sums = {"loss": zero, "weight": weights.sum(), "z_loss": zero.clone()}
         for kind in ("text", "image"):
             sums |= {f"{kind}_nats": zero.clone(), f"{kind}_tokens": zero.clone()}
-        for kind, places, nats in self._kinds(hidden, labels):
+        for kind, places, (nats, *squares) in self._kinds(hidden, labels):
             sums["loss"] = sums["loss"] + (nats * weights[places]).sum()
+            if squares:
+                z_loss = self.z_loss_weight * (squares[0] * weights[places]).sum()
+                sums["loss"] = sums["loss"] + z_loss
+                sums["z_loss"] += z_loss.detach()
             sums[f"{kind}_nats"] += nats.detach().sum()
             sums[f"{kind}_tokens"] += len(nats)
         return sums
@@ -107,40 +118,53 @@ class NextTokenLoss(nn.Module):
         """Negative log-likelihood of each label in nats, 0 where there is none: (B, L) float32."""
         hidden = self._hidden(input_ids, position_ids)
         found = hidden.new_zeros(labels.shape, dtype=torch.float32)
-        for _, (rows, columns), nats in self._kinds(hidden, labels[:, 1:]):
+        for _, (rows, columns), (nats, *_) in self._kinds(hidden, labels[:, 1:]):
             found[rows, columns + 1] = nats
         return found
 
     def _hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        """Last hidden states (B, L - 1, d): the last place of a row predicts nothing."""
+        """Last hidden states (B, L - 1, d), or logits (B, L - 1, V) where there is no plain head: the last place of a
+        row predicts nothing."""
         # use_cache=False: with a cache, transformers ignores position_ids that start again inside a row.
         # One row of positions serves all rows where they are the same: the rotary tables are made once, not B times.
         if bool((position_ids == position_ids[:1]).all()):
             position_ids = position_ids[:1]
-        outputs = self.model.base_model(input_ids=input_ids[:, :-1], position_ids=position_ids[:, :-1], use_cache=False)
-        return outputs[0]
+        inputs = {"input_ids": input_ids[:, :-1], "position_ids": position_ids[:, :-1], "use_cache": False}
+        if self.has_plain_head:
+            return self.model.base_model(**inputs)[0]
+        return self.model(**inputs).logits
 
     def _kinds(
         self, hidden: torch.Tensor, labels: torch.Tensor
     ) -> Iterator[tuple[str, tuple[torch.Tensor, ...], torch.Tensor]]:
-        """For each range of ids that has labels: "text" or "image", the labels' places, and their nats."""
+        """For each range of ids that has labels: "text" or "image", the labels' places, and what `_terms` has there."""
         for index, (low, high) in enumerate(self.id_ranges):
             places = ((labels >= low) & (labels < high) & (labels != IGNORED)).nonzero(as_tuple=True)
             if len(places[0]):
-                nats = self._nats(hidden[places], labels[places] - low, low, high)
-                yield "text" if index == 0 else "image", places, nats
+                terms = self._terms(hidden[places], labels[places] - low, low, high)
+                yield "text" if index == 0 else "image", places, terms
 
-    def _nats(self, hidden: torch.Tensor, targets: torch.Tensor, low: int, high: int) -> torch.Tensor:
-        """Negative log-likelihood (M,) float32 of `targets` (M,) among the ids low .. high - 1."""
+    def _terms(self, hidden: torch.Tensor, targets: torch.Tensor, low: int, high: int) -> torch.Tensor:
+        """Float32 (1, M): negative log-likelihood of `targets` (M,) among the ids low .. high - 1; (2, M) with the
+        squared log-partition where that has a weight."""
         rows = max(1, CHUNK_FLOATS // (high - low))
         if len(hidden) <= rows:
-            return self._chunk_nats(hidden, targets, low, high)
+            return self._chunk_terms(hidden, targets, low, high)
         # Recomputing a chunk's logits in the backward pass costs one product; keeping them all costs the memory.
         chunks = zip(hidden.split(rows), targets.split(rows), strict=True)
-        return torch.cat([checkpoint(self._chunk_nats, *chunk, low, high, use_reentrant=False) for chunk in chunks])
+        parts = [checkpoint(self._chunk_terms, *chunk, low, high, use_reentrant=False) for chunk in chunks]
+        return torch.cat(parts, dim=1)
 
-    def _chunk_nats(self, hidden: torch.Tensor, targets: torch.Tensor, low: int, high: int) -> torch.Tensor:
+    def _chunk_terms(self, hidden: torch.Tensor, targets: torch.Tensor, low: int, high: int) -> torch.Tensor:
+        logits = self._logits(hidden, low, high).float()
+        nats = F.cross_entropy(logits, targets, reduction="none")
+        if not self.z_loss_weight:
+            return nats[None]
+        return torch.stack([nats, logits.logsumexp(-1).square()])
+
+    def _logits(self, hidden: torch.Tensor, low: int, high: int) -> torch.Tensor:
+        """(M, high - low), of hidden states (M, d) or, without a plain head, out of all logits (M, V)."""
+        if not self.has_plain_head:
+            return hidden[:, low:high]
         head = self.model.get_output_embeddings()
-        bias = None if head.bias is None else head.bias[low:high]
-        logits = F.linear(hidden, head.weight[low:high], bias)
-        return F.cross_entropy(logits.float(), targets, reduction="none")
+        return F.linear(hidden, head.weight[low:high], None if head.bias is None else head.bias[low:high])

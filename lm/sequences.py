@@ -6,7 +6,18 @@
 | `caption_and_image` | bos text begin_image codes end_image eos      | all but bos, as in DALL-E (Ramesh 2021)   |
 | `image`             | bos begin_image codes                         | codes                                     |
 | `image_to_caption`  | bos begin_image codes end_image text eos      | text eos                                  |
+| `image_and_caption` | bos begin_image codes end_image text eos      | codes text eos                            |
 | `text`              | bos text eos                                  | text eos                                  |
+| `document`          | bos then texts and pictures in the row's own  | all but bos                               |
+|                     | order, then eos; a picture is begin_image     |                                           |
+|                     | codes end_image                               |                                           |
+
+`document` is for interleaved rows, and the only format that they take. Where a model draws several sizes, a size token
+follows each begin_image, learned where begin_image is (where nobody has asked for a size), and end-of-row tokens stand
+among the codes, never learned (`lm.vocabulary.PictureTokens`).
+
+`image_and_caption` teaches to describe, and its codes, which have no text before them, what `image` teaches: beside
+`caption_to_image` it can take the place of caption dropout, and then describing costs drawing next to nothing.
 
 `image` is also what caption dropout makes of the first two; its prompt is the unconditional one of classifier-free
 guidance (Ho and Salimans 2022). Where nothing after the last code is learned, the sequence ends with it: end_image and
@@ -19,11 +30,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from lm.vocabulary import MultimodalVocabulary
+from lm.vocabulary import MultimodalVocabulary, Size
 
 IGNORED = -100
 
@@ -33,16 +45,24 @@ class SequenceFormat:
     """What a sequence is made of.
 
     Attributes:
-        parts: in order, "text", "codes", or a special token: "bos", "eos", "boi", "eoi" (begin and end of image).
+        parts: in order, "text", "codes", "parts" (all of an interleaved row), or a special token: "bos", "eos",
+            "boi", "eoi" (begin and end of image).
         learned: for each part, whether it carries loss.
     """
 
     parts: tuple[str, ...]
     learned: tuple[bool, ...]
 
-    def fits(self, has_text: bool, has_codes: bool) -> bool:
-        """Whether a row with or without a text and a picture can take it."""
+    def fits(self, has_text: bool, has_codes: bool, interleaved: bool = False) -> bool:
+        """Whether a row with or without a text and a picture, or an interleaved one, can take it."""
+        if interleaved or self.interleaved:
+            return interleaved and self.interleaved
         return has_text >= self.has_text and has_codes >= self.has_codes
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether it takes all texts and pictures of a row, in the row's order."""
+        return "parts" in self.parts
 
     @property
     def has_text(self) -> bool:
@@ -57,7 +77,9 @@ class SequenceFormat:
     @property
     def draws(self) -> bool:
         """Whether codes are learned."""
-        return any(part == "codes" and learned for part, learned in zip(self.parts, self.learned, strict=True))
+        return any(
+            part in ("codes", "parts") and learned for part, learned in zip(self.parts, self.learned, strict=True)
+        )
 
     @property
     def writes(self) -> bool:
@@ -65,14 +87,24 @@ class SequenceFormat:
         return any(part != "codes" and learned for part, learned in zip(self.parts, self.learned, strict=True))
 
     @property
+    def draws_alone(self) -> bool:
+        """Whether codes are learned that no text stands before: the unconditional half of guidance."""
+        return self.draws and self.parts[:3] == ("bos", "boi", "codes")
+
+    @property
     def drops_captions(self) -> bool:
         """Whether caption dropout makes an `image` of it: codes are learned after a text."""
-        return self.draws and self.has_text
+        return self.draws and self.has_text and not self.draws_alone
+
+    @property
+    def describes(self) -> bool:
+        """Whether a text is learned after a picture."""
+        return self.writes and self.parts[-2:] == ("text", "eos") and self.has_codes
 
     @property
     def frame(self) -> int:
         """How many special tokens it has."""
-        return sum(part not in ("text", "codes") for part in self.parts)
+        return sum(part not in ("text", "codes", "parts") for part in self.parts)
 
 
 def _format(parts: str) -> SequenceFormat:
@@ -86,8 +118,16 @@ FORMATS: dict[str, SequenceFormat] = {
     "caption_and_image": _format("bos text* boi* codes* eoi* eos*"),
     "image": _format("bos boi codes*"),
     "image_to_caption": _format("bos boi codes eoi text* eos*"),
+    "image_and_caption": _format("bos boi codes* eoi text* eos*"),
     "text": _format("bos text* eos*"),
+    "document": _format("bos parts* eos*"),
 }
+
+
+# Formats that teach a use, for `MultimodalVocabulary.check_trained`.
+DESCRIBING = tuple(name for name, one in FORMATS.items() if one.describes)
+DRAWING_ALONE = tuple(name for name, one in FORMATS.items() if one.draws_alone)
+DRAWING_CAPTIONS = tuple(name for name, one in FORMATS.items() if one.drops_captions)
 
 
 def check_mixture(weights: Mapping[str, float]) -> None:
@@ -140,16 +180,27 @@ class TokenSequence:
         return len(self.input_ids)
 
 
-def image_prompt(vocabulary: MultimodalVocabulary, caption: str | None) -> list[int]:
-    """Token ids up to and including begin_image; None is the unconditional prompt."""
+class Picture(NamedTuple):
+    """A picture's codes (T,), and its size where it is not the vocabulary's default."""
+
+    codes: np.ndarray
+    size: Size | None = None
+
+
+# One stretch of a sequence: token ids, and for each whether it carries loss.
+_Stretch = tuple[np.ndarray, np.ndarray]
+
+
+def image_prompt(vocabulary: MultimodalVocabulary, caption: str | None, size: Size | None = None) -> list[int]:
+    """Token ids of what stands before a picture's first code; a caption of None gives the unconditional prompt."""
     caption_ids = [] if caption is None else vocabulary.encode_text(caption)
-    return [vocabulary.bos_id, *caption_ids, vocabulary.boi_id]
+    picture = vocabulary.picture(size)
+    return [vocabulary.bos_id, *caption_ids, vocabulary.boi_id, *picture.ids[: picture.places[0]].tolist()]
 
 
-def description_prompt(vocabulary: MultimodalVocabulary, codes: np.ndarray) -> list[int]:
+def description_prompt(vocabulary: MultimodalVocabulary, codes: np.ndarray, size: Size | None = None) -> list[int]:
     """Token ids of a picture, up to and including end_image: what a caption follows. `codes`: (T,) integers."""
-    image_ids = vocabulary.codes_to_ids(codes.astype(np.int64)).tolist()
-    return [vocabulary.bos_id, vocabulary.boi_id, *image_ids, vocabulary.eoi_id]
+    return [vocabulary.bos_id, vocabulary.boi_id, *vocabulary.picture_ids(codes, size).tolist(), vocabulary.eoi_id]
 
 
 def token_sequence(
@@ -157,45 +208,100 @@ def token_sequence(
     name: str,
     text_ids: Sequence[int] | None = None,
     codes: np.ndarray | None = None,
+    size: Size | None = None,
 ) -> TokenSequence:
-    """A text, a picture, or both, in the format `name`.
+    """A text, a picture, or both, in the format `name`; interleaved rows: `document_sequence`.
 
     Args:
         text_ids: text token ids; not looked at where the format has no text.
         codes: (T,) integers; not looked at where the format has no picture.
+        size: of the picture, (height, width); default: the vocabulary's default.
     """
-    parts: dict[str, np.ndarray] = {
-        part: np.asarray([getattr(vocabulary, f"{part}_id")], np.int64) for part in ("bos", "eos", "boi", "eoi")
-    }
-    if text_ids is not None:
-        parts["text"] = np.asarray(text_ids, np.int64)
-    if codes is not None:
-        parts["codes"] = vocabulary.codes_to_ids(codes.astype(np.int64))
-    layout = FORMATS[name]
-    input_ids = np.concatenate([parts[part] for part in layout.parts])
-    learned = np.concatenate(
-        [np.full(len(parts[part]), learned) for part, learned in zip(layout.parts, layout.learned, strict=True)]
-    )
+    stretches: list[_Stretch] = []
+    before = False
+    for part, learned in zip(FORMATS[name].parts, FORMATS[name].learned, strict=True):
+        if part == "text":
+            assert text_ids is not None
+            stretches.append(_text(text_ids, learned))
+        elif part == "codes":
+            assert codes is not None
+            stretches.append(_picture(vocabulary, Picture(codes, size), learned, size_learned=before))
+        else:
+            stretches.append(_text([getattr(vocabulary, f"{part}_id")], learned))
+        before = learned
+    return _sequence(stretches)
+
+
+def document_sequence(
+    vocabulary: MultimodalVocabulary, parts: Sequence[Sequence[int] | Picture], whole: bool = True
+) -> TokenSequence:
+    """Texts (token ids) and pictures in order, in the format `document`; without eos unless it is the `whole` row."""
+    stretches = [_text([vocabulary.bos_id], learned=False)]
+    for part in parts:
+        if isinstance(part, Picture):
+            stretches.append(_text([vocabulary.boi_id], learned=True))
+            stretches.append(_picture(vocabulary, part, learned=True, size_learned=True))
+            stretches.append(_text([vocabulary.eoi_id], learned=True))
+        else:
+            stretches.append(_text(part, learned=True))
+    if whole:
+        stretches.append(_text([vocabulary.eos_id], learned=True))
+    return _sequence(stretches)
+
+
+def _text(ids: Sequence[int], learned: bool) -> _Stretch:
+    return np.asarray(ids, np.int64), np.full(len(ids), learned)
+
+
+def _picture(vocabulary: MultimodalVocabulary, picture: Picture, learned: bool, size_learned: bool) -> _Stretch:
+    tokens = vocabulary.picture(picture.size)
+    mask = np.zeros(len(tokens), bool)
+    mask[: tokens.places[0]] = size_learned
+    mask[tokens.places] = learned
+    return vocabulary.picture_ids(picture.codes, picture.size), mask
+
+
+def _sequence(stretches: Sequence[_Stretch]) -> TokenSequence:
+    input_ids, learned = (np.concatenate(column) for column in zip(*stretches, strict=True))
     return TokenSequence(input_ids, np.where(learned, input_ids, IGNORED), learned.astype(np.float32))
 
 
-def collate(sequences: Sequence[TokenSequence], pad_id: int, multiple_of: int = 1) -> dict[str, torch.Tensor]:
-    """Pad on the right to the longest: (B, L) input_ids, labels, position_ids (int64) and loss_weights (float32).
+def collate(
+    rows: Sequence[TokenSequence | Sequence[TokenSequence]],
+    pad_id: int,
+    length: int | None = None,
+    multiple_of: int = 1,
+) -> dict[str, torch.Tensor]:
+    """Rows of one or several sequences as (B, L) input_ids, labels, position_ids (int64) and loss_weights (float32).
 
-    No attention mask: with causal attention, what is on the right of a token cannot reach it.
+    Padding is on the right. There is no attention mask: what is on the right of a token cannot reach it, since
+    attention is causal, and where positions begin again at 0 transformers lets no token see what was before (it finds
+    this out by itself where there is neither a mask nor a cache).
+
+    Args:
+        rows: each a sequence, or several to stand one after the other.
+        length: L; default: the longest row's, as a multiple of `multiple_of`.
     """
-    length = -(-max(map(len, sequences)) // multiple_of) * multiple_of
-    shape = (len(sequences), length)
+    packs = [[row] if isinstance(row, TokenSequence) else row for row in rows]
+    sizes = [sum(map(len, pack)) for pack in packs]
+    length = length or -(-max(sizes) // multiple_of) * multiple_of
+    packed = any(len(pack) > 1 for pack in packs)
+    shape = (len(rows), length)
     input_ids, labels = np.full(shape, pad_id, np.int64), np.full(shape, IGNORED, np.int64)
-    loss_weights = np.zeros(shape, np.float32)
-    for row, sequence in enumerate(sequences):
-        size = len(sequence)
-        input_ids[row, :size] = sequence.input_ids
-        labels[row, :size] = sequence.labels
-        loss_weights[row, :size] = sequence.loss_weights
+    loss_weights, positions = np.zeros(shape, np.float32), np.empty(shape, np.int64)
+    for index, (pack, size) in enumerate(zip(packs, sizes, strict=True)):
+        input_ids[index, :size] = np.concatenate([one.input_ids for one in pack])
+        labels[index, :size] = np.concatenate([one.labels for one in pack])
+        loss_weights[index, :size] = np.concatenate([one.loss_weights for one in pack])
+        if packed:
+            # Padding is one more document, no longer than the longest, since positions may be few.
+            ends = np.arange(length - size) % max(map(len, pack))
+            positions[index] = np.concatenate([*(np.arange(len(one)) for one in pack), ends])
+        else:
+            positions[index] = np.arange(length)  # the same for all rows, padding or not
     return {
         "input_ids": torch.from_numpy(input_ids),
         "labels": torch.from_numpy(labels),
-        "position_ids": torch.arange(length).repeat(len(sequences), 1),
+        "position_ids": torch.from_numpy(positions),
         "loss_weights": torch.from_numpy(loss_weights),
     }

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 SEPARATOR = b"\0"
+KINDS = range(8)
 ARRAYS = ("codes", "code_ends", "text_ends", "labels", "image_sizes")
 
 
@@ -186,11 +187,21 @@ class Shard:
             first, last = _start(self._picture_ends, row), int(self._picture_ends[row])
         return [(height, width) for height, width in self._image_sizes[first:last].tolist()]
 
-    def kinds(self) -> dict[str, int]:
-        """How many rows have a text, codes, and both."""
+    def kinds(self) -> list[int]:
+        """How many rows there are of each kind, by `kind_of`."""
         texts = np.diff(self.text_ends, prepend=self.text_ends.dtype.type(0)) > 0
         codes = np.diff(self.code_ends, prepend=self.code_ends.dtype.type(0)) > 0
-        return {"with_text": int(texts.sum()), "with_codes": int(codes.sum()), "with_both": int((texts & codes).sum())}
+        parts = np.diff(self._order_ends, prepend=-1) - 1 if self._orders is not None else np.zeros(self.rows, np.int64)
+        return np.bincount(texts + 2 * codes + 4 * (parts > 1), minlength=len(KINDS)).tolist()
+
+    def entry(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        return {"name": self.folder.name, "rows": self.rows, "kinds": self.kinds()}
+
+
+def kind_of(has_text: bool, has_codes: bool, interleaved: bool) -> int:
+    """Number of a kind of rows: by what they have, and whether they have several parts in an order of their own."""
+    return has_text + 2 * has_codes + 4 * interleaved
 
 
 def damage(folder: Path, rows: int | None = None) -> str | None:

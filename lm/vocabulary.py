@@ -18,6 +18,10 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 FORMAT_VERSION = 1
 FILE_NAME = "vocabulary.json"
 BOS, EOS, PAD, BEGIN_IMAGE, END_IMAGE = "<|bos|>", "<|eos|>", "<|pad|>", "<|begin_image|>", "<|end_image|>"
+END_ROW = "<|end_row|>"
+
+Layout = dict[str, list[int]]  # level, depth, row, column, low, high: one entry for each code of a picture
+Size = tuple[int, int]  # height and width in pixels
 
 Integers = TypeVar("Integers", np.ndarray, torch.Tensor)
 
@@ -48,6 +52,28 @@ def train_text_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
 
 
+@dataclass(frozen=True)
+class PictureTokens:
+    """The tokens between begin_image and end_image of pictures of one size.
+
+    Where a model draws several sizes, a picture starts with the token of its size, and each row of codes (of each
+    level) ends with a token that says so, as in Emu3 (Wang et al. 2024): without them the model could not tell which
+    code stands below which. They say nothing that the size does not say, so only the first is ever learned.
+
+    Attributes:
+        ids: (L,) int64 token ids, -1 where a code goes.
+        places: (T,) int64, where in `ids` the codes go.
+        layout: of the T codes.
+    """
+
+    ids: np.ndarray
+    places: np.ndarray
+    layout: Layout
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
 @dataclass
 class MultimodalVocabulary:
     """Text ids first, then special tokens, then one id per image code: `id = image_offset + code`.
@@ -57,11 +83,14 @@ class MultimodalVocabulary:
         image_offset: id of code 0.
         num_codes: codes are 0 .. num_codes - 1.
         bos_id, eos_id, pad_id, boi_id, eoi_id: begin, end, padding, begin and end of a picture.
-        layout: the picture's code layout as plain lists (level, depth, row, column, low, high), one entry a position.
-        image_size: [height, width] that the layout is for.
+        layout: code layout of a picture of the default size, as plain lists, one entry a position.
+        image_size: [height, width] of the default size.
         image_tokenizer_fingerprint: which image tokenizer the codes belong to.
         formats: sequence formats that the model was trained on.
         default_guidance: guidance scale used when none is given.
+        other_layouts: code layouts of further sizes (height, width).
+        size_ids: the token of each size, the default's among them; empty where there is one size.
+        end_row_id: the token that ends a row of codes; None where there is one size.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -77,6 +106,12 @@ class MultimodalVocabulary:
     image_tokenizer_fingerprint: str
     formats: list[str] = field(default_factory=lambda: ["caption_to_image", "image"])
     default_guidance: float = 2.0
+    other_layouts: dict[Size, Layout] = field(default_factory=dict)
+    size_ids: dict[Size, int] = field(default_factory=dict)
+    end_row_id: int | None = None
+
+    def __post_init__(self) -> None:
+        self._pictures: dict[Size, PictureTokens] = {}
 
     @classmethod
     def build(
@@ -84,16 +119,23 @@ class MultimodalVocabulary:
         tokenizer: PreTrainedTokenizerBase,
         *,
         num_codes: int,
-        layout: dict[str, list[int]],
+        layout: Layout,
         image_size: list[int],
         image_tokenizer_fingerprint: str,
         default_guidance: float = 2.0,
+        other_layouts: dict[Size, Layout] | None = None,
     ) -> MultimodalVocabulary:
-        """Extend a text tokenizer by the special tokens that it lacks and by one token per image code."""
+        """Extend a text tokenizer by the special tokens that it lacks and by one token per image code; where there are
+        `other_layouts`, by one for each size and one that ends a row."""
         for role, text in (("bos_token", BOS), ("eos_token", EOS), ("pad_token", PAD)):
             if getattr(tokenizer, role) is None:
                 tokenizer.add_special_tokens({role: text})
         tokenizer.add_tokens([AddedToken(BEGIN_IMAGE, special=True), AddedToken(END_IMAGE, special=True)])
+        others = other_layouts or {}
+        sizes = [(int(image_size[0]), int(image_size[1])), *others] if others else []
+        size_names = [f"<|size_{height}x{width}|>" for height, width in sizes]
+        if sizes:
+            tokenizer.add_tokens([AddedToken(name, special=True) for name in (*size_names, END_ROW)])
         image_offset = len(tokenizer)
         names = [AddedToken(f"<|image_{code}|>", special=True, normalized=False) for code in range(num_codes)]
         tokenizer.add_tokens(names)
@@ -113,6 +155,9 @@ class MultimodalVocabulary:
             image_size=list(image_size),
             image_tokenizer_fingerprint=image_tokenizer_fingerprint,
             default_guidance=default_guidance,
+            other_layouts=others,
+            size_ids=dict(zip(sizes, tokenizer.convert_tokens_to_ids(size_names), strict=True)),
+            end_row_id=tokenizer.convert_tokens_to_ids(END_ROW) if sizes else None,
         )
 
     @property
@@ -124,6 +169,55 @@ class MultimodalVocabulary:
     def tokens_per_image(self) -> int:
         """Codes of a picture of the default size."""
         return len(self.layout["low"])
+
+    @property
+    def layouts(self) -> dict[Size, Layout]:
+        """Code layouts of all sizes (height, width), the default's first."""
+        return {(self.image_size[0], self.image_size[1]): self.layout, **self.other_layouts}
+
+    @property
+    def longest_picture(self) -> int:
+        """Most tokens between begin_image and end_image."""
+        return max(len(self.picture(size)) for size in self.layouts)
+
+    def picture(self, size: Size | None = None) -> PictureTokens:
+        """The tokens of pictures of a size (default: the default one).
+
+        Raises:
+            ValueError: the model does not know this size.
+        """
+        size = size or (self.image_size[0], self.image_size[1])
+        if size not in self._pictures:
+            if size not in self.layouts:
+                known = ", ".join(f"{height}x{width}" for height, width in self.layouts)
+                raise ValueError(f"pictures of {size[0]}x{size[1]} (height x width): this model's are {known}")
+            self._pictures[size] = self._picture(size)
+        return self._pictures[size]
+
+    def _picture(self, size: Size) -> PictureTokens:
+        layout = self.layouts[size]
+        row_of = list(zip(layout["level"], layout["row"], strict=True))
+        ids = [self.size_ids[size]] if self.size_ids else []
+        places = []
+        for position, row in enumerate(row_of):
+            places.append(len(ids))
+            ids.append(-1)
+            if self.end_row_id is not None and row_of[position + 1 : position + 2] != [row]:
+                ids.append(self.end_row_id)
+        return PictureTokens(np.asarray(ids, np.int64), np.asarray(places, np.int64), layout)
+
+    def picture_ids(self, codes: np.ndarray, size: Size | None = None) -> np.ndarray:
+        """Codes (T,) of a picture to its token ids (L,) int64.
+
+        Raises:
+            ValueError: not as many codes as pictures of this size have, or a code that there is not.
+        """
+        picture = self.picture(size)
+        if len(codes) != len(picture.places):
+            raise ValueError(f"{len(codes)} codes for a picture of {len(picture.places)}")
+        ids = picture.ids.copy()
+        ids[picture.places] = self.codes_to_ids(codes.astype(np.int64))
+        return ids
 
     @property
     def id_ranges(self) -> list[tuple[int, int]]:
@@ -194,7 +288,7 @@ class MultimodalVocabulary:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(folder)
-        values = {
+        values: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "image_offset": self.image_offset,
             "num_codes": self.num_codes,
@@ -211,6 +305,12 @@ class MultimodalVocabulary:
             "default_guidance": self.default_guidance,
             "layout": self.layout,
         }
+        if self.size_ids:
+            values["sizes"] = [
+                {"image_size": list(size), "id": number, "layout": self.layouts[size]}
+                for size, number in self.size_ids.items()
+            ]
+            values["special_ids"]["end_row"] = self.end_row_id
         (folder / FILE_NAME).write_text(json.dumps(values) + "\n")
 
     @classmethod
@@ -230,7 +330,9 @@ class MultimodalVocabulary:
                 f"{file} has format_version {values['format_version']}, this version reads up to {FORMAT_VERSION}: "
                 "upgrade tessera"
             )
-        ids = values["special_ids"]
+        ids, sizes = values["special_ids"], values.get("sizes", [])
+        layouts = {tuple(one["image_size"]): one["layout"] for one in sizes}
+        layouts.pop(tuple(values["image_size"]), None)
         return cls(
             tokenizer=PreTrainedTokenizerFast.from_pretrained(folder),
             image_offset=values["image_offset"],
@@ -245,4 +347,7 @@ class MultimodalVocabulary:
             image_tokenizer_fingerprint=values["image_tokenizer_fingerprint"],
             formats=values["formats"],
             default_guidance=values["default_guidance"],
+            other_layouts=layouts,
+            size_ids={tuple(one["image_size"]): one["id"] for one in sizes},
+            end_row_id=ids.get("end_row"),
         )

@@ -8,6 +8,8 @@ from typing import Any
 _PUBLIC = {
     "ImageToTextOutput": "image_to_text",
     "ImageToTextPipeline": "image_to_text",
+    "InterleavedOutput": "interleaved",
+    "InterleavedPipeline": "interleaved",
     "TextToImageOutput": "text_to_image",
     "TextToImagePipeline": "text_to_image",
 }

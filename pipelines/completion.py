@@ -6,7 +6,7 @@ place is kept only where none of its pixels is to be drawn again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,16 +20,22 @@ from pipelines.multimodal import random_stream, whole_number
 Layout = Mapping[str, Sequence[int]]
 
 
-def check_picture(image: Any, image_size: Sequence[int]) -> None:
-    """Raise TypeError or ValueError unless `image` is one PIL picture of the model's own size, [height, width]."""
+def check_picture(image: Any, sizes: Collection[tuple[int, int]]) -> tuple[int, int]:
+    """(height, width) of a PIL picture, one of the model's sizes.
+
+    Raises:
+        TypeError, ValueError: no such picture, or another size.
+    """
     if not isinstance(image, Image.Image):
         raise TypeError(f"image must be one PIL picture, got {type(image).__name__}")
-    height, width = image_size
-    if image.size != (width, height):
+    size = (image.size[1], image.size[0])
+    if size not in sizes:
+        known = ", ".join(f"{width}x{height}" for height, width in sizes)
         raise ValueError(
-            f"the picture is {image.size[0]}x{image.size[1]} (width x height), this model's are {width}x{height}: "
+            f"the picture is {image.size[0]}x{image.size[1]} (width x height), this model's are {known}: "
             "resize or crop it first"
         )
+    return size
 
 
 def to_redraw(

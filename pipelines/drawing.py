@@ -9,8 +9,8 @@ import torch
 
 from lm.generation import longest_prompt
 from lm.sampling import ByLevel, Guidance, settings_by_position
-from lm.sequences import image_prompt
-from lm.vocabulary import MultimodalVocabulary
+from lm.sequences import DRAWING_ALONE, DRAWING_CAPTIONS, image_prompt
+from lm.vocabulary import MultimodalVocabulary, Size
 from pipelines.multimodal import random_stream, shown, whole_number
 
 Prompt = str | list[str] | None
@@ -38,17 +38,18 @@ def drawing_request(
     Raises:
         TypeError, ValueError: an argument that means nothing, named with its value.
     """
-    check_size(vocabulary, height, width)
+    size = picture_size(vocabulary, height, width)
     prompts = texts_of(prompt, "prompt")
     check_trained(vocabulary, prompt)
     if guidance_scale not in (None, 1) and negative_prompt is None and prompt is not None:
         vocabulary.check_trained(
-            f"guidance_scale={shown(guidance_scale)}", "image", remedy="give guidance_scale=1, or a negative_prompt"
-        )
+            f"guidance_scale={shown(guidance_scale)}", *DRAWING_ALONE,
+            remedy="give guidance_scale=1, or a negative_prompt",
+        )  # fmt: skip
     if guidance_scale is None:
         guidance_scale = vocabulary.default_guidance
     settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    positions = settings_by_position(vocabulary.layout, guidance_scale=guidance_scale, **settings)
+    positions = settings_by_position(vocabulary.picture(size).layout, guidance_scale=guidance_scale, **settings)
     scales = [one.guidance_scale for one in positions]
     negatives = _negative_prompts(negative_prompt, len(prompts), max(scales))
     count = whole_number(num_images_per_prompt, "num_images_per_prompt", 1)
@@ -56,8 +57,9 @@ def drawing_request(
     # Without a prompt there is nothing to guide to: the two rows of a picture would be the same.
     unguided = prompts == [None] and negative_prompt is None
     return {
-        "prompts": prompt_rows(model, vocabulary, prompts, "prompt", count),
-        "negative_prompts": prompt_rows(model, vocabulary, negatives, "negative_prompt", count),
+        "prompts": prompt_rows(model, vocabulary, prompts, "prompt", count, size),
+        "negative_prompts": prompt_rows(model, vocabulary, negatives, "negative_prompt", count, size),
+        "size": size,
         "guidance_scale": 1.0 if unguided else scales,
         "generators": generators,
         **settings,
@@ -67,21 +69,29 @@ def drawing_request(
 def check_trained(vocabulary: MultimodalVocabulary, prompt: Prompt) -> None:
     """Raise ValueError unless the model has learned to draw with, or without, a prompt."""
     if prompt is None:
-        vocabulary.check_trained("drawing without a prompt", "image", remedy="give a prompt")
+        vocabulary.check_trained("drawing without a prompt", *DRAWING_ALONE, remedy="give a prompt")
         return
-    remedy = "give None (generate.py: --unconditional)" if "image" in vocabulary.formats else ""
-    vocabulary.check_trained(f"prompt {shown(prompt)}", "caption_to_image", "caption_and_image", remedy=remedy)
+    remedy = "give None (generate.py: --unconditional)" if set(DRAWING_ALONE) & set(vocabulary.formats) else ""
+    vocabulary.check_trained(f"prompt {shown(prompt)}", *DRAWING_CAPTIONS, remedy=remedy)
 
 
-def check_size(vocabulary: MultimodalVocabulary, height: int | None, width: int | None) -> None:
-    """Raise ValueError unless height and width, where given, are those of the model's pictures."""
-    trained = vocabulary.image_size
-    for name, value, own in (("height", height, trained[0]), ("width", width, trained[1])):
-        if value is not None and value != own:
-            raise ValueError(
-                f"{name}={value!r}: this model draws {trained[0]}x{trained[1]} pictures (height x width)"
-                "; leave height and width out, and resize the picture"
-            )
+def picture_size(vocabulary: MultimodalVocabulary, height: int | None, width: int | None) -> Size:
+    """(height, width) of the first of the model's sizes, its default first, that has what is given.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for size in vocabulary.layouts:
+        if height in (None, size[0]) and width in (None, size[1]):
+            return size
+    given = ", ".join(
+        f"{name}={value!r}" for name, value in (("height", height), ("width", width)) if value is not None
+    )
+    known = ", ".join(f"{size[0]}x{size[1]}" for size in vocabulary.layouts)
+    raise ValueError(
+        f"{given}: this model draws {known} pictures (height x width); give one of these, or leave height and width "
+        "out and resize the picture"
+    )
 
 
 def _negative_prompts(negative_prompt: Prompt, count: int, guidance_scale: float) -> list[str | None]:
@@ -101,15 +111,20 @@ def _negative_prompts(negative_prompt: Prompt, count: int, guidance_scale: float
 
 
 def prompt_rows(
-    model: Any, vocabulary: MultimodalVocabulary, texts: list[str | None], name: str, count: int
+    model: Any,
+    vocabulary: MultimodalVocabulary,
+    texts: list[str | None],
+    name: str,
+    count: int,
+    size: Size | None = None,
 ) -> list[list[int]]:
-    """Token ids of each text, `count` times in a row."""
+    """Token ids of the prompt of each text, `count` times in a row, for pictures of a size."""
     rows: list[list[int]] = []
-    limit = longest_prompt(model, vocabulary)
+    limit = longest_prompt(model, vocabulary, size)
     for text in texts:
-        ids = image_prompt(vocabulary, text)
+        ids = image_prompt(vocabulary, text, size)
         if text is not None and limit is not None and len(ids) > limit:
-            frame = len(image_prompt(vocabulary, None))
+            frame = len(image_prompt(vocabulary, None, size))
             raise ValueError(
                 f"{name} {shown(text)} has {len(ids) - frame} tokens, but this model takes at most "
                 f"{max(0, limit - frame)} beside the picture: shorten it"

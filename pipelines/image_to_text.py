@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from lm.sampling import SamplingSettings
-from lm.sequences import description_prompt
+from lm.sequences import DESCRIBING, description_prompt
 from lm.text_generation import generate_text
-from pipelines.multimodal import MultimodalPipeline, random_stream, whole_number
+from lm.vocabulary import Size
+from pipelines.multimodal import MultimodalPipeline, listed_images, random_stream, whole_number
 
 
 @dataclass
@@ -30,8 +31,8 @@ class ImageToTextPipeline(MultimodalPipeline):
         pipe = ImageToTextPipeline.from_pretrained("runs/model")
         text = pipe(Image.open("dog.png")).texts[0]
 
-    It reads the same model folders as `TextToImagePipeline`; the model must have been trained in the sequence format
-    `image_to_caption`.
+    It reads the same model folders as `TextToImagePipeline`; the model must have been trained in a sequence format
+    that describes (`image_to_caption`, `image_and_caption`).
     """
 
     does, example = "describe", 'text = pipe(Image.open("dog.png")).texts[0]'
@@ -60,8 +61,15 @@ class ImageToTextPipeline(MultimodalPipeline):
         """
         SamplingSettings(1.0, temperature, top_k, top_p)  # complains before pictures are encoded
         self._check_trained()
-        codes = self.encode_images(image)
-        return ImageToTextOutput(self.describe_codes(codes, max_new_tokens, temperature, top_k, top_p, seed))
+        images, sizes = listed_images(image), self.sizes_of(image)
+        texts = [""] * len(images)
+        for size in dict.fromkeys(sizes):
+            own = [index for index, other in enumerate(sizes) if other == size]
+            codes = self.encode_images([images[index] for index in own], size)
+            found = self.describe_codes(codes, max_new_tokens, temperature, top_k, top_p, seed, size=size)
+            for index, text in zip(own, found, strict=True):
+                texts[index] = text
+        return ImageToTextOutput(texts)
 
     def describe_codes(
         self,
@@ -71,12 +79,14 @@ class ImageToTextPipeline(MultimodalPipeline):
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int | None = None,
+        size: Size | None = None,
     ) -> list[str]:
-        """A caption for the codes (B, T) of each picture; the settings are those of the call."""
+        """A caption for the codes (B, T) of each picture, all of a size (default: the default one); the settings are
+        those of the call."""
         self._check_trained()
         if not len(codes):
             return []
-        prompts = [description_prompt(self.vocabulary, row) for row in codes.cpu().numpy()]
+        prompts = [description_prompt(self.vocabulary, row, size) for row in codes.cpu().numpy()]
         if max_new_tokens is None:
             max_new_tokens = self.model.config.max_position_embeddings - len(prompts[0])
         if seed is None:
@@ -97,4 +107,4 @@ class ImageToTextPipeline(MultimodalPipeline):
         return [self.vocabulary.decode_text(row) for row in ids]
 
     def _check_trained(self) -> None:
-        self.vocabulary.check_trained("describing a picture", "image_to_caption")
+        self.vocabulary.check_trained("describing a picture", *DESCRIBING)

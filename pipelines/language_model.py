@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm.cache import TokenCache
-from lm.data import BatchOrder, CaptionedPictures
+from lm.data import SequenceSource
 from lm.model import build_configuration, build_model, load_model, model_sizes, start_code_rows
-from lm.sequences import FORMATS
+from lm.model import default_learning_rate as width_learning_rate
+from lm.sequences import DESCRIBING, DRAWING_ALONE, FORMATS, collate
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines.grids import labelled_grid
 from pipelines.image_to_text import ImageToTextPipeline
@@ -25,7 +27,9 @@ from tokenizer_image.preprocessing import postprocess
 
 VALIDATION_ROWS = 64  # per batch
 BPE_ROWS = 50_000  # whose captions a BPE is trained on; more change it little, and take longer
+DOCUMENT_LENGTH = 1024  # tokens of an interleaved row, where --max_length does not say
 SHOWN_CAPTIONS, SHOWN_PICTURES = 6, 4  # in a sample grid
+PRETRAINED_SHARE = 0.25  # of the learning rate that a model from scratch of that width starts with
 
 
 def build_vocabulary(options: Any, tokenizer: ImageTokenizer, cache: TokenCache) -> MultimodalVocabulary:
@@ -34,10 +38,12 @@ def build_vocabulary(options: Any, tokenizer: ImageTokenizer, cache: TokenCache)
         text = load_text_tokenizer(options.text_tokenizer)
     else:
         text = train_text_tokenizer(cache.some_texts(BPE_ROWS), options.text_vocab_size)
-    side = tokenizer.config.image_size
+    own = tokenizer.config.image_size
+    first, *others = options.picture_sizes() or [(own, own)]
     return MultimodalVocabulary.build(
-        text, num_codes=tokenizer.num_codes, layout=tokenizer.layout().to_dict(), image_size=[side, side],
+        text, num_codes=tokenizer.num_codes, layout=tokenizer.layout(first).to_dict(), image_size=list(first),
         image_tokenizer_fingerprint=tokenizer.fingerprint, default_guidance=options.default_guidance,
+        other_layouts={size: tokenizer.layout(size).to_dict() for size in others},
     )  # fmt: skip
 
 
@@ -98,25 +104,27 @@ def build_parts(
         model = load_model(str(Path(options.init_from) / "lm"))
     else:
         vocabulary = build_vocabulary(options, tokenizer, cache)
-        positions = vocabulary.tokens_per_image + options.max_caption_tokens + 4
+        positions = longest_sequence(options, cache, vocabulary) + 4
         sizes = options.sizes(vocabulary.tokens_per_image)
         model = build_model(build_configuration(vocabulary, max_positions=positions, **sizes))
         vectors = tokenizer.code_vectors() if hasattr(tokenizer, "code_vectors") else None
         if vectors is not None:
             start_code_rows(model, vocabulary, vectors)
     # Guidance needs what caption dropout teaches.
-    alone = options.caption_dropout > 0 or "image" in options.mixture()
+    dropped = options.caption_dropout > 0 and any(FORMATS[name].drops_captions for name in options.mixture())
+    alone = dropped or any(FORMATS[name].draws_alone for name in options.mixture())
     vocabulary.default_guidance = options.default_guidance if alone else 1.0
     return model, vocabulary
 
 
-def loss_shares(options: Any) -> tuple[float, float]:
-    """What text and image codes count in the loss, with sum 1: by the options' weights where both are learned.
+def loss_shares(options: Any, names: Iterable[str]) -> tuple[float, float]:
+    """What text and image codes count in the loss, with sum 1: by the options' weights where the formats of these
+    names learn both.
 
     Raises:
         ValueError: the weights were changed, but only one of both is learned.
     """
-    formats = [FORMATS[name] for name in options.mixture()]
+    formats = [FORMATS[name] for name in names]
     weights = {"text_loss_weight": options.text_loss_weight, "image_loss_weight": options.image_loss_weight}
     learned = any(one.writes for one in formats), any(one.draws for one in formats)
     changed = [f"--{name} {weights[name]:g}" for name in weights if weights[name] != getattr(type(options), name)]
@@ -130,19 +138,28 @@ def loss_shares(options: Any) -> tuple[float, float]:
 
 
 def build_source(
-    options: Any, cache: TokenCache, vocabulary: MultimodalVocabulary, model: PreTrainedModel, caption_dropout: float
-) -> CaptionedPictures:
-    """The rows of a cache in the options' formats, with texts cut to what the options allow and the model can take."""
-    mixture = options.mixture()
-    frame = max(FORMATS[name].frame for name in mixture)
-    longest = vocabulary.tokens_per_image + options.max_caption_tokens + frame
-    max_length = min(longest, model.config.max_position_embeddings)
-    return CaptionedPictures(cache, vocabulary, caption_dropout, mixture, max_length)
+    options: Any, cache: TokenCache, vocabulary: MultimodalVocabulary, model: PreTrainedModel, validation: bool = False
+) -> SequenceSource:
+    """The rows of a cache in the options' formats, no longer than what the options allow and the model can take."""
+    longest = min(longest_sequence(options, cache, vocabulary), model.config.max_position_embeddings)
+    dropout = 0.0 if validation else options.caption_dropout
+    drop = options.long_sequences == "drop" and not validation  # every row is validated on, cropped where need be
+    return SequenceSource(cache, vocabulary, dropout, options.mixture(), longest, drop)
 
 
-def formats_line(source: CaptionedPictures) -> str:
+def longest_sequence(options: Any, cache: TokenCache, vocabulary: MultimodalVocabulary) -> int:
+    """Most tokens of a sequence: --max_length, or what a picture and its caption take, and interleaved rows at least
+    `DOCUMENT_LENGTH`."""
+    frame = max(FORMATS[name].frame for name in options.mixture())
+    captioned = vocabulary.longest_picture + options.max_caption_tokens + frame
+    return options.max_length or max(captioned, DOCUMENT_LENGTH if cache.interleaved else 0)
+
+
+def formats_line(source: SequenceSource) -> str:
     """What is learned, and what becomes of rows that lack a caption or a picture."""
     line = f"sequence formats: {' '.join(f'{name}={weight:g}' for name, weight in source.mixture.items())}"
+    if source.cache.interleaved:
+        return f"{line}; interleaved rows are learned as document, of up to {source.max_length} tokens"
     for has_text, has_codes, what in ((False, True, "caption"), (True, False, "picture")):
         rows = source.cache.count(has_text, has_codes)
         if rows:
@@ -150,27 +167,37 @@ def formats_line(source: CaptionedPictures) -> str:
     return line
 
 
-def first_choices(source: CaptionedPictures, name: str, rows: Iterable[int]) -> list[tuple[str, str | None]]:
-    """`CaptionedPictures.choose` for validation: every row in the format `name` with its first text, or in one that it
+def first_choices(source: SequenceSource, name: str, rows: Iterable[int]) -> list[tuple[str, str | None]]:
+    """`SequenceSource.choose` for validation: every row in the format `name` with its first text, or in one that it
     can take."""
     chosen: list[tuple[str, str | None]] = []
     for row in rows:
         texts = source.cache.texts(row)
-        has = bool(texts), len(source.cache.codes(row)) > 0
+        has = bool(texts), len(source.cache.codes(row)) > 0, len(source.cache.order(row)) > 1
         takes = name if FORMATS[name].fits(*has) else next(iter(source.possible(*has)))
         chosen.append((takes, texts[0] if FORMATS[takes].has_text else None))
     return chosen
 
 
-def count_cropped(source: CaptionedPictures) -> int:
-    """How many of the first texts of all rows lose their end."""
-    before = source.cropped
-    if any(FORMATS[name].has_text for name in source.mixture):
-        source.text_ids([text for row in range(len(source.cache)) for text in source.cache.texts(row)[:1]])
-    return source.cropped - before
+def count_long(source: SequenceSource) -> int:
+    """How many rows, each with its first text, are too long in one of the formats: cropped, or left out."""
+    rows = range(len(source.cache))
+    longest = max(source.mixture, key=lambda name: FORMATS[name].frame * FORMATS[name].has_text)
+    before = source.cropped + source.dropped
+    source.items(rows, first_choices(source, longest, rows))
+    return source.cropped + source.dropped - before
 
 
-def shown_captions(source: CaptionedPictures) -> list[str | None]:
+def long_line(long: int, source: SequenceSource, rows: int) -> str:
+    """What happens to sequences that are too long, of which there are so many among the validation rows."""
+    return (
+        f"{long} of {rows} validation rows, and about that share of all, are longer than {source.max_length} tokens "
+        f"and are {'left out' if source.drop_long else 'cropped'} (--max_caption_tokens, --max_length, "
+        "--long_sequences)"
+    )
+
+
+def shown_captions(source: SequenceSource) -> list[str | None]:
     """Different captions for the sample grid, cut at a word where they are too long for the model; [] where nothing is
     drawn."""
     formats = [FORMATS[name] for name in source.mixture]
@@ -180,41 +207,49 @@ def shown_captions(source: CaptionedPictures) -> list[str | None]:
     found: list[str] = []
     if any(one.drops_captions for one in formats):
         found = list(dict.fromkeys(text for row in rows for text in source.cache.texts(row)[:1]))
-    alone: list[str | None] = [None, None] if "image" in source.vocabulary.formats else []
+    alone: list[str | None] = [None, None] if set(DRAWING_ALONE) & set(source.vocabulary.formats) else []
+    frame = max(one.frame for one in formats)
+    room = source.max_length - source.vocabulary.longest_picture - frame
     shown: list[str | None] = []
     for caption in found[:SHOWN_CAPTIONS]:
         words = caption.split()
-        while len(source.vocabulary.encode_text(" ".join(words))) > source.room:
+        while len(source.vocabulary.encode_text(" ".join(words))) > room:
             words.pop()
         shown.append(" ".join(words) or None)
     return shown or alone
 
 
-def validate(module: Any, order: BatchOrder, device: torch.device) -> dict[str, float]:
+def validate(module: Any, source: SequenceSource, accelerator: Accelerator) -> dict[str, float]:
     """Mean nats per image code and per text token, of what is learned, over the validation rows in every format.
 
     Pictures count with their captions where those are learned from, not alone. Where several formats teach text, the
-    figure is of all together, and one of each beside it.
+    figure is of all together, and one of each beside it. Processes share the rows; all get the same figures.
     """
-    source = order.source
     names = list(source.mixture)
-    if any(FORMATS[name].drops_captions for name in names):
-        names = [name for name in names if name != "image"]
+    drawn = [name for name in names if FORMATS[name].draws]
+    if any(FORMATS[name].drops_captions for name in drawn):
+        drawn = [name for name in drawn if not FORMATS[name].draws_alone]
+    names = [name for name in names if name in drawn or FORMATS[name].writes]
     totals: dict[str, dict[str, float]] = {}
-    rows = range(len(source.cache))
-    with torch.inference_mode():
-        for name, start in product(names, range(0, len(rows), VALIDATION_ROWS)):
-            part = rows[start : start + VALIDATION_ROWS]
-            batch = order.collate(source.items(part, first_choices(source, name, part)))
-            sums = module(**{key: tensor.to(device) for key, tensor in batch.items()})
-            found = totals.setdefault(name, {})
-            for key in ("image_nats", "image_tokens", "text_nats", "text_tokens"):
-                found[key] = found.get(key, 0.0) + float(sums[key])
-    drawn = [totals[name] for name in names if FORMATS[name].draws]
-    written = {name: totals[name] for name in names if FORMATS[name].writes and totals[name]["text_tokens"]}
+    rows, keys = range(len(source.cache)), ("image_nats", "image_tokens", "text_nats", "text_tokens")
+    rank, world = accelerator.process_index, accelerator.num_processes
+    with torch.no_grad():  # not inference_mode: FSDP2 would go on with the tensors that it gathers here
+        for name, start in product(names, range(0, len(rows), VALIDATION_ROWS * world)):
+            part = rows[start : start + VALIDATION_ROWS * world]
+            mine = part[rank::world]  # maybe none; yet all processes must call a sharded module together
+            items = source.items(mine or part[:1], first_choices(source, name, mine or part[:1]))
+            batch = collate([source.sequence(item) for item in items], source.vocabulary.pad_id)
+            sums = module(**{key: tensor.to(accelerator.device) for key, tensor in batch.items()})
+            found = totals.setdefault(name, dict.fromkeys(keys, 0.0))
+            for key in keys if mine else ():
+                found[key] += float(sums[key])
+    for found in totals.values():
+        sums = accelerator.reduce(torch.tensor(list(found.values()), device=accelerator.device), "sum")
+        found.update(zip(keys, sums.tolist(), strict=True))
+    written = {name: found for name, found in totals.items() if found["text_tokens"]}
     figures = {}
     if drawn:
-        figures["nats_per_code"] = _mean(drawn, "image")
+        figures["nats_per_code"] = _mean([totals[name] for name in drawn if name in totals], "image")
     if written:
         figures["nats_per_text_token"] = _mean(written.values(), "text")
     if len(written) > 1:
@@ -222,14 +257,25 @@ def validate(module: Any, order: BatchOrder, device: torch.device) -> dict[str, 
     return figures
 
 
+def mean_loss(figures: dict[str, float], shares: tuple[float, float]) -> float:
+    """What training makes small, of `validate`'s figures: text and codes by their shares."""
+    return shares[0] * figures.get("nats_per_text_token", 0.0) + shares[1] * figures.get("nats_per_code", 0.0)
+
+
+def default_learning_rate(options: Any, model: PreTrainedModel) -> float:
+    """AdamW's peak learning rate: --learning_rate, else by width, and a quarter of that for a pretrained model."""
+    rate = width_learning_rate(model.config.get_text_config().hidden_size)
+    return options.learning_rate or (PRETRAINED_SHARE * rate if options.lm_name_or_path else rate)
+
+
 def _mean(totals: Iterable[dict[str, float]], kind: str) -> float:
     found = list(totals)
     return sum(one[f"{kind}_nats"] for one in found) / max(1.0, sum(one[f"{kind}_tokens"] for one in found))
 
 
-def shown_codes(source: CaptionedPictures) -> torch.Tensor | None:
+def shown_codes(source: SequenceSource) -> torch.Tensor | None:
     """Codes (n, T) of the first pictures, for the sample grid; None where nothing is described."""
-    if "image_to_caption" not in source.mixture:
+    if not set(DESCRIBING) & set(source.mixture):
         return None
     found = [source.cache.codes(row) for row in range(min(64, len(source.cache)))]
     return torch.from_numpy(np.stack([codes for codes in found if len(codes)][:SHOWN_CAPTIONS]).astype(np.int64))
@@ -252,12 +298,12 @@ def draw_samples(pipe: Any, captions: list[str | None], codes: torch.Tensor | No
         labelled_grid(rows).save(file)
 
 
-def next_commands(folder: Path, source: CaptionedPictures, captions: list[str | None]) -> list[str]:
+def next_commands(folder: Path, source: SequenceSource, captions: list[str | None]) -> list[str]:
     """What to do with the finished model."""
     commands = []
     if captions:
         prompt = shlex.quote(captions[0]) if captions[0] else "--unconditional"
         commands.append(f"python scripts/generate.py --model {folder} {prompt} --num_images_per_prompt 4")
-    if "image_to_caption" in source.mixture:
+    if set(DESCRIBING) & set(source.mixture):
         commands.append(f"python scripts/describe.py --model {folder} PICTURE.png")
     return commands

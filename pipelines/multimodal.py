@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import numbers
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from lm.vocabulary import MultimodalVocabulary
+from lm.vocabulary import MultimodalVocabulary, Size
 from pipelines.model_folder import INDEX_FILE, local_folder, read_index, write_index
 from tokenizer_image.layout import ImageTokenizer
-from tokenizer_image.preprocessing import preprocess, to_pixel_values
+from tokenizer_image.preprocessing import nearest_size, preprocess, to_pixel_values
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CLASS_NAME = "TextToImagePipeline"  # in the index of every model folder, whatever it was trained for
@@ -139,8 +141,11 @@ class MultimodalPipeline:
             api.upload_folder(repo_id=name, folder_path=folder, commit_message=commit_message)
         return f"https://huggingface.co/{name}"
 
-    def encode_images(self, image: Any) -> torch.Tensor:
+    def encode_images(self, image: Any, size: Size | None = None) -> torch.Tensor:
         """A PIL image, or a list of them, of any size and mode, to codes (B, T) int64 on the model's device.
+
+        Args:
+            size: (height, width) that they are resized and cropped to (default: the model's default size).
 
         Raises:
             TypeError, ValueError: no picture, something else, or a picture that cannot be read (with its number).
@@ -148,22 +153,34 @@ class MultimodalPipeline:
         from pipelines.evaluation import preprocessing_of
 
         settings = preprocessing_of(self.image_tokenizer)
+        default = (self.vocabulary.image_size[0], self.vocabulary.image_size[1])
         pixels: list[np.ndarray] = []
         for index, one in enumerate(listed_images(image)):
-            try:
-                pixels.append(preprocess(one, settings))
-            except (OSError, SyntaxError, ValueError) as error:  # Pillow reads a file when its pixels are needed
-                raise ValueError(f"image {index} cannot be read: {error}") from error
+            with _named(index):
+                pixels.append(preprocess(one, settings, [size or default]))
         batches = torch.from_numpy(np.stack(pixels)).split(self.max_batch_rows)
         with torch.no_grad():
             codes = [self.image_tokenizer.encode(to_pixel_values(batch).to(self.device)) for batch in batches]
         return torch.cat(codes)
 
+    def sizes_of(self, image: Any) -> list[Size]:
+        """For each picture, which of the model's sizes has the shape nearest to its own.
+
+        Raises:
+            TypeError, ValueError: as `encode_images`.
+        """
+        sizes, found = list(self.vocabulary.layouts), []
+        for index, one in enumerate(listed_images(image)):
+            with _named(index):
+                upright = one if len(sizes) == 1 else ImageOps.exif_transpose(one)
+            found.append(nearest_size(*upright.size, sizes))
+        return found
+
     @torch.no_grad()
-    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes (B, T) to pixel_values (B, C, H, W), so many at a time that memory stays bounded; of a row with places
-        that are not drawn (-1), what is before the first of them."""
-        height, width = self.vocabulary.image_size
+    def decode_codes(self, codes: torch.Tensor, size: Size | None = None) -> torch.Tensor:
+        """Codes (B, T) of pictures of a size (default: the default one) to pixel_values (B, C, H, W), so many at a time
+        that memory stays bounded; of a row with places that are not drawn (-1), what is before the first of them."""
+        height, width = size or self.vocabulary.image_size
         drawn = (codes >= 0).long().cumprod(-1).sum(-1)
         counts, runs = drawn.unique_consecutive(return_counts=True)
         parts: list[torch.Tensor] = []
@@ -199,6 +216,15 @@ class MultimodalPipeline:
     def set_progress_bar_config(self, **settings: Any) -> None:
         """Settings of the tqdm bar, `disable=True` above all. By default it shows on a terminal only."""
         self._progress_bar = settings
+
+
+@contextmanager
+def _named(index: int) -> Iterator[None]:
+    """Inside, what goes wrong in reading a picture is told with its number: Pillow reads a file when it is needed."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"image {index} cannot be read: {error}") from error
 
 
 def random_stream(*keys: Any) -> torch.Generator:

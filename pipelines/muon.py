@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from pipelines.distribution import local, spread
 
 # Quintic whose five-fold iteration takes singular values from (0, 1] to about 1 (Jordan et al. 2024).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -74,7 +77,9 @@ class Muon(torch.optim.Optimizer):
             stacks: dict[tuple[int, int], list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    stacks.setdefault((parameter.shape[0], parameter[0].numel()), []).append(parameter)
+                    stacks.setdefault((parameter.shape[0], parameter.numel() // parameter.shape[0]), []).append(
+                        parameter
+                    )
             for (rows, columns), parameters in stacks.items():
                 self._step_stack(parameters, rows, columns, group)
         return loss
@@ -89,7 +94,10 @@ class Muon(torch.optim.Optimizer):
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(parameter)
             state["momentum"].lerp_(gradient, 1 - momentum)
-            updates.append(as_matrix(gradient.lerp(state["momentum"], momentum), parameter))
+            update = gradient.lerp(state["momentum"], momentum)
+            # A matrix that is sharded is made orthogonal as a whole, in every process.
+            whole = update.full_tensor() if isinstance(update, DTensor) else update
+            updates.append(as_matrix(whole, parameter))
         stack = orthogonalized(torch.stack(updates))
         scale = group["lr"] * 0.2 * max(rows, columns) ** 0.5
         for parameter, update in zip(parameters, stack, strict=True):
@@ -97,4 +105,5 @@ class Muon(torch.optim.Optimizer):
             if parameter.ndim == 4 and not parameter.is_contiguous():
                 out, channels, height, width = parameter.shape
                 update = update.view(out, height, width, channels).permute(0, 3, 1, 2)
-            parameter.add_(update.reshape(parameter.shape).to(parameter.dtype), alpha=-scale)
+            update = spread(update.reshape(parameter.shape).to(parameter.dtype), parameter)
+            local(parameter).add_(local(update), alpha=-scale)

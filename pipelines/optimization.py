@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipelines.distribution import local, spread
 from pipelines.muon import Muon
 
-FINAL_SHARE = 0.02  # of the learning rate, at the end of the cosine
+FINAL_SHARE = 0.02  # of the learning rate, at the end
 # Layers at the network's ends, by their names: what they map from or to is not a hidden space, so AdamW serves better.
 OUTER_LAYERS = {"lm_head", "stem", "head", "to_pixels", "into", "out_of", "first", "last"}
 
@@ -41,11 +42,20 @@ class Budget:
         return min(1.0, share)
 
 
-def learning_rate_share(progress: float, step: int, warmup_steps: int) -> float:
-    """Share of the peak learning rate: linear warm-up over steps, then cosine over the run's progress."""
+def learning_rate_share(
+    progress: float, step: int, warmup_steps: int, schedule: str = "cosine", decay_share: float = 0.2
+) -> float:
+    """Share of the peak learning rate: linear warm-up over steps, then by the run's progress in [0, 1].
+
+    `cosine` falls all the way. `constant_decay` keeps the peak, then falls by 1 - sqrt over the last `decay_share` of
+    the run (Hägele et al. 2024, "Scaling laws and compute-optimal training beyond fixed training durations").
+    """
     warmup = min(1.0, (step + 1) / max(1, warmup_steps))
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return warmup * (FINAL_SHARE + (1 - FINAL_SHARE) * cosine)
+    if schedule == "cosine":
+        share = 0.5 * (1 + math.cos(math.pi * progress))
+    else:
+        share = 1 - math.sqrt(max(0.0, progress - (1 - decay_share)) / decay_share)
+    return warmup * (FINAL_SHARE + (1 - FINAL_SHARE) * share)
 
 
 def build_optimizers(
@@ -96,7 +106,7 @@ class AveragedWeights:
     """Exponential moving average of a model's parameters, in float32.
 
     The decay rises with the steps, (1 + step) / (10 + step), up to `decay`, so that short runs are not averaged with
-    their random start.
+    their random start. Where parameters are sharded, so are the averages.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -105,13 +115,14 @@ class AveragedWeights:
         self.decay = decay
         self.names = [name for name, _ in model.named_parameters()]
         self.parameters: list[torch.Tensor] = list(model.parameters())
-        self.averages = [parameter.detach().clone() for parameter in self.parameters]
+        self.averages = [parameter.detach().clone().float() for parameter in self.parameters]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Fold in the parameters as they are after `step` steps."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.averages, self.parameters, 1 - decay)
+        parameters = [local(parameter).float() for parameter in self.parameters]
+        torch._foreach_lerp_([local(average) for average in self.averages], parameters, 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -124,7 +135,8 @@ class AveragedWeights:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for parameter, average in zip(self.parameters, self.averages, strict=True):
+        for one, other in zip(self.parameters, self.averages, strict=True):
+            parameter, average = local(one), local(other)
             kept = parameter.detach().clone()
             parameter.copy_(average)
             average.copy_(kept)
@@ -135,13 +147,13 @@ class AveragedWeights:
 
     @torch.no_grad()
     def load(self, state: dict[str, torch.Tensor]) -> None:
-        """The inverse of `state`."""
+        """The inverse of `state`, from whole tensors."""
         for name, average in self.state().items():
-            average.copy_(state[name])
+            local(average).copy_(local(spread(state[name], average)))
 
 
 def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
-    """All tensors of the optimizers' states, by "{optimizer}.{parameter}.{name}", for safetensors."""
+    """All tensors of the optimizers' states, by "{optimizer}.{parameter}.{name}"; sharded where parameters are."""
     tensors = {}
     for index, optimizer in enumerate(optimizers):
         for parameter, values in optimizer.state_dict()["state"].items():
@@ -162,5 +174,7 @@ def load_optimizer_tensors(optimizers: list[torch.optim.Optimizer], tensors: dic
             for name, value in values.items():
                 if value.shape == parameters[place].shape:
                     # Files keep no memory format, but fused AdamW walks weight and averages side by side.
-                    values[name] = torch.empty_like(parameters[place], dtype=value.dtype).copy_(value)
+                    state_of = torch.empty_like(parameters[place], dtype=value.dtype)
+                    local(state_of).copy_(local(spread(value, parameters[place])))
+                    values[name] = state_of
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

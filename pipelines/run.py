@@ -2,6 +2,7 @@
 
 <output_dir>/
     checkpoints/checkpoint-{step}/state.safetensors, state.json
+    checkpoints/best/   a model with the averaged weights of the best validation (stage 2)
     samples/            pictures as training goes
     metrics.jsonl       one line per logged step
     run.json            command, settings, versions, commit, parameters, what was seen, whether it is finished
@@ -20,11 +21,13 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "pillow")
@@ -33,7 +36,7 @@ PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "datasets", "a
 FREE_OPTIONS = {
     "resume", "overwrite", "allow_changes", "output_dir", "cpu_threads", "num_workers", "tracker", "max_steps",
     "max_minutes", "learning_rate", "muon_learning_rate", "log_every", "validate_every", "sample_every",
-    "checkpoint_every",
+    "checkpoint_every", "keep_best", "compile", "gradient_checkpointing",
 }  # fmt: skip
 
 
@@ -156,20 +159,46 @@ class Run:
         """
         if not self.is_main:
             return
-        target = self.checkpoints / f"checkpoint-{step}"
-        aside = target.with_name(target.name + ".part")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside / "state.safetensors"
-        )
-        (aside / "state.json").write_text(json.dumps({"step": step, **state}) + "\n")
-        for file in aside.iterdir():
-            sync(file)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(aside, target)
+
+        def write(folder: Path) -> None:
+            whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            save_file(whole, folder / "state.safetensors")
+            (folder / "state.json").write_text(json.dumps({"step": step, **state}) + "\n")
+
+        self.save_folder(f"checkpoint-{step}", write)
         for old in self._steps()[:-keep]:
             shutil.rmtree(self.checkpoints / f"checkpoint-{old}", ignore_errors=True)
+
+    def save_folder(self, name: str, write: Callable[[Path], None]) -> None:
+        """Have `write` fill a folder beside checkpoints/{name}, then put it in that one's place.
+
+        Raises:
+            OSError: it could not be written; what was there before still is.
+        """
+        if not self.is_main:
+            return
+        target = self.checkpoints / name
+        aside, before = target.with_name(name + ".part"), target.with_name(name + ".before.part")
+        for leftover in (aside, before):
+            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            aside.mkdir(parents=True)
+            write(aside)
+            for file in aside.rglob("*"):
+                if file.is_file():
+                    sync(file)
+        except (OSError, SafetensorError) as error:  # what safetensors says of a full disk is no OSError
+            shutil.rmtree(aside, ignore_errors=True)
+            steps = self._steps()
+            last = f"checkpoint-{steps[-1]} is the last good one" if steps else "there is no checkpoint yet"
+            raise OSError(
+                f"{target} could not be written ({' '.join(str(error).split())}): {last}. Make room, or mend what is "
+                "wrong with the disk, and go on with --resume"
+            ) from error
+        if target.exists():
+            os.replace(target, before)
+        os.replace(aside, target)
+        shutil.rmtree(before, ignore_errors=True)
 
     def _steps(self) -> list[int]:
         """Steps of the whole checkpoints, oldest first."""

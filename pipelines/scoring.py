@@ -9,7 +9,7 @@ from PIL import Image
 
 from lm.generation import evaluation_mode
 from lm.losses import NextTokenLoss
-from lm.sequences import IGNORED, collate, token_sequence
+from lm.sequences import IGNORED, collate, image_prompt, token_sequence
 from pipelines.drawing import check_trained, prompt_rows, texts_of
 from pipelines.multimodal import MultimodalPipeline
 
@@ -46,13 +46,19 @@ def score_pictures(
     """What `TextToImagePipeline.score` does."""
     prompts = texts_of(prompt, "prompt")
     check_trained(pipe.vocabulary, prompt)
-    codes = pipe.encode_images(image)
+    size, *others = set(pipe.sizes_of(image))
+    if others:
+        raise ValueError("the pictures have several shapes: score those of one shape together")
+    codes = pipe.encode_images(image, size)
     if len(prompts) != len(codes) and 1 not in (len(prompts), len(codes)):
         raise ValueError(
             f"{len(prompts)} prompts and {len(codes)} pictures: give one for each, or one of either for all"
         )
     count = max(len(prompts), len(codes))
-    rows = [ids[1:-1] for ids in prompt_rows(pipe.model, pipe.vocabulary, prompts, "prompt", count // len(prompts))]
+    head = len(image_prompt(pipe.vocabulary, None, size)) - 1
+    rows = [
+        ids[1:-head] for ids in prompt_rows(pipe.model, pipe.vocabulary, prompts, "prompt", count // len(prompts), size)
+    ]
     codes = codes.expand(count, -1)
     name = "image" if prompt is None else "caption_to_image"  # alike up to the last code in all that draw
     loss = NextTokenLoss(pipe.model, pipe.vocabulary.id_ranges)
@@ -60,9 +66,11 @@ def score_pictures(
     with evaluation_mode(pipe.model):
         for start in range(0, count, pipe.max_batch_rows):
             part = range(start, min(start + pipe.max_batch_rows, count))
-            sequences = [token_sequence(pipe.vocabulary, name, rows[row], codes[row].cpu().numpy()) for row in part]
+            sequences = [
+                token_sequence(pipe.vocabulary, name, rows[row], codes[row].cpu().numpy(), size) for row in part
+            ]
             batch = {key: value.to(pipe.device) for key, value in collate(sequences, pipe.vocabulary.pad_id).items()}
             found = loss.position_nats(batch["input_ids"], batch["labels"], batch["position_ids"])
             nats += [one[labels != IGNORED] for one, labels in zip(found, batch["labels"], strict=True)]
-    level = torch.tensor(pipe.vocabulary.layout["level"], device=pipe.device)
+    level = torch.tensor(pipe.vocabulary.layouts[size]["level"], device=pipe.device)
     return ScoreOutput(torch.stack(nats), level, codes.clone())

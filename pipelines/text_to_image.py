@@ -13,6 +13,7 @@ from PIL import Image
 
 from lm.generation import Callback, DrawingInterrupted, DrawingStopped, draw, generate_codes
 from lm.sampling import ByLevel, Guidance
+from lm.vocabulary import Size
 from pipelines.completion import check_picture, forced_codes, kept_levels, kept_places, scattered_places, to_redraw
 from pipelines.drawing import drawing_request, texts_of
 from pipelines.multimodal import MultimodalPipeline, whole_number
@@ -76,7 +77,8 @@ class TextToImagePipeline(MultimodalPipeline):
             temperature, top_k, top_p, min_p: how freely to draw (`lm.sampling.SamplingSettings`); temperature 0
                 takes the likeliest code each time. A list has one value for each level of codes, or where there is
                 one level, for each code of a place.
-            height, width: of the pictures; only the size that the model was trained for.
+            height, width: of the pictures: a size that the model was trained for (`vocabulary.layouts`), where one of
+                them may say which. Default: the first.
             seed: picture j of a prompt draws from a stream of its own, keyed (seed, j), so it depends on its
                 prompt, the settings and these two alone. A list has one for each picture, which draws as picture 0
                 of that seed. None gives other pictures at each call (`torch.manual_seed` repeats them).
@@ -106,7 +108,7 @@ class TextToImagePipeline(MultimodalPipeline):
         _check_output_type(output_type)
         output = self._drawn(asked, "pil", callback)
         chosen = best_pictures(list(output.images), texts_of(prompt, "prompt"), drawn, count, ranker)
-        return self._output(output.codes[chosen], output_type)
+        return self._output(output.codes[chosen], output_type, asked["size"])
 
     def complete(
         self,
@@ -125,7 +127,7 @@ class TextToImagePipeline(MultimodalPipeline):
         back as they were; their pixels are what the image tokenizer makes of them, beside what is new.
 
         Args:
-            image: a picture of the model's own size.
+            image: a picture of a size that the model draws.
             keep_rows: how many rows of pixels to keep, from the top.
             mask: in place of `keep_rows`, a picture or an array (H, W): white (not 0) is drawn again, black (0) stays.
             settings: and all else is as in a plain call.
@@ -133,9 +135,9 @@ class TextToImagePipeline(MultimodalPipeline):
         Raises:
             TypeError, ValueError: a picture or a mask of another size, more rows than there are; and as a plain call.
         """
-        redraw = to_redraw(self.vocabulary.image_size, keep_rows, mask)
-        kept = kept_places(self.vocabulary.layout, redraw)
-        return self._completed(image, kept, prompt, output_type, callback, settings)
+        size = check_picture(image, self.vocabulary.layouts)
+        kept = kept_places(self.vocabulary.layouts[size], to_redraw(size, keep_rows, mask))
+        return self._completed(image, size, kept, prompt, output_type, callback, settings)
 
     def vary(
         self,
@@ -151,7 +153,7 @@ class TextToImagePipeline(MultimodalPipeline):
         """Draw variations of a picture: some of its codes stay.
 
         Args:
-            image: a picture of the model's own size.
+            image: a picture of a size that the model draws.
             redraw: share of its places, spread at random, that is drawn again.
             keep_levels: in place of that, keep so many of the coarsest levels of codes and draw the finer ones again.
             settings: and all else is as in a plain call; num_images_per_prompt is how many variations.
@@ -159,12 +161,13 @@ class TextToImagePipeline(MultimodalPipeline):
         Raises:
             TypeError, ValueError: a picture of another size, a share or levels that there are not; and as a plain call.
         """
-        layout = self.vocabulary.layout
+        size = check_picture(image, self.vocabulary.layouts)
+        layout = self.vocabulary.layouts[size]
         if keep_levels is None:
-            kept = scattered_places(layout, self.vocabulary.image_size, redraw, settings.get("seed"))
+            kept = scattered_places(layout, size, redraw, settings.get("seed"))
         else:
             kept = kept_levels(layout, keep_levels)
-        return self._completed(image, kept, prompt, output_type, callback, settings)
+        return self._completed(image, size, kept, prompt, output_type, callback, settings)
 
     def previews(
         self, prompt: str | list[str] | None, every: int = 16, *, output_type: str = "pil", **settings: Any
@@ -181,13 +184,14 @@ class TextToImagePipeline(MultimodalPipeline):
         every = whole_number(every, "every", 1)
         _check_output_type(output_type)
         asked = self._request(prompt, **settings)
+        total = len(self.vocabulary.picture(asked["size"]).places)
         steps = draw(self.model, self.vocabulary, max_batch_rows=self.max_batch_rows, **asked)
 
         def shown_steps() -> Iterator[TextToImageOutput]:
             for progress in steps:
                 count = progress.codes.shape[1]
-                if count % every == 0 or count == self.vocabulary.tokens_per_image:
-                    yield self._output(progress.codes.clone(), output_type)
+                if count % every == 0 or count == total:
+                    yield self._output(progress.codes.clone(), output_type, asked["size"])
 
         return shown_steps()
 
@@ -197,6 +201,7 @@ class TextToImagePipeline(MultimodalPipeline):
     def _completed(
         self,
         image: Image.Image,
+        size: Size,
         kept: torch.Tensor,
         prompt: str | list[str] | None,
         output_type: str,
@@ -204,9 +209,8 @@ class TextToImagePipeline(MultimodalPipeline):
         settings: dict[str, Any],
     ) -> TextToImageOutput:
         """Draw what is not `kept` (T,) bool of a picture."""
-        asked = self._request(prompt, **settings)
-        check_picture(image, self.vocabulary.image_size)
-        asked["forced"] = forced_codes(self.encode_images(image)[0], kept, len(asked["prompts"]))
+        asked = self._request(prompt, **{"height": size[0], "width": size[1], **settings})
+        asked["forced"] = forced_codes(self.encode_images(image, size)[0], kept, len(asked["prompts"]))
         return self._drawn(asked, output_type, callback)
 
     def _drawn(self, asked: dict[str, Any], output_type: str, callback: Callback | None) -> TextToImageOutput:
@@ -217,12 +221,12 @@ class TextToImagePipeline(MultimodalPipeline):
                     self.model, self.vocabulary, callback=after_code, max_batch_rows=self.max_batch_rows, **asked
                 )
             except (DrawingStopped, DrawingInterrupted) as error:
-                error.output = self._output(error.codes, output_type)
+                error.output = self._output(error.codes, output_type, asked["size"])
                 raise
-        return self._output(codes, output_type)
+        return self._output(codes, output_type, asked["size"])
 
-    def _output(self, codes: torch.Tensor, output_type: str) -> TextToImageOutput:
-        return TextToImageOutput(images=postprocess(self.decode_codes(codes), output_type), codes=codes)
+    def _output(self, codes: torch.Tensor, output_type: str, size: Size) -> TextToImageOutput:
+        return TextToImageOutput(images=postprocess(self.decode_codes(codes, size), output_type), codes=codes)
 
     def score(self, prompt: str | list[str] | None, image: Image.Image | list[Image.Image]) -> ScoreOutput:
         """How likely pictures are after their prompts, without guidance: -log p(codes | prompt), code by code.

@@ -192,10 +192,7 @@ class TokenCacheWriter:
             raise ValueError(
                 f"token cache {self.folder}: shards {', '.join(missing)} are missing; run the command again"
             )
-        shards = []
-        for entry in self.shards:
-            shard = Shard(self.folder / entry["name"])
-            shards.append({"name": entry["name"], "rows": shard.rows, **shard.kinds()})
+        shards = [Shard(self.folder / shard["name"]).entry() for shard in self.shards]
         rows = sum(shard["rows"] for shard in shards)
         if rows == 0:
             raise ValueError(f"token cache {self.folder}: no row of {self.source.name} has pictures that can be read")
@@ -223,7 +220,7 @@ def open_cache(options: Any, tokenizer: Any, split: str, accelerator: Accelerato
     cache.check_fingerprint(tokenizer.fingerprint)
     check_settings(cache, source_settings(options, split))
     check_image_sizes(cache, check_sizes(tokenizer, options.picture_sizes()))
-    if split == "train" and options.needs_captions and not (cache.count(True, True) or cache.count(True, False)):
+    if split == "train" and options.needs_captions and not cache.has_texts:
         raise ValueError(f"the token cache {folder} has no captions: train without by --unconditional")
     return cache
 

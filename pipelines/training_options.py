@@ -32,7 +32,9 @@ class TrainingOptions(DataOptions):
     optimizer: str = option("muon", "'muon' (inner matrices and convolutions; AdamW for the rest) or 'adamw'")
     muon_learning_rate: float = option(0.01, "peak learning rate of Muon, on AdamW's scale")
     weight_decay: float = option(0.05, "weight decay of matrices and convolutions")
-    warmup_steps: int = option(100, "steps of linear warm-up; a cosine follows")
+    warmup_steps: int = option(100, "steps of linear warm-up; --schedule follows")
+    schedule: str = option("cosine", "'cosine', or 'constant_decay': the peak rate until the last --decay_share")
+    decay_share: float = option(0.2, "share of the run over which constant_decay falls")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     ema_decay: float = option(0.998, "decay of the averaged weights; 0 turns averaging off")
     mixed_precision: str = option("auto", "'no', 'bf16', or 'auto': bf16 where the machine computes in it")
@@ -83,6 +85,10 @@ class TrainingOptions(DataOptions):
             raise ValueError(f"--ema_decay {self.ema_decay} must be in [0, 1); 0 turns averaging off")
         if self.optimizer not in ("muon", "adamw"):
             raise ValueError(f"--optimizer {self.optimizer!r}: choose muon or adamw")
+        if self.schedule not in ("cosine", "constant_decay"):
+            raise ValueError(f"--schedule {self.schedule!r}: choose cosine or constant_decay")
+        if not 0 < self.decay_share <= 1:
+            raise ValueError(f"--decay_share {self.decay_share} must be above 0 and at most 1")
         if self.tracker not in ("none", "tensorboard", "wandb"):
             raise ValueError(f"--tracker {self.tracker!r}: choose none, tensorboard or wandb")
         if self.tracker != "none" and importlib.util.find_spec(self.tracker) is None:

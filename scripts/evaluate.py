@@ -87,7 +87,7 @@ def main(options: EvaluateOptions) -> dict[str, Any]:
     import torch
     import transformers
 
-    from lm.sequences import FORMATS
+    from lm.sequences import DESCRIBING, FORMATS
     from pipelines.captions import caption_report
     from pipelines.evaluation import draws_from_captions, measure_tokenizer, preprocessing_of, sample_rows
     from tokenizer_image.data import decode_pictures, load_pictures
@@ -125,7 +125,7 @@ def main(options: EvaluateOptions) -> dict[str, Any]:
     if options.dataset == "sprites":
         captioned = drawing if drawing is not None and draws_from_captions(drawing) else None
         report["alignment"], sets = _alignment(options, captioned, image_tokenizer)
-        if "image_to_caption" in formats:
+        if set(DESCRIBING) & set(formats):
             report["captions"] = caption_report(pipeline, sets, batch_size=options.batch_size)
     report["seconds"] = round(time.monotonic() - started, 1)
     samples: list[tuple[str, Any]] = []

@@ -9,7 +9,7 @@ encodes every picture once (the token cache), then leaves a whole model folder i
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,19 +26,22 @@ class Options(CacheOptions, TrainingOptions):
     above_zero: ClassVar[tuple[str, ...]] = (
         *TrainingOptions.above_zero, "gradient_accumulation_steps", "max_caption_tokens", "text_vocab_size",
         "num_layers", "hidden_size", "intermediate_size", "num_heads", "text_loss_weight", "image_loss_weight",
+        "max_length", "pack_length",
     )  # fmt: skip
     not_negative: ClassVar[tuple[str, ...]] = (
-        *TrainingOptions.not_negative, "caption_dropout", "default_guidance",
+        *TrainingOptions.not_negative, "caption_dropout", "default_guidance", "z_loss_weight",
     )  # fmt: skip
     output_dir: str = option("runs/model", "folder of the run and of the model")
     formats: list[str] = field(
         default_factory=lambda: ["caption_to_image=1"],
         metadata={
             "help": "sequence formats and how often each is learned, e.g. caption_to_image=3 image_to_caption=1: "
-            "caption_to_image, caption_and_image (the caption is learned too), image, image_to_caption, text"
+            "caption_to_image, caption_and_image (the caption is learned too), image, image_to_caption, "
+            "image_and_caption (both learned, in place of caption dropout), text, document (interleaved rows)"
         },
     )
     unconditional: bool = option(False, "learn pictures alone, without captions (--formats image)")
+    lm_name_or_path: str | None = option(None, "start from this causal LM of transformers, on disk or Hub")
     text_tokenizer: str | None = option(None, "a tokenizer of transformers, on disk or Hub (default: train a BPE)")
     text_vocab_size: int = option(4096, "most tokens of the BPE that is trained on the captions")
     architecture: str = option("llama", "'llama', 'qwen3' (normalised queries and keys, steadier at size) or 'gpt2'")
@@ -50,11 +53,22 @@ class Options(CacheOptions, TrainingOptions):
     optimizer: str = option("adamw", "'adamw', or 'muon' for the inner matrices")
     muon_learning_rate: float = option(0.02, "peak learning rate of Muon, on AdamW's scale")
     max_caption_tokens: int = option(64, "longer captions lose their end")
+    max_length: int | None = option(
+        None, "most tokens of a sequence (default: a picture and its caption; documents 1024)"
+    )
+    long_sequences: str = option("crop", "what is done with longer ones: 'crop' or 'drop'")
+    pack_length: int | None = option(
+        None, "tokens of a row that several sequences share: --batch_size then counts such rows (default: no packing)"
+    )
     batch_size: int = option(64, "sequences a step, over all processes and accumulation steps")
     gradient_accumulation_steps: int = option(1, "parts in which a process works through its share of a batch")
     caption_dropout: float = option(0.1, "share of pictures that are learned without their caption, for guidance")
     text_loss_weight: float = option(1.0, "what the mean loss of text counts, where --formats learn text and pictures")
     image_loss_weight: float = option(7.0, "what the mean loss of image codes counts beside it")
+    z_loss_weight: float = option(0.0, "weight of the squared log-partition; 1e-5 keeps large models' logits in bounds")
+    gradient_checkpointing: bool = option(False, "compute layers again in the backward pass: less memory, more time")
+    compile: bool = option(False, "compile the layers first (torch.compile); needs a C++ compiler on a CPU")
+    keep_best: bool = option(True, "keep the averaged weights of the best validation in checkpoints/best")
     default_guidance: float = option(
         2.0, "the pipeline's guidance scale when none is given; 1 if --caption_dropout is 0"
     )
@@ -65,9 +79,11 @@ class Options(CacheOptions, TrainingOptions):
             raise ValueError(f"--caption_dropout {self.caption_dropout} is out of range: give a share, 0 to 1")
         if self.unconditional and self.formats != Options().formats:
             raise ValueError(f"--unconditional and --formats {' '.join(self.formats)} exclude each other: give one")
+        if self.long_sequences not in ("crop", "drop"):
+            raise ValueError(f"--long_sequences {self.long_sequences!r}: choose crop or drop")
         from pipelines.language_model import loss_shares
 
-        loss_shares(self)
+        loss_shares(self, self.mixture())
 
     def mixture(self) -> dict[str, float]:
         """Weight of each sequence format."""
@@ -103,135 +119,118 @@ def main(options: Options) -> None:
     import torch
 
     from lm.attention import use_fastest_attention
-    from lm.data import BatchOrder
-    from lm.losses import NextTokenLoss, balance, label_weights
-    from lm.model import default_learning_rate
+    from lm.losses import NextTokenLoss
+    from lm.order import BatchOrder
+    from pipelines.compilation import compile_layers
+    from pipelines.distribution import is_sharded, prepare
     from pipelines.language_model import (
         build_parts,
         build_source,
         check_parts,
-        count_cropped,
+        count_long,
+        default_learning_rate,
         draw_samples,
         formats_line,
+        long_line,
         loss_shares,
+        mean_loss,
         next_commands,
         shown_captions,
         shown_codes,
         validate,
     )
+    from pipelines.learning import Learner, describe_model, total_peak
+    from pipelines.loop import Loop
     from pipelines.text_to_image import TextToImagePipeline
+    from pipelines.throughput import Throughput
     from pipelines.token_cache import open_cache
-    from pipelines.training import (
-        Loop,
-        check_batch_size,
-        count_parameters,
-        prefetch,
-        say,
-        start_run,
-        warn_small_data_set,
-    )
+    from pipelines.training import check_batch_size, count_parameters, prefetch, say, start_run, warn_small_data_set
     from tokenizer_image.vqvae import load_tokenizer
 
     accelerator, run = start_run(options)
     if run.finished:
         return
-    device = accelerator.device
+    device, parts = accelerator.device, options.gradient_accumulation_steps
     tokenizer = load_tokenizer(options.image_tokenizer).to(device)
     check_parts(options, tokenizer)
-    check_batch_size(accelerator, options.batch_size, parts=options.gradient_accumulation_steps)
+    check_batch_size(accelerator, options.batch_size, parts=parts)
     cache = open_cache(options, tokenizer, "train", accelerator)
     validation_cache = open_cache(options, tokenizer, "validation", accelerator)
     model, vocabulary = build_parts(options, tokenizer, cache)
-    model.to(device)
-    source = build_source(options, cache, vocabulary, model, options.caption_dropout)
+    source = build_source(options, cache, vocabulary, model)
     vocabulary.formats = source.trained_formats()
-    order = BatchOrder(source, options.batch_size, options.seed)
-    told = build_source(options, validation_cache, vocabulary, model, caption_dropout=0.0)
-    cut = count_cropped(told)
-    validation = BatchOrder(told, 1)
+    order = BatchOrder(source, options.batch_size, options.seed, pack_length=options.pack_length)
+    told = build_source(options, validation_cache, vocabulary, model, validation=True)
+    long = count_long(told)
     run.begin()
     parameters = count_parameters(model)
-    embeddings = model.get_input_embeddings().weight.numel() + model.get_output_embeddings().weight.numel()
     say(
         accelerator,
-        f"{model.config.model_type}: {parameters / 1e6:.2f}M parameters ({(parameters - embeddings) / 1e6:.2f}M "
-        f"without embeddings), {vocabulary.size} token ids ({vocabulary.num_codes} image codes); {len(cache)} pictures "
-        f"of {vocabulary.tokens_per_image} tokens; {accelerator.mixed_precision} precision, "
-        f"{torch.get_num_threads()} threads",
+        f"{describe_model(model, vocabulary)}; {len(cache)} pictures of {vocabulary.tokens_per_image} tokens; "
+        f"{accelerator.mixed_precision} precision, {torch.get_num_threads()} threads",
     )
     say(accelerator, formats_line(source))
     warn_small_data_set(accelerator, len(cache))
-    if cut:
-        say(
-            accelerator,
-            f"{cut} of {len(validation_cache)} validation captions, and about that share of all, have more than "
-            f"--max_caption_tokens {options.max_caption_tokens} tokens and lose their end",
-        )
-    learning_rate = options.learning_rate or default_learning_rate(model.config.hidden_size)
-    optimizers = options.optimizers(model, learning_rate, betas=(0.9, 0.95))
-    use_fastest_attention(model, source.max_length)
-    module = NextTokenLoss(model, vocabulary.id_ranges)
-    prepared = accelerator.prepare(module)
-    pipe = TextToImagePipeline(tokenizer, model, vocabulary)
+    if long:
+        say(accelerator, long_line(long, source, len(validation_cache)))
+    if not is_sharded(accelerator):  # FSDP2 moves shards alone
+        model.to(device)
+    use_fastest_attention(model, options.pack_length or source.max_length)
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    module = NextTokenLoss(model.train(), vocabulary.id_ranges, options.z_loss_weight)
+    if options.compile:
+        compile_layers(accelerator, module, order)
+    optimizers = options.optimizers(model, default_learning_rate(options, model), betas=(0.9, 0.95))
+    prepared = prepare(
+        accelerator, module, optimizers, micro_batches=parts, max_grad_norm=options.max_grad_norm,
+        micro_batch_size=options.batch_size // (parts * accelerator.num_processes),
+    )  # fmt: skip
+    shares = loss_shares(options, vocabulary.formats)
+    learner = Learner(accelerator, module, prepared, optimizers, vocabulary, shares, options.max_grad_norm)
     captions, codes = shown_captions(told), shown_codes(told)
-    shares = loss_shares(options)
+
+    def draw(plain: Any, step: int) -> None:
+        pipe = TextToImagePipeline(tokenizer, plain, vocabulary)
+        draw_samples(pipe, captions, codes, run.samples / f"step-{step:06d}.png")
+
+    def write(plain: Any, folder: Path) -> None:
+        TextToImagePipeline(tokenizer, plain, vocabulary).save_pretrained(folder)
+
     loop = Loop(
-        accelerator, run, options, model, optimizers,
-        validate=lambda: validate(module, validation, device),
-        sample=lambda step: draw_samples(pipe, captions, codes, run.samples / f"step-{step:06d}.png"),
-        rate=("images", options.batch_size),
+        accelerator, run, options, model, optimizers, sample=draw, rate=("images", options.batch_size),
+        validate=lambda: validate(module, told, accelerator), prepared=prepared,
+        throughput=Throughput(total_peak(accelerator)), judge=lambda figures: mean_loss(figures, shares),
+        keep_best=write if options.keep_best else None,
     )  # fmt: skip
     if options.resume:
         loop.resume()
     run.write_info(
-        parameters=parameters, training_pictures=len(cache), captions_cut=cut / len(validation_cache), finished=False
+        parameters=parameters, training_pictures=len(cache), long_rows=long / len(validation_cache), finished=False
     )
     model.train()
-    accumulation = options.gradient_accumulation_steps
     batches = prefetch(
         order.batches(
-            loop.step, rank=accelerator.process_index, world_size=accelerator.num_processes, micro_batches=accumulation
+            loop.place, rank=accelerator.process_index, world_size=accelerator.num_processes, micro_batches=parts
         )
     )
     for _ in loop.steps():
-        micro_batches = next(batches)
-        # Means over all ranks and micro-batches: a mean of their means is wrong where captions differ in length.
-        labels = accelerator.reduce(label_weights(micro_batches, vocabulary.image_offset).to(device), "sum").tolist()
-        divisor = balance(micro_batches, vocabulary.image_offset, labels, shares)
-        found = torch.zeros(3, device=device)  # loss, nats of text, nats of codes
-        tokens = 0
-        for index, batch in enumerate(micro_batches):
-            last = index == accumulation - 1
-            with accelerator.no_sync(prepared) if not last else nullcontext():
-                sums = prepared(**{name: tensor.to(device) for name, tensor in batch.items()})
-                accelerator.backward(sums["loss"] * (accelerator.num_processes / divisor))
-            found += torch.stack([sums["loss"].detach() / divisor, sums["text_nats"], sums["image_nats"]])
-            tokens += batch["input_ids"].numel()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.max_grad_norm)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        totals = accelerator.reduce(torch.cat([found, found.new_tensor([tokens])]), "sum")
-        loop.tokens += int(totals[3])
-        both = (
-            {"nats_per_text_token": totals[1] / labels[0], "nats_per_code": totals[2] / labels[1]}
-            if all(labels)
-            else {}
-        )
-        loop.finish_step(totals[0], grad_norm=norm, **both)
-    finish(loop, pipe, next_commands(run.folder, told, captions))
+        loop.place, micro_batches = next(batches)
+        learned = learner.step(micro_batches)
+        loop.count(learned.tokens, learned.flops)
+        loop.finish_step(learned.loss, **learned.figures)
+    finish(loop, write, next_commands(run.folder, told, captions))
 
 
-def finish(loop: Any, pipe: Any, commands: list[str]) -> None:
+def finish(loop: Any, write: Callable[[Any, Path], None], commands: list[str]) -> None:
     """Save the model folder with the averaged weights, and say where everything is."""
     from pipelines.training import say
 
-    run, model = loop.run, loop.model
-    model.eval()
-    figures = loop.figures  # of these very weights
-    with loop.averages.applied():
+    run, figures = loop.run, loop.figures  # of these very weights
+    with loop.averaged():
+        plain = loop.plain_model()
         if run.is_main:
-            pipe.save_pretrained(run.folder)
+            write(plain, run.folder)
     run.write_info(finished=True, steps=loop.step, minutes=loop.seconds / 60, validation=figures,
                    tokens_seen=loop.tokens, pictures_seen=loop.step * loop.options.batch_size)  # fmt: skip
     say(loop.accelerator, f"final: {', '.join(f'{name} {value:.4g}' for name, value in figures.items())}")

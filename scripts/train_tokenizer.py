@@ -85,8 +85,8 @@ def main(options: Options) -> None:
     import torch
 
     from pipelines.image_tokenizer import build_tokenizer, draw_reconstructions, training_batches, validate
+    from pipelines.loop import Loop
     from pipelines.training import (
-        Loop,
         check_batch_size,
         count_parameters,
         load_split,
@@ -99,7 +99,7 @@ def main(options: Options) -> None:
     from tokenizer_image.metrics import CodeUsage
     from tokenizer_image.quantizers.distributed import NotFiniteError
 
-    accelerator, run = start_run(options)
+    accelerator, run = start_run(options, plain=True)
     if run.finished:
         return
     tokenizer = build_tokenizer(options)
@@ -124,7 +124,9 @@ def main(options: Options) -> None:
     loop = Loop(
         accelerator, run, options, tokenizer, optimizers,
         validate=lambda: validate(tokenizer, validation, device),
-        sample=lambda step: draw_reconstructions(tokenizer, validation, device, run.samples / f"step-{step:06d}.png"),
+        sample=lambda model, step: draw_reconstructions(
+            model, validation, device, run.samples / f"step-{step:06d}.png"
+        ),
         rate=("images", options.batch_size),
     )  # fmt: skip
     if options.resume:

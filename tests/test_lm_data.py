@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lm.cache import Document, TokenCache, code_dtype, write_manifest, write_shard
-from lm.data import BatchOrder, CaptionedPictures, Item, keyed_generator
+from lm.data import Item, SequenceSource, keyed_generator
+from lm.order import BatchOrder, Place, packed
 from lm.sequences import FORMATS, token_sequence
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from tokenizer_image.layout import build_layout
@@ -53,8 +54,15 @@ def vocabulary(cache) -> MultimodalVocabulary:
 
 @pytest.fixture
 def order(cache, vocabulary):
-    def make(batch_size: int = 8, seed: int = 0, window: int = 64, mix: float = 4.0, **settings) -> BatchOrder:
-        return BatchOrder(CaptionedPictures(cache, vocabulary, **settings), batch_size, seed, window, mix)
+    def make(
+        batch_size: int = 8,
+        seed: int = 0,
+        window: int = 64,
+        mix: float = 4.0,
+        pack_length: int | None = None,
+        **settings,
+    ) -> BatchOrder:
+        return BatchOrder(SequenceSource(cache, vocabulary, **settings), batch_size, seed, window, mix, pack_length)
 
     return make
 
@@ -65,13 +73,17 @@ def rows_of(batch: dict[str, torch.Tensor], vocabulary: MultimodalVocabulary) ->
     return [int((one * 4 ** torch.arange(TOKENS)).sum()) for one in codes]
 
 
-def global_batches(order: BatchOrder, count: int, world_size: int = 1, micro_batches: int = 1, start: int = 0) -> list:
+def first_batches(order: BatchOrder, count: int) -> list:
+    """`count` batches of one process, each a list of its parts."""
+    return [parts for _, parts in islice(order.batches(), count)]
+
+
+def global_batches(order: BatchOrder, count: int, world_size: int = 1, micro_batches: int = 1) -> list:
     """`count` batches, each as the list of all ranks' parts."""
     streams = [
-        order.batches(start, rank=rank, world_size=world_size, micro_batches=micro_batches)
-        for rank in range(world_size)
+        order.batches(rank=rank, world_size=world_size, micro_batches=micro_batches) for rank in range(world_size)
     ]
-    return [[part for stream in streams for part in next(stream)] for _ in range(count)]
+    return [[part for stream in streams for part in next(stream)[1]] for _ in range(count)]
 
 
 def lines(parts: list[dict[str, torch.Tensor]], vocabulary: MultimodalVocabulary) -> list[tuple]:
@@ -87,17 +99,24 @@ def lines(parts: list[dict[str, torch.Tensor]], vocabulary: MultimodalVocabulary
 # Batches
 
 
-@pytest.mark.parametrize("start", [1, 7, 8, 24, 25, 26, 60])
-def test_a_batch_does_not_depend_on_those_before(order, start):
-    """25 batches an epoch, 8 a window: starts inside a window, at its end, in the short one, in later epochs."""
-    assert order().batches_per_epoch == 25
-    expected = list(islice(order().batches(), 70))[start:]
-    fresh = order()
-    fresh.source.text_ids(["something that was seen before"])
-    found = list(islice(fresh.batches(start), 70 - start))
-    for ours, theirs in zip(found, expected, strict=True):
-        for name in ("input_ids", "labels", "position_ids", "loss_weights"):
-            assert torch.equal(ours[0][name], theirs[0][name])
+PACKED = {"pack_length": 40, "max_length": 20}
+
+
+@pytest.mark.parametrize("settings", [{}, PACKED], ids=["padded", "packed"])
+def test_a_batch_does_not_depend_on_those_before(order, settings):
+    """Starts inside windows, at their ends, in a short one and in later epochs."""
+    expected = list(islice(order(**settings).batches(), 70))
+    places = [Place(), *(place for place, _ in expected[:-1])]
+    assert {place.epoch for place in places} == {0, 1, 2} if not settings else len({p.epoch for p in places}) > 2
+    for start in (1, 7, 8, 9, 24, 25, 26, 60):
+        fresh = order(**settings)
+        fresh.source._encode(["something that was seen before"])
+        found = list(islice(fresh.batches(places[start]), 5))
+        for (ours, our_parts), (theirs, their_parts) in zip(found, expected[start:], strict=False):
+            assert ours == theirs
+            for name in ("input_ids", "labels", "position_ids", "loss_weights"):
+                assert torch.equal(our_parts[0][name], their_parts[0][name])
+    assert len(set(places)) == 70
 
 
 @pytest.mark.parametrize("world_size, micro_batches", [(2, 1), (4, 1), (1, 4), (2, 2)])
@@ -113,7 +132,7 @@ def test_any_number_of_processes_has_the_same_batches(order, vocabulary, world_s
 def test_every_row_comes_once_an_epoch(order, vocabulary):
     stream, epochs = order().batches(), []
     for _ in range(2):
-        epochs.append([row for _ in range(25) for row in rows_of(next(stream)[0], vocabulary)])
+        epochs.append([row for _ in range(25) for row in rows_of(next(stream)[1][0], vocabulary)])
     for rows in epochs:
         assert len(rows) == len(set(rows)) == 200 and set(rows) <= set(range(ROWS)), "all but the remainder"
     assert epochs[0] != epochs[1]
@@ -121,26 +140,26 @@ def test_every_row_comes_once_an_epoch(order, vocabulary):
 
 
 def test_seeds_give_other_orders(order, vocabulary):
-    first, again, other = ([rows_of(b[0], vocabulary) for b in islice(order(seed=seed).batches(), 25)]
+    first, again, other = ([rows_of(b[0], vocabulary) for b in first_batches(order(seed=seed), 25)]
                            for seed in (0, 0, 1))  # fmt: skip
     assert first == again != other
 
 
 def test_rows_of_a_batch_are_about_equally_long(order, vocabulary):
     def padding(**settings) -> float:
-        batches = [batch[0]["input_ids"] for batch in islice(order(**settings).batches(), 25)]
+        batches = [batch[0]["input_ids"] for batch in first_batches(order(**settings), 25)]
         return float(np.mean([(ids == vocabulary.pad_id).float().mean() for ids in batches]))
 
     mixed = padding(mix=1000.0)
     assert padding(window=200, mix=0.0) < 0.3 * mixed
     assert padding(window=200) < 0.6 * mixed
     # And long ones do not come first or last: blocks are shuffled.
-    lengths = [batch[0]["input_ids"].shape[1] for batch in islice(order(window=200, mix=0.0).batches(), 25)]
+    lengths = [batch[0]["input_ids"].shape[1] for batch in first_batches(order(window=200, mix=0.0), 25)]
     assert lengths != sorted(lengths) and lengths != sorted(lengths, reverse=True)
 
 
 def test_sequences_are_those_of_their_rows(order, vocabulary, cache):
-    for batch in islice(order(caption_dropout=0.0, mixture={"caption_and_image": 1.0}).batches(), 25):
+    for batch in first_batches(order(caption_dropout=0.0, mixture={"caption_and_image": 1.0}), 25):
         for row, ids, labels in zip(
             rows_of(batch[0], vocabulary), batch[0]["input_ids"], batch[0]["labels"], strict=True
         ):
@@ -158,20 +177,20 @@ def test_batches_that_do_not_divide(order):
         next(order().batches(world_size=2, micro_batches=3))
     with pytest.raises(ValueError, match="batch_size 204 is larger than the data set, 203 rows: lower it"):
         order(batch_size=204)
-    assert order(batch_size=203).batches_per_epoch == 1
-    rows = next(order(batch_size=203).batches())[0]["input_ids"]
-    assert len(rows) == 203
+    assert order(batch_size=203).windows == 1
+    (place, (batch,)) = next(order(batch_size=203).batches())
+    assert len(batch["input_ids"]) == 203 and place == Place(1)
 
 
 # Choices
 
 
 def test_choices_are_keyed_by_row(cache, vocabulary):
-    source = CaptionedPictures(cache, vocabulary, caption_dropout=0.3)
+    source = SequenceSource(cache, vocabulary, caption_dropout=0.3)
     rows = np.arange(ROWS)
     together = source.choose(3, 1, rows)
     assert together == [source.choose(3, 1, np.array([row]))[0] for row in rows], "whatever the neighbours"
-    assert together[::-1] == CaptionedPictures(cache, vocabulary, caption_dropout=0.3).choose(3, 1, rows[::-1])
+    assert together[::-1] == SequenceSource(cache, vocabulary, caption_dropout=0.3).choose(3, 1, rows[::-1])
     assert together != source.choose(3, 2, rows) and together != source.choose(4, 1, rows)
     for row, (name, caption) in zip(rows, together, strict=True):
         assert caption in cache.texts(row) if name == "caption_to_image" else (name, caption) == ("image", None)
@@ -179,7 +198,7 @@ def test_choices_are_keyed_by_row(cache, vocabulary):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5, 1.0])
 def test_captions_are_dropped_as_often_as_asked(cache, vocabulary, dropout):
-    source = CaptionedPictures(cache, vocabulary, caption_dropout=dropout)
+    source = SequenceSource(cache, vocabulary, caption_dropout=dropout)
     rows = np.delete(np.arange(ROWS), 5)
     dropped = np.mean([caption is None for epoch in range(30) for _, caption in source.choose(0, epoch, rows)])
     assert dropped == pytest.approx(dropout, abs=0.02)
@@ -187,7 +206,7 @@ def test_captions_are_dropped_as_often_as_asked(cache, vocabulary, dropout):
 
 
 def test_all_captions_of_a_row_are_used_alike(cache, vocabulary):
-    source = CaptionedPictures(cache, vocabulary, caption_dropout=0.2)
+    source = SequenceSource(cache, vocabulary, caption_dropout=0.2)
     row = next(row for row in range(ROWS) if len(set(captions(row))) == 3)
     chosen = [source.choose(0, epoch, np.array([row]))[0][1] for epoch in range(600)]
     shares = [chosen.count(text) / 600 for text in cache.texts(row)]
@@ -198,18 +217,71 @@ def test_all_captions_of_a_row_are_used_alike(cache, vocabulary):
 
 
 def test_long_captions_lose_their_end_and_are_counted(cache, vocabulary):
-    room = 3
-    source = CaptionedPictures(cache, vocabulary, max_length=1 + room + 1 + TOKENS)
-    texts = ["a red dog", "a red dog on the grass", None, "a"]
-    found = source.text_ids(texts)
-    full = vocabulary.encode_texts([text or "" for text in texts])
-    assert found == [full[0][:room], full[1][:room], None, full[3]]
-    assert source.cropped == sum(len(ids) > room for ids in full) > 0
-    assert len(source.sequence(Item(0, "caption_to_image", found[1]))) == source.max_length
-    for name in ("caption_and_image", "image_to_caption"):
-        both = CaptionedPictures(cache, vocabulary, 0.1, {"image": 1.0, name: 1.0}, 1 + room + 1 + TOKENS + 2)
-        assert both.text_ids(texts) == found, "end_image and eos need their places too"
-        assert len(both.sequence(Item(0, name, found[1]))) == both.max_length
+    room, rows = 3, list(range(ROWS))
+    for mixture in ({"caption_to_image": 1.0}, {"caption_and_image": 1.0}, {"image": 1.0, "image_to_caption": 1.0}):
+        frame = max(FORMATS[name].frame for name in mixture)
+        length = room + frame + TOKENS
+        source = SequenceSource(cache, vocabulary, 0.1, mixture, length)
+        chosen = source.choose(0, 0, np.array(rows))
+        items = source.items(rows, chosen)
+        full = [None if text is None else vocabulary.encode_text(text) for _, text in chosen]
+        for item, ids in zip(items, full, strict=True):
+            assert item.texts == (() if ids is None else (ids[: length - TOKENS - FORMATS[item.format].frame],))
+            assert len(source.sequence(item)) == item.length <= length
+        too_long = sum(
+            ids is not None and len(ids) > length - TOKENS - FORMATS[item.format].frame
+            for item, ids in zip(items, full, strict=True)
+        )
+        assert (source.cropped, source.dropped) == (too_long, 0) and too_long > 10
+        dropping = SequenceSource(cache, vocabulary, 0.1, mixture, length, drop_long=True)
+        kept = dropping.items(rows, chosen)
+        assert (dropping.cropped, dropping.dropped, len(kept)) == (0, too_long, ROWS - too_long)
+        assert kept == [item for item in items if item in kept]
+    with pytest.raises(ValueError, match="takes 6 tokens, more than the 5 that .* may have: raise --max_length"):
+        SequenceSource(cache, vocabulary, max_length=5).items([0], [("image", None)])
+
+
+# Packing
+
+PICTURES = {"caption_to_image": 3.0, "image_to_caption": 2.0}  # every sequence tells its row
+
+
+def test_packed_rows_hold_whole_sequences_with_little_room_left(order, vocabulary):
+    padded, dense = order(mixture=PICTURES, max_length=20), order(mixture=PICTURES, window=200, **PACKED)
+    epoch = [parts[0] for place, parts in islice(dense.batches(), 12) if place.epoch == 0]
+    assert {tuple(part["input_ids"].shape) for part in epoch} == {(8, 40)}
+    share = np.mean([(part["input_ids"] == vocabulary.pad_id).float().mean() for part in epoch])
+    assert share < 0.05 < np.mean([(part[0]["input_ids"] == vocabulary.pad_id).float().mean()
+                                   for part in first_batches(padded, 12)])  # fmt: skip
+    items = {tuple(padded.source.sequence(item).input_ids): item.row
+             for item in dense._items(0, np.arange(ROWS))}  # fmt: skip
+    seen = []
+    for part in epoch:
+        for ids, positions in zip(part["input_ids"], part["position_ids"], strict=True):
+            starts = [*(positions == 0).nonzero().flatten().tolist(), 40]
+            for first, last in zip(starts, starts[1:], strict=False):
+                assert positions[first:last].tolist() == list(range(last - first))
+                if ids[first] != vocabulary.pad_id:
+                    seen.append(items[tuple(ids[first:last].tolist())])
+                else:
+                    assert (ids[first:] == vocabulary.pad_id).all()
+    assert len(seen) == len(set(seen)) > 150, "each once"
+
+
+def test_best_fit_decreasing():
+    items = [Item(row, "text", (), length=length) for row, length in enumerate([4, 7, 3, 6, 10, 1])]
+    assert [[item.length for item in row] for row in packed(items, 10)] == [[10], [7, 3], [6, 4], [1]]
+    assert packed([], 10) == []
+
+
+def test_packing_that_cannot_be(order):
+    with pytest.raises(ValueError, match="pack_length 16 is shorter than the longest sequence, 20 tokens: raise it"):
+        order(pack_length=16, max_length=20)
+    with pytest.raises(ValueError, match="the 203 rows do not fill one batch of 999 rows of 40 tokens: lower"):
+        next(order(batch_size=999, **PACKED).batches())
+    dropping = order(max_length=6, drop_long=True, caption_dropout=0.0)
+    with pytest.raises(ValueError, match="the 203 rows do not fill one batch of 8 rows: lower --batch_size"):
+        next(dropping.batches())
 
 
 # Formats
@@ -218,14 +290,14 @@ MIXTURE = {"caption_to_image": 3.0, "image_to_caption": 2.0, "text": 1.0, "image
 
 
 def test_formats_come_as_often_as_asked_and_keyed_by_row(cache, vocabulary):
-    source = CaptionedPictures(cache, vocabulary, caption_dropout=0.2, mixture=MIXTURE)
+    source = SequenceSource(cache, vocabulary, caption_dropout=0.2, mixture=MIXTURE)
     rows = np.delete(np.arange(ROWS), 5)
     epochs = [source.choose(0, epoch, rows) for epoch in range(40)]
     names = [name for chosen in epochs for name, _ in chosen]
     shares = {name: names.count(name) / len(names) for name in FORMATS}
     assert shares == pytest.approx({
         "caption_to_image": 0.8 * 3 / 6.5, "caption_and_image": 0, "image": (0.5 + 0.2 * 3) / 6.5,
-        "image_to_caption": 2 / 6.5, "text": 1 / 6.5,
+        "image_to_caption": 2 / 6.5, "text": 1 / 6.5, "document": 0, "image_and_caption": 0,
     }, abs=0.02)  # fmt: skip
     assert epochs[7][::-1] == source.choose(0, 7, rows[::-1])
     # Which format, which caption and whether it is dropped do not hang together.
@@ -240,8 +312,8 @@ def test_formats_come_as_often_as_asked_and_keyed_by_row(cache, vocabulary):
 
 def test_the_choice_of_captions_does_not_depend_on_the_mixture(cache, vocabulary):
     rows = np.arange(ROWS)
-    drawing = CaptionedPictures(cache, vocabulary, caption_dropout=0.3).choose(0, 0, rows)
-    mixed = CaptionedPictures(cache, vocabulary, caption_dropout=0.3, mixture=MIXTURE).choose(0, 0, rows)
+    drawing = SequenceSource(cache, vocabulary, caption_dropout=0.3).choose(0, 0, rows)
+    mixed = SequenceSource(cache, vocabulary, caption_dropout=0.3, mixture=MIXTURE).choose(0, 0, rows)
     same = [ours == theirs for ours, theirs in zip(mixed, drawing, strict=True) if ours[0] == "caption_to_image"]
     assert len(same) > 50 and all(same)
 
@@ -260,7 +332,7 @@ def test_rows_that_cannot_take_a_format_take_one_that_they_can(cache, vocabulary
     assert [poor.count(*has) for has in ((True, True), (True, False), (False, True), (False, False))] == [1, 1, 1, 0]
 
     def chosen(mixture: dict[str, float]) -> list[set[str]]:
-        source = CaptionedPictures(poor, vocabulary, caption_dropout=0.0, mixture=mixture)
+        source = SequenceSource(poor, vocabulary, caption_dropout=0.0, mixture=mixture)
         epochs = [source.choose(0, epoch, np.arange(3)) for epoch in range(50)]
         for items in (source.items(range(3), one) for one in epochs):
             assert all(len(source.sequence(item)) > 2 for item in items)
@@ -275,7 +347,7 @@ def test_rows_that_cannot_take_a_format_take_one_that_they_can(cache, vocabulary
 
 def test_formats_that_were_trained(cache, vocabulary):
     def found(**settings) -> list[str]:
-        return CaptionedPictures(cache, vocabulary, **settings).trained_formats()
+        return SequenceSource(cache, vocabulary, **settings).trained_formats()
 
     assert found() == ["caption_to_image", "image"], "row 5 has no caption, and a tenth lose theirs"
     assert found(mixture={"image_to_caption": 1.0, "text": 0.0}) == ["image", "image_to_caption"]
@@ -286,7 +358,7 @@ def test_formats_that_were_trained(cache, vocabulary):
 
 
 def test_batches_hold_all_formats_in_about_their_shares(order, vocabulary):
-    batches = [batch[0] for batch in islice(order(batch_size=40, window=200, mixture=MIXTURE).batches(), 20)]
+    batches = [batch[0] for batch in first_batches(order(batch_size=40, window=200, mixture=MIXTURE), 20)]
     for batch in batches:
         labels = batch["labels"]
         assert (labels >= vocabulary.image_offset).any() and ((labels >= 0) & (labels < vocabulary.image_offset)).any()

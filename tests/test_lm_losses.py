@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel, Qwen3ForCausalLM
 
 from lm import losses
+from lm.attention import NAME
 from lm.losses import NextTokenLoss, balance, label_weights
 from lm.model import ARCHITECTURES, build_configuration, build_model, check_vocabulary, default_size
 from lm.model import SIZES as model_sizes
@@ -19,7 +20,7 @@ from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from tokenizer_image.layout import build_layout
 
 SIZES = {"num_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
-FIELDS = ("loss", "weight", "text_nats", "text_tokens", "image_nats", "image_tokens")
+FIELDS = ("loss", "weight", "text_nats", "text_tokens", "image_nats", "image_tokens", "z_loss")
 NAMES = ("caption_and_image", "image", "image_to_caption", "caption_to_image", "text", "caption_and_image")
 CAPTIONS = ("a red dog", None, "", "a blue cat on grass", "a dog", "a red cat left of a blue dog")
 
@@ -71,6 +72,27 @@ def batch(vocabulary, sequences) -> dict[str, Tensor]:
 
 def sums_of(model: PreTrainedModel, vocabulary: MultimodalVocabulary, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return NextTokenLoss(model, vocabulary.id_ranges)(**batch)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", NAME])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packed_and_unpacked_losses_and_gradients_are_equal(vocabulary, sequences, architecture, attention):
+    """Rows of one to three sequences, longer than the model has positions, beside each sequence in a row of its own."""
+    found = []
+    packs = [sequences[:3], sequences[3:5], sequences[5:]]
+    for rows, length in ((sequences, None), (packs, 70)):
+        model = random_model(vocabulary, architecture)
+        model.set_attn_implementation(attention)
+        batch = collate(rows, vocabulary.pad_id, length)
+        sums = sums_of(model, vocabulary, batch)
+        sums["loss"].backward()
+        found.append((sums, {name: parameter.grad for name, parameter in model.named_parameters()}))
+    assert batch["input_ids"].shape == (3, 70) and (batch["position_ids"] == 0).sum() > 6
+    (alone, expected), (together, gradients) = found
+    for name in FIELDS:
+        torch.testing.assert_close(together[name], alone[name], rtol=1e-5, atol=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-4, msg=name)
 
 
 def by_hand(model: PreTrainedModel, vocabulary: MultimodalVocabulary, batch: dict[str, Tensor]) -> dict[str, float]:
@@ -217,8 +239,8 @@ def test_chunks_change_nothing(vocabulary, model, batch, monkeypatch):
     expected = gradients(model)
     monkeypatch.setattr(losses, "CHUNK_FLOATS", 5 * 20)  # 5 of 24 rows at a time in the widest kind of code
     calls = []
-    original = NextTokenLoss._chunk_nats
-    monkeypatch.setattr(NextTokenLoss, "_chunk_nats", lambda *a: calls.append(len(a[1])) or original(*a))
+    original = NextTokenLoss._chunk_terms
+    monkeypatch.setattr(NextTokenLoss, "_chunk_terms", lambda *a: calls.append(len(a[1])) or original(*a))
     chunked = sums_of(model, vocabulary, batch)
     assert max(calls) <= 8 and len(calls) > 10
     for name in FIELDS:

@@ -8,11 +8,16 @@ import torch
 
 from lm import sequences
 from lm.sequences import (
+    DESCRIBING,
+    DRAWING_ALONE,
+    DRAWING_CAPTIONS,
     FORMATS,
     IGNORED,
+    Picture,
     check_mixture,
     collate,
     description_prompt,
+    document_sequence,
     image_prompt,
     parse_mixture,
     token_sequence,
@@ -70,10 +75,20 @@ WRITTEN_OUT = {
         ["bos", "boi", *IMAGE, "eoi", 10, 11, "eos"],
         [X, X, X, X, X, X, X, 10, 11, "eos"],
     ),
+    "image_and_caption": (
+        [10, 11],
+        ["bos", "boi", *IMAGE, "eoi", 10, 11, "eos"],
+        [X, X, *IMAGE, X, 10, 11, "eos"],
+    ),
     "text": (
         [10, 11],
         ["bos", 10, 11, "eos"],
         [X, 10, 11, "eos"],
+    ),
+    "document": (
+        [10, 11],
+        ["bos", 10, 11, "boi", *IMAGE, "eoi", 12, "eos"],
+        [X, 10, 11, "boi", *IMAGE, "eoi", 12, "eos"],
     ),
 }  # fmt: skip
 
@@ -81,7 +96,10 @@ WRITTEN_OUT = {
 @pytest.mark.parametrize("name", WRITTEN_OUT)
 def test_ids_labels_and_weights(vocabulary, name):
     text_ids, input_ids, labels = WRITTEN_OUT[name]
-    sequence = token_sequence(vocabulary, name.split(",")[0], text_ids, CODES)
+    if name == "document":
+        sequence = document_sequence(vocabulary, [text_ids, Picture(CODES), [12]])
+    else:
+        sequence = token_sequence(vocabulary, name.split(",")[0], text_ids, CODES)
     assert sequence.input_ids.tolist() == written_out(vocabulary, input_ids)
     assert sequence.labels.tolist() == written_out(vocabulary, labels)
     assert sequence.loss_weights.tolist() == [float(label != X) for label in labels]
@@ -96,13 +114,24 @@ def test_every_format_is_written_out_here_and_in_the_table():
 
 
 def test_what_formats_are_good_for():
-    assert [name for name, one in FORMATS.items() if one.draws] == ["caption_to_image", "caption_and_image", "image"]
-    assert [name for name, one in FORMATS.items() if one.writes] == ["caption_and_image", "image_to_caption", "text"]
+    assert [name for name, one in FORMATS.items() if one.draws] == [
+        "caption_to_image", "caption_and_image", "image", "image_and_caption", "document",
+    ]  # fmt: skip
+    assert [name for name, one in FORMATS.items() if one.writes] == [
+        "caption_and_image", "image_to_caption", "image_and_caption", "text", "document",
+    ]  # fmt: skip
+    assert (DESCRIBING, DRAWING_ALONE, DRAWING_CAPTIONS) == (
+        ("image_to_caption", "image_and_caption"), ("image", "image_and_caption"),
+        ("caption_to_image", "caption_and_image"),
+    )  # fmt: skip
+    for has_text, has_codes in ((True, True), (True, False), (False, True)):
+        assert [name for name, one in FORMATS.items() if one.fits(has_text, has_codes, True)] == ["document"]
     assert [name for name, one in FORMATS.items() if one.drops_captions] == ["caption_to_image", "caption_and_image"]
     assert [name for name, one in FORMATS.items() if one.fits(True, False)] == ["text"]
     assert [name for name, one in FORMATS.items() if one.fits(False, True)] == ["image"]
     assert {name: one.frame for name, one in FORMATS.items()} == {
-        "caption_to_image": 2, "caption_and_image": 4, "image": 2, "image_to_caption": 4, "text": 2
+        "caption_to_image": 2, "caption_and_image": 4, "image": 2, "image_to_caption": 4, "image_and_caption": 4,
+        "text": 2, "document": 2,
     }  # fmt: skip
 
 
@@ -148,7 +177,9 @@ def test_codes_of_any_integer_type_and_only_codes(vocabulary):
             vocabulary.image_offset + int(code) for code in CODES
         ]
     with pytest.raises(ValueError, match=r"code outside 0..7: values from 1 to 200"):
-        token_sequence(vocabulary, "image", None, np.array([1, 200], np.uint8))
+        token_sequence(vocabulary, "image", None, np.array([1, 200, 1, 1], np.uint8))
+    with pytest.raises(ValueError, match="3 codes for a picture of 4"):
+        token_sequence(vocabulary, "image", None, CODES[:3])
 
 
 def test_collate_pads_on_the_right(vocabulary):

@@ -19,6 +19,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from pipelines.loop import Loop
 from pipelines.muon import Muon, orthogonalized
 from pipelines.optimization import (
     FINAL_SHARE,
@@ -32,7 +33,7 @@ from pipelines.optimization import (
 )
 from pipelines.run import Run
 from pipelines.termination import EXIT_CODE, termination
-from pipelines.training import Loop, prefetch
+from pipelines.training import prefetch
 from pipelines.training_options import TrainingOptions
 
 
@@ -415,7 +416,7 @@ class Training:
         self.sampled: list[int] = []
         self.loop = Loop(
             Accelerator(cpu=True), self.run, self.options, self.model, optimizers, validate=self.validate,
-            sample=self.sampled.append, rate=("images", 4),
+            sample=lambda model, step: self.sampled.append(step), rate=("images", 4),
         )  # fmt: skip
         if self.options.resume:
             self.loop.resume()

@@ -1,0 +1,129 @@
+"""Documents of texts and pictures: continued as they were learned, and only with what can stand at each place."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lm.document_generation import generate_document
+from lm.losses import NextTokenLoss
+from lm.model import build_configuration, build_model
+from lm.sampling import SamplingSettings
+from lm.sequences import Picture, collate, document_sequence
+from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
+from pipelines.interleaved import InterleavedPipeline
+from tokenizer_image.preprocessing import Preprocessing
+from tokenizer_image.vqvae import VQVAE, VQVAEConfig
+
+SQUARE, WIDE = (16, 16), (8, 24)
+TEXTS = ["first a red dog", "then a blue cat", "the end"]
+
+
+def build(*sizes: tuple[int, int]) -> InterleavedPipeline:
+    torch.manual_seed(0)
+    tokenizer = VQVAE(VQVAEConfig(
+        image_size=16, hidden_sizes=[8, 16], num_res_blocks=1, code_dim=4, codebook_sizes=[16, 8],
+        preprocessing=Preprocessing(image_size=16).to_dict(),
+    )).eval()  # fmt: skip
+    vocabulary = MultimodalVocabulary.build(
+        train_text_tokenizer(TEXTS * 3, 300), num_codes=24, layout=tokenizer.layout(sizes[0]).to_dict(),
+        image_size=list(sizes[0]), image_tokenizer_fingerprint=tokenizer.fingerprint,
+        other_layouts={size: tokenizer.layout(size).to_dict() for size in sizes[1:]},
+    )  # fmt: skip
+    vocabulary.formats = ["document"]
+    config = build_configuration(vocabulary, num_layers=2, hidden_size=48, intermediate_size=96, num_heads=2,
+                                 max_positions=96)  # fmt: skip
+    return InterleavedPipeline(tokenizer, build_model(config).eval(), vocabulary)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> InterleavedPipeline:
+    """Has learned one document by heart."""
+    pipe = build(SQUARE, WIDE)
+    rows = [document_sequence(pipe.vocabulary, document(pipe.vocabulary))]
+    batch, module = collate(rows, pipe.vocabulary.pad_id), NextTokenLoss(pipe.model.train(), pipe.vocabulary.id_ranges)
+    optimizer = torch.optim.AdamW(pipe.model.parameters(), 5e-3)
+    for _ in range(60):
+        sums = module(**batch)
+        (sums["loss"] / sums["weight"]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert float(sums["loss"] / sums["weight"]) < 0.02
+    pipe.model.eval()
+    return pipe
+
+
+def document(vocabulary: MultimodalVocabulary) -> list[list[int] | Picture]:
+    rng = np.random.default_rng(0)
+
+    def picture(size: tuple[int, int]) -> Picture:
+        layout = vocabulary.layouts[size]
+        return Picture(rng.integers(layout["low"], layout["high"]), size)
+
+    texts = [vocabulary.encode_text(text) for text in TEXTS]
+    return [texts[0], picture(WIDE), texts[1], picture(SQUARE), picture(WIDE), texts[2]]
+
+
+@pytest.mark.parametrize("given", [0, 1, 2, 4, 5])
+def test_a_document_that_was_learned_goes_on(pipe, given):
+    parts = document(pipe.vocabulary)
+    prompt = document_sequence(pipe.vocabulary, parts[:given], whole=False).input_ids
+    settings = SamplingSettings(temperature=0)
+    found = generate_document(pipe.model, pipe.vocabulary, prompt, max_new_tokens=96 - len(prompt), text=settings,
+                              image=settings, generator=torch.Generator())  # fmt: skip
+    for ours, expected in zip(found, parts[given:], strict=True):
+        if isinstance(expected, Picture):
+            assert ours.size == expected.size and ours.codes.tolist() == expected.codes.tolist()
+        else:
+            assert ours == expected
+
+
+def test_parts_are_texts_and_pictures(pipe):
+    parts = pipe([TEXTS[0]], temperature=0).parts
+    assert [part if isinstance(part, str) else part.size for part in parts] == [
+        (24, 8), TEXTS[1], (16, 16), (24, 8), TEXTS[2]
+    ]  # fmt: skip
+    assert pipe([TEXTS[0], parts[0]], max_new_tokens=3, temperature=0).parts != []
+
+
+@pytest.mark.parametrize("sizes", [(SQUARE,), (SQUARE, WIDE)])
+def test_whatever_is_drawn_is_whole_and_repeats_under_its_seed(sizes):
+    pipe = build(*sizes)
+    picture = min(len(pipe.vocabulary.picture(size)) for size in sizes) + 2
+    pictures = 0
+    for seed in range(12):
+        parts = pipe(["a red dog"], max_new_tokens=60, seed=seed).parts
+        for part in parts:
+            assert isinstance(part, str) or (part.height, part.width) in sizes
+            pictures += not isinstance(part, str)
+        again = pipe(["a red dog"], max_new_tokens=60, seed=seed).parts
+        assert [part if isinstance(part, str) else part.tobytes() for part in parts] == [
+            part if isinstance(part, str) else part.tobytes() for part in again
+        ]
+        short = pipe(["a red dog"], max_new_tokens=picture - 1, seed=seed).parts
+        assert all(isinstance(part, str) for part in short), "no picture is begun that does not fit"
+    assert pictures > 0
+
+
+def test_bad_input(pipe):
+    with pytest.raises(TypeError, match=r"parts must be a list of texts and PIL images, got 'a dog'"):
+        pipe("a dog")
+    with pytest.raises(TypeError, match="part 1 must be a text or a PIL image, got 3"):
+        pipe(["a", 3])
+    with pytest.raises(
+        ValueError, match="the parts have .* which leaves no room in the model's 96 positions: give fewer"
+    ):
+        pipe([Image.new("RGB", (16, 16))] * 9)
+    with pytest.raises(ValueError, match="max_new_tokens=96 beside a prompt of .* give at most"):
+        pipe(["a"], max_new_tokens=96)
+    with pytest.raises(TypeError, match="InterleavedPipeline.* does not continue: load a model"):
+        InterleavedPipeline("a dog")
+    with pytest.raises(ValueError, match="a document is drawn without guidance"):
+        generate_document(pipe.model, pipe.vocabulary, [0], max_new_tokens=3, text=SamplingSettings(),
+                          image=SamplingSettings(2.0), generator=torch.Generator())  # fmt: skip
+    formats, pipe.vocabulary.formats = pipe.vocabulary.formats, ["caption_to_image"]
+    with pytest.raises(ValueError, match=r"continuing a document: .*train one with train_lm.py --formats document"):
+        pipe(["a"])
+    pipe.vocabulary.formats = formats

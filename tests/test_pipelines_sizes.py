@@ -1,0 +1,128 @@
+"""One model, pictures of several sizes: drawn, completed, described and scored."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lm.generation import generate_codes
+from lm.losses import NextTokenLoss
+from lm.model import build_configuration, build_model
+from lm.sequences import collate, image_prompt, token_sequence
+from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
+from pipelines.image_to_text import ImageToTextPipeline
+from pipelines.text_to_image import TextToImagePipeline
+from tokenizer_image.preprocessing import Preprocessing
+from tokenizer_image.vqvae import VQVAE, VQVAEConfig
+
+SQUARE, WIDE, TALL = (16, 16), (8, 24), (24, 8)
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def pipe(request) -> TextToImagePipeline:
+    torch.manual_seed(0)
+    tokenizer = VQVAE(VQVAEConfig(
+        image_size=16, patch_size=2, hidden_sizes=[8, 16], num_res_blocks=1, code_dim=4, codebook_sizes=[16, 8],
+        preprocessing=Preprocessing(image_size=16).to_dict(),
+    )).eval()  # fmt: skip
+    vocabulary = MultimodalVocabulary.build(
+        train_text_tokenizer(["a red dog", "a blue cat"] * 3, 300), num_codes=24,
+        layout=tokenizer.layout(SQUARE).to_dict(), image_size=list(SQUARE),
+        image_tokenizer_fingerprint=tokenizer.fingerprint,
+        other_layouts={size: tokenizer.layout(size).to_dict() for size in (WIDE, TALL)},
+    )  # fmt: skip
+    vocabulary.formats = ["caption_to_image", "image", "image_to_caption"]
+    config = build_configuration(vocabulary, architecture=request.param, num_layers=2, hidden_size=32,
+                                 intermediate_size=64, num_heads=2, max_positions=96)  # fmt: skip
+    model = build_model(config).eval()
+    with torch.no_grad():  # far from the start, where all codes are about alike
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return TextToImagePipeline(tokenizer, model, vocabulary)
+
+
+@pytest.mark.parametrize("size", [SQUARE, WIDE, TALL])
+def test_a_picture_of_any_size_is_drawn_as_transformers_would(pipe, size):
+    """Greedy, with guidance: two plain forward passes a token, size and end-of-row tokens where they belong."""
+    height, width = size
+    output = pipe("a red dog", temperature=0, guidance_scale=2.0, height=height, width=width)
+    assert output.images[0].size == (width, height)
+    vocabulary, picture = pipe.vocabulary, pipe.vocabulary.picture(size)
+    rows = [image_prompt(vocabulary, caption, size) for caption in ("a red dog", None)]
+    codes = []
+    with torch.no_grad():
+        for place in range(picture.places[0], len(picture)):
+            if place not in picture.places:
+                rows = [[*row, int(picture.ids[place])] for row in rows]
+                continue
+            low, high = picture.layout["low"][len(codes)], picture.layout["high"][len(codes)]
+            part = slice(vocabulary.image_offset + low, vocabulary.image_offset + high)
+            asked, alone = (pipe.model(torch.tensor([row])).logits[0, -1, part] for row in rows)
+            codes.append(low + int((alone + 2.0 * (asked - alone)).argmax()))
+            rows = [[*row, vocabulary.image_offset + codes[-1]] for row in rows]
+    assert output.codes[0].tolist() == codes
+    assert (
+        rows[0]
+        == token_sequence(
+            vocabulary, "caption_to_image", vocabulary.encode_text("a red dog"), np.array(codes), size
+        ).input_ids.tolist()
+    )
+
+
+def test_one_of_height_and_width_may_say_which(pipe):
+    assert pipe("a", height=24).images[0].size == (8, 24) and pipe("a", width=24).images[0].size == (24, 8)
+    assert pipe("a").images[0].size == (16, 16) and pipe("a", height=16).codes.shape == (1, 32)
+    with pytest.raises(ValueError, match=r"height=8, width=8: this model draws 16x16, 8x24, 24x8 pictures"):
+        pipe("a", height=8, width=8)
+    with pytest.raises(ValueError, match=r"width=17: this model draws"):
+        pipe("a", width=17)
+
+
+@pytest.mark.parametrize("size", [WIDE, SQUARE])
+def test_completion_keeps_the_codes_of_what_is_kept(pipe, size):
+    height, width = size
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8))
+    codes = pipe.encode_images(image, size)[0]
+    layout = pipe.vocabulary.layouts[size]
+    output = pipe.complete(image, "a red dog", keep_rows=height // 2, seed=1)
+    kept = torch.tensor(layout["row"]) < (max(layout["row"]) + 1) // 2
+    assert kept.any() and not kept.all()
+    assert output.codes[0][kept].equal(codes[kept]) and output.images[0].size == (width, height)
+    assert pipe.vary(image, redraw=0.3, seed=0).images[0].size == (width, height)
+    with pytest.raises(ValueError, match=r"the picture is 16x12 .*, this model's are 16x16, 24x8, 8x24: resize"):
+        pipe.complete(Image.new("RGB", (16, 12)), keep_rows=2)
+
+
+def test_pictures_are_described_and_scored_at_the_nearest_shape(pipe):
+    images = [
+        Image.new("RGB", size, color) for size, color in (((40, 40), "red"), ((90, 30), "blue"), ((9, 30), "red"))
+    ]
+    assert pipe.sizes_of(images) == [SQUARE, WIDE, TALL]
+    describe = ImageToTextPipeline(pipe.image_tokenizer, pipe.model, pipe.vocabulary)
+    together = describe(images, max_new_tokens=5).texts
+    assert together == [describe(one, max_new_tokens=5).texts[0] for one in images]
+    wide = pipe.score("a red dog", images[1])
+    assert wide.nats.shape == (1, 2 * 2 * 6) and wide.codes.equal(pipe.encode_images(images[1], WIDE))
+    sequence = token_sequence(
+        pipe.vocabulary, "caption_to_image", pipe.vocabulary.encode_text("a red dog"), wide.codes[0].numpy(), WIDE
+    )
+    sums = NextTokenLoss(pipe.model, pipe.vocabulary.id_ranges)(**collate([sequence], pipe.vocabulary.pad_id))
+    assert float(wide.total) == pytest.approx(float(sums["image_nats"]), rel=1e-5)
+    with pytest.raises(ValueError, match="several shapes: score those of one shape together"):
+        pipe.score("a red dog", images)
+
+
+def test_neighbours_and_previews(pipe):
+    settings = {"height": 8, "seed": 3, "guidance_scale": 1.5}
+    together = pipe(["a red dog", "a blue cat"], **settings).codes
+    assert together[1:].equal(pipe("a blue cat", **settings).codes)
+    *_, last = pipe.previews("a blue cat", every=5, **settings)
+    assert last.codes.equal(together[1:]) and last.images[0].size == (24, 8)
+
+
+def test_prompts_that_leave_no_room(pipe):
+    prompt = image_prompt(pipe.vocabulary, "a red dog " * 40, WIDE)
+    with pytest.raises(ValueError, match=r"prompt 0 has \d+ tokens, but at most \d+ leave room"):
+        generate_codes(pipe.model, pipe.vocabulary, [prompt], size=WIDE, generators=[torch.Generator()])
