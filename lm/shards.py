@@ -201,6 +201,10 @@ class Shard:
                 found[kind_name(*has)] = int(rows.sum())
         return found
 
+    def entry(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        return {"name": self.folder.name, "rows": self.rows, "kinds": self.kinds()}
+
 
 def kind_name(has_text: bool, has_codes: bool, interleaved: bool) -> str:
     """What a row has, in a word: "text codes", "text codes interleaved", "" for one that has nothing."""

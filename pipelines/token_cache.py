@@ -192,10 +192,7 @@ class TokenCacheWriter:
             raise ValueError(
                 f"token cache {self.folder}: shards {', '.join(missing)} are missing; run the command again"
             )
-        shards = []
-        for entry in self.shards:
-            shard = Shard(self.folder / entry["name"])
-            shards.append({"name": entry["name"], "rows": shard.rows, "kinds": shard.kinds()})
+        shards = [Shard(self.folder / shard["name"]).entry() for shard in self.shards]
         rows = sum(shard["rows"] for shard in shards)
         if rows == 0:
             raise ValueError(f"token cache {self.folder}: no row of {self.source.name} has pictures that can be read")

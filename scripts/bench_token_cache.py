@@ -78,7 +78,7 @@ def write_cache(folder: Path, rows: int, shard_rows: int, fingerprint: str) -> i
         documents = [Document(codes[place], [(SIDE, SIDE)], [text]) for place, text in enumerate(texts)]
         name = f"shard-{index:05d}"
         write_shard(folder / name, documents, dtype)
-        shards.append({"name": name, "rows": count, **Shard(folder / name, count).kinds()})
+        shards.append(Shard(folder / name, count).entry())
     write_manifest(folder, {"image_tokenizer_fingerprint": fingerprint, "num_codes": NUM_CODES, "shards": shards})
     return caption_bytes
 
@@ -86,13 +86,14 @@ def write_cache(folder: Path, rows: int, shard_rows: int, fingerprint: str) -> i
 def first_batch(folder: Path, tokenizer: Any) -> float:
     """Seconds from a closed cache to the first batch: vocabulary, order, captions and tokens."""
     from lm.cache import TokenCache
-    from lm.data import BatchOrder, CaptionedPictures
+    from lm.data import SequenceSource
+    from lm.order import BatchOrder
     from pipelines.language_model import build_vocabulary
 
     def run() -> None:
         cache = TokenCache(folder)
-        settings = SimpleNamespace(text_tokenizer=None, text_vocab_size=4096, default_guidance=2.0)
-        source = CaptionedPictures(cache, build_vocabulary(settings, tokenizer, cache))
+        settings = SimpleNamespace(text_tokenizer=None, text_vocab_size=4096, default_guidance=2.0, picture_sizes=list)
+        source = SequenceSource(cache, build_vocabulary(settings, tokenizer, cache))
         next(BatchOrder(source, 64).batches())
 
     return seconds(run)

@@ -123,8 +123,11 @@ def test_documents_become_rows(tokenizer, tokenizer_folder, tmp_path, monkeypatc
         assert (document.order, document.texts, document.label) == (order, texts, -1)
         assert (cache.order(row), cache.image_sizes(row)) == (order, [(8, 8)] * len(pictures))
         assert document.codes.tolist() == np.concatenate([[], *(own[n] for n in pictures)]).tolist()
-    counts = [cache.count(text, codes) for text, codes in ((True, True), (True, False), (False, True), (False, False))]
-    assert counts == [3, 1, 1, 0]
+    kinds = [(True, True), (True, False), (False, True), (False, False)]
+    assert [[cache.count(*kind, parts) for kind in kinds] for parts in (False, True)] == [[0, 1, 1, 0], [3, 0, 0, 0]]
+    assert cache.interleaved and cache.has_texts
+    del cache.manifest["shards"][0]["kinds"]
+    assert cache.count(True, True, True) == 3, "counted, where a manifest does not tell"
 
 
 def test_a_document_without_one_of_its_pictures_is_left_out(tokenizer, tokenizer_folder, tmp_path, capsys):
