@@ -26,3 +26,10 @@ def test_a_row_without_a_gpu(tmp_path):
     ]
     with pytest.raises(ValueError, match="--only two_pictures: choose one of one_picture, "):
         main(BenchOptions(only="two_pictures"))
+
+
+def test_a_row_without_a_trained_model(tmp_path):
+    main(BenchOptions(only="cold_start", model=str(tmp_path / "none"), output=str(tmp_path / "rows.json")))
+    assert json.loads((tmp_path / "rows.json").read_text()) == [
+        {"what": "cold_start", "value": None, "unit": "s", "target": None, "higher_is_better": False}
+    ]
