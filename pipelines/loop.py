@@ -19,6 +19,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from pipelines.checkpoint import gather_state, load_state
+from pipelines.compilation import eager
 from pipelines.distribution import all_finite, gathered, is_sharded, reshard, whole_copy
 from pipelines.optimization import AveragedWeights, learning_rate_share, set_learning_rate
 from pipelines.run import Run, peak_memory
@@ -244,7 +245,7 @@ class Loop:
             return
         self._validated_at = self.step if validate else self._validated_at
         self._sampled_at = self.step if sample else self._sampled_at
-        with self._timed_beside(), self.averaged():
+        with self._timed_beside(), self.averaged(), eager(self.model):
             better = self._validate() if validate else False
             if not (sample or better):
                 return

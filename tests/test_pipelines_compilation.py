@@ -15,7 +15,7 @@ from lm.model import build_configuration, build_model
 from lm.sequences import collate, token_sequence
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines import compilation
-from pipelines.compilation import compile_layers, repeated_layers
+from pipelines.compilation import compile_layers, eager, repeated_layers
 from tokenizer_image.layout import build_layout
 
 
@@ -32,17 +32,21 @@ def parts(monkeypatch):
     model = build_model(build_configuration(vocabulary, max_positions=64, **sizes)).train()
 
     class Order:
-        def __init__(self, source, batch_size, seed) -> None:
+        def __init__(self, source, batch_size, seed, pack_length=None) -> None:
             text = vocabulary.encode_text("a red dog " * batch_size)
             rows = [token_sequence(vocabulary, "caption_to_image", text, np.arange(4)) for _ in range(batch_size)]
             self.batch = collate(rows, vocabulary.pad_id)
 
         def batches(self):
             while True:
-                yield [self.batch]
+                yield None, [self.batch]
 
     monkeypatch.setattr(compilation, "BatchOrder", Order)
-    return NextTokenLoss(model, vocabulary.id_ranges), SimpleNamespace(source=None, seed=0), Order(None, 4, 0).batch
+    return (
+        NextTokenLoss(model, vocabulary.id_ranges),
+        SimpleNamespace(source=None, seed=0, pack_length=None),
+        Order(None, 4, 0).batch,
+    )
 
 
 def test_a_compiler_that_fails_is_left_out(parts, monkeypatch, capsys):
@@ -81,3 +85,28 @@ def test_layers_are_compiled_once_for_all_shapes(parts, monkeypatch, capsys):
     assert torch.allclose(module(**batch)["loss"].detach(), expected, rtol=1e-5)
     assert len(graphs) == before and all(p.grad is None for p in module.parameters())
     assert [name for name, _ in module.model.named_parameters()][0] == "model.embed_tokens.weight", "names stay"
+
+
+def test_what_is_not_training_runs_uncompiled(parts, monkeypatch):
+    """Validation and sample pictures would otherwise compile every layer again, in the middle of a run."""
+    module, order, batch = parts
+    original, runs = torch.nn.Module.compile, []
+
+    def counting(graph, inputs):
+        def run(*values):
+            runs.append(1)
+            return graph(*values)
+
+        return run
+
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **settings: original(self, backend=counting, **settings)
+    )
+    assert compile_layers(Accelerator(cpu=True), module, order)
+    module(**batch)
+    used = len(runs)
+    with eager(module.model):
+        module(**batch)
+    assert len(runs) == used > 0, "nothing compiled ran"
+    module(**batch)
+    assert len(runs) > used, "and it is back"
