@@ -58,7 +58,7 @@ def check_can_rank(pipe: MultimodalPipeline, prompts: Sequence[str | None]) -> N
         raise ValueError(f"{use}: give a prompt, or a ranker")
     pipe.vocabulary.check_trained(
         use, *DESCRIBING,
-        remedy="give a ranker, or train with train_lm.py --formats caption_to_image image_to_caption",
+        remedy="give a ranker, or train with train_lm.py --formats caption_to_image image_and_caption",
     )  # fmt: skip
     positions = getattr(pipe.model.config, "max_position_embeddings", None)
     for text in prompts:

@@ -286,9 +286,10 @@ def test_a_killed_job_goes_on_where_it_stopped(tokenizer_folder, tmp_path):
 
 def test_two_writers_of_the_same_shards_at_once(tokenizer_folder, tmp_path, whole):
     jobs = [start_job(tokenizer_folder, tmp_path, "--max_examples", "100", "--shard_rows", "16") for _ in range(2)]
-    for one in jobs:
-        output, _ = one.communicate(timeout=300)
-        assert one.returncode == 0 and "is whole: 100 rows" in output, output
+    said = [one.communicate(timeout=300)[0] for one in jobs]
+    assert [one.returncode for one in jobs] == [0, 0], said
+    # The one that ends first may find a shard in the other's hands, and then leaves the manifest to it.
+    assert any("is whole: 100 rows" in output for output in said), said
     assert content(tmp_path / "cache") == whole
 
 

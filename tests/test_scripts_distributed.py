@@ -196,7 +196,7 @@ def launch(folder: Path, config: Path | str, script: str, words: list[str]) -> s
 def flags(options: train_lm.Options) -> list[str]:
     words: list[str] = []
     for name, value in vars(options).items():
-        if value is not None and value is not False:
+        if value is not None and value is not False and value != []:
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return words
 
