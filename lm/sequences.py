@@ -17,7 +17,7 @@ follows each begin_image, learned where begin_image is (where nobody has asked f
 among the codes, never learned (`lm.vocabulary.PictureTokens`).
 
 `image_and_caption` teaches to describe, and its codes, which have no text before them, what `image` teaches: beside
-`caption_to_image` it can take the place of caption dropout, and then describing costs drawing next to nothing.
+`caption_to_image` it takes the place of caption dropout, and then describing costs drawing next to nothing.
 
 `image` is also what caption dropout makes of the first two; its prompt is the unconditional one of classifier-free
 guidance (Ho and Salimans 2022). Where nothing after the last code is learned, the sequence ends with it: end_image and

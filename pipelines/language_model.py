@@ -155,7 +155,7 @@ def build_parts(
         if vectors is not None:
             start_code_rows(model, vocabulary, vectors)
     # Guidance needs what caption dropout teaches.
-    dropped = options.caption_dropout > 0 and any(FORMATS[name].drops_captions for name in options.mixture())
+    dropped = options.dropout() > 0 and any(FORMATS[name].drops_captions for name in options.mixture())
     alone = dropped or any(FORMATS[name].draws_alone for name in options.mixture())
     vocabulary.default_guidance = options.default_guidance if alone else 1.0
     return model, vocabulary
@@ -186,7 +186,7 @@ def build_source(
 ) -> SequenceSource:
     """The rows of a cache in the options' formats, no longer than what the options allow and the model can take."""
     longest = min(longest_sequence(options, vocabulary.longest_picture, cache.interleaved), max_positions(model.config))
-    dropout = 0.0 if validation else options.caption_dropout
+    dropout = 0.0 if validation else options.dropout()
     drop = options.long_sequences == "drop" and not validation  # every row is validated on, cropped where need be
     return SequenceSource(cache, vocabulary, dropout, options.mixture(), longest, drop)
 

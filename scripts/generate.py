@@ -42,7 +42,7 @@ class GenerateOptions:
         default=None,
         metadata={
             "help": "draw so many for each prompt and keep those after which the model finds it likeliest (models that "
-            "have learned image_to_caption)"
+            "have learned to describe)"
         },
     )
     negative_prompt: str | None = field(default=None, metadata={"help": "what to lead away from"})

@@ -10,37 +10,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pipelines.data_options import CacheOptions
+from pipelines.sequence_options import SequenceOptions
 from pipelines.training_options import TrainingOptions, option
 
 
 @dataclass
-class Options(CacheOptions, TrainingOptions):
+class Options(SequenceOptions, CacheOptions, TrainingOptions):
     """Train a language model on mixed sequences."""
 
     script: ClassVar[str | None] = "train_lm.py"
     above_zero: ClassVar[tuple[str, ...]] = (
-        *TrainingOptions.above_zero, "gradient_accumulation_steps", "max_caption_tokens", "text_vocab_size",
-        "num_layers", "hidden_size", "intermediate_size", "num_heads", "text_loss_weight", "image_loss_weight",
-        "max_length", "pack_length",
+        *TrainingOptions.above_zero, *SequenceOptions.above_zero, "gradient_accumulation_steps", "text_vocab_size",
+        "num_layers", "hidden_size", "intermediate_size", "num_heads",
     )  # fmt: skip
     not_negative: ClassVar[tuple[str, ...]] = (
-        *TrainingOptions.not_negative, "caption_dropout", "default_guidance", "z_loss_weight",
+        *TrainingOptions.not_negative, *SequenceOptions.not_negative, "z_loss_weight",
     )  # fmt: skip
     output_dir: str = option("runs/model", "folder of the run and of the model")
-    formats: list[str] = field(
-        default_factory=lambda: ["caption_to_image=1"],
-        metadata={
-            "help": "sequence formats and how often each is learned, e.g. caption_to_image=3 image_to_caption=1: "
-            "caption_to_image, caption_and_image (the caption is learned too), image, image_to_caption, "
-            "image_and_caption (both learned, in place of caption dropout), text, document (interleaved rows)"
-        },
-    )
-    unconditional: bool = option(False, "learn pictures alone, without captions (--formats image)")
     lm_name_or_path: str | None = option(None, "start from this causal LM of transformers, on disk or Hub")
     text_tokenizer: str | None = option(None, "a tokenizer of transformers, on disk or Hub (default: train a BPE)")
     text_vocab_size: int = option(4096, "most tokens of the BPE that is trained on the captions")
@@ -52,59 +43,12 @@ class Options(CacheOptions, TrainingOptions):
     num_heads: int | None = option(None, "overrides that of --lm_size")
     optimizer: str = option("adamw", "'adamw', or 'muon' for the inner matrices")
     muon_learning_rate: float = option(0.02, "peak learning rate of Muon, on AdamW's scale")
-    max_caption_tokens: int = option(64, "longer captions lose their end")
-    max_length: int | None = option(
-        None, "most tokens of a sequence (default: a picture and its caption; documents 1024)"
-    )
-    long_sequences: str = option("crop", "what is done with longer ones: 'crop' or 'drop'")
-    pack_length: int | None = option(
-        None, "tokens of a row that several sequences share: --batch_size then counts such rows (default: no packing)"
-    )
     batch_size: int = option(64, "sequences a step, over all processes and accumulation steps")
     gradient_accumulation_steps: int = option(1, "parts in which a process works through its share of a batch")
-    caption_dropout: float = option(0.1, "share of pictures that are learned without their caption, for guidance")
-    text_loss_weight: float = option(1.0, "what the mean loss of text counts, where --formats learn text and pictures")
-    image_loss_weight: float = option(7.0, "what the mean loss of image codes counts beside it")
     z_loss_weight: float = option(0.0, "weight of the squared log-partition; 1e-5 keeps large models' logits in bounds")
     gradient_checkpointing: bool = option(False, "compute layers again in the backward pass: less memory, more time")
     compile: bool = option(False, "compile the layers first (torch.compile); needs a C++ compiler on a CPU")
     keep_best: bool = option(True, "keep the averaged weights of the best validation in checkpoints/best")
-    default_guidance: float = option(
-        2.0, "the pipeline's guidance scale when none is given; 1 if --caption_dropout is 0"
-    )
-
-    def check(self) -> None:
-        super().check()
-        if self.caption_dropout > 1:
-            raise ValueError(f"--caption_dropout {self.caption_dropout} is out of range: give a share, 0 to 1")
-        if self.unconditional and self.formats != Options().formats:
-            raise ValueError(f"--unconditional and --formats {' '.join(self.formats)} exclude each other: give one")
-        if self.long_sequences not in ("crop", "drop"):
-            raise ValueError(f"--long_sequences {self.long_sequences!r}: choose crop or drop")
-        from pipelines.language_model import loss_shares
-
-        loss_shares(self, self.mixture())
-
-    def mixture(self) -> dict[str, float]:
-        """Weight of each sequence format."""
-        from lm.sequences import FORMATS, parse_mixture
-
-        if self.unconditional:
-            return {"image": 1.0}
-        try:
-            found = parse_mixture(self.formats)
-        except ValueError as error:
-            raise ValueError(f"--formats: {error}") from error
-        mixture: dict[str, float] = {}
-        for name, weight in found.items():
-            name = "image" if self.caption_dropout == 1 and FORMATS[name].drops_captions else name
-            mixture[name] = mixture.get(name, 0.0) + weight
-        return mixture
-
-    @property
-    def needs_captions(self) -> bool:
-        """Whether there is something that cannot be learned without captions."""
-        return set(self.mixture()) != {"image"}
 
     def sizes(self, tokens_per_image: int) -> dict[str, Any]:
         """What is said about the shape of the language model."""

@@ -295,7 +295,10 @@ def test_a_ranker_is_told_the_prompt(flat):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"best_of": 4}, "not trained for that .* image_to_caption or image_and_caption.: give a ranker, or train with .*image_and_caption"),
+        (
+            {"best_of": 4},
+            "not trained for that .* image_to_caption or image_and_caption.: give a ranker, or train with .*image_and",
+        ),
         ({"ranker": redness}, "a ranker chooses among pictures: say with best_of how many to draw"),
         ({"best_of": 1, "ranker": redness, "num_images_per_prompt": 2}, "best_of must be at least 2, got 1"),
         ({"best_of": 2, "ranker": lambda images, prompt: [1.0]}, r"the ranker gave \[1.0\] for 2 pictures"),

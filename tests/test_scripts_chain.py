@@ -546,7 +546,7 @@ def test_documents_of_two_sizes(tokenizer_folder, tmp_path, capsys, monkeypatch,
 
 def test_one_model_draws_several_sizes(tokenizer_folder, tmp_path):
     options = stage_2(tmp_path / "model", tokenizer_folder, image_sizes=["16x16", "8x24"],
-                      formats=["caption_to_image=3", "image_and_caption=1"], caption_dropout=0.0)  # fmt: skip
+                      formats=["caption_to_image=3", "image_and_caption=1"], caption_dropout=None)  # fmt: skip
     pipe = TextToImagePipeline.from_pretrained(train(options))
     assert (
         pipe.vocabulary.formats == ["caption_to_image", "image_and_caption"] and pipe.vocabulary.default_guidance == 2
