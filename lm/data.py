@@ -17,6 +17,9 @@ from lm.vocabulary import MultimodalVocabulary, Size
 ROW_ORDER, BLOCK_ORDER, CHOICES, BUCKETS = range(4)
 
 
+HELD_TOKENS = 5_000_000  # token ids that are kept, at about 36 bytes
+
+
 def keyed_generator(*key: int) -> np.random.Generator:
     """A generator that depends on its key alone."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
@@ -61,6 +64,7 @@ class SequenceSource:
         max_length: most tokens of a sequence.
         drop_long: leave longer ones out, in place of cropping them: a caption loses its end, an interleaved row what
             does not fit (a picture whole, a text its end, and all that follows).
+        max_caption_tokens: longer captions lose their end, too, whatever `max_length`.
         cropped, dropped: how many were, so far.
     """
 
@@ -70,12 +74,14 @@ class SequenceSource:
     mixture: dict[str, float] = field(default_factory=default_mixture)
     max_length: int = 1 << 30
     drop_long: bool = False
+    max_caption_tokens: int = 1 << 30
     cropped: int = field(default=0, init=False)
     dropped: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         check_mixture(self.mixture)
         self._encoded: dict[str, list[int]] = {}
+        self._held = 0  # tokens in there
         self._pictures_everywhere = not (self.cache.count(True, False) or self.cache.count(False, False))
         # Names and running sums of weights, by what a row has: text, codes, an order of its own.
         self._possible: dict[tuple[bool, bool, bool], tuple[list[str], list[float]]] = {}
@@ -137,13 +143,15 @@ class SequenceSource:
         return made
 
     def _encode(self, texts: Sequence[str]) -> None:
-        """Have the token ids of texts at hand, each tokenized once."""
+        """Have the token ids of texts at hand, each tokenized once, and no longer than a sequence may be and one."""
         new = list(set(texts) - self._encoded.keys())
-        if len(self._encoded) + len(new) > 1_000_000:
+        if self._held > HELD_TOKENS:
             self._encoded.clear()
-            new = list(set(texts))
+            self._held, new = 0, list(set(texts))
         if new:
-            self._encoded.update(zip(new, self.vocabulary.encode_texts(new), strict=True))
+            found = [ids[: self.max_length + 1] for ids in self.vocabulary.encode_texts(new)]
+            self._encoded.update(zip(new, found, strict=True))
+            self._held += sum(map(len, found)) + len(found)
 
     def _item(self, row: int, name: str, texts: list[list[int]]) -> tuple[Item, bool]:
         """A captioned row, its text cut to fit, and whether it had to be."""
@@ -155,6 +163,7 @@ class SequenceSource:
                 f"a picture in the format {name} takes {used} tokens, more than the {self.max_length} that a sequence "
                 "may have: raise --max_length"
             )
+        room = min(room, self.max_caption_tokens) if layout.has_codes else room
         own = tuple(text[:room] for text in texts)
         return Item(row, name, own, length=used + sum(map(len, own))), any(len(text) > room for text in texts)
 
@@ -164,9 +173,14 @@ class SequenceSource:
         kept, length = "", FORMATS[name].frame
         own: list[list[int]] = []
         for part in order:
-            needed = len(self.vocabulary.picture(self._known(next(sizes)))) + 2 if part == "i" else len(texts[len(own)])
+            needed = len(self.vocabulary.picture(next(sizes))) + 2 if part == "i" else len(texts[len(own)])
             room = self.max_length - length
             if needed > room and (part == "i" or room <= 0):
+                if not kept:
+                    raise ValueError(
+                        f"a picture in the format {name} takes {needed + length} tokens, more than the "
+                        f"{self.max_length} that a sequence may have: raise --max_length"
+                    )
                 break
             if part == "t":
                 own.append(texts[len(own)][:room])
@@ -176,12 +190,9 @@ class SequenceSource:
         whole = kept == order and all(len(a) == len(b) for a, b in zip(own, texts, strict=True))
         return Item(row, name, tuple(own), kept, whole, length if whole else length - 1), not whole
 
-    def _size(self, row: int) -> Size | None:
-        """Size of a captioned picture, None for the default."""
-        return self._known(self.cache.image_sizes(row)[0]) if self.vocabulary.other_layouts else None
-
-    def _known(self, size: Size) -> Size | None:
-        return size if self.vocabulary.other_layouts else None
+    def _size(self, row: int) -> Size:
+        """Size of a captioned picture."""
+        return self.cache.image_sizes(row)[0]
 
     def sequence(self, item: Item) -> TokenSequence:
         """The sequence of one row."""
@@ -197,7 +208,7 @@ class SequenceSource:
             if part == "t":
                 parts.append(next(texts))
                 continue
-            size = self._known(next(sizes))
+            size = next(sizes)
             count = len(self.vocabulary.picture(size).places)
             parts.append(Picture(codes[start : start + count], size))
             start += count

@@ -9,6 +9,24 @@ import torch
 
 from lm.attention import NAME as SHORT_ATTENTION
 
+# Feed-forward parts of two matrices; all others have three, one of them a gate.
+UNGATED = frozenset(
+    [
+        "gpt2",
+        "gpt_neo",
+        "gptj",
+        "gpt_neox",
+        "opt",
+        "bloom",
+        "falcon",
+        "phi",
+        "codegen",
+        "starcoder2",
+        "gpt_bigcode",
+        "mpt",
+    ]
+)
+
 
 def layer_products(config: Any) -> tuple[int, int]:
     """(multiplications of one token with all weights of one layer, width of all its queries together).
@@ -21,7 +39,7 @@ def layer_products(config: Any) -> tuple[int, int]:
     queries = heads * head_dim
     keys = (getattr(config, "num_key_value_heads", None) or heads) * head_dim
     attention = hidden * queries + 2 * hidden * keys + queries * hidden
-    gpt2 = config.model_type in ("gpt2", "gpt_neo", "gptj", "gpt_neox", "opt")
+    gpt2 = config.model_type in UNGATED
     intermediate = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
     return attention + (2 if gpt2 else 3) * hidden * intermediate, queries
 

@@ -141,6 +141,8 @@ class NativeStepper(Stepper):
             raise RuntimeError(library)
         name = str(model.dtype).removeprefix("torch.")
         self._step, self._map = getattr(library, f"step_{name}"), getattr(library, f"map_{name}")
+        # What is read by its address must stay, even if the model is moved or cast while it draws.
+        self._kept = [parameter.data for parameter in model.parameters()]
         config, rows = model.config, len(prompts)
         self._places, self._first = self._length + num_new_tokens, self._length
         self._room = [self._with_room(layer.keys, layer.values) for layer in self._cache.layers]

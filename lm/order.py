@@ -58,6 +58,7 @@ class BatchOrder:
     pack_length: int | None = None
 
     def __post_init__(self) -> None:
+        self._order: tuple[int, np.ndarray] | None = None
         rows = len(self.source.cache)
         if self.pack_length is None:
             if rows < self.batch_size:
@@ -82,8 +83,7 @@ class BatchOrder:
 
     def window_batches(self, epoch: int, index: int) -> list[list[Row]]:
         """All batches of one window."""
-        order = keyed_generator(self.seed, ROW_ORDER, epoch).permutation(len(self.source.cache))
-        items = self._items(epoch, order[index * self.window : (index + 1) * self.window])
+        items = self._items(epoch, self._rows(epoch)[index * self.window : (index + 1) * self.window])
         shuffle = keyed_generator(self.seed, BLOCK_ORDER, epoch, index).permutation
         if self.pack_length:
             rows = packed(items, self.pack_length)
@@ -98,6 +98,13 @@ class BatchOrder:
         lengths += keyed_generator(self.seed, BUCKETS, epoch, index).random(len(items)) * self.mix
         by_length = np.argsort(lengths, kind="stable").reshape(-1, self.batch_size)
         return [[[items[place]] for place in block] for block in shuffle(by_length)]
+
+    def _rows(self, epoch: int) -> np.ndarray:
+        """All rows in the order of an epoch; kept until another epoch is asked for."""
+        if self._order is None or self._order[0] != epoch:
+            shuffled = keyed_generator(self.seed, ROW_ORDER, epoch).permutation(len(self.source.cache))
+            self._order = epoch, shuffled
+        return self._order[1]
 
     def _items(self, epoch: int, rows: np.ndarray) -> list[Item]:
         return self.source.items(rows, self.source.choose(self.seed, epoch, rows))

@@ -284,8 +284,8 @@ def collate(
     """
     packs = [[row] if isinstance(row, TokenSequence) else row for row in rows]
     sizes = [sum(map(len, pack)) for pack in packs]
+    packed = length is not None or any(len(pack) > 1 for pack in packs)
     length = length or -(-max(sizes) // multiple_of) * multiple_of
-    packed = any(len(pack) > 1 for pack in packs)
     shape = (len(rows), length)
     input_ids, labels = np.full(shape, pad_id, np.int64), np.full(shape, IGNORED, np.int64)
     loss_weights, positions = np.zeros(shape, np.float32), np.empty(shape, np.int64)

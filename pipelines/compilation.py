@@ -72,6 +72,6 @@ def _try(accelerator: Accelerator, module: NextTokenLoss, order: BatchOrder) -> 
     with torch.random.fork_rng(devices=cuda):
         for rows in (2, 3):
             _, micro_batches = next(BatchOrder(order.source, rows, order.seed, pack_length=order.pack_length).batches())
-            with accelerator.autocast() if device == home else nullcontext():
+            with accelerator.autocast() if device.type == home.type else nullcontext():
                 sums = module(**{name: tensor.to(home) for name, tensor in micro_batches[0].items()})
             sums["loss"].backward()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lm.sequences import FORMATS
+from lm.sequences import DRAWING_ALONE, FORMATS
 from tokenizer_image.metrics import CodeUsage, mse, psnr, ssim
 from tokenizer_image.preprocessing import Preprocessing, to_pixel_values
 
@@ -140,12 +140,12 @@ def nats_per_code(
     """
     from lm.generation import longest_prompt
     from lm.losses import NextTokenLoss
-    from lm.sequences import collate, token_sequence
+    from lm.sequences import collate, image_prompt, token_sequence
 
     model, vocabulary = pipeline.model.eval(), pipeline.vocabulary
     loss = NextTokenLoss(model, vocabulary.id_ranges)
     limit = longest_prompt(model, vocabulary)
-    room = None if limit is None else max(0, limit - 2)  # begin of text and of the picture
+    room = None if limit is None else max(0, limit - len(image_prompt(vocabulary, None)))
     lengths = [0 if caption is None else len(caption) for caption in captions]
     by_length = np.argsort(lengths, kind="stable")  # so that little is computed on padding
     nats, count = 0.0, 0
@@ -190,9 +190,11 @@ def draws_from_captions(pipeline: Any) -> bool:
 
 def sample_rows(pipeline: Any, source: Any, seed: int, sampling: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Four pictures for each of the first few captions of a data set, to look at; where there are none, or none were
-    learned, four alone."""
+    learned, four alone; none where neither is learned."""
     found = first_captions(source, range(min(64, len(source)))) if draws_from_captions(pipeline) else []
     captions = list(dict.fromkeys(caption for caption in found if caption))[:8]
+    if not captions and not set(DRAWING_ALONE) & set(pipeline.vocabulary.formats):
+        return []
     if not captions:
         images = pipeline(None, num_images_per_prompt=4, seed=seed, **sampling).images
         return [("without a caption", images)]

@@ -80,7 +80,18 @@ def load_vocabulary(options: Any, tokenizer: ImageTokenizer) -> MultimodalVocabu
             f"--init_from {options.init_from} was trained with another image tokenizer: give its own as "
             f"--image_tokenizer {Path(str(options.init_from)) / 'image_tokenizer'}"
         )
+    side = tokenizer.config.image_size
+    others = [size for size in options.picture_sizes() or [(side, side)] if size not in vocabulary.layouts]
+    if others:
+        raise ValueError(
+            f"--image_sizes: --init_from {options.init_from} knows {_sizes_line(vocabulary.layouts)}, not "
+            f"{_sizes_line(others)}: give sizes that it knows"
+        )
     return vocabulary
+
+
+def _sizes_line(sizes: Iterable[tuple[int, int]]) -> str:
+    return ", ".join(f"{height}x{width}" for height, width in sizes)
 
 
 def check_parts(options: Any, tokenizer: ImageTokenizer) -> None:
@@ -92,7 +103,8 @@ def check_parts(options: Any, tokenizer: ImageTokenizer) -> None:
         )
     if options.init_from:
         load_vocabulary(options, tokenizer)
-        check_sizes(options, "init_from", AutoConfig.from_pretrained(Path(options.init_from) / "lm"), "text_tokenizer")
+        config = AutoConfig.from_pretrained(Path(options.init_from) / "lm")
+        check_sizes(options, "init_from", config, "text_tokenizer", "text_vocab_size")
     elif options.lm_name_or_path:
         config = load_configuration(options.lm_name_or_path)
         check_sizes(options, "lm_name_or_path", config, "text_vocab_size")
@@ -104,6 +116,11 @@ def check_parts(options: Any, tokenizer: ImageTokenizer) -> None:
         model_sizes(**options.sizes(tokenizer.tokens_per_image))
         if options.text_tokenizer:
             load_text_tokenizer(options.text_tokenizer)
+            if options.text_vocab_size != type(options).text_vocab_size:
+                raise ValueError(
+                    f"--text_vocab_size {options.text_vocab_size} is of a BPE that is trained here: leave it out, or "
+                    f"--text_tokenizer {options.text_tokenizer}"
+                )
 
 
 def _longest_picture(options: Any, tokenizer: ImageTokenizer) -> int:
@@ -175,7 +192,8 @@ def loss_shares(options: Any, names: Iterable[str]) -> tuple[float, float]:
     if changed and not all(learned):
         raise ValueError(
             f"{' and '.join(changed)} has no effect: --formats {' '.join(options.mixture())} learns only "
-            f"{'text' if learned[0] else 'image codes'}; leave it out, or add a format (caption_and_image learns both)"
+            f"{'text' if learned[0] else 'image codes'}; leave it out, or add a format "
+            "(caption_and_image learns both; so does document, of interleaved rows)"
         )
     text, image = (weight * kind for weight, kind in zip(weights.values(), learned, strict=True))
     return text / (text + image), image / (text + image)
@@ -188,7 +206,7 @@ def build_source(
     longest = min(longest_sequence(options, vocabulary.longest_picture, cache.interleaved), max_positions(model.config))
     dropout = 0.0 if validation else options.dropout()
     drop = options.long_sequences == "drop" and not validation  # every row is validated on, cropped where need be
-    return SequenceSource(cache, vocabulary, dropout, options.mixture(), longest, drop)
+    return SequenceSource(cache, vocabulary, dropout, options.mixture(), longest, drop, options.max_caption_tokens)
 
 
 def formats_line(source: SequenceSource) -> str:

@@ -54,7 +54,8 @@ class Learner:
         """Forward, backward and the optimizers, on this process's micro-batches."""
         accelerator, offset, device = self.accelerator, self.vocabulary.image_offset, self.accelerator.device
         # Means over all ranks and micro-batches: a mean of their means is wrong where captions differ in length.
-        labels = accelerator.reduce(label_weights(micro_batches, offset).to(device), "sum").tolist()
+        wide = torch.float32 if device.type == "mps" else torch.float64  # mps has nothing wider
+        labels = accelerator.reduce(label_weights(micro_batches, offset).to(device, wide), "sum").tolist()
         divisor = balance(micro_batches, offset, labels, self.shares)
         found = torch.zeros(6, device=device)  # loss, z-loss, nats of text, nats of codes, tokens, FLOPs
         for index, batch in enumerate(micro_batches):

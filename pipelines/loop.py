@@ -91,6 +91,7 @@ class Loop:
             ) from None
         self.step, self.seconds, self._last_saved = state["step"], state["seconds"], state["step"]
         self.place = state.get("place", self.place)
+        self._log = state.get("log", {})  # of the line that is next
         self.tokens, self.best = state.get("tokens", 0), state.get("best") or math.inf
         say(self.accelerator, f"resumed from step {self.step} ({self.seconds / 60:.1f} minutes of training)")
         return True
@@ -104,7 +105,14 @@ class Loop:
             self.stop("weights with NaN or infinity")
         with self._timed_beside():
             best = self.best if math.isfinite(self.best) else None
-            state = {"seconds": self.seconds, "place": list(self.place), "tokens": self.tokens, "best": best}
+            log = {name: [float(value) for value in values] for name, values in self._log.items()}
+            state = {
+                "seconds": self.seconds,
+                "place": list(self.place),
+                "tokens": self.tokens,
+                "best": best,
+                "log": log,
+            }
             self.run.save_checkpoint(self.step, gather_state(self), state)
         self._last_saved = self.step
 

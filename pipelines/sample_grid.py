@@ -31,11 +31,13 @@ class Shown:
         captions: to draw; None draws without one.
         pictures: to describe.
         openings: first texts of documents, to go on from.
+        longest: most tokens of what is written to describe or to go on.
     """
 
     captions: list[str | None]
     pictures: list[Picture]
     openings: list[str]
+    longest: int
 
 
 def choose_shown(source: SequenceSource) -> Shown:
@@ -46,7 +48,10 @@ def choose_shown(source: SequenceSource) -> Shown:
     captions: list[str | None] = []
     if formats & set(DRAWING_CAPTIONS):
         texts = dict.fromkeys(text for row in single for text in cache.texts(row)[:1])
-        captions = [_cut(source, text) for text in list(texts)[:CAPTIONS]]
+        frame = max(FORMATS[name].frame for name in formats)
+        room = source.max_length - source.vocabulary.longest_picture - frame
+        cut = [_cut(source, text, room) for text in list(texts)[:CAPTIONS]]
+        captions = [text for text in cut if text]
     if not captions and formats & set(DRAWING_ALONE):
         captions = [None, None]
     pictures: list[Picture] = []
@@ -56,22 +61,22 @@ def choose_shown(source: SequenceSource) -> Shown:
     openings = []
     if "document" in formats:
         texts = dict.fromkeys(cache.texts(row)[0] for row in rows if cache.order(row)[1:] and cache.texts(row))
-        openings = list(texts)[:DOCUMENTS]
-    return Shown(captions, pictures, openings)
+        cut = [_cut(source, text, source.max_length // 2 - 2) for text in list(texts)[:DOCUMENTS]]
+        openings = [text for text in cut if text]
+    frame = 4 + (source.vocabulary.longest_picture if pictures else 0)
+    return Shown(captions, pictures, openings, max(1, (source.max_length - frame) // 2))
 
 
 def _size(source: SequenceSource, row: int) -> Size | None:
     return source.cache.image_sizes(row)[0] if source.vocabulary.other_layouts else None
 
 
-def _cut(source: SequenceSource, caption: str) -> str | None:
-    """A caption, cut at a word where it is too long for the model."""
-    vocabulary = source.vocabulary
-    frame = max(FORMATS[name].frame for name in vocabulary.formats)
-    words = caption.split()
-    while len(vocabulary.encode_text(" ".join(words))) > source.max_length - vocabulary.longest_picture - frame:
+def _cut(source: SequenceSource, text: str, room: int) -> str:
+    """A text, cut at a word where it has more than `room` tokens."""
+    words = text.split()
+    while words and len(source.vocabulary.encode_text(" ".join(words))) > room:
         words.pop()
-    return " ".join(words) or None
+    return " ".join(words)
 
 
 @torch.no_grad()
@@ -86,10 +91,10 @@ def draw_samples(pipe: Any, shown: Shown, file: Path) -> None:
     for picture in shown.pictures:
         codes = torch.from_numpy(picture.codes.astype(np.int64))[None].to(pipe.device)
         image = postprocess(pipe.decode_codes(codes, picture.size), "pil")[0]
-        (text,) = ImageToTextPipeline(*parts).describe_codes(codes, size=picture.size)
+        (text,) = ImageToTextPipeline(*parts).describe_codes(codes, shown.longest, size=picture.size)
         rows.append((f"described: {text}", [image]))
     for opening in shown.openings:
-        written = InterleavedPipeline(*parts)([opening], seed=0).parts
+        written = InterleavedPipeline(*parts)([opening], shown.longest, seed=0).parts
         texts = " ... ".join([opening, *(part for part in written if isinstance(part, str))])
         rows.append((f"continued: {texts}", [part for part in written if isinstance(part, Image.Image)]))
     rows = [row for row in rows if row[1]]

@@ -86,4 +86,6 @@ class SequenceOptions(DataOptions):
     @property
     def needs_captions(self) -> bool:
         """Whether there is something that cannot be learned without captions."""
-        return set(self.mixture()) != {"image"}
+        from lm.sequences import FORMATS
+
+        return any(FORMATS[name].has_text for name in self.mixture())

@@ -86,8 +86,8 @@ class TextToImagePipeline(MultimodalPipeline):
             output_type: "pil", "np" or "pt", see `TextToImageOutput`.
             callback: called as `callback(step, total_steps, codes)` after each code; codes (b, t) so far.
             best_of: draw so many pictures for each prompt and return the best `num_images_per_prompt`, best first:
-                those after which the same model finds the prompt likeliest (one that has learned the format
-                `image_to_caption`), or that `ranker` scores highest.
+                those after which the same model finds the prompt likeliest (one that has learned
+                to describe: `image_to_caption` or `image_and_caption`), or that `ranker` scores highest.
             ranker: called as `ranker(images, prompt)` with a prompt's PIL pictures; returns a score for each.
 
         Raises:

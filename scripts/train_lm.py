@@ -134,7 +134,10 @@ def main(options: Options) -> None:
 
     def draw(plain: Any, step: int) -> None:
         pipe = TextToImagePipeline(tokenizer, plain, vocabulary)
-        draw_samples(pipe, shown, run.samples / f"step-{step:06d}.png")
+        try:
+            draw_samples(pipe, shown, run.samples / f"step-{step:06d}.png")
+        except (ValueError, RuntimeError) as error:  # a picture to look at is not worth a run
+            say(accelerator, f"no samples of step {step}: {error}")
 
     def write(plain: Any, folder: Path) -> None:
         TextToImagePipeline(tokenizer, plain, vocabulary).save_pretrained(folder)
@@ -161,6 +164,7 @@ def main(options: Options) -> None:
         learned = learner.step(micro_batches)
         loop.count(learned.tokens, learned.flops)
         loop.finish_step(learned.loss, **learned.figures)
+    run.write_info(cropped=source.cropped, left_out=source.dropped)  # read ahead by a few batches
     finish(loop, write, next_commands(run.folder, shown))
 
 

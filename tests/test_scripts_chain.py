@@ -365,7 +365,8 @@ def test_a_changed_option_is_named(model_folder, tokenizer_folder, tmp_path):
 def test_training_goes_on_from_an_earlier_result(model_folder, tokenizer_folder, tmp_path):
     tokenizer = train(stage_1(tmp_path / "tokenizer", init_from=str(tokenizer_folder), max_steps=1,
                               image_size=None, patch_size=None, hidden_sizes=None, codebook_sizes=None))  # fmt: skip
-    model = train(stage_2(tmp_path / "model", tokenizer_folder, init_from=str(model_folder), max_steps=1))
+    model = train(stage_2(tmp_path / "model", tokenizer_folder, init_from=str(model_folder), max_steps=1,
+                          text_vocab_size=train_lm.Options.text_vocab_size))  # fmt: skip
     for ours, start in ((tokenizer, tokenizer_folder), (model / "lm", model_folder / "lm")):
         ours, start = weights(ours), weights(start)
         moved = [float((ours[name] - start[name]).abs().mean() / start[name].abs().mean().clamp(min=1e-3))
@@ -376,6 +377,8 @@ def test_training_goes_on_from_an_earlier_result(model_folder, tokenizer_folder,
                       hidden_sizes=None, codebook_sizes=None))  # fmt: skip
     with pytest.raises(ValueError, match="was trained with another image tokenizer: give its own as --image_tokenizer"):
         train(stage_2(tmp_path / "another", tokenizer, init_from=str(model_folder)))
+    with pytest.raises(ValueError, match="--init_from .* knows 16x16, not 8x32: give sizes that it knows"):
+        train(stage_2(tmp_path / "sizes", tokenizer_folder, init_from=str(model_folder), image_sizes=["8x32"]))
 
 
 # The real commands, on a folder of one's own
