@@ -93,7 +93,7 @@ def measure_tokenizer(
     return TokenizerFigures(
         figures={
             "reconstruction": {**means, "n": len(pictures)},
-            "codebook": _codebook_figures(usage, image_tokenizer.layout()),
+            "codebook": _codebook_figures(usage, image_tokenizer.layout(tuple(shown.shape[-2:]))),
         },
         codes=torch.cat(codes),
         pictures=shown[0],

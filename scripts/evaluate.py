@@ -93,7 +93,7 @@ def main(options: EvaluateOptions) -> dict[str, Any]:
     import torch
     import transformers
 
-    from lm.sequences import DESCRIBING, FORMATS
+    from lm.sequences import DESCRIBING, DRAWING_ALONE, DRAWING_CAPTIONS, FORMATS
     from pipelines.captions import caption_report
     from pipelines.evaluation import (
         draws_from_captions,
@@ -109,7 +109,9 @@ def main(options: EvaluateOptions) -> dict[str, Any]:
     torch.set_num_threads(options.cpu_threads or os.cpu_count() or 1)
     pipeline, image_tokenizer = _load(options)
     formats = [] if pipeline is None else pipeline.vocabulary.formats
-    drawing = pipeline if any(FORMATS[name].draws for name in formats) else None
+    drawing = pipeline if {*DRAWING_ALONE, *DRAWING_CAPTIONS} & set(formats) else None
+    side = image_tokenizer.config.image_size
+    size = (side, side) if pipeline is None else tuple(pipeline.vocabulary.image_size)
     if options.dataset == "sprites" and formats and not any(FORMATS[name].has_text for name in formats):
         raise ValueError(
             f"--model {options.model} has learned no captions, and the figures of sprites are about captions: measure "
@@ -126,6 +128,7 @@ def main(options: EvaluateOptions) -> dict[str, Any]:
     pictures = decode_pictures(
         source,
         preprocessing_of(image_tokenizer),
+        sizes=() if size == (side, side) else [size],  # a model of several sizes is measured at its default one
         num_workers=options.num_workers,
         max_unreadable_share=options.max_unreadable_share,
     )

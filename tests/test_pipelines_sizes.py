@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lm import text_generation
 from lm.generation import generate_codes
 from lm.losses import NextTokenLoss
 from lm.model import build_configuration, build_model
@@ -14,6 +15,7 @@ from lm.sequences import collate, image_prompt, token_sequence
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines.image_to_text import ImageToTextPipeline
 from pipelines.text_to_image import TextToImagePipeline
+from scripts import evaluate
 from tokenizer_image.preprocessing import Preprocessing
 from tokenizer_image.vqvae import VQVAE, VQVAEConfig
 
@@ -126,3 +128,49 @@ def test_prompts_that_leave_no_room(pipe):
     prompt = image_prompt(pipe.vocabulary, "a red dog " * 40, WIDE)
     with pytest.raises(ValueError, match=r"prompt 0 has \d+ tokens, but at most \d+ leave room"):
         generate_codes(pipe.model, pipe.vocabulary, [prompt], size=WIDE, generators=[torch.Generator()])
+
+
+def test_evaluation_measures_the_default_size(pipe, tmp_path):
+    """A model whose default is not the image tokenizer's square."""
+    tall = MultimodalVocabulary.build(
+        train_text_tokenizer(["a red dog"] * 3, 300), num_codes=24, layout=pipe.vocabulary.layouts[TALL],
+        image_size=list(TALL), image_tokenizer_fingerprint=pipe.image_tokenizer.fingerprint,
+        other_layouts={WIDE: pipe.vocabulary.layouts[WIDE]},
+    )  # fmt: skip
+    tall.formats = ["image"]
+    model = build_model(build_configuration(tall, num_layers=1, hidden_size=32, num_heads=2, max_positions=96))
+    TextToImagePipeline(pipe.image_tokenizer, model, tall).save_pretrained(tmp_path / "model")
+    (tmp_path / "pictures").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        Image.fromarray(rng.integers(0, 255, (30, 20, 3), dtype=np.uint8)).save(tmp_path / "pictures" / f"{number}.png")
+    report = evaluate.main(evaluate.EvaluateOptions(
+        model=str(tmp_path / "model"), dataset=str(tmp_path / "pictures"), output=str(tmp_path / "report.json"),
+        split="train", num_workers=0,
+    ))  # fmt: skip
+    assert report["codebook"]["tokens_per_image"] == 2 * 6 * 2
+    assert report["language_model"]["num_codes"] == report["language_model"]["n"] * 24
+
+
+def test_describing_halves_a_batch_that_memory_has_no_room_for(pipe, monkeypatch):
+    describe = ImageToTextPipeline(pipe.image_tokenizer, pipe.model, pipe.vocabulary)
+    images = [Image.new("RGB", (16, 16), color) for color in ("red", "blue", "green", "white", "black")]
+    expected, original, sizes = describe(images, max_new_tokens=4).texts, text_generation._write_batch, []
+
+    def scarce(model, vocabulary, prompts, *arguments):
+        sizes.append(len(prompts))
+        if len(prompts) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return original(model, vocabulary, prompts, *arguments)
+
+    def no_memory(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(text_generation, "_write_batch", scarce)
+    describe.max_batch_rows = 5
+    assert describe(images, max_new_tokens=4).texts == expected and sizes == [5, 2, 2, 1]
+    monkeypatch.setattr(
+        text_generation, "_write_batch", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory"))
+    )
+    with pytest.raises(RuntimeError, match="out of memory"):
+        describe(images, max_new_tokens=4)
