@@ -90,8 +90,6 @@ LM_MINUTES = $(shell awk -v minutes="$(MINUTES)" 'BEGIN { printf "%.2f", 0.55 * 
 EXAMPLES = $(shell awk -v minutes="$(MINUTES)" 'BEGIN { n = 5000 * minutes; print (n < 100000) ? 100000 : (n > 300000) ? 300000 : int(n) }')
 TOKENIZER_ARGS ?=
 LM_ARGS ?=
-# What the language model learns: to draw captions, and to describe in the place of caption dropout.
-FORMATS := caption_to_image=9 image_and_caption=1
 # One process, spelled out so that the launcher does not remark on what it was not told.
 LAUNCH := --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 PROMPTS := "a red dog" "a small blue house on the left" "a large yellow star" "a red dog left of a blue house"
@@ -112,7 +110,7 @@ demo: environment
 	    --max_minutes $(TOKENIZER_MINUTES) --resume $(TOKENIZER_ARGS)
 	"$(BIN)/accelerate" launch $(LAUNCH) scripts/train_lm.py --dataset sprites --max_examples $(EXAMPLES) \
 	    --image_tokenizer runs/demo_tokenizer --output_dir runs/demo --max_minutes $(LM_MINUTES) \
-	    --formats $(FORMATS) --compile --resume $(LM_ARGS)
+	    --compile --resume $(LM_ARGS)
 	"$(BIN)/python" scripts/evaluate.py --model runs/demo --dataset sprites --output runs/demo/report.json
 	"$(BIN)/python" scripts/generate.py --model runs/demo $(PROMPTS) --output runs/demo/samples.png
 	@echo
