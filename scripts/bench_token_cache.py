@@ -92,7 +92,8 @@ def first_batch(folder: Path, tokenizer: Any) -> float:
 
     def run() -> None:
         cache = TokenCache(folder)
-        settings = SimpleNamespace(text_tokenizer=None, text_vocab_size=4096, default_guidance=2.0, picture_sizes=list)
+        settings = SimpleNamespace(lm_name_or_path=None, text_tokenizer=None, text_vocab_size=4096,
+                                   default_guidance=2.0, picture_sizes=list)  # fmt: skip
         source = SequenceSource(cache, build_vocabulary(settings, tokenizer, cache))
         next(BatchOrder(source, 64).batches())
 
