@@ -338,7 +338,7 @@ def test_best_of_takes_the_picture_after_which_the_caption_is_likeliest(pipe, ba
 def test_best_of_says_before_it_draws_what_it_lacks(pipe, drawing_only, monkeypatch):
     monkeypatch.setattr("pipelines.text_to_image.generate_codes", lambda *_, **__: pytest.fail("drawn"))
     drawing = TextToImagePipeline(drawing_only.image_tokenizer, drawing_only.model, drawing_only.vocabulary)
-    with pytest.raises(ValueError, match="give a ranker, or train with train_lm.py --formats .* image_to_caption"):
+    with pytest.raises(ValueError, match="give a ranker, or train with train_lm.py --formats .* image_and_caption"):
         drawing("a red dog", best_of=2)
     monkeypatch.setattr(pipe.vocabulary, "formats", ["caption_to_image", "image", "image_to_caption"])
     with pytest.raises(ValueError, match="best_of without a ranker .*: give a prompt, or a ranker"):

@@ -149,7 +149,7 @@ def test_evaluation_measures_the_default_size(pipe, tmp_path):
         split="train", num_workers=0,
     ))  # fmt: skip
     assert report["codebook"]["tokens_per_image"] == 2 * 6 * 2
-    assert report["language_model"]["num_codes"] == report["language_model"]["n"] * 24
+    assert report["likelihood"]["num_codes"] == report["likelihood"]["n"] * 24
 
 
 def test_describing_halves_a_batch_that_memory_has_no_room_for(pipe, monkeypatch):
