@@ -11,7 +11,7 @@ from lm.sampling import SamplingSettings
 from lm.sequences import DESCRIBING, description_prompt
 from lm.text_generation import generate_text
 from lm.vocabulary import Size
-from pipelines.multimodal import MultimodalPipeline, listed_images, random_stream, whole_number
+from pipelines.multimodal import MultimodalPipeline, equal_streams, listed_images, whole_number
 
 
 @dataclass
@@ -89,10 +89,6 @@ class ImageToTextPipeline(MultimodalPipeline):
         prompts = [description_prompt(self.vocabulary, row, size) for row in codes.cpu().numpy()]
         if max_new_tokens is None:
             max_new_tokens = self.model.config.max_position_embeddings - len(prompts[0])
-        if seed is None:
-            streams = [torch.Generator().manual_seed(int(one)) for one in torch.randint(2**62, (len(prompts),))]
-        else:
-            streams = [random_stream(whole_number(seed, "seed", 0), 0) for _ in prompts]
         ids = generate_text(
             self.model,
             self.vocabulary,
@@ -101,7 +97,7 @@ class ImageToTextPipeline(MultimodalPipeline):
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
-            generators=streams,
+            generators=equal_streams(seed, len(prompts)),
             max_batch_rows=self.max_batch_rows,
         )
         return [self.vocabulary.decode_text(row) for row in ids]

@@ -11,7 +11,7 @@ from PIL import Image
 from lm.document_generation import generate_document
 from lm.sampling import SamplingSettings
 from lm.sequences import Picture, document_sequence
-from pipelines.multimodal import MultimodalPipeline, random_stream, shown, whole_number
+from pipelines.multimodal import MultimodalPipeline, equal_streams, shown, whole_number
 from tokenizer_image.preprocessing import postprocess
 
 Part = str | Image.Image
@@ -76,14 +76,9 @@ class InterleavedPipeline(MultimodalPipeline):
                     f"the parts have {len(prompt)} tokens, which leaves no room in the model's "
                     f"{self.model.config.max_position_embeddings} positions: give fewer"
                 )
-        stream = (
-            torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-            if seed is None
-            else random_stream(whole_number(seed, "seed", 0), 0)
-        )
         written = generate_document(
             self.model, self.vocabulary, prompt, max_new_tokens=whole_number(max_new_tokens, "max_new_tokens", 1),
-            text=text_settings, image=image_settings, generator=stream,
+            text=text_settings, image=image_settings, generator=equal_streams(seed, 1)[0],
         )  # fmt: skip
         return InterleavedOutput([self._shown(part) for part in written])
 

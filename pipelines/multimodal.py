@@ -233,6 +233,14 @@ def random_stream(*keys: Any) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
+def equal_streams(seed: int | None, count: int) -> list[torch.Generator]:
+    """`count` random streams, all alike under a seed; without one, others at each call (`torch.manual_seed` repeats
+    them)."""
+    if seed is None:
+        return [torch.Generator().manual_seed(int(one)) for one in torch.randint(2**62, (count,))]
+    return [random_stream(whole_number(seed, "seed", 0), 0) for _ in range(count)]
+
+
 def whole_number(value: Any, name: str, least: int) -> int:
     """`value`, which must be a whole number of at least `least`; TypeError or ValueError, naming it, if not."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
