@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lm.attention import NAME as SHORT_ATTENTION
+from lm.losses import places_read
 
 # Feed-forward parts of two matrices; all others have three, one of them a gate.
 UNGATED = frozenset(
@@ -49,10 +50,10 @@ def forward_flops(
 ) -> float:
     """Floating-point operations of the matrix products that `lm.losses.NextTokenLoss` executes for a batch.
 
-    Layers at every place but the last, padding included; attention over the whole square where it is computed as one
-    (`lm.attention`, or a mask for packed rows), else over the half that is not masked; of the output layer only the
-    rows of a label's own range of ids, at places that have a label. Embeddings, norms and softmaxes are left out. A
-    backward pass takes twice as much again.
+    Layers at every place that it reads (`lm.losses.places_read`), padding included; attention over the whole square
+    where it is computed as one (`lm.attention`, or a mask for packed rows), else over the half that is not masked; of
+    the output layer only the rows of a label's own range of ids, at places that have a label. Embeddings, norms and
+    softmaxes are left out. A backward pass takes twice as much again.
 
     Args:
         config: of the language model (transformers).
@@ -61,11 +62,11 @@ def forward_flops(
         plain_head: False where the model's own forward computes all logits.
     """
     config = config.get_text_config()
-    rows, length = batch["input_ids"].shape
-    length -= 1  # the last place predicts nothing
+    rows = len(batch["input_ids"])
+    length = places_read(config, *batch["input_ids"].shape)
     places = rows * length
     products, queries = layer_products(config)
-    positions = batch["position_ids"][:, :-1]
+    positions = batch["position_ids"][:, :length]
     packed = bool((positions[:, 1:] <= positions[:, :-1]).any())
     square = packed or getattr(config, "_attn_implementation", None) in (SHORT_ATTENTION, "eager")
     pairs = length * length if square else length * (length + 1) // 2
