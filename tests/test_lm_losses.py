@@ -12,7 +12,7 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel, Qwe
 
 from lm import losses
 from lm.attention import NAME
-from lm.losses import NextTokenLoss, balance, label_weights
+from lm.losses import NextTokenLoss, balance, label_weights, places_read
 from lm.model import ARCHITECTURES, build_configuration, build_model, check_vocabulary, default_size, recompute_layers
 from lm.model import SIZES as model_sizes
 from lm.sequences import IGNORED, TokenSequence, collate, token_sequence
@@ -171,6 +171,26 @@ def test_right_padding_does_not_change_the_loss(vocabulary, sequences, architect
     wide = sums_of(model, vocabulary, collate(sequences, vocabulary.pad_id, multiple_of=60))
     for name in FIELDS:
         assert torch.allclose(tight[name], wide[name], rtol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("rows", "length", "positions", "places"),
+    [(64, 45, 64, 44), (12, 64, 64, 64), (12, 63, 64, 62), (16, 17, 64, 16), (12, 64, 63, 63)],
+)
+def test_the_last_place_is_read_only_where_that_aligns_products(vocabulary, rows, length, positions, places):
+    config = build_configuration(vocabulary, max_positions=positions, **SIZES)
+    assert places_read(config, rows, length) == places
+
+
+def test_reading_the_last_place_changes_nothing(vocabulary, model, sequences, monkeypatch):
+    batch = collate(sequences[:4], vocabulary.pad_id, length=40)
+    assert places_read(model.config, 4, 40) == 40
+    read = sums_of(model, vocabulary, batch)
+    monkeypatch.setattr(losses, "ALIGNMENT", 1)
+    assert places_read(model.config, 4, 40) == 39
+    left_out = sums_of(model, vocabulary, batch)
+    for name in FIELDS:
+        assert torch.allclose(read[name], left_out[name], rtol=1e-5), name
 
 
 def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
