@@ -18,7 +18,7 @@ from pipelines.alignment import AlignmentSet, alignment_sets, picture_streams, r
 from pipelines.completion import kept_places, to_redraw
 from pipelines.drawing import drawing_request
 from pipelines.evaluation import as_8_bit, preprocessing_of
-from pipelines.ranking import best_pictures, caption_scores, check_can_rank
+from pipelines.ranking import best_rows, caption_scores, check_can_rank
 from pipelines.sprites_probe import SpritesProbe, answers
 from tokenizer_image.preprocessing import to_pixel_values
 
@@ -50,7 +50,7 @@ def best_of_report(
         codes = pipeline(
             captions, num_images_per_prompt=best_of, generator=streams, output_type="pt", **(sampling or {})
         ).codes
-        best = best_pictures(caption_scores(pipeline, captions, codes), 1)
+        best = best_rows(caption_scores(pipeline, captions, codes), 1)
         for name, own in (("single", codes[::best_of]), ("best", codes[best])):
             right[name].append(_right(pipeline, probe, one, chosen, own))
     single, best_right = (np.concatenate(right[name]) for name in ("single", "best"))

@@ -22,27 +22,41 @@ TWO_OBJECTS = {
 
 
 def caption_report(
-    pipeline: Any, sets: Sequence[AlignmentSet], *, batch_size: int = 50, progress: bool = True
+    pipeline: Any,
+    sets: Sequence[AlignmentSet],
+    *,
+    best_of: int = 1,
+    batch_size: int = 50,
+    seed: int = 0,
+    progress: bool = True,
 ) -> dict[str, Any]:
-    """Describe the real pictures of each set's scenes, one likeliest caption each, and read the captions.
+    """Describe the real pictures of each set's scenes, and read the captions.
 
     Args:
-        pipeline: one whose model has learned `image_to_caption`.
+        pipeline: one whose model has learned to describe.
+        best_of: beside the likeliest caption of each picture, also take the best of so many; 1: do not.
+        seed: of the captions that are drawn.
 
     Returns:
-        for each set's name, what `score_captions` says.
+        for each set's name, what `score_captions` says of the likeliest captions; of the best of n, the same under
+        `best_of`, with n as `captions_each`.
     """
     describer = ImageToTextPipeline(pipeline.image_tokenizer, pipeline.model, pipeline.vocabulary)
     report: dict[str, Any] = {}
     total = sum(len(one.scenes) for one in sets)
     with tqdm(total=total, desc="captions", unit=" pictures", disable=not progress) as bar:
         for one in sets:
-            texts: list[str] = []
+            likeliest: list[str] = []
+            best: list[str] = []
             for start in range(0, len(one.scenes), batch_size):
                 images = [draw_scene(scene) for scene in one.scenes[start : start + batch_size]]
-                texts += describer(images).texts
+                likeliest += describer(images).texts
+                if best_of > 1:
+                    best += describer(images, best_of=best_of, seed=seed).texts
                 bar.update(len(images))
-            report[one.name] = score_captions(one.scenes, texts)
+            report[one.name] = score_captions(one.scenes, likeliest)
+            if best_of > 1:
+                report[one.name]["best_of"] = {"captions_each": best_of, **score_captions(one.scenes, best)}
     return report
 
 

@@ -281,14 +281,17 @@ def _uses_table(alignment: Mapping[str, Any]) -> list[str]:
 
 
 def _captions_table(captions: Mapping[str, Any]) -> list[str]:
-    """What captions of pictures state rightly, in percent: one line a kind of scene."""
+    """What captions of pictures state rightly, in percent: one line a kind of scene, and one for its best of n."""
     lines = [
         f"{'captions state rightly, %':28}" + "".join(f"{s:>11}" for s in ("thing", "colour", "both", "no error", "n"))
     ]
+    others = ("n", "interval", "examples", "states_colour", "captions_each", "best_of")
     for name, scores in captions.items():
-        shares = [score for score in scores if score not in ("n", "interval", "examples", "states_colour")]
-        numbers = "".join(f"{100 * scores[score]:11.1f}" for score in shares)
-        lines.append(f"  {name.replace('_', '-'):26}{numbers}{scores['n']:11}")
+        kind, best = name.replace("_", "-"), scores.get("best_of")
+        rows = {kind: scores} | ({f"{kind}, best of {best['captions_each']}": best} if best else {})
+        for label, row in rows.items():
+            numbers = "".join(f"{100 * row[score]:11.1f}" for score in row if score not in others)
+            lines.append(f"  {label:26}{numbers}{row['n']:11}")
     return lines
 
 

@@ -12,6 +12,7 @@ from lm.sequences import DESCRIBING, description_prompt
 from lm.text_generation import generate_text
 from lm.vocabulary import Size
 from pipelines.multimodal import MultimodalPipeline, equal_streams, listed_images, whole_number
+from pipelines.ranking import best_rows, check_can_rank_texts, picture_scores
 
 
 @dataclass
@@ -41,32 +42,39 @@ class ImageToTextPipeline(MultimodalPipeline):
         self,
         image: Image.Image | list[Image.Image],
         max_new_tokens: int | None = None,
-        temperature: float = 0.0,
+        temperature: float | None = None,
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int | None = None,
+        best_of: int | None = None,
     ) -> ImageToTextOutput:
         """Write a caption for each picture. In float32 the likeliest one does not depend on the others beside it.
+
+        The likeliest caption is often a short one. `best_of` gives the caption that tells most of the picture: to find
+        the picture likely after it, the model has to be told what is in it, and told right (a noisy channel: Brown et
+        al. 1993; Li et al. 2016, maximum mutual information).
 
         Args:
             image: of any size and mode; prepared as in training.
             max_new_tokens: most tokens of a caption (default: as many as the model has room for).
-            temperature, top_k, top_p: how freely to write; temperature 0 takes the likeliest token each time.
+            temperature, top_k, top_p: how freely to write; temperature 0 takes the likeliest token each time. Default
+                temperature: 0, and 1 with `best_of`.
             seed: every picture draws from the same stream under a seed. None gives other texts at each call, at a
                 temperature above 0 (`torch.manual_seed` repeats them).
+            best_of: write so many captions for each picture and return the one after which the same model finds the
+                picture likeliest; it must have learned to draw from captions too.
 
         Raises:
             TypeError, ValueError: an argument that means nothing, a picture that cannot be read, or a model that has
                 not learned to describe.
         """
-        SamplingSettings(1.0, temperature, top_k, top_p)  # complains before pictures are encoded
-        self._check_trained()
+        self._check(temperature, top_k, top_p, best_of)  # before pictures are encoded
         images, sizes = listed_images(image), self.sizes_of(image)
         texts = [""] * len(images)
         for size in dict.fromkeys(sizes):
             own = [index for index, other in enumerate(sizes) if other == size]
             codes = self.encode_images([images[index] for index in own], size)
-            found = self.describe_codes(codes, max_new_tokens, temperature, top_k, top_p, seed, size=size)
+            found = self.describe_codes(codes, max_new_tokens, temperature, top_k, top_p, seed, size, best_of)
             for index, text in zip(own, found, strict=True):
                 texts[index] = text
         return ImageToTextOutput(texts)
@@ -75,18 +83,20 @@ class ImageToTextPipeline(MultimodalPipeline):
         self,
         codes: torch.Tensor,
         max_new_tokens: int | None = None,
-        temperature: float = 0.0,
+        temperature: float | None = None,
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int | None = None,
         size: Size | None = None,
+        best_of: int | None = None,
     ) -> list[str]:
         """A caption for the codes (B, T) of each picture, all of a size (default: the default one); the settings are
         those of the call."""
-        self._check_trained()
+        settings = self._check(temperature, top_k, top_p, best_of)
         if not len(codes):
             return []
-        prompts = [description_prompt(self.vocabulary, row, size) for row in codes.cpu().numpy()]
+        each = best_of or 1
+        prompts = [description_prompt(self.vocabulary, row, size) for row in codes.cpu().numpy() for _ in range(each)]
         if max_new_tokens is None:
             max_new_tokens = self.model.config.max_position_embeddings - len(prompts[0])
         ids = generate_text(
@@ -94,13 +104,27 @@ class ImageToTextPipeline(MultimodalPipeline):
             self.vocabulary,
             prompts,
             max_new_tokens=whole_number(max_new_tokens, "max_new_tokens", 1),
-            temperature=temperature,
+            temperature=settings.temperature,
             top_k=top_k,
             top_p=top_p,
-            generators=equal_streams(seed, len(prompts)),
+            generators=equal_streams(seed, len(codes), each),
             max_batch_rows=self.max_batch_rows,
         )
+        if each > 1:
+            ids = [ids[row] for row in best_rows(picture_scores(self, ids, codes, size), 1)]
         return [self.vocabulary.decode_text(row) for row in ids]
 
-    def _check_trained(self) -> None:
+    def _check(self, temperature: float | None, top_k: int, top_p: float, best_of: int | None) -> SamplingSettings:
+        """The settings, with the temperature that is used."""
+        several = best_of is not None and whole_number(best_of, "best_of", 1) > 1
+        if temperature is None:
+            temperature = 1.0 if several else 0.0
+        if several and temperature == 0:
+            raise ValueError(
+                f"best_of={best_of} captions at temperature 0 are all the same: give a higher one, or none"
+            )
+        settings = SamplingSettings(1.0, temperature, top_k, top_p)
         self.vocabulary.check_trained("describing a picture", *DESCRIBING)
+        if several:
+            check_can_rank_texts(self)
+        return settings

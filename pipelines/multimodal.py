@@ -233,12 +233,12 @@ def random_stream(*keys: Any) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def equal_streams(seed: int | None, count: int) -> list[torch.Generator]:
-    """`count` random streams, all alike under a seed; without one, others at each call (`torch.manual_seed` repeats
-    them)."""
+def equal_streams(seed: int | None, count: int, each: int = 1) -> list[torch.Generator]:
+    """`each` random streams for each of `count`, of all of which the first are alike under a seed, and the second, and
+    so on; without one, others at each call (`torch.manual_seed` repeats them)."""
     if seed is None:
-        return [torch.Generator().manual_seed(int(one)) for one in torch.randint(2**62, (count,))]
-    return [random_stream(whole_number(seed, "seed", 0), 0) for _ in range(count)]
+        return [torch.Generator().manual_seed(int(one)) for one in torch.randint(2**62, (count * each,))]
+    return [random_stream(whole_number(seed, "seed", 0), number) for _ in range(count) for number in range(each)]
 
 
 def whole_number(value: Any, name: str, least: int) -> int:

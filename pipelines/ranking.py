@@ -1,4 +1,5 @@
-"""Best of n: of many pictures of a prompt, those that a ranker, or the model itself, likes best."""
+"""Best of n: of many pictures of a prompt, or many captions of a picture, those that a ranker, or the model itself,
+likes best. The model ranks what one of its directions made by what the other says of it."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lm.sequences import DESCRIBING
+from lm.sequences import DESCRIBING, DRAWING_CAPTIONS
 from lm.vocabulary import Size
 from pipelines.multimodal import MultimodalPipeline, shown
 from pipelines.scoring import label_nats
@@ -16,8 +17,9 @@ from pipelines.scoring import label_nats
 Ranker = Callable[[list[Any], str | None], Sequence[float]]
 
 
-def best_pictures(scores: torch.Tensor, count: int) -> list[int]:
-    """Which pictures stay: for each prompt the `count` that score highest, best first; scores (prompts, best_of)."""
+def best_rows(scores: torch.Tensor, count: int) -> list[int]:
+    """Which of prompts x best_of pictures (or pictures x best_of captions) stay: of each prompt's the `count` that
+    score highest, best first; scores (prompts, best_of)."""
     chosen = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
     return (chosen + scores.shape[1] * torch.arange(len(scores))[:, None]).flatten().tolist()
 
@@ -49,6 +51,24 @@ def caption_scores(
     texts = [ids for ids in pipe.vocabulary.encode_texts(list(prompts)) for _ in range(best_of)]
     nats = [one.double().sum() for one in label_nats(pipe, "image_to_caption", texts, codes, size)]
     return -torch.stack(nats).view(len(prompts), best_of).cpu()
+
+
+def picture_scores(
+    pipe: MultimodalPipeline, texts: Sequence[Sequence[int]], codes: torch.Tensor, size: Size | None = None
+) -> torch.Tensor:
+    """log p(picture | text) in nats by the model itself, (B, best_of); texts: B x best_of rows of token ids; codes
+    (B, T) of pictures of a size."""
+    best_of = len(texts) // len(codes)
+    nats = label_nats(pipe, "caption_to_image", texts, codes.repeat_interleave(best_of, 0), size)
+    return -torch.stack([one.double().sum() for one in nats]).view(len(codes), best_of).cpu()
+
+
+def check_can_rank_texts(pipe: MultimodalPipeline) -> None:
+    """Raise ValueError unless `picture_scores` can tell captions apart."""
+    pipe.vocabulary.check_trained(
+        "best_of for captions ranks them by how likely the model finds the picture after each", *DRAWING_CAPTIONS,
+        remedy="train with train_lm.py --formats caption_to_image image_and_caption",
+    )  # fmt: skip
 
 
 def check_can_rank(pipe: MultimodalPipeline, prompts: Sequence[str | None]) -> None:

@@ -17,7 +17,7 @@ from lm.vocabulary import Size
 from pipelines.completion import check_picture, forced_codes, kept_levels, kept_places, scattered_places, to_redraw
 from pipelines.drawing import drawing_request, texts_of
 from pipelines.multimodal import MultimodalPipeline, whole_number
-from pipelines.ranking import Ranker, best_pictures, caption_scores, check_can_rank, ranker_scores
+from pipelines.ranking import Ranker, best_rows, caption_scores, check_can_rank, ranker_scores
 from pipelines.scoring import ScoreOutput, score_pictures
 from tokenizer_image.preprocessing import OUTPUT_TYPES, postprocess
 
@@ -115,7 +115,7 @@ class TextToImagePipeline(MultimodalPipeline):
             scores = caption_scores(self, [str(text) for text in texts], output.codes, asked["size"])
         else:
             scores = ranker_scores(ranker, list(output.images), texts)
-        return self._output(output.codes[best_pictures(scores, count)], output_type, asked["size"])
+        return self._output(output.codes[best_rows(scores, count)], output_type, asked["size"])
 
     def complete(
         self,

@@ -26,7 +26,13 @@ class DescribeOptions:
     max_new_tokens: int | None = field(
         default=None, metadata={"help": "most tokens of a caption (default: as many as the model has room for)"}
     )
-    temperature: float = field(default=0.0, metadata={"help": "0 takes the likeliest token each time"})
+    best_of: int | None = field(
+        default=None,
+        metadata={"help": "write so many captions a picture and keep the one that tells most of it (default: one)"},
+    )
+    temperature: float | None = field(
+        default=None, metadata={"help": "0 takes the likeliest token each time (default: 0; with --best_of 1)"}
+    )
     top_k: int = field(default=0, metadata={"help": "choose among the k likeliest tokens; 0: among all"})
     top_p: float = field(
         default=1.0, metadata={"help": "choose among the likeliest tokens that have this probability together"}
@@ -63,7 +69,8 @@ def main(options: DescribeOptions) -> list[str]:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     pipe = ImageToTextPipeline.from_pretrained(options.model, dtype=options.dtype, device=device)
-    settings = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "best_of")
+    settings = {name: getattr(options, name) for name in names}
     texts = pipe(images, **settings).texts
     for file, text in zip(options.pictures, texts, strict=True):
         print(f"{file}\t{text}")

@@ -60,6 +60,9 @@ class EvaluateOptions:
     completion_captions: int = field(
         default=0, metadata={"help": "on sprites, also complete the upper half of so many held-out pictures"}
     )
+    describe_best_of: int = field(
+        default=8, metadata={"help": "on sprites, also write so many captions a picture and choose one; 1: do not"}
+    )
     batch_size: int = field(default=100, metadata={"help": "pictures worked on at once"})
     guidance_scale: float | None = field(default=None, metadata={"help": "of the samples (default: the model's own)"})
     temperature: float = field(default=1.0, metadata={"help": "of the samples"})
@@ -74,8 +77,8 @@ class EvaluateOptions:
     num_workers: int = field(default=2, metadata={"help": "processes that read pictures"})
 
     def __post_init__(self) -> None:
-        least = {"num_captions": 1, "batch_size": 1, "best_of": 1, "best_of_captions": 1, "completion_captions": 0}
-        for name, value in (least | {"seed": 0}).items():
+        ones = ("num_captions", "batch_size", "best_of", "best_of_captions", "describe_best_of")
+        for name, value in (dict.fromkeys(ones, 1) | {"completion_captions": 0, "seed": 0}).items():
             if getattr(self, name) < value:
                 raise ValueError(f"--{name} must be at least {value}, got {getattr(self, name)}")
         if Path(self.output).is_dir():
@@ -143,7 +146,13 @@ def main(options: EvaluateOptions) -> dict[str, Any]:
         captioned = drawing if drawing is not None and draws_from_captions(drawing) else None
         report["alignment"], sets = _alignment(options, captioned, image_tokenizer)
         if set(DESCRIBING) & set(formats):
-            report["captions"] = caption_report(pipeline, sets, batch_size=options.batch_size)
+            report["captions"] = caption_report(
+                pipeline,
+                sets,
+                best_of=options.describe_best_of if captioned else 1,  # it ranks captions by drawing from them
+                batch_size=options.batch_size,
+                seed=options.seed,
+            )
     report["seconds"] = round(time.monotonic() - started, 1)
     samples: list[tuple[str, Any]] = []
     if options.report is not None and drawing is not None and not sets:

@@ -12,9 +12,10 @@ from lm.model import build_configuration, build_model
 from lm.sequences import token_sequence
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines.alignment import alignment_report, alignment_sets, is_right, score, wilson_interval
-from pipelines.captions import score_captions
+from pipelines.captions import caption_report, score_captions
 from pipelines.codebook_plot import codebook_figure, codebook_views
 from pipelines.evaluation import (
+    _captions_table,
     as_8_bit,
     measure_tokenizer,
     nats_per_code,
@@ -332,6 +333,18 @@ def test_command_writes_report_and_page(untrained_probe, pipeline, tmp_path, cap
     assert html.count("data:image/png;base64,") == len(names) - 1 and 'src="reconstructions' not in html
     shown = capsys.readouterr().out
     assert "PSNR" in shown and "held-out, samples" in shown and str(output) in shown and "index.html" in shown
+
+
+def test_table_has_a_line_for_the_best_of_many_captions(pipeline, monkeypatch):
+    monkeypatch.setattr(pipeline.vocabulary, "formats", ["caption_to_image", "image_to_caption"])
+    sets = alignment_sets(2, num_relation_captions=1)
+    report = caption_report(pipeline, sets, best_of=3, batch_size=1, progress=False)
+    assert report["seen"]["best_of"]["captions_each"] == 3 and report["relation"]["best_of"]["n"] == 1
+    assert report["seen"]["best_of"]["examples"] != report["seen"]["examples"]
+    lines = _captions_table(report)
+    assert [line.split("  ")[1] for line in lines[1:3]] == ["seen", "seen, best of 3"]
+    assert len({len(line) for line in lines}) == 1
+    assert "best_of" not in caption_report(pipeline, sets[:1], progress=False)["seen"]
 
 
 @pytest.mark.parametrize("formats", [["image_to_caption"], ["image", "image_to_caption"]])

@@ -107,14 +107,14 @@ def test_greedy_captions_equal_plain_forward_passes_whatever_the_neighbours(pipe
     assert parts(images, max_new_tokens=9).texts == expected
 
 
-def test_captions_that_were_learned_are_written(pipe, images):
-    """Sequence, loss and description agree: two pictures and their captions come out by heart."""
-    vocabulary, texts = pipe.vocabulary, ["a red dog", "a blue cat on grass"]
-    codes = pipe.encode_images([images[0], images[3]])
-    model = copy.deepcopy(pipe.model).train()
+def learned(pipe: ImageToTextPipeline, pairs: list[tuple[Image.Image, str]], *formats: str) -> ImageToTextPipeline:
+    """One that knows pictures and their captions by heart, in these formats."""
+    vocabulary, model = pipe.vocabulary, copy.deepcopy(pipe.model).train()
+    codes = pipe.encode_images([image for image, _ in pairs])
     rows = [
-        token_sequence(vocabulary, "image_to_caption", vocabulary.encode_text(text), row.numpy())
-        for text, row in zip(texts, codes, strict=True)
+        token_sequence(vocabulary, name, vocabulary.encode_text(text), row.numpy())
+        for name in formats
+        for (_, text), row in zip(pairs, codes, strict=True)
     ]
     batch, optimizer = collate(rows, vocabulary.pad_id), torch.optim.AdamW(model.parameters(), 5e-3)
     module = NextTokenLoss(model, vocabulary.id_ranges)
@@ -123,8 +123,27 @@ def test_captions_that_were_learned_are_written(pipe, images):
         (sums["loss"] / sums["weight"]).backward()
         optimizer.step()
         optimizer.zero_grad()
-    learned = ImageToTextPipeline(pipe.image_tokenizer, model, vocabulary)
-    assert learned([images[3], images[0]]).texts == texts[::-1]
+    return ImageToTextPipeline(pipe.image_tokenizer, model, vocabulary)
+
+
+def test_captions_that_were_learned_are_written(pipe, images):
+    """Sequence, loss and description agree: two pictures and their captions come out by heart."""
+    texts = ["a red dog", "a blue cat on grass"]
+    own = learned(pipe, [(images[0], texts[0]), (images[3], texts[1])], "image_to_caption")
+    assert own([images[3], images[0]]).texts == texts[::-1]
+
+
+def test_of_many_captions_the_one_from_which_the_picture_would_be_drawn_is_chosen(pipe, images):
+    pairs = [(images[0], "a red dog"), (images[3], "a blue cat on grass")]
+    own = learned(pipe, pairs, "image_to_caption", "caption_to_image")
+    settings = {"temperature": 1.8, "seed": 0, "max_new_tokens": 12}
+    pictures, texts = zip(*pairs, strict=True)
+    singles = [own(list(pictures), **{**settings, "seed": seed}).texts for seed in range(8)]
+    assert sum(one == text for row in singles for one, text in zip(row, texts, strict=True)) < 8, "most are wrong"
+    own.max_batch_rows = 7  # in several batches, too
+    assert own(list(pictures), best_of=32, **settings).texts == list(texts)
+    assert own(pictures[1], best_of=32, **settings).texts == [texts[1]], "whatever the neighbours"
+    assert own(pictures[0], best_of=1, **settings).texts == own(pictures[0], **settings).texts
 
 
 def test_a_caption_ends_at_eos(pipe, images):
@@ -184,6 +203,8 @@ def test_mistakes_in_a_call(pipe, images):
         (images[0], {"temperature": -1}, ValueError, "temperature must be at least 0"),
         (images[0], {"top_p": 0}, ValueError, r"top_p must be in \(0, 1\]"),
         (images[0], {"seed": -1}, ValueError, "seed must be at least 0, got -1"),
+        (images[0], {"best_of": 0}, ValueError, "best_of must be at least 1, got 0"),
+        (images[0], {"best_of": 4, "temperature": 0.0}, ValueError, "best_of=4 captions at temperature 0 are all the"),
     ):
         with pytest.raises(error, match=words):
             pipe(argument, **settings)
@@ -196,9 +217,11 @@ def test_a_model_that_draws_only_says_so(drawing_only, images):
         drawing_only(images)
 
 
-def test_a_model_that_describes_only_says_so(pipe, monkeypatch):
+def test_a_model_that_describes_only_says_so(pipe, images, monkeypatch):
     drawing = TextToImagePipeline(pipe.image_tokenizer, pipe.model, pipe.vocabulary)
     monkeypatch.setattr(pipe.vocabulary, "formats", ["image_to_caption"])
+    with pytest.raises(ValueError, match="best_of for captions .*: train with .*caption_to_image image_and_caption"):
+        pipe(images[0], best_of=2)
     for prompt in ("a dog", None):
         with pytest.raises(
             ValueError, match="was not trained for that .it has learned image_to_caption; it would need"
