@@ -205,6 +205,24 @@ def test_captions_are_dropped_as_often_as_asked(cache, vocabulary, dropout):
     assert source.choose(0, 0, np.array([5])) == [("image", None)], "a row without captions has none to drop"
 
 
+def test_a_bounded_number_of_token_ids_is_kept(cache, vocabulary, monkeypatch):
+    rows = np.arange(ROWS)
+
+    def found(bound: int) -> tuple[list[list[int]], list[int]]:
+        monkeypatch.setattr("lm.data.HELD_TOKENS", bound)
+        source, sequences, held = SequenceSource(cache, vocabulary), [], []
+        for some in [*np.array_split(rows, 20)] * 2:
+            items = source.items(some, source.choose(0, 0, some))
+            sequences += [source.sequence(item).input_ids.tolist() for item in items]
+            held.append(sum(map(len, source._encoded.values())))
+        return sequences, held
+
+    (expected, free), (same, bounded) = found(1 << 30), found(100)
+    assert same == expected
+    most = max(b - a for a, b in zip([0, *free], free, strict=False))  # of one batch
+    assert free[-1] > 1000 and max(bounded) <= 100 + 2 * most
+
+
 def test_all_captions_of_a_row_are_used_alike(cache, vocabulary):
     source = SequenceSource(cache, vocabulary, caption_dropout=0.2)
     row = next(row for row in range(ROWS) if len(set(captions(row))) == 3)

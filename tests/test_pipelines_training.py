@@ -602,6 +602,17 @@ def test_the_best_validation_is_kept_beside_the_last(tmp_path):
     assert not list((tmp_path / "checkpoints").glob("*.part"))
 
 
+def test_a_checkpoint_between_two_lines_of_the_log_keeps_their_means(tmp_path):
+    settings = {"log_every": 4, "checkpoint_every": 3}
+    Training(tmp_path / "run", **settings).train(kill_at=7)
+    logged = []
+    for name, first in (("run", 6), ("whole", 0)):
+        training = Training(tmp_path / name, resume=name == "run", **settings)
+        assert training.train() == list(range(first, 8))
+        logged.append([line["loss"] for line in training.lines() if "loss" in line])
+    assert logged[0] == logged[1] and len(logged[0]) == 2
+
+
 def test_rates_leave_validation_out(tmp_path):
     training = Training(tmp_path, validate_every=2, log_every=2, max_steps=4)
     loop = training.loop
