@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from pipelines.data_options import DataOptions
 from pipelines.distribution import check_distribution, shard_on_cpu
 from pipelines.run import Run
+from pipelines.termination import end_with_launcher
 from pipelines.training_options import TrainingOptions
 from tokenizer_image.data import DecodedPictures, PictureDataset, Preprocessing, decode_pictures, load_pictures
 from tokenizer_image.screening import has_bfloat16
@@ -58,6 +59,7 @@ def start_run(options: TrainingOptions, *, plain: bool = False) -> tuple[Acceler
             folder does not fit (`TrainingOptions.check`, `check_distribution`, `Run`).
     """
     options.check()
+    end_with_launcher()
     transformers.logging.disable_progress_bar()  # loading and saving take no time to speak of
     accelerator = start_accelerator(options)
     shard_on_cpu(accelerator)

@@ -524,6 +524,46 @@ def test_sigterm_writes_a_checkpoint_and_ends_with_its_code(tmp_path, capsys):
     assert torch.equal(resumed.model.weight, whole.model.weight)
 
 
+LAUNCHER = """
+import subprocess, sys
+subprocess.Popen([sys.executable, "-c", sys.argv[1]]).wait()
+"""
+LAUNCHED = """
+import sys, time
+from pathlib import Path
+from pipelines.termination import end_with_launcher, termination
+end_with_launcher()
+with termination() as told:
+    Path({folder!r}, "started").touch()
+    told.wait(20)
+    time.sleep(0.2)
+    Path({folder!r}, str(told.is_set())).touch()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells a process when its parent dies")
+@pytest.mark.parametrize(("launcher", "signal_number"), [("accelerate", signal.SIGTERM), ("accelerate", signal.SIGKILL),
+                                                         ("nohup", signal.SIGKILL)])  # fmt: skip
+def test_training_ends_with_its_launcher(tmp_path, launcher, signal_number):
+    """And goes on where a shell does that it was started from."""
+    (tmp_path / launcher).write_text(LAUNCHER)
+    code = LAUNCHED.format(folder=str(tmp_path))
+    if launcher == "nohup":
+        code = code.replace("20", "1")
+    process = subprocess.Popen([sys.executable, str(tmp_path / launcher), code], cwd=Path(__file__).parents[1])
+    wait_for(tmp_path / "started")
+    process.send_signal(signal_number)
+    process.wait()
+    wait_for(tmp_path / str(launcher == "accelerate"))
+
+
+def wait_for(file: Path) -> None:
+    end = time.monotonic() + 30
+    while not file.exists():
+        assert time.monotonic() < end, file
+        time.sleep(0.02)
+
+
 def test_sigterm_ends_nothing_outside_training():
     with termination() as told:
         os.kill(os.getpid(), signal.SIGTERM)
