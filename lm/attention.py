@@ -56,10 +56,17 @@ def short_causal_attention(
         lowest = torch.finfo(query.dtype).min / 2
         bias = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, lowest)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    device = query.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    dtype = _product_dtype(query)
     scores = _Scores.apply((query * scale).to(dtype), key.to(dtype)) + bias
     return torch.matmul(scores.softmax(-1).to(value.dtype), value).transpose(1, 2), None
+
+
+def _product_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """What autocast would make of a product's operand: a function with a backward of its own has to do it itself."""
+    device = tensor.device.type
+    if device == "meta" or tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return tensor.dtype
+    return torch.get_autocast_dtype(device)
 
 
 class _Scores(torch.autograd.Function):

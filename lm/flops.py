@@ -63,7 +63,7 @@ def forward_flops(
     """
     config = config.get_text_config()
     rows = len(batch["input_ids"])
-    length = places_read(config, *batch["input_ids"].shape)
+    length = places_read(config, batch["position_ids"])
     places = rows * length
     products, queries = layer_products(config)
     positions = batch["position_ids"][:, :length]

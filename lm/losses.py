@@ -21,15 +21,17 @@ CHUNK_FLOATS = 1 << 26
 ALIGNMENT = 16
 
 
-def places_read(config: Any, rows: int, length: int) -> int:
-    """How many places of each row of a batch (rows, length) the model reads.
+def places_read(config: Any, position_ids: torch.Tensor) -> int:
+    """How many places of each row the model reads, of a batch with these positions (B, L).
 
     All but the last, which predicts nothing; the last too where that makes a product's number of places a multiple of
-    `ALIGNMENT`, as where 12 rows of 256 are packed.
+    `ALIGNMENT`, as where 12 rows of 256 are packed, and where the model has a position for it.
     """
-    room = getattr(config.get_text_config(), "max_position_embeddings", None) or length
-    aligned = rows * (length - 1) % ALIGNMENT == 0
-    return length if not aligned and rows * length % ALIGNMENT == 0 and length <= room else length - 1
+    rows, length = position_ids.shape
+    if rows * (length - 1) % ALIGNMENT == 0 or rows * length % ALIGNMENT != 0:
+        return length - 1
+    room = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length - 1 if room is not None and int(position_ids[:, -1].max()) >= room else length
 
 
 def label_weights(batches: Sequence[dict[str, torch.Tensor]], image_offset: int) -> torch.Tensor:
@@ -142,9 +144,9 @@ class NextTokenLoss(nn.Module):
         places that `places_read` says."""
         # use_cache=False: with a cache, transformers ignores position_ids that start again inside a row.
         # One row of positions serves all rows where they are the same: the rotary tables are made once, not B times.
+        places = places_read(self.model.config, position_ids)
         if bool((position_ids == position_ids[:1]).all()):
             position_ids = position_ids[:1]
-        places = places_read(self.model.config, *input_ids.shape)
         inputs = {"input_ids": input_ids[:, :places], "position_ids": position_ids[:, :places], "use_cache": False}
         if self.has_plain_head:
             return self.model.base_model(**inputs)[0]

@@ -21,6 +21,9 @@ TWO_OBJECTS = {
 }
 
 
+_SEEDS = 1_000_000  # seeds of pictures for each seed of a report
+
+
 def caption_report(
     pipeline: Any,
     sets: Sequence[AlignmentSet],
@@ -52,7 +55,9 @@ def caption_report(
                 images = [draw_scene(scene) for scene in one.scenes[start : start + batch_size]]
                 likeliest += describer(images).texts
                 if best_of > 1:
-                    best += describer(images, best_of=best_of, seed=seed).texts
+                    # Streams of their own, or the pictures' luck would be the same and the intervals too narrow.
+                    seeds = [_SEEDS * seed + start + number for number in range(len(images))]
+                    best += describer(images, best_of=best_of, seed=seeds).texts
                 bar.update(len(images))
             report[one.name] = score_captions(one.scenes, likeliest)
             if best_of > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,22 +46,23 @@ class ImageToTextPipeline(MultimodalPipeline):
         temperature: float | None = None,
         top_k: int = 0,
         top_p: float = 1.0,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         best_of: int | None = None,
     ) -> ImageToTextOutput:
         """Write a caption for each picture. In float32 the likeliest one does not depend on the others beside it.
 
-        The likeliest caption is often a short one. `best_of` gives the caption that tells most of the picture: to find
-        the picture likely after it, the model has to be told what is in it, and told right (a noisy channel: Brown et
-        al. 1993; Li et al. 2016, maximum mutual information).
+        The likeliest caption is often a short one. `best_of` draws several and returns the one that tells most of the
+        picture: to find the picture likely after it, the model has to be told what is in it, and told right (Li et al.
+        2016 choose among answers so, for their mutual information). How well it is put is not judged.
 
         Args:
             image: of any size and mode; prepared as in training.
             max_new_tokens: most tokens of a caption (default: as many as the model has room for).
             temperature, top_k, top_p: how freely to write; temperature 0 takes the likeliest token each time. Default
-                temperature: 0, and 1 with `best_of`.
-            seed: every picture draws from the same stream under a seed. None gives other texts at each call, at a
-                temperature above 0 (`torch.manual_seed` repeats them).
+                temperature: 0, and 1 with `best_of` above 1.
+            seed: every picture draws from the same stream under a seed, or from one of its own where it is a list of
+                one for each. None gives other texts at each call, at a temperature above 0 (`torch.manual_seed`
+                repeats them).
             best_of: write so many captions for each picture and return the one after which the same model finds the
                 picture likeliest; it must have learned to draw from captions too.
 
@@ -70,11 +72,14 @@ class ImageToTextPipeline(MultimodalPipeline):
         """
         self._check(temperature, top_k, top_p, best_of)  # before pictures are encoded
         images, sizes = listed_images(image), self.sizes_of(image)
+        if isinstance(seed, Sequence) and len(seed) != len(images):
+            raise ValueError(f"{len(seed)} seeds for {len(images)} pictures: give one, or one for each")
         texts = [""] * len(images)
         for size in dict.fromkeys(sizes):
             own = [index for index, other in enumerate(sizes) if other == size]
             codes = self.encode_images([images[index] for index in own], size)
-            found = self.describe_codes(codes, max_new_tokens, temperature, top_k, top_p, seed, size, best_of)
+            seeds = [seed[index] for index in own] if isinstance(seed, Sequence) else seed
+            found = self.describe_codes(codes, max_new_tokens, temperature, top_k, top_p, seeds, size, best_of)
             for index, text in zip(own, found, strict=True):
                 texts[index] = text
         return ImageToTextOutput(texts)
@@ -86,7 +91,7 @@ class ImageToTextPipeline(MultimodalPipeline):
         temperature: float | None = None,
         top_k: int = 0,
         top_p: float = 1.0,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         size: Size | None = None,
         best_of: int | None = None,
     ) -> list[str]:
@@ -119,9 +124,10 @@ class ImageToTextPipeline(MultimodalPipeline):
         several = best_of is not None and whole_number(best_of, "best_of", 1) > 1
         if temperature is None:
             temperature = 1.0 if several else 0.0
-        if several and temperature == 0:
+        if several and (temperature == 0 or top_k == 1):
             raise ValueError(
-                f"best_of={best_of} captions at temperature 0 are all the same: give a higher one, or none"
+                f"best_of={best_of} captions are all the same at temperature={temperature}, top_k={top_k}: give a "
+                "temperature above 0 and another top_k, or neither"
             )
         settings = SamplingSettings(1.0, temperature, top_k, top_p)
         self.vocabulary.check_trained("describing a picture", *DESCRIBING)

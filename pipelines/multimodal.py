@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import numbers
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -233,12 +233,13 @@ def random_stream(*keys: Any) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def equal_streams(seed: int | None, count: int, each: int = 1) -> list[torch.Generator]:
-    """`each` random streams for each of `count`, of all of which the first are alike under a seed, and the second, and
-    so on; without one, others at each call (`torch.manual_seed` repeats them)."""
+def equal_streams(seed: int | Sequence[int] | None, count: int, each: int = 1) -> list[torch.Generator]:
+    """`each` random streams for each of `count`, keyed (seed, number) and so alike for all under one seed; without a
+    seed, others at each call (`torch.manual_seed` repeats them). A list has a seed for each of `count`."""
     if seed is None:
         return [torch.Generator().manual_seed(int(one)) for one in torch.randint(2**62, (count * each,))]
-    return [random_stream(whole_number(seed, "seed", 0), number) for _ in range(count) for number in range(each)]
+    seeds = list(seed) if isinstance(seed, Sequence) else [seed] * count
+    return [random_stream(whole_number(one, "seed", 0), number) for one in seeds for number in range(each)]
 
 
 def whole_number(value: Any, name: str, least: int) -> int:

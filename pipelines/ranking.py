@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lm.generation import check_finite
 from lm.sequences import DESCRIBING, DRAWING_CAPTIONS
 from lm.vocabulary import Size
 from pipelines.multimodal import MultimodalPipeline, shown
@@ -49,8 +50,7 @@ def caption_scores(
     of a size."""
     best_of = len(codes) // len(prompts)
     texts = [ids for ids in pipe.vocabulary.encode_texts(list(prompts)) for _ in range(best_of)]
-    nats = [one.double().sum() for one in label_nats(pipe, "image_to_caption", texts, codes, size)]
-    return -torch.stack(nats).view(len(prompts), best_of).cpu()
+    return _log_likelihoods(label_nats(pipe, "image_to_caption", texts, codes, size), best_of)
 
 
 def picture_scores(
@@ -60,7 +60,14 @@ def picture_scores(
     (B, T) of pictures of a size."""
     best_of = len(texts) // len(codes)
     nats = label_nats(pipe, "caption_to_image", texts, codes.repeat_interleave(best_of, 0), size)
-    return -torch.stack([one.double().sum() for one in nats]).view(len(codes), best_of).cpu()
+    return _log_likelihoods(nats, best_of)
+
+
+def _log_likelihoods(nats: Sequence[torch.Tensor], best_of: int) -> torch.Tensor:
+    """Of whole sequences, (rows / best_of, best_of) float64."""
+    scores = -torch.stack([one.double().sum() for one in nats]).view(-1, best_of).cpu()
+    check_finite(scores.isfinite().all())
+    return scores
 
 
 def check_can_rank_texts(pipe: MultimodalPipeline) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from lm.generation import evaluation_mode
+from lm.generation import evaluation_mode, out_of_memory
 from lm.losses import NextTokenLoss
 from lm.sequences import IGNORED, collate, image_prompt, token_sequence
 from lm.vocabulary import Size
@@ -82,13 +82,20 @@ def label_nats(
     """
     loss = NextTokenLoss(pipe.model, pipe.vocabulary.id_ranges)
     nats: list[torch.Tensor] = []
+    rows = pipe.max_batch_rows
     with evaluation_mode(pipe.model):
-        for start in range(0, len(codes), pipe.max_batch_rows):
-            part = range(start, min(start + pipe.max_batch_rows, len(codes)))
+        while len(nats) < len(codes):
+            part = range(len(nats), min(len(nats) + rows, len(codes)))
             sequences = [
                 token_sequence(pipe.vocabulary, name, texts[row], codes[row].cpu().numpy(), size) for row in part
             ]
             batch = {key: value.to(pipe.device) for key, value in collate(sequences, pipe.vocabulary.pad_id).items()}
-            found = loss.position_nats(batch["input_ids"], batch["labels"], batch["position_ids"])
+            try:
+                found = loss.position_nats(batch["input_ids"], batch["labels"], batch["position_ids"])
+            except RuntimeError as error:  # no memory: the batch is halved and begun again
+                rows = len(part) // 2
+                if not rows or not out_of_memory(error):
+                    raise
+                continue
             nats += [one[labels != IGNORED] for one, labels in zip(found, batch["labels"], strict=True)]
     return nats

@@ -28,10 +28,13 @@ class DescribeOptions:
     )
     best_of: int | None = field(
         default=None,
-        metadata={"help": "write so many captions a picture and keep the one that tells most of it (default: one)"},
+        metadata={
+            "help": "write so many captions a picture, keep the one that tells most of it (default: one, the likeliest)"
+        },
     )
     temperature: float | None = field(
-        default=None, metadata={"help": "0 takes the likeliest token each time (default: 0; with --best_of 1)"}
+        default=None,
+        metadata={"help": "0 takes the likeliest token each time (default: 0, or 1 where --best_of asks for several)"},
     )
     top_k: int = field(default=0, metadata={"help": "choose among the k likeliest tokens; 0: among all"})
     top_p: float = field(

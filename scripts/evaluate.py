@@ -60,8 +60,12 @@ class EvaluateOptions:
     completion_captions: int = field(
         default=0, metadata={"help": "on sprites, also complete the upper half of so many held-out pictures"}
     )
-    describe_best_of: int = field(
-        default=8, metadata={"help": "on sprites, also write so many captions a picture and choose one; 1: do not"}
+    describe_best_of: int | None = field(
+        default=None,
+        metadata={
+            "help": "on sprites, also write so many captions a picture and choose one; 1: do not (default: 8 where the "
+            "model draws from captions, too)"
+        },
     )
     batch_size: int = field(default=100, metadata={"help": "pictures worked on at once"})
     guidance_scale: float | None = field(default=None, metadata={"help": "of the samples (default: the model's own)"})
@@ -79,7 +83,7 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         ones = ("num_captions", "batch_size", "best_of", "best_of_captions", "describe_best_of")
         for name, value in (dict.fromkeys(ones, 1) | {"completion_captions": 0, "seed": 0}).items():
-            if getattr(self, name) < value:
+            if getattr(self, name) is not None and getattr(self, name) < value:
                 raise ValueError(f"--{name} must be at least {value}, got {getattr(self, name)}")
         if Path(self.output).is_dir():
             raise ValueError(f"--output {self.output} is a folder: name a file, for example report.json")
@@ -149,7 +153,7 @@ def main(options: EvaluateOptions) -> dict[str, Any]:
             report["captions"] = caption_report(
                 pipeline,
                 sets,
-                best_of=options.describe_best_of if captioned else 1,  # it ranks captions by drawing from them
+                best_of=options.describe_best_of or (8 if captioned else 1),
                 batch_size=options.batch_size,
                 seed=options.seed,
             )
@@ -165,7 +169,7 @@ def _load(options: EvaluateOptions) -> tuple[Any, Any]:
     import torch
 
     from lm.generation import SamplingSettings
-    from pipelines.ranking import check_can_rank
+    from pipelines.ranking import check_can_rank, check_can_rank_texts
     from pipelines.text_to_image import TextToImagePipeline
     from tokenizer_image.vqvae import load_tokenizer
 
@@ -180,6 +184,8 @@ def _load(options: EvaluateOptions) -> tuple[Any, Any]:
     pipeline.set_progress_bar_config(disable=True)
     if options.best_of > 1:
         check_can_rank(pipeline, [""])  # likewise
+    if (options.describe_best_of or 1) > 1:
+        check_can_rank_texts(pipeline)
     return pipeline, pipeline.image_tokenizer
 
 

@@ -103,8 +103,14 @@ def test_long_sequences_and_saved_models_use_transformers_own(vocabulary, tmp_pa
 def test_bf16_is_close(vocabulary):
     model = random_model(vocabulary, "qwen3")
     use_fastest_attention(model, 40)
-    module = NextTokenLoss(model, vocabulary.id_ranges)
-    exact = module(**batch(vocabulary))["loss"]
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded = module(**batch(vocabulary))["loss"]
+    module, found = NextTokenLoss(model, vocabulary.id_ranges), []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = module(**batch(vocabulary))["loss"]
+        loss.backward()
+        found.append((loss.detach(), [parameter.grad.clone() for parameter in model.parameters()]))
+        model.zero_grad()
+    (exact, gradients), (rounded, others) = found
     assert torch.allclose(rounded, exact, rtol=0.05)
+    for one, other in zip(gradients, others, strict=True):
+        assert one.dtype == other.dtype and (one - other).norm() < 0.1 * one.norm()

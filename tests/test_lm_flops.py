@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Con
 
 from lm.attention import NAME, use_fastest_attention
 from lm.flops import forward_flops
-from lm.losses import NextTokenLoss
+from lm.losses import NextTokenLoss, places_read
 from lm.sequences import IGNORED, TokenSequence, collate
 
 RANGES = [(0, 50), (50, 80), (80, 130)]
@@ -33,12 +33,15 @@ def sequences() -> list[TokenSequence]:
     return found
 
 
+@pytest.mark.parametrize("multiple", [1, 16])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_what_is_counted_is_what_is_executed(name):
+def test_what_is_counted_is_what_is_executed(name, multiple):
     model = AutoModelForCausalLM.from_config(CONFIGS[name]).train()
     use_fastest_attention(model, 40)
     assert model.config._attn_implementation == NAME
-    batch = collate(sequences(), pad_id=0)
+    batch = collate(sequences(), pad_id=0, multiple_of=multiple)
+    read = places_read(model.config, batch["position_ids"])
+    assert batch["input_ids"].shape[1] - read == (1 if multiple == 1 else 0)
     module = NextTokenLoss(model, RANGES)
     with FlopCounterMode(display=False) as counter:
         loss = module(**batch)["loss"]

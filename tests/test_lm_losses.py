@@ -179,15 +179,17 @@ def test_right_padding_does_not_change_the_loss(vocabulary, sequences, architect
 )
 def test_the_last_place_is_read_only_where_that_aligns_products(vocabulary, rows, length, positions, places):
     config = build_configuration(vocabulary, max_positions=positions, **SIZES)
-    assert places_read(config, rows, length) == places
+    row = torch.arange(length)
+    assert places_read(config, row.expand(rows, -1)) == places
+    assert places_read(config, (row % 20).expand(rows, -1)) == (length if places == 63 else places), "packed"
 
 
 def test_reading_the_last_place_changes_nothing(vocabulary, model, sequences, monkeypatch):
     batch = collate(sequences[:4], vocabulary.pad_id, length=40)
-    assert places_read(model.config, 4, 40) == 40
+    assert places_read(model.config, batch["position_ids"]) == 40
     read = sums_of(model, vocabulary, batch)
     monkeypatch.setattr(losses, "ALIGNMENT", 1)
-    assert places_read(model.config, 4, 40) == 39
+    assert places_read(model.config, batch["position_ids"]) == 39
     left_out = sums_of(model, vocabulary, batch)
     for name in FIELDS:
         assert torch.allclose(read[name], left_out[name], rtol=1e-5), name

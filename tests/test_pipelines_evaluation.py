@@ -382,7 +382,9 @@ def test_command_compares_best_of_and_completion_with_plain_drawing(
         "--model", tmp_path / "model", "--output", tmp_path / "r.json", "--max_examples", 5, "--num_captions", 2,
         "--best_of", 3, "--best_of_captions", 7, "--completion_captions", 5, "--batch_size", 4, "--seed", 1,
     )  # fmt: skip
-    report = evaluate(*arguments)["alignment"]
+    report = evaluate(*arguments)
+    assert {own["best_of"]["captions_each"] for own in report["captions"].values()} == {8}
+    report = report["alignment"]
     best, completion = report["best_of"], report["completion"]
     assert best["best_of"] == 3 and best["n"] == 7 and completion["n"] == 5 and completion["kept_exactly"] == 1
     for own, names in ((best, ("single", "best")), (completion, ("plain", "completed"))):
@@ -398,6 +400,13 @@ def test_command_compares_best_of_and_completion_with_plain_drawing(
     pipeline.save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match="give a ranker, or train with"):
         evaluate(*arguments)
+    monkeypatch.setattr(pipeline.vocabulary, "formats", ["image", "image_to_caption"])
+    pipeline.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="best_of for captions ranks them"):
+        evaluate("--model", tmp_path / "model", "--output", tmp_path / "r.json", "--describe_best_of", 4)
+    with pytest.raises(SystemExit):
+        evaluate("--model", tmp_path / "model", "--describe_best_of", 0)
+    assert "--describe_best_of must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_command_measures_a_tokenizer_alone(untrained_probe, image_tokenizer, tmp_path):

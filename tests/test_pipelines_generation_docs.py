@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_pipelines_text_to_image import tiny_pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,9 +43,12 @@ def test_calls(model, tmp_path, monkeypatch):
     kept = block_with("keep_rows")
     # The tiny model's pictures have 16 rows and one level.
     run(kept.replace("keep_rows=16", "keep_rows=8").replace("keep_levels=1", "redraw=1"), folder, names)
-    run(block_with("best_of=8"), folder, names)
+    run(block_with("ranker=lambda"), folder, names)
     monkeypatch.setattr(pipe.vocabulary, "formats", [*pipe.vocabulary.formats, "image_to_caption"])
     run(block_with("best_of=4"), folder, names)
+    pipe.save_pretrained(tmp_path / "both")
+    Image.new("RGB", (20, 16), "red").save("dog.png")
+    run(block_with("ImageToTextPipeline").replace("runs/both", str(tmp_path / "both")), folder, {})
     run(block_with("previews"), folder, names)
     assert (tmp_path / "preview.png").is_file()
 

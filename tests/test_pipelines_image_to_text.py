@@ -171,6 +171,8 @@ def test_a_seed_repeats_and_does_not_depend_on_the_place(pipe, images):
     first = pipe(images, seed=1, **settings).texts
     assert pipe(images, seed=1, **settings).texts == first != pipe(images, seed=2, **settings).texts
     assert [pipe(image, seed=1, **settings).texts[0] for image in images] == first
+    own = pipe(images, seed=[5, 6, 7, 8, 9], **settings).texts
+    assert own == [pipe(image, seed=5 + place, **settings).texts[0] for place, image in enumerate(images)] != first
     torch.manual_seed(3)
     free = pipe(images, **settings).texts
     torch.manual_seed(3)
@@ -204,7 +206,9 @@ def test_mistakes_in_a_call(pipe, images):
         (images[0], {"top_p": 0}, ValueError, r"top_p must be in \(0, 1\]"),
         (images[0], {"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         (images[0], {"best_of": 0}, ValueError, "best_of must be at least 1, got 0"),
-        (images[0], {"best_of": 4, "temperature": 0.0}, ValueError, "best_of=4 captions at temperature 0 are all the"),
+        (images[0], {"best_of": 4, "temperature": 0.0}, ValueError, "best_of=4 captions are all the same at temp"),
+        (images[0], {"best_of": 4, "top_k": 1}, ValueError, "temperature=1.0, top_k=1: give a temperature above 0"),
+        (images[:2], {"seed": [1, 2, 3]}, ValueError, "3 seeds for 2 pictures: give one, or one for each"),
     ):
         with pytest.raises(error, match=words):
             pipe(argument, **settings)
@@ -257,6 +261,9 @@ def test_describe(folder, pipe, images, tmp_path, capsys):
     found = main(DescribeOptions(pictures=files, model=str(folder), max_new_tokens=9, device="cpu"))
     assert found == pipe(images[:2], max_new_tokens=9).texts
     assert capsys.readouterr().out.splitlines() == [f"{file}\t{text}" for file, text in zip(files, found, strict=True)]
+    several = {"max_new_tokens": 9, "best_of": 5, "seed": 3}
+    found = main(DescribeOptions(pictures=files, model=str(folder), device="cpu", **several))
+    assert found == pipe(images[:2], **several).texts
 
 
 def test_describe_says_what_is_wrong(folder, tmp_path, monkeypatch, capsys):

@@ -105,6 +105,8 @@ def test_pictures_are_described_and_scored_at_the_nearest_shape(pipe):
     describe = ImageToTextPipeline(pipe.image_tokenizer, pipe.model, pipe.vocabulary)
     together = describe(images, max_new_tokens=5).texts
     assert together == [describe(one, max_new_tokens=5).texts[0] for one in images]
+    several = {"max_new_tokens": 5, "best_of": 4, "seed": 0}
+    assert describe(images, **several).texts == [describe(one, **several).texts[0] for one in images]
     wide = pipe.score("a red dog", images[1])
     assert wide.nats.shape == (1, 2 * 2 * 6) and wide.codes.equal(pipe.encode_images(images[1], WIDE))
     sequence = token_sequence(

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipelines import run as run_module
+from pipelines import termination as termination_module
 from pipelines.loop import Loop
 from pipelines.muon import Muon, orthogonalized
 from pipelines.optimization import (
@@ -526,7 +527,7 @@ def test_sigterm_writes_a_checkpoint_and_ends_with_its_code(tmp_path, capsys):
 
 LAUNCHER = """
 import subprocess, sys
-subprocess.Popen([sys.executable, "-c", sys.argv[1]]).wait()
+subprocess.Popen([sys.executable, "-c", sys.argv[2]]).wait()
 """
 LAUNCHED = """
 import sys, time
@@ -535,7 +536,7 @@ from pipelines.termination import end_with_launcher, termination
 end_with_launcher()
 with termination() as told:
     Path({folder!r}, "started").touch()
-    told.wait(20)
+    told.wait({patience})
     time.sleep(0.2)
     Path({folder!r}, str(told.is_set())).touch()
 """
@@ -545,16 +546,33 @@ with termination() as told:
 @pytest.mark.parametrize(("launcher", "signal_number"), [("accelerate", signal.SIGTERM), ("accelerate", signal.SIGKILL),
                                                          ("nohup", signal.SIGKILL)])  # fmt: skip
 def test_training_ends_with_its_launcher(tmp_path, launcher, signal_number):
-    """And goes on where a shell does that it was started from."""
+    """And goes on where a shell ends that it was started from."""
+    told = launcher == "accelerate"
     (tmp_path / launcher).write_text(LAUNCHER)
-    code = LAUNCHED.format(folder=str(tmp_path))
-    if launcher == "nohup":
-        code = code.replace("20", "1")
-    process = subprocess.Popen([sys.executable, str(tmp_path / launcher), code], cwd=Path(__file__).parents[1])
+    code = LAUNCHED.format(folder=str(tmp_path), patience=20 if told else 3)
+    words = [sys.executable, str(tmp_path / launcher), "launch", code]
+    process = subprocess.Popen(words, cwd=Path(__file__).parents[1])
     wait_for(tmp_path / "started")
     process.send_signal(signal_number)
     process.wait()
-    wait_for(tmp_path / str(launcher == "accelerate"))
+    wait_for(tmp_path / str(told))
+
+
+@pytest.mark.parametrize(
+    ("command", "launches"),
+    [
+        ("/env/bin/python /env/bin/accelerate launch scripts/train_lm.py", True),
+        ("python -m accelerate.commands.launch scripts/train_lm.py", True),
+        ("/env/bin/accelerate-launch scripts/train_lm.py", True),
+        ("python sweep.py --out runs/accelerate", False),
+        ("bash -c accelerate launch scripts/train_lm.py", False),
+        ("python scripts/train_lm.py", False),
+        ("", False),
+    ],
+)
+def test_what_is_accelerates_launcher(command, launches):
+    words = command.split(" ", 2 if command.startswith("bash") else -1)
+    assert termination_module._is_launcher(words) == launches
 
 
 def wait_for(file: Path) -> None:
