@@ -15,6 +15,9 @@ from lm.vocabulary import Size
 from pipelines.multimodal import MultimodalPipeline, equal_streams, listed_images, whole_number
 from pipelines.ranking import best_rows, check_can_rank_texts, picture_scores
 
+# Of captions to choose from: low enough that most are right, high enough that some are long (docs/results.md).
+SEVERAL_TEMPERATURE = 0.7
+
 
 @dataclass
 class ImageToTextOutput:
@@ -59,7 +62,7 @@ class ImageToTextPipeline(MultimodalPipeline):
             image: of any size and mode; prepared as in training.
             max_new_tokens: most tokens of a caption (default: as many as the model has room for).
             temperature, top_k, top_p: how freely to write; temperature 0 takes the likeliest token each time. Default
-                temperature: 0, and 1 with `best_of` above 1.
+                temperature: 0, and `SEVERAL_TEMPERATURE` with `best_of` above 1.
             seed: every picture draws from the same stream under a seed, or from one of its own where it is a list of
                 one for each. None gives other texts at each call, at a temperature above 0 (`torch.manual_seed`
                 repeats them).
@@ -123,7 +126,7 @@ class ImageToTextPipeline(MultimodalPipeline):
         """The settings, with the temperature that is used."""
         several = best_of is not None and whole_number(best_of, "best_of", 1) > 1
         if temperature is None:
-            temperature = 1.0 if several else 0.0
+            temperature = SEVERAL_TEMPERATURE if several else 0.0
         if several and (temperature == 0 or top_k == 1):
             raise ValueError(
                 f"best_of={best_of} captions are all the same at temperature={temperature}, top_k={top_k}: give a "

@@ -34,7 +34,9 @@ class DescribeOptions:
     )
     temperature: float | None = field(
         default=None,
-        metadata={"help": "0 takes the likeliest token each time (default: 0, or 1 where --best_of asks for several)"},
+        metadata={
+            "help": "0 takes the likeliest token each time (default: 0, or 0.7 where --best_of asks for several)"
+        },
     )
     top_k: int = field(default=0, metadata={"help": "choose among the k likeliest tokens; 0: among all"})
     top_p: float = field(

@@ -207,7 +207,7 @@ def test_mistakes_in_a_call(pipe, images):
         (images[0], {"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         (images[0], {"best_of": 0}, ValueError, "best_of must be at least 1, got 0"),
         (images[0], {"best_of": 4, "temperature": 0.0}, ValueError, "best_of=4 captions are all the same at temp"),
-        (images[0], {"best_of": 4, "top_k": 1}, ValueError, "temperature=1.0, top_k=1: give a temperature above 0"),
+        (images[0], {"best_of": 4, "top_k": 1}, ValueError, "temperature=0.7, top_k=1: give a temperature above 0"),
         (images[:2], {"seed": [1, 2, 3]}, ValueError, "3 seeds for 2 pictures: give one, or one for each"),
     ):
         with pytest.raises(error, match=words):
