@@ -33,7 +33,11 @@ class SequenceOptions(DataOptions):
         "share of pictures that are drawn without their caption, for guidance (default: 0.1, or 0 beside image or "
         "image_and_caption, which teach the same)",
     )
-    text_loss_weight: float = option(1.0, "what the mean loss of text counts, where --formats learn text and pictures")
+    text_loss_weight: float = option(
+        1.0,
+        "what the mean loss of text counts, where --formats learn text and pictures; where text is little, 0.35 disturbs "
+        "drawing less (docs/results.md)",
+    )
     image_loss_weight: float = option(7.0, "what the mean loss of image codes counts beside it")
     default_guidance: float = option(
         2.0, "the pipeline's guidance scale when none is given; 1 where pictures are not learned without a caption"

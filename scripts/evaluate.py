@@ -63,7 +63,7 @@ class EvaluateOptions:
     describe_best_of: int | None = field(
         default=None,
         metadata={
-            "help": "on sprites, also write so many captions a picture and choose one; 1: do not (default: 8 where the "
+            "help": "on sprites, also write so many captions a picture and choose one; 1: do not (default: 16 where the "
             "model draws from captions, too)"
         },
     )
@@ -153,7 +153,7 @@ def main(options: EvaluateOptions) -> dict[str, Any]:
             report["captions"] = caption_report(
                 pipeline,
                 sets,
-                best_of=options.describe_best_of or (8 if captioned else 1),
+                best_of=options.describe_best_of or (16 if captioned else 1),
                 batch_size=options.batch_size,
                 seed=options.seed,
             )

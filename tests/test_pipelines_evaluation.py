@@ -383,7 +383,7 @@ def test_command_compares_best_of_and_completion_with_plain_drawing(
         "--best_of", 3, "--best_of_captions", 7, "--completion_captions", 5, "--batch_size", 4, "--seed", 1,
     )  # fmt: skip
     report = evaluate(*arguments)
-    assert {own["best_of"]["captions_each"] for own in report["captions"].values()} == {8}
+    assert {own["best_of"]["captions_each"] for own in report["captions"].values()} == {16}
     report = report["alignment"]
     best, completion = report["best_of"], report["completion"]
     assert best["best_of"] == 3 and best["n"] == 7 and completion["n"] == 5 and completion["kept_exactly"] == 1
