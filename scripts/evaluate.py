@@ -63,8 +63,8 @@ class EvaluateOptions:
     describe_best_of: int | None = field(
         default=None,
         metadata={
-            "help": "on sprites, also write so many captions a picture and choose one; 1: do not (default: 16 where the "
-            "model draws from captions, too)"
+            "help": "on sprites, also write so many captions a picture and choose one; 1: do not (default: 16 where "
+            "the model draws from captions, too)"
         },
     )
     batch_size: int = field(default=100, metadata={"help": "pictures worked on at once"})
