@@ -35,8 +35,8 @@ class SequenceOptions(DataOptions):
     )
     text_loss_weight: float = option(
         1.0,
-        "what the mean loss of text counts, where --formats learn text and pictures; where text is little, 0.35 disturbs "
-        "drawing less (docs/results.md)",
+        "what the mean loss of text counts, where --formats learn text and pictures; where text is little, 0.35 "
+        "disturbs drawing less (docs/results.md)",
     )
     image_loss_weight: float = option(7.0, "what the mean loss of image codes counts beside it")
     default_guidance: float = option(
