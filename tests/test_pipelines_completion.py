@@ -352,6 +352,7 @@ def test_a_real_ctrl_c(flat, tmp_path, finished):
     script, output = Path(__file__).parents[1] / "scripts" / "generate.py", tmp_path / "out"
     code = (
         "import runpy, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs of a shell ignore it
         "from tqdm import tqdm\n"
         "from pipelines.multimodal import MultimodalPipeline as Pipeline\n"
         "made = Pipeline.__init__\n"
