@@ -73,7 +73,7 @@ class _Scores(torch.autograd.Function):
     """Q K^T of (B, heads, L, head_dim) each.
 
     Autograd would make the gradient of K^T and turn it round, and compiled layers (torch.compile) then read it number
-    by number for the rotary positions: 3% of a step.
+    by number for the rotary positions: 1 or 2% of a step.
     """
 
     @staticmethod

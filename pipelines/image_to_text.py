@@ -62,7 +62,7 @@ class ImageToTextPipeline(MultimodalPipeline):
             image: of any size and mode; prepared as in training.
             max_new_tokens: most tokens of a caption (default: as many as the model has room for).
             temperature, top_k, top_p: how freely to write; temperature 0 takes the likeliest token each time. Default
-                temperature: 0, and `SEVERAL_TEMPERATURE` with `best_of` above 1.
+                temperature: 0, and 0.7 with `best_of` above 1.
             seed: every picture draws from the same stream under a seed, or from one of its own where it is a list of
                 one for each. None gives other texts at each call, at a temperature above 0 (`torch.manual_seed`
                 repeats them).

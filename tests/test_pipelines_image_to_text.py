@@ -146,6 +146,23 @@ def test_of_many_captions_the_one_from_which_the_picture_would_be_drawn_is_chose
     assert own(pictures[0], best_of=1, **settings).texts == own(pictures[0], **settings).texts
 
 
+def test_captions_are_compared_in_batches_that_fit_and_by_finite_scores(pipe, images, monkeypatch):
+    settings = {"best_of": 6, "seed": 0, "max_new_tokens": 9}
+    expected, original, sizes = pipe(images[:2], **settings).texts, NextTokenLoss.position_nats, []
+
+    def position_nats(self, input_ids, *others):
+        sizes.append(len(input_ids))
+        if len(input_ids) > 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return original(self, input_ids, *others)
+
+    monkeypatch.setattr(NextTokenLoss, "position_nats", position_nats)
+    assert pipe(images[:2], **settings).texts == expected and sizes == [12, 6, 3, 3, 3, 3]
+    monkeypatch.setattr(NextTokenLoss, "position_nats", lambda self, ids, *_: torch.full(ids.shape, torch.nan))
+    with pytest.raises(RuntimeError, match="not finite"):
+        pipe(images[:2], **settings)
+
+
 def test_a_caption_ends_at_eos(pipe, images):
     bias = torch.zeros(pipe.vocabulary.size)
     bias[pipe.vocabulary.eos_id] = 1e4
