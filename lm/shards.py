@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import os
 import shutil
 import socket
@@ -85,15 +86,30 @@ def write_shard(folder: Path, documents: Sequence[Document], dtype: np.dtype[Any
 
 
 def _publish(aside: Path, folder: Path) -> None:
-    """Give a finished shard its name; what had that name goes."""
+    """Give a finished shard its name; what had that name goes, unless it is the same.
+
+    Between the two renames there is no shard of that name, and a job that ends just then would say that it is missing.
+    """
     while True:
         with contextlib.suppress(OSError):
             os.rename(aside, folder)
+            return
+        if _same_files(aside, folder):  # another writer of the same shard was quicker
+            shutil.rmtree(aside)
             return
         earlier = aside_of(folder)
         with contextlib.suppress(FileNotFoundError):  # another writer of the same shard was quicker
             os.rename(folder, earlier)
         shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _same_files(first: Path, second: Path) -> bool:
+    """Whether two folders hold files of the same names and contents."""
+    names = sorted(path.name for path in first.iterdir())
+    with contextlib.suppress(OSError):
+        if names == sorted(path.name for path in second.iterdir()):
+            return all(filecmp.cmp(first / name, second / name, shallow=False) for name in names)
+    return False
 
 
 def _ends(lengths: Sequence[int]) -> np.ndarray:

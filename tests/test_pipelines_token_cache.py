@@ -298,6 +298,18 @@ def write_often(folder: str, label: int) -> None:
         write_shard(Path(folder), [Document(np.full(50, label), [(8, 8)], ["text"], label=label)] * 20, code_dtype(9))
 
 
+def test_a_shard_that_is_there_already_is_never_missing(tmp_path):
+    """Two jobs of the same shards: the later one leaves what it finds, and replaces what differs."""
+    folder, places = tmp_path / "shard-00000", []
+    for label in (1, 1, 2):
+        documents = [Document(np.full(50, label), [(8, 8)], ["text"], label=label)] * 20
+        write_shard(folder, documents, code_dtype(9))
+        places.append(folder.stat().st_ino)
+        assert np.load(folder / "labels.npy")[0] == label
+        assert [path.name for path in tmp_path.iterdir()] == ["shard-00000"]
+    assert places[0] == places[1] != places[2]
+
+
 def test_a_shard_is_whole_however_many_write_it(tmp_path):
     folder = tmp_path / "shard-00000"
     context = multiprocessing.get_context("fork")
