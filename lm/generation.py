@@ -288,7 +288,7 @@ def _draw_all(task: _Task, size: int) -> Iterator[Progress]:
                     step = batches_done * total + codes.shape[1]
                     yield Progress(step, (batches_done + to_come) * total, rows, codes)
             except RuntimeError as error:
-                if not out_of_memory(error):
+                if not memory.out_of_memory(error):
                     raise
                 if rows.stop - rows.start == 1:
                     raise RuntimeError(_no_memory(task, rows, error)) from error
@@ -310,12 +310,6 @@ def _no_memory(task: _Task, rows: slice, error: RuntimeError) -> str:
     )
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory has run out."""
-    words = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in words or "can't allocate memory" in words
-
-
 @torch.inference_mode()
 def _stepper_of(task: _Task, rows: slice) -> Callable[..., Stepper]:
     """What reads the prompts, given them, how many codes follow, and the padding: the fastest way for this model."""
@@ -326,7 +320,7 @@ def _stepper_of(task: _Task, rows: slice) -> Callable[..., Stepper]:
     try:
         laid_out = DirectModel(task.model, (rows.stop - rows.start) * (1 if task.negative_prompts is None else 2))
     except RuntimeError as error:  # memory has no room for copies of the weights
-        if not out_of_memory(error):
+        if not memory.out_of_memory(error):
             raise
         return partial(Stepper, task.model)
     return partial(DirectStepper, laid_out)

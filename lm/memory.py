@@ -4,12 +4,37 @@ end the process than refuse."""
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 SHARE = 0.8  # of what is free; others take memory too
+T = TypeVar("T")
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory has run out."""
+    words = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in words or "can't allocate memory" in words
+
+
+def in_batches(make: Callable[[slice], list[T]], count: int, size: int) -> list[T]:
+    """What `make` makes of rows 0 .. count - 1, one for each, in batches of `size`.
+
+    A batch that memory has no room for is halved and begun again, and those after it are as small.
+    """
+    made: list[T] = []
+    while len(made) < count:
+        batch = slice(len(made), min(len(made) + size, count))
+        try:
+            made += make(batch)
+        except RuntimeError as error:
+            size = (batch.stop - batch.start) // 2
+            if not size or not out_of_memory(error):
+                raise
+    return made
 
 
 def rows_that_fit(model: Any, prompt_length: int, num_new_tokens: int, num_choices: int) -> int | None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lm.generation import check_finite, evaluation_mode, out_of_memory
-from lm.memory import rows_that_fit
+from lm.generation import check_finite, evaluation_mode
+from lm.memory import in_batches, rows_that_fit
 from lm.sampling import SamplingSettings, choose, uniforms_of
 from lm.stepping import Stepper
 
@@ -54,17 +54,12 @@ def generate_text(
         )
     rows = rows_that_fit(model, longest, max_new_tokens, vocabulary.image_offset) or max_batch_rows
     size = max(1, min(rows, max_batch_rows))
-    texts: list[list[int]] = []
+
+    def write(batch: slice) -> list[list[int]]:
+        return _write_batch(model, vocabulary, prompts[batch], settings, generators[batch], max_new_tokens)
+
     with evaluation_mode(model), torch.inference_mode():
-        while len(texts) < len(prompts):
-            batch = slice(len(texts), len(texts) + size)
-            try:
-                texts += _write_batch(model, vocabulary, prompts[batch], settings, generators[batch], max_new_tokens)
-            except RuntimeError as error:  # no memory: the batch is halved and begun again
-                if size == 1 or not out_of_memory(error):
-                    raise
-                size //= 2
-    return texts
+        return in_batches(write, len(prompts), size)
 
 
 def _write_batch(

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from lm.generation import evaluation_mode, out_of_memory
+from lm.generation import evaluation_mode
 from lm.losses import NextTokenLoss
+from lm.memory import in_batches
 from lm.sequences import IGNORED, collate, image_prompt, token_sequence
 from lm.vocabulary import Size
 from pipelines.drawing import check_trained, prompt_rows, texts_of
@@ -81,21 +82,15 @@ def label_nats(
         for each row, nats float32 of its labels in their order.
     """
     loss = NextTokenLoss(pipe.model, pipe.vocabulary.id_ranges)
-    nats: list[torch.Tensor] = []
-    rows = pipe.max_batch_rows
+
+    def found(rows: slice) -> list[torch.Tensor]:
+        sequences = [
+            token_sequence(pipe.vocabulary, name, texts[row], codes[row].cpu().numpy(), size)
+            for row in range(rows.start, rows.stop)
+        ]
+        batch = {key: value.to(pipe.device) for key, value in collate(sequences, pipe.vocabulary.pad_id).items()}
+        nats = loss.position_nats(batch["input_ids"], batch["labels"], batch["position_ids"])
+        return [one[labels != IGNORED] for one, labels in zip(nats, batch["labels"], strict=True)]
+
     with evaluation_mode(pipe.model):
-        while len(nats) < len(codes):
-            part = range(len(nats), min(len(nats) + rows, len(codes)))
-            sequences = [
-                token_sequence(pipe.vocabulary, name, texts[row], codes[row].cpu().numpy(), size) for row in part
-            ]
-            batch = {key: value.to(pipe.device) for key, value in collate(sequences, pipe.vocabulary.pad_id).items()}
-            try:
-                found = loss.position_nats(batch["input_ids"], batch["labels"], batch["position_ids"])
-            except RuntimeError as error:  # no memory: the batch is halved and begun again
-                rows = len(part) // 2
-                if not rows or not out_of_memory(error):
-                    raise
-                continue
-            nats += [one[labels != IGNORED] for one, labels in zip(found, batch["labels"], strict=True)]
-    return nats
+        return in_batches(found, len(codes), pipe.max_batch_rows)
