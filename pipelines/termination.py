@@ -44,11 +44,9 @@ def end_with_launcher() -> None:
 
 def _is_launcher(words: list[str]) -> bool:
     """Whether this is a command line of `accelerate launch`, with or without an interpreter before it."""
-    names = [Path(word).name for word in words[:3]]
-    following = [*words[1:4], "", "", ""]
     return any(
-        name in _LAUNCHERS or (name in _WITH_LAUNCH and after == "launch")
-        for name, after in zip(names, following, strict=False)
+        Path(word).name in _LAUNCHERS or (Path(word).name in _WITH_LAUNCH and after == "launch")
+        for word, after in zip(words[:3], [*words[1:], ""], strict=False)
     )
 
 

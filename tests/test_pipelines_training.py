@@ -565,6 +565,7 @@ def test_training_ends_with_its_launcher(tmp_path, launcher, signal_number):
         ("python -m accelerate.commands.launch scripts/train_lm.py", True),
         ("/env/bin/accelerate-launch scripts/train_lm.py", True),
         ("python sweep.py --out runs/accelerate", False),
+        ("python sweep.py --out accelerate-launch", False),
         ("bash -c accelerate launch scripts/train_lm.py", False),
         ("python scripts/train_lm.py", False),
         ("", False),
