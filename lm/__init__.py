@@ -7,9 +7,9 @@ from typing import Any
 
 _PUBLIC = {
     "MultimodalVocabulary": "vocabulary",
-    "NextTokenLoss": "losses",
-    "TokenCache": "cache",
-    "generate_codes": "generation",
+    "NextTokenLoss": "training.losses",
+    "TokenCache": "data.token_cache",
+    "generate_codes": "generation.images",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -22,7 +22,7 @@ among the codes, never learned (`lm.vocabulary.PictureTokens`).
 `image` is also what caption dropout makes of the first two; its prompt is the unconditional one of classifier-free
 guidance (Ho and Salimans 2022). Where nothing after the last code is learned, the sequence ends with it: end_image and
 eos would only cost time. What is learned has weight 1; how much all text counts beside all codes is said where their
-losses are put together (`lm.losses.balance`).
+losses are put together (`lm.training.losses.balance`).
 """
 
 from __future__ import annotations

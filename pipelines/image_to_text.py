@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from lm.sampling import SamplingSettings
+from lm.generation.sampling import SamplingSettings
+from lm.generation.texts import generate_text
 from lm.sequences import DESCRIBING, description_prompt
-from lm.text_generation import generate_text
 from lm.vocabulary import Size
+from pipelines.drawing.best_of import best_rows, check_can_rank_texts, picture_scores
 from pipelines.multimodal import MultimodalPipeline, equal_streams, listed_images, whole_number
-from pipelines.ranking import best_rows, check_can_rank_texts, picture_scores
 
 # Of captions to choose from: low enough that most are right, high enough that some are long (docs/results.md).
 SEVERAL_TEMPERATURE = 0.7

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from lm.document_generation import generate_document
-from lm.sampling import SamplingSettings
+from lm.generation.documents import generate_document
+from lm.generation.sampling import SamplingSettings
 from lm.sequences import Picture, document_sequence
 from pipelines.multimodal import MultimodalPipeline, equal_streams, shown, whole_number
 from tokenizer_image.preprocessing import postprocess

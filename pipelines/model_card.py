@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from pipelines.multimodal import MultimodalPipeline
+from transformers import PreTrainedModel
+
+from lm.vocabulary import MultimodalVocabulary
 
 CARD = """---
 license: {license}
@@ -42,7 +43,8 @@ transformers causal language model.
 
 
 def model_card(
-    pipe: MultimodalPipeline,
+    model: PreTrainedModel,
+    vocabulary: MultimodalVocabulary,
     repo_id: str,
     *,
     license: str = "unknown",
@@ -54,11 +56,10 @@ def model_card(
         license: of the weights, as the Hub spells it.
         figures: what was measured, nested as deep as you like; numbers and texts are listed.
     """
-    vocabulary = pipe.vocabulary
     height, width = vocabulary.image_size
     facts = {
         "picture": f"{height}x{width}, {vocabulary.tokens_per_image} codes out of {vocabulary.num_codes}",
-        "language model": f"{type(pipe.model).__name__}, {pipe.model.num_parameters():,} parameters",
+        "language model": f"{type(model).__name__}, {model.num_parameters():,} parameters",
         "text tokens": f"{vocabulary.image_offset:,}",
         "sequence formats": ", ".join(vocabulary.formats),
         "default guidance scale": vocabulary.default_guidance,
@@ -71,7 +72,7 @@ def model_card(
         repo_id=repo_id,
         height=height,
         width=width,
-        architecture=type(pipe.model).__name__,
+        architecture=type(model).__name__,
         facts=_table(facts),
         figures=f"\n## Figures\n\n{_table(measured)}\n" if measured else "",
     )

@@ -15,9 +15,10 @@ import torch
 from PIL import Image, ImageOps
 
 from lm.vocabulary import MultimodalVocabulary, Size
+from pipelines.model_card import model_card
 from pipelines.model_folder import INDEX_FILE, local_folder, read_index, write_index
 from tokenizer_image.layout import ImageTokenizer
-from tokenizer_image.preprocessing import nearest_size, preprocess, to_pixel_values
+from tokenizer_image.preprocessing import nearest_size, preprocess, preprocessing_of, to_pixel_values
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CLASS_NAME = "TextToImagePipeline"  # in the index of every model folder, whatever it was trained for
@@ -130,12 +131,10 @@ class MultimodalPipeline:
         """
         from huggingface_hub import HfApi
 
-        from pipelines.model_card import model_card
-
         api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            card = model_card(self, repo_id, license=license, figures=figures)
+            card = model_card(self.model, self.vocabulary, repo_id, license=license, figures=figures)
             (Path(folder) / "README.md").write_text(card, encoding="utf-8")
             name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             api.upload_folder(repo_id=name, folder_path=folder, commit_message=commit_message)
@@ -150,8 +149,6 @@ class MultimodalPipeline:
         Raises:
             TypeError, ValueError: no picture, something else, or a picture that cannot be read (with its number).
         """
-        from pipelines.evaluation import preprocessing_of
-
         settings = preprocessing_of(self.image_tokenizer)
         default = (self.vocabulary.image_size[0], self.vocabulary.image_size[1])
         pixels: list[np.ndarray] = []

@@ -11,14 +11,21 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lm.generation import Callback, DrawingInterrupted, DrawingStopped, draw, generate_codes
-from lm.sampling import ByLevel, Guidance
+from lm.generation.images import Callback, DrawingInterrupted, DrawingStopped, draw, generate_codes
+from lm.generation.sampling import ByLevel, Guidance
 from lm.vocabulary import Size
-from pipelines.completion import check_picture, forced_codes, kept_levels, kept_places, scattered_places, to_redraw
-from pipelines.drawing import drawing_request, texts_of
+from pipelines.drawing.best_of import Ranker, best_rows, caption_scores, check_can_rank, ranker_scores
+from pipelines.drawing.completion import (
+    check_picture,
+    forced_codes,
+    kept_levels,
+    kept_places,
+    scattered_places,
+    to_redraw,
+)
+from pipelines.drawing.likelihood import ScoreOutput, score_pictures
+from pipelines.drawing.request import drawing_request, texts_of
 from pipelines.multimodal import MultimodalPipeline, whole_number
-from pipelines.ranking import Ranker, best_rows, caption_scores, check_can_rank, ranker_scores
-from pipelines.scoring import ScoreOutput, score_pictures
 from tokenizer_image.preprocessing import OUTPUT_TYPES, postprocess
 
 
@@ -74,9 +81,9 @@ class TextToImagePipeline(MultimodalPipeline):
             negative_prompt: what to lead away from, one for all prompts or one each; needs guidance above 1.
             guidance_scale: how strongly to follow the prompt: 1 is off, default the model's own. A list with one
                 for each of a picture's codes, or a function of the position, is a schedule.
-            temperature, top_k, top_p, min_p: how freely to draw (`lm.sampling.SamplingSettings`); temperature 0
-                takes the likeliest code each time. A list has one value for each level of codes, or where there is
-                one level, for each code of a place.
+            temperature, top_k, top_p, min_p: how freely to draw (`lm.generation.sampling.SamplingSettings`);
+                temperature 0 takes the likeliest code each time. A list has one value for each level of codes, or
+                where there is one level, for each code of a place.
             height, width: of the pictures: a size that the model was trained for (`vocabulary.layouts`), where one of
                 them may say which. Default: the first.
             seed: picture j of a prompt draws from a stream of its own, keyed (seed, j), so it depends on its

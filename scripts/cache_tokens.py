@@ -14,10 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipelines.data_options import CacheOptions, option
+from pipelines.machine.processors import usable_cores
+from pipelines.options.data import CacheOptions
+from pipelines.options.option import option
 
 if TYPE_CHECKING:
-    from pipelines.token_cache import TokenCacheWriter
+    import torch
+
+    from pipelines.caching.writer import TokenCacheWriter
 
 
 @dataclass
@@ -51,26 +55,25 @@ class Options(CacheOptions):
 def main(options: Options) -> None:
     """Write this job's shards of each split, and the manifest of those that are then whole."""
     options.check()
-    import os
-
     import torch
     import transformers
 
+    from pipelines.machine.devices import choose_device
     from tokenizer_image.vqvae import load_tokenizer
 
     transformers.logging.disable_progress_bar()
-    torch.set_num_threads(options.cpu_threads or os.cpu_count() or 1)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(options.cpu_threads or usable_cores())
+    device = choose_device(options.device)
     tokenizer = load_tokenizer(options.image_tokenizer).to(device)
     for split in options.splits:
         write_split(options, tokenizer, split, device)
 
 
-def write_split(options: Options, tokenizer: Any, split: str, device: str) -> None:
+def write_split(options: Options, tokenizer: Any, split: str, device: torch.device) -> None:
     """Write this job's shards of one split."""
-    from lm.cache import TokenCache, damaged_shards
-    from pipelines.token_cache import TokenCacheWriter, source_settings, tell_left_out
-    from pipelines.training import load_source
+    from lm.data.token_cache import TokenCache, damaged_shards
+    from pipelines.caching.writer import TokenCacheWriter, source_settings, tell_left_out
+    from pipelines.training.start import load_source
 
     folder = Path(str(options.token_cache)) / split
     source = load_source(options, split)
@@ -102,8 +105,8 @@ def read_shards(options: Options, writer: TokenCacheWriter, tokenizer: Any) -> N
     """Decode the pictures of this job's shards: all of them, so that a job that is run again finds them decoded."""
     import numpy as np
 
-    from pipelines.training import read_pictures
-    from tokenizer_image.data import Preprocessing
+    from pipelines.training.start import read_pictures
+    from tokenizer_image.pictures.loading import Preprocessing
 
     whole = writer.finished  # then only what is to be repaired
     shards = range(len(writer.shards))[options.shard_index :: options.num_shards]
@@ -114,6 +117,6 @@ def read_shards(options: Options, writer: TokenCacheWriter, tokenizer: Any) -> N
 
 
 if __name__ == "__main__":
-    from pipelines.options import run_command
+    from pipelines.options.parser import run_command
 
     run_command(main, Options, "Encode a data set's pictures into a token cache.")

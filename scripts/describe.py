@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pipelines.options import parse_options
+from pipelines.options.parser import parse_options
 
 PICTURES = {"pictures": {"nargs": "*", "metavar": "PICTURE", "help": "picture files"}}
 
@@ -55,11 +55,11 @@ class DescribeOptions:
 
 def main(options: DescribeOptions) -> list[str]:
     """Describe, print, and return the captions."""
-    import torch
     import transformers
     from PIL import Image
 
     from pipelines.image_to_text import ImageToTextPipeline
+    from pipelines.machine.devices import choose_device
 
     transformers.logging.disable_progress_bar()  # loading takes no time to speak of
     images = []
@@ -70,10 +70,7 @@ def main(options: DescribeOptions) -> list[str]:
                 images.append(image.copy())
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"{file} cannot be read as a picture: {error}") from error
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipe = ImageToTextPipeline.from_pretrained(options.model, dtype=options.dtype, device=device)
+    pipe = ImageToTextPipeline.from_pretrained(options.model, dtype=options.dtype, device=choose_device(options.device))
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "best_of")
     settings = {name: getattr(options, name) for name in names}
     texts = pipe(images, **settings).texts

@@ -10,7 +10,6 @@ counts how many samples show what their captions say, and how many captions say 
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 import time
@@ -18,11 +17,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipelines.options import run_command
+from pipelines.machine.processors import usable_cores
+from pipelines.options.parser import run_command
 
 if TYPE_CHECKING:
-    from pipelines.alignment import AlignmentSet
-    from pipelines.evaluation import TokenizerFigures
+    from pipelines.evaluation.alignment import AlignmentSet
+    from pipelines.evaluation.reconstruction import TokenizerFigures
 
 FORMAT_VERSION = 1
 
@@ -101,19 +101,19 @@ def main(options: EvaluateOptions) -> dict[str, Any]:
     import transformers
 
     from lm.sequences import DESCRIBING, DRAWING_ALONE, DRAWING_CAPTIONS, FORMATS
-    from pipelines.captions import caption_report
-    from pipelines.evaluation import (
+    from pipelines.evaluation.captions import caption_report
+    from pipelines.evaluation.reconstruction import (
         draws_from_captions,
         language_model_figures,
         measure_tokenizer,
-        preprocessing_of,
         sample_rows,
     )
-    from tokenizer_image.data import decode_pictures, load_pictures
+    from tokenizer_image.pictures.loading import decode_pictures, load_pictures
+    from tokenizer_image.preprocessing import preprocessing_of
 
     transformers.logging.disable_progress_bar()  # loading takes no time to speak of
     started = time.monotonic()
-    torch.set_num_threads(options.cpu_threads or os.cpu_count() or 1)
+    torch.set_num_threads(options.cpu_threads or usable_cores())
     pipeline, image_tokenizer = _load(options)
     formats = [] if pipeline is None else pipeline.vocabulary.formats
     drawing = pipeline if {*DRAWING_ALONE, *DRAWING_CAPTIONS} & set(formats) else None
@@ -166,18 +166,15 @@ def main(options: EvaluateOptions) -> dict[str, Any]:
 
 def _load(options: EvaluateOptions) -> tuple[Any, Any]:
     """The pipeline, None where a tokenizer is measured alone, and the image tokenizer."""
-    import torch
-
-    from lm.generation import SamplingSettings
-    from pipelines.ranking import check_can_rank, check_can_rank_texts
+    from lm.generation.images import SamplingSettings
+    from pipelines.drawing.best_of import check_can_rank, check_can_rank_texts
+    from pipelines.machine.devices import choose_device
     from pipelines.text_to_image import TextToImagePipeline
     from tokenizer_image.vqvae import load_tokenizer
 
     given = {name: value for name, value in options.sampling().items() if value is not None}
     SamplingSettings(**given)  # complains now, and not after minutes
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(options.device)
     if options.image_tokenizer is not None:
         return None, load_tokenizer(options.image_tokenizer).to(device)
     pipeline = TextToImagePipeline.from_pretrained(options.model, dtype=options.dtype, device=device)
@@ -191,7 +188,7 @@ def _load(options: EvaluateOptions) -> tuple[Any, Any]:
 
 def _header(options: EvaluateOptions, source: Any, image_tokenizer: Any) -> dict[str, Any]:
     """Where the figures come from."""
-    from pipelines.run import commit, versions
+    from pipelines.training.run_folder import commit, versions
 
     alone = options.image_tokenizer is not None
     return {
@@ -213,10 +210,10 @@ def _header(options: EvaluateOptions, source: Any, image_tokenizer: Any) -> dict
 def _alignment(
     options: EvaluateOptions, pipeline: Any, image_tokenizer: Any
 ) -> tuple[dict[str, Any], list[AlignmentSet]]:
-    from pipelines.alignment import alignment_report, alignment_sets
-    from pipelines.alignment_uses import use_reports
-    from pipelines.evaluation import device_of
-    from pipelines.sprites_probe import load_probe
+    from pipelines.evaluation.alignment import alignment_report, alignment_sets
+    from pipelines.evaluation.drawing_uses import use_reports
+    from pipelines.evaluation.reconstruction import device_of
+    from pipelines.evaluation.sprites_probe import load_probe
 
     sets, probe = alignment_sets(options.num_captions, seed=options.seed), load_probe(device=device_of(image_tokenizer))
     same = {"batch_size": options.batch_size, "seed": options.seed, "sampling": options.sampling()}
@@ -237,7 +234,7 @@ def _publish(
     pictures: Any,
 ) -> dict[str, Any]:
     """Write the JSON file, print the table, make the page."""
-    from pipelines.evaluation import figures_table
+    from pipelines.evaluation.reconstruction import figures_table
 
     output = Path(options.output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -245,8 +242,8 @@ def _publish(
     table = figures_table(report)
     print(f"\n{table}\n\nall figures: {output}")
     if options.report is not None:
-        from pipelines.codebook_plot import codebook_views
-        from pipelines.report_page import write_report
+        from pipelines.evaluation.codebook_plot import codebook_views
+        from pipelines.evaluation.report_page import write_report
 
         codebooks = codebook_views(image_tokenizer, found.codes, pictures)
         page = write_report(

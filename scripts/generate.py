@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipelines.options import parse_options
+from pipelines.options.parser import parse_options
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from lm.generation import DrawingInterrupted
+    from lm.generation.images import DrawingInterrupted
 
 PROMPTS = {"prompts": {"nargs": "*", "metavar": "PROMPT", "help": "what to draw, each prompt in quotes"}}
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -84,19 +84,16 @@ class GenerateOptions:
 
 def main(options: GenerateOptions) -> Path:
     """Draw, write, and return where the pictures are."""
-    import torch
     import transformers
 
-    from lm.generation import DrawingInterrupted
+    from lm.generation.images import DrawingInterrupted
+    from pipelines.machine.devices import choose_device
     from pipelines.text_to_image import TextToImagePipeline
 
     transformers.logging.disable_progress_bar()  # loading takes no time to speak of
     output = _prepare(options.output)
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     seed = random.randrange(2**32) if options.seed is None else options.seed
-    pipe = TextToImagePipeline.from_pretrained(options.model, dtype=options.dtype, device=device)
+    pipe = TextToImagePipeline.from_pretrained(options.model, dtype=options.dtype, device=choose_device(options.device))
     gc.enable()
     try:
         images = pipe(
@@ -153,7 +150,7 @@ def _prepare(output: str) -> Path:
 
 def _write(output: Path, rows: list[tuple[str, list[Image.Image]]]) -> None:
     if not output.is_dir():
-        from pipelines.grids import labelled_grid
+        from pipelines.drawing.grids import labelled_grid
 
         labelled_grid(rows).save(output)
         return

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipelines.data_options import CacheOptions
-from pipelines.sequence_options import SequenceOptions
-from pipelines.training_options import TrainingOptions, option
+from pipelines.options.data import CacheOptions
+from pipelines.options.option import option
+from pipelines.options.sequences import SequenceOptions
+from pipelines.options.training import TrainingOptions
 
 
 @dataclass
@@ -62,13 +63,15 @@ def main(options: Options) -> None:
     """Train, then leave a model folder in `options.output_dir`."""
     import torch
 
-    from lm.attention import use_fastest_attention
-    from lm.losses import NextTokenLoss
+    from lm.data.batch_order import BatchOrder
     from lm.model import recompute_layers
-    from lm.order import BatchOrder
-    from pipelines.compilation import compile_layers
-    from pipelines.distribution import is_sharded, prepare
-    from pipelines.language_model import (
+    from lm.training.attention import use_fastest_attention
+    from lm.training.losses import NextTokenLoss
+    from pipelines.caching.writer import open_cache
+    from pipelines.text_to_image import TextToImagePipeline
+    from pipelines.training.compilation import compile_layers
+    from pipelines.training.distribution import is_sharded, prepare
+    from pipelines.training.language_model import (
         build_parts,
         build_source,
         check_parts,
@@ -80,13 +83,18 @@ def main(options: Options) -> None:
         mean_loss,
         validate,
     )
-    from pipelines.learning import Learner, describe_model, total_peak
-    from pipelines.loop import Loop
-    from pipelines.sample_grid import choose_shown, draw_samples, next_commands
-    from pipelines.text_to_image import TextToImagePipeline
-    from pipelines.throughput import Throughput
-    from pipelines.token_cache import open_cache
-    from pipelines.training import check_batch_size, count_parameters, prefetch, say, start_run, warn_small_data_set
+    from pipelines.training.language_model_step import Learner, describe_model, total_peak
+    from pipelines.training.loop import Loop
+    from pipelines.training.sample_pictures import choose_shown, draw_samples, next_commands
+    from pipelines.training.start import (
+        check_batch_size,
+        count_parameters,
+        prefetch,
+        say,
+        start_run,
+        warn_small_data_set,
+    )
+    from pipelines.training.throughput import Throughput
     from tokenizer_image.vqvae import load_tokenizer
 
     accelerator, run = start_run(options)
@@ -170,7 +178,7 @@ def main(options: Options) -> None:
 
 def finish(loop: Any, write: Callable[[Any, Path], None], commands: list[str]) -> None:
     """Save the model folder with the averaged weights, and say where everything is."""
-    from pipelines.training import say
+    from pipelines.training.start import say
 
     run, figures = loop.run, loop.figures  # of these very weights
     with loop.averaged():
@@ -186,7 +194,7 @@ def finish(loop: Any, write: Callable[[Any, Path], None], commands: list[str]) -
 
 
 if __name__ == "__main__":
-    from pipelines.options import parse_options
+    from pipelines.options.parser import parse_options
 
     try:
         main(parse_options(Options, description="Train a language model on captions and pictures (stage 2)."))

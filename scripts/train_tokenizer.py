@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipelines.training_options import TrainingOptions, option
+from pipelines.options.option import option
+from pipelines.options.training import TrainingOptions
 
 if TYPE_CHECKING:
     import torch
 
-    from tokenizer_image.data import DecodedPictures
+    from tokenizer_image.pictures.loading import DecodedPictures
 
 LEARNING_RATE = 2e-3
 
@@ -84,9 +85,9 @@ def main(options: Options) -> None:
     """Train, then leave the tokenizer in `options.output_dir`."""
     import torch
 
-    from pipelines.image_tokenizer import build_tokenizer, draw_reconstructions, training_batches, validate
-    from pipelines.loop import Loop
-    from pipelines.training import (
+    from pipelines.training.image_tokenizer import build_tokenizer, draw_reconstructions, training_batches, validate
+    from pipelines.training.loop import Loop
+    from pipelines.training.start import (
         check_batch_size,
         count_parameters,
         load_split,
@@ -95,8 +96,8 @@ def main(options: Options) -> None:
         start_run,
         warn_small_data_set,
     )
-    from tokenizer_image.data import Preprocessing, to_pixel_values
     from tokenizer_image.metrics import CodeUsage
+    from tokenizer_image.pictures.loading import Preprocessing, to_pixel_values
     from tokenizer_image.quantizers.distributed import NotFiniteError
 
     accelerator, run = start_run(options, plain=True)
@@ -158,8 +159,8 @@ def main(options: Options) -> None:
 
 def finish(loop: Any, pictures: DecodedPictures, validation: DecodedPictures, device: torch.device) -> None:
     """Fit the codebook to the averaged weights, measure, and save the tokenizer."""
-    from pipelines.image_tokenizer import draw_reconstructions, refit, validate
-    from pipelines.training import say
+    from pipelines.training.image_tokenizer import draw_reconstructions, refit, validate
+    from pipelines.training.start import say
 
     tokenizer, run = loop.model, loop.run
     tokenizer.eval()
@@ -181,7 +182,7 @@ def finish(loop: Any, pictures: DecodedPictures, validation: DecodedPictures, de
 
 
 if __name__ == "__main__":
-    from pipelines.options import parse_options
+    from pipelines.options.parser import parse_options
 
     try:
         main(parse_options(Options, description="Train an image tokenizer (stage 1)."))

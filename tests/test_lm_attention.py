@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from lm.attention import LONGEST, NAME, use_fastest_attention
-from lm.generation import generate_codes
-from lm.losses import NextTokenLoss
+from lm.generation.images import generate_codes
 from lm.model import ARCHITECTURES, build_configuration, build_model
 from lm.sequences import image_prompt
+from lm.training.attention import LONGEST, NAME, use_fastest_attention
+from lm.training.losses import NextTokenLoss
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from tokenizer_image.layout import build_layout
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-import pipelines.token_cache
-from lm.cache import FORMAT_VERSION, Document, TokenCache, code_dtype, write_manifest, write_shard
-from pipelines.token_cache import TokenCacheWriter
+import pipelines.caching.writer
+from lm.data.token_cache import FORMAT_VERSION, Document, TokenCache, code_dtype, write_manifest, write_shard
+from pipelines.caching.writer import TokenCacheWriter
 from tokenizer_image import VQVAE, VQVAEConfig
-from tokenizer_image.data import Preprocessing, decode_pictures, preprocess, to_pixel_values
+from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, preprocess, to_pixel_values
 
 DOCUMENTS = [
     Document(np.array([3, 1, 2, 0]), [(8, 8)], ["a dog", "Größe 犬 🐕‍🦺", ""], label=4),
@@ -221,7 +221,7 @@ def tokenizer() -> VQVAE:
 
 @pytest.fixture
 def make_writer(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(pipelines.token_cache, "SHARD_ROWS", 16)
+    monkeypatch.setattr(pipelines.caching.writer, "SHARD_ROWS", 16)
 
     def make(source: Noise | None = None, tokenizer: VQVAE = tokenizer) -> TokenCacheWriter:
         source = source or Noise()

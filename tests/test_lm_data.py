@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from lm.cache import Document, TokenCache, code_dtype, write_manifest, write_shard
-from lm.data import Item, SequenceSource, keyed_generator
-from lm.order import BatchOrder, Place, packed
+from lm.data.batch_order import BatchOrder, Place, packed
+from lm.data.sequence_source import Item, SequenceSource, keyed_generator
+from lm.data.token_cache import Document, TokenCache, code_dtype, write_manifest, write_shard
 from lm.sequences import FORMATS, token_sequence
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from tokenizer_image.layout import build_layout
@@ -209,7 +209,7 @@ def test_a_bounded_number_of_token_ids_is_kept(cache, vocabulary, monkeypatch):
     rows = np.arange(ROWS)
 
     def found(bound: int) -> tuple[list[list[int]], list[int]]:
-        monkeypatch.setattr("lm.data.HELD_TOKENS", bound)
+        monkeypatch.setattr("lm.data.sequence_source.HELD_TOKENS", bound)
         source, sequences, held = SequenceSource(cache, vocabulary), [], []
         for some in [*np.array_split(rows, 20)] * 2:
             items = source.items(some, source.choose(0, 0, some))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lm.cache import Document, TokenCache, code_dtype, write_manifest, write_shard
-from lm.data import SequenceSource
-from lm.order import BatchOrder
+from lm.data.batch_order import BatchOrder
+from lm.data.sequence_source import SequenceSource
+from lm.data.token_cache import Document, TokenCache, code_dtype, write_manifest, write_shard
 from lm.sequences import IGNORED, image_prompt
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from tokenizer_image.layout import build_layout

@@ -8,10 +8,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
 
-from lm.attention import NAME, use_fastest_attention
-from lm.flops import forward_flops
-from lm.losses import NextTokenLoss, places_read
 from lm.sequences import IGNORED, TokenSequence, collate
+from lm.training.attention import NAME, use_fastest_attention
+from lm.training.flops import forward_flops
+from lm.training.losses import NextTokenLoss, places_read
 
 RANGES = [(0, 50), (50, 80), (80, 130)]
 CONFIGS = {

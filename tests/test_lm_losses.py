@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel, Qwen3ForCausalLM
 
-from lm import losses
-from lm.attention import NAME
-from lm.losses import NextTokenLoss, balance, label_weights, places_read
 from lm.model import ARCHITECTURES, build_configuration, build_model, check_vocabulary, default_size, recompute_layers
 from lm.model import SIZES as model_sizes
 from lm.sequences import IGNORED, TokenSequence, collate, token_sequence
+from lm.training import losses
+from lm.training.attention import NAME
+from lm.training.losses import NextTokenLoss, balance, label_weights, places_read
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from tokenizer_image.layout import build_layout
 

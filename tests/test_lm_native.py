@@ -9,9 +9,9 @@ import pytest
 import torch
 from test_lm_generation import CAPTIONS, other_shapes, random_model, streams, vocabulary  # noqa: F401
 
-from lm import native
-from lm.direct import DirectModel, DirectStepper
-from lm.generation import generate_codes
+from lm.generation import native_stepper as native
+from lm.generation.direct_stepper import DirectModel, DirectStepper
+from lm.generation.images import generate_codes
 from lm.sequences import image_prompt
 
 compiled = pytest.mark.skipif(native.unavailable() is not None, reason=f"no compiled code: {native.unavailable()}")
@@ -107,7 +107,7 @@ def test_without_a_compiler_torch_draws_the_same(
     native._library.cache_clear()
     monkeypatch.setenv(name, value)
     monkeypatch.setenv("TESSERA_CACHE", str(tmp_path))
-    with caplog.at_level(logging.INFO, "lm.native"):
+    with caplog.at_level(logging.INFO, "lm.generation.native_stepper"):
         assert why in native.unavailable() and not native.fits(model)
     assert name == "TESSERA_NATIVE" or "drawing without compiled code" in caplog.text
     assert draw(model, vocabulary, temperature=0).equal(expected)

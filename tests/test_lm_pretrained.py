@@ -21,7 +21,8 @@ from transformers import (
 
 from lm.pretrained import extend_model, load_own_tokenizer, load_pretrained
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
-from pipelines import TextToImagePipeline, training
+from pipelines import TextToImagePipeline
+from pipelines.training import start as training
 from scripts import train_lm, train_tokenizer
 from tokenizer_image.layout import build_layout
 

@@ -10,12 +10,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from lm.losses import NextTokenLoss
 from lm.model import build_configuration, build_model
 from lm.sequences import collate, token_sequence
+from lm.training.losses import NextTokenLoss
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
-from pipelines import compilation
-from pipelines.compilation import compile_layers, eager, repeated_layers
+from pipelines.training import compilation
+from pipelines.training.compilation import compile_layers, eager, repeated_layers
 from tokenizer_image.layout import build_layout
 
 

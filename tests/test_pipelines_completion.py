@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lm.generation import DrawingInterrupted, DrawingStopped
+from lm.generation.images import DrawingInterrupted, DrawingStopped
 from lm.model import build_configuration, build_model
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines import TextToImagePipeline

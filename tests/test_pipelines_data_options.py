@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.data_options import CacheOptions, parse_image_sizes
+from pipelines.options.data import CacheOptions, parse_image_sizes
 
 
 def test_sizes_are_heights_and_widths():

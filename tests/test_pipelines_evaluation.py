@@ -11,10 +11,10 @@ import torch
 from lm.model import build_configuration, build_model
 from lm.sequences import token_sequence
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
-from pipelines.alignment import alignment_report, alignment_sets, is_right, score, wilson_interval
-from pipelines.captions import caption_report, score_captions
-from pipelines.codebook_plot import codebook_figure, codebook_views
-from pipelines.evaluation import (
+from pipelines.evaluation.alignment import alignment_report, alignment_sets, is_right, score, wilson_interval
+from pipelines.evaluation.captions import caption_report, score_captions
+from pipelines.evaluation.codebook_plot import codebook_figure, codebook_views
+from pipelines.evaluation.reconstruction import (
     _captions_table,
     as_8_bit,
     measure_tokenizer,
@@ -22,13 +22,22 @@ from pipelines.evaluation import (
     preprocessing_of,
     reconstruct,
 )
-from pipelines.options import parse_options
-from pipelines.sprites_probe import QUESTIONS, SpritesProbe, answers, labels, load_probe, probe_hash, train_probe
+from pipelines.evaluation.sprites_probe import (
+    QUESTIONS,
+    SpritesProbe,
+    answers,
+    labels,
+    load_probe,
+    probe_hash,
+    train_probe,
+)
+from pipelines.options.parser import parse_options
 from pipelines.text_to_image import TextToImagePipeline
 from scripts.evaluate import EvaluateOptions, main
-from tokenizer_image import VQVAE, VQVAEConfig, sprites
-from tokenizer_image.data import decode_pictures, load_pictures
+from tokenizer_image import VQVAE, VQVAEConfig
+from tokenizer_image.pictures.loading import decode_pictures, load_pictures
 from tokenizer_image.preprocessing import Preprocessing, to_pixel_values
+from tokenizer_image.sprites import world as sprites
 
 
 @pytest.fixture(scope="module")
@@ -268,19 +277,19 @@ def test_probe_reads_other_sizes_and_grey(tmp_path):
 
 
 def test_probe_learns_and_comes_back_from_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.sprites_probe._TEST_PICTURES", 200)
+    monkeypatch.setattr("pipelines.evaluation.sprites_probe._TEST_PICTURES", 200)
     train = train_probe
 
     def quick(**options):
         return train(num_pictures=1500, epochs=3, required_accuracy=0.05, **options)
 
-    monkeypatch.setattr("pipelines.sprites_probe.train_probe", quick)
+    monkeypatch.setattr("pipelines.evaluation.sprites_probe.train_probe", quick)
     probe = load_probe(tmp_path, progress=False)
     assert probe.accuracies["background"] > 0.8 and probe.accuracies["colour"] > 0.2  # by chance 0.17, 0.1
     folder = tmp_path / f"probe-{probe_hash()}"
     assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "probe.json"]
     assert json.loads((folder / "probe.json").read_text())["accuracies"] == probe.accuracies
-    monkeypatch.setattr("pipelines.sprites_probe.train_probe", lambda **_: pytest.fail("trained again"))
+    monkeypatch.setattr("pipelines.evaluation.sprites_probe.train_probe", lambda **_: pytest.fail("trained again"))
     again = load_probe(tmp_path, progress=False)
     scenes = [sprites.sample_scene(index, pairs="all") for index in range(10)]
     pixels = np.stack([np.asarray(sprites.draw_scene(scene)) for scene in scenes]).transpose(0, 3, 1, 2)
@@ -289,7 +298,7 @@ def test_probe_learns_and_comes_back_from_the_cache(tmp_path, monkeypatch):
 
 
 def test_a_probe_that_does_not_get_good_enough_is_refused(monkeypatch):
-    monkeypatch.setattr("pipelines.sprites_probe._TEST_PICTURES", 50)
+    monkeypatch.setattr("pipelines.evaluation.sprites_probe._TEST_PICTURES", 50)
     with pytest.raises(RuntimeError, match=r"must read 99% .* after 256 pictures it reads: num_objects"):
         train_probe(num_pictures=128, epochs=1, rounds=2, progress=False)
 
@@ -301,7 +310,7 @@ def test_a_probe_that_does_not_get_good_enough_is_refused(monkeypatch):
 def untrained_probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The command gets a probe that nobody trained: what it reads is not the subject here."""
     torch.manual_seed(0)
-    monkeypatch.setattr("pipelines.sprites_probe.load_probe", lambda **_: SpritesProbe())
+    monkeypatch.setattr("pipelines.evaluation.sprites_probe.load_probe", lambda **_: SpritesProbe())
     monkeypatch.setenv("TESSERA_CACHE", str(tmp_path / "cache"))
 
 
@@ -361,7 +370,7 @@ def test_command_reads_captions_of_models_that_describe(
 
 
 def test_misses_removed_and_differences_with_their_intervals():
-    from pipelines.alignment_uses import SCORES, _compared, _misses_removed, _shares
+    from pipelines.evaluation.drawing_uses import SCORES, _compared, _misses_removed, _shares
 
     before = np.array([[False, True, False]] * 40 + [[True, True, True]] * 160)
     after = before.copy()

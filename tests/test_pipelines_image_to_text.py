@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from lm.losses import NextTokenLoss
+from lm.generation.texts import generate_text
 from lm.model import build_configuration, build_model
 from lm.sequences import collate, description_prompt, token_sequence
-from lm.text_generation import generate_text
+from lm.training.losses import NextTokenLoss
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines import ImageToTextPipeline, TextToImagePipeline
-from pipelines.options import parse_options
+from pipelines.options.parser import parse_options
 from scripts.describe import PICTURES, DescribeOptions, main
 from tokenizer_image import VQVAE, VQVAEConfig
 from tokenizer_image.preprocessing import Preprocessing

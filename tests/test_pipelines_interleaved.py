@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lm.document_generation import generate_document
-from lm.losses import NextTokenLoss
+from lm.generation.documents import generate_document
+from lm.generation.sampling import SamplingSettings
 from lm.model import build_configuration, build_model
-from lm.sampling import SamplingSettings
 from lm.sequences import Picture, collate, document_sequence
+from lm.training.losses import NextTokenLoss
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines.interleaved import InterleavedPipeline
 from tokenizer_image.preprocessing import Preprocessing

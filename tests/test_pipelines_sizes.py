@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lm import text_generation
-from lm.generation import generate_codes
-from lm.losses import NextTokenLoss
+from lm.generation import texts as text_generation
+from lm.generation.images import generate_codes
 from lm.model import build_configuration, build_model
 from lm.sequences import collate, image_prompt, token_sequence
+from lm.training.losses import NextTokenLoss
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines.image_to_text import ImageToTextPipeline
 from pipelines.text_to_image import TextToImagePipeline

@@ -16,7 +16,7 @@ from PIL import Image
 from lm.model import build_configuration, build_model
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines import TextToImagePipeline
-from pipelines.grids import labelled_grid
+from pipelines.drawing.grids import labelled_grid
 from pipelines.model_card import model_card
 from tokenizer_image import VQVAE, VQVAEConfig
 
@@ -264,13 +264,19 @@ def test_on_a_gpu(folder, pipe):
 
 def test_model_card(pipe):
     card = model_card(
-        pipe, "someone/tiny", license="cc-by-4.0", figures={"alignment": {"seen": {"thing": 0.8125}}, "steps": 3}
+        pipe.model,
+        pipe.vocabulary,
+        "someone/tiny",
+        license="cc-by-4.0",
+        figures={"alignment": {"seen": {"thing": 0.8125}}, "steps": 3},
     )
     assert card.startswith("---\nlicense: cc-by-4.0\n")
     assert 'from_pretrained("someone/tiny")' in card
     assert "| alignment seen thing | 0.8125 |" in card and "| steps | 3 |" in card
     assert f"{SIZE}x{SIZE}, {TOKENS} codes out of 24" in card
-    assert "license: unknown" in model_card(pipe, "someone/tiny") and "Figures" not in model_card(pipe, "a/b")
+    assert "license: unknown" in model_card(
+        pipe.model, pipe.vocabulary, "someone/tiny"
+    ) and "Figures" not in model_card(pipe.model, pipe.vocabulary, "a/b")
 
 
 def test_push_to_hub_uploads_folder_and_card(pipe, monkeypatch):

@@ -20,15 +20,15 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from lm.cache import Document, TokenCache, code_dtype, write_manifest, write_shard
-from lm.shards import damage
-from pipelines import encoding
-from pipelines.data_options import CacheOptions
-from pipelines.encoding import PictureEncoder, check_sizes, encoded_documents
-from pipelines.token_cache import TokenCacheWriter, open_cache
+from lm.data.shards import damage
+from lm.data.token_cache import Document, TokenCache, code_dtype, write_manifest, write_shard
+from pipelines.caching import encoder as encoding
+from pipelines.caching.encoder import PictureEncoder, check_sizes, encoded_documents
+from pipelines.caching.writer import TokenCacheWriter, open_cache
+from pipelines.options.data import CacheOptions
 from scripts import cache_tokens
 from tokenizer_image import VQVAE, VQVAEConfig
-from tokenizer_image.data import Preprocessing, load_pictures, preprocess, to_pixel_values
+from tokenizer_image.pictures.loading import Preprocessing, load_pictures, preprocess, to_pixel_values
 from tokenizer_image.vqvae import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -346,7 +346,7 @@ def test_a_damaged_shard_alone_is_written_again(
     if how == "job":
         cache_tokens.main(made)
     else:
-        monkeypatch.setattr("pipelines.token_cache.SHARD_ROWS", 16)
+        monkeypatch.setattr("pipelines.caching.writer.SHARD_ROWS", 16)
         open_cache(options(tokenizer_folder, tmp_path, max_examples=100), tokenizer, "train", Accelerator())
     assert "shard-00002 is " in capsys.readouterr().out
     assert content(tmp_path / "cache") == whole

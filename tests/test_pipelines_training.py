@@ -24,11 +24,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipelines import run as run_module
-from pipelines import termination as termination_module
-from pipelines.loop import Loop
-from pipelines.muon import Muon, orthogonalized
-from pipelines.optimization import (
+from pipelines.options.training import TrainingOptions
+from pipelines.training import run_folder as run_module
+from pipelines.training import termination as termination_module
+from pipelines.training.loop import Loop
+from pipelines.training.muon import Muon, orthogonalized
+from pipelines.training.optimizers import (
     FINAL_SHARE,
     AveragedWeights,
     Budget,
@@ -38,11 +39,10 @@ from pipelines.optimization import (
     optimizer_tensors,
     set_learning_rate,
 )
-from pipelines.run import Run
-from pipelines.termination import EXIT_CODE, termination
-from pipelines.throughput import PATIENCE, Throughput, measured_peak, peak_flops
-from pipelines.training import prefetch
-from pipelines.training_options import TrainingOptions
+from pipelines.training.run_folder import Run
+from pipelines.training.start import prefetch
+from pipelines.training.termination import EXIT_CODE, termination
+from pipelines.training.throughput import PATIENCE, Throughput, measured_peak, peak_flops
 
 
 @pytest.fixture(autouse=True)
@@ -378,7 +378,9 @@ def test_a_kill_while_a_checkpoint_is_written_keeps_the_one_before(tmp_path, mon
     run.save_checkpoint(1, {"x": torch.ones(1)}, {})
     for target in ("save_file", "sync"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"pipelines.run.{target}", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(
+                f"pipelines.training.run_folder.{target}", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
+            )
             with pytest.raises(KeyboardInterrupt):
                 run.save_checkpoint(2, {"x": torch.zeros(1)}, {})
         tensors, state = Run(tmp_path, Settings(), resume=True).load_checkpoint()
@@ -532,7 +534,7 @@ subprocess.Popen([sys.executable, "-c", sys.argv[2]]).wait()
 LAUNCHED = """
 import sys, time
 from pathlib import Path
-from pipelines.termination import end_with_launcher, termination
+from pipelines.training.termination import end_with_launcher, termination
 end_with_launcher()
 with termination() as told:
     Path({folder!r}, "started").touch()
@@ -616,7 +618,7 @@ def test_a_disk_that_is_really_full(tmp_path):
     """A limit on the size of files: the library that writes weights raises an error of its own."""
     code = (
         "import resource, signal, sys, torch\n"
-        "from pipelines.run import Run\n"
+        "from pipelines.training.run_folder import Run\n"
         "run = Run(sys.argv[1], None)\n"
         "run.begin()\n"
         "run.save_checkpoint(1, {'x': torch.zeros(10)}, {})\n"

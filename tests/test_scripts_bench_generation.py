@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from scripts.bench_generation import TEXT_TOKENS, BenchOptions, bytes_read, main, ours, random_model, vocabulary_of
+from scripts.benchmarks.generation import TEXT_TOKENS, BenchOptions, bytes_read, main, ours, random_model, vocabulary_of
 
 
 def test_the_model_of_the_rows():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from accelerate.state import AcceleratorState
 
-from scripts import bench_lm
+from scripts.benchmarks import language_model as bench_lm
 
 
 @pytest.fixture

@@ -23,11 +23,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lm.cache import TokenCache
+from lm.data.token_cache import TokenCache
 from lm.vocabulary import MultimodalVocabulary
-from pipelines import InterleavedPipeline, TextToImagePipeline, training
-from pipelines.image_tokenizer import training_batches
-from pipelines.loop import Loop
+from pipelines import InterleavedPipeline, TextToImagePipeline
+from pipelines.training import start as training
+from pipelines.training.image_tokenizer import training_batches
+from pipelines.training.loop import Loop
 from scripts import evaluate, train_lm, train_tokenizer
 from tokenizer_image.vqvae import load_tokenizer
 

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lm.vocabulary import train_text_tokenizer
-from pipelines import TextToImagePipeline, training
-from pipelines.loop import Loop
+from pipelines import TextToImagePipeline
+from pipelines.training import start as training
+from pipelines.training.loop import Loop
 from scripts import train_lm, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -221,7 +222,7 @@ def test_configurations_that_would_go_wrong(folder, tmp_path, monkeypatch, chang
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     for name, value in settings.items():
         monkeypatch.setenv(name.upper(), str(value).lower())
-    from pipelines import distribution
+    from pipelines.training import distribution
 
     accelerator = pretended(monkeypatch)
     with pytest.raises(ValueError, match=message):
@@ -235,12 +236,12 @@ def pretended(monkeypatch):
     from accelerate import Accelerator
     from accelerate.utils import DistributedType
 
-    from pipelines.distribution import shard_on_cpu
+    from pipelines.training.distribution import shard_on_cpu
 
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True)
     accelerator.state.distributed_type = DistributedType.MULTI_CPU
-    monkeypatch.setattr("pipelines.distribution.PartialState", lambda: accelerator.state)
+    monkeypatch.setattr("pipelines.training.distribution.PartialState", lambda: accelerator.state)
     shard_on_cpu(accelerator)
     return accelerator
 

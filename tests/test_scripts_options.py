@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-from pipelines.options import parse_options
+from pipelines.options.parser import parse_options
 
 ROOT = Path(__file__).resolve().parents[1]
 

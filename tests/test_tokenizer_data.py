@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tokenizer_image.data import load_pictures
+from tokenizer_image.pictures.loading import load_pictures
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tokenizer_image.data import Preprocessing, decode_pictures, load_pictures, preprocess
+from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, load_pictures, preprocess
 
 SETTINGS = Preprocessing(image_size=8)
 
@@ -90,7 +90,7 @@ def test_a_worker_that_dies_is_reported(tmp_path):
 
 
 def test_workers_start_without_torch_and_datasets():
-    code = "import sys, tokenizer_image.data as d; print({'torch', 'datasets', 'pyarrow'} & set(sys.modules))"
+    code = "import sys, tokenizer_image.pictures.loading; print({'torch', 'datasets', 'pyarrow'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
@@ -263,7 +263,7 @@ def test_other_sizes_are_other_pictures(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_write_several_sizes(tmp_path, monkeypatch, workers):
-    monkeypatch.setattr("tokenizer_image.decoding.MIN_PER_WORKER", 1)
+    monkeypatch.setattr("tokenizer_image.pictures.decode_workers.MIN_PER_WORKER", 1)
     source = Shapes(600)
     decoded = decode_pictures(source, SETTINGS, sizes=SIZES, cache_folder=tmp_path, num_workers=workers, progress=False)
     for row in (0, 1, 255, 256, 299, 599):

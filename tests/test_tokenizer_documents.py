@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tokenizer_image.data import Preprocessing, decode_pictures, load_pictures
+from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, load_pictures
 
 
 def text(words: str) -> dict[str, str]:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokenizer_image import nearest, screening
-from tokenizer_image.nearest import nearest_codes, sums_per_code
-from tokenizer_image.screening import screened_codes
+from tokenizer_image.quantizers import nearest, screening
+from tokenizer_image.quantizers.nearest import nearest_codes, sums_per_code
+from tokenizer_image.quantizers.screening import screened_codes
 
 
 @pytest.fixture(autouse=True)

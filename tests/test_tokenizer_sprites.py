@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tokenizer_image import sprites, sprites_drawing
-from tokenizer_image.sprites import (
+from tokenizer_image.sprites import drawing as sprites_drawing
+from tokenizer_image.sprites import world as sprites
+from tokenizer_image.sprites.caption_reading import is_true, read_caption
+from tokenizer_image.sprites.world import (
     BACKGROUNDS,
     COLOURS,
     HELD_OUT_PAIRS,
@@ -28,7 +30,6 @@ from tokenizer_image.sprites import (
     sample_scene,
     world_hash,
 )
-from tokenizer_image.sprites_reading import is_true, read_caption
 
 # What each word of a caption claims, written out here once more so that a slip in the grammar shows.
 CLAIMS = {

@@ -65,6 +65,15 @@ class Preprocessing:
         return cls(**settings)
 
 
+def preprocessing_of(image_tokenizer: Any) -> Preprocessing:
+    """How pictures are prepared for a tokenizer: its stored settings, or plain ones of its size."""
+    config = image_tokenizer.config
+    stored = getattr(config, "preprocessing", None)
+    if stored:
+        return Preprocessing.from_dict(stored)
+    return Preprocessing(image_size=config.image_size, num_channels=config.num_channels)
+
+
 def nearest_size(width: int, height: int, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """The (height, width) of `sizes` whose shape is nearest to a picture's: least |log ratio|, ties to the first."""
     shape = math.log(width / height)

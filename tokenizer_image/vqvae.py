@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from tokenizer_image.configuration import VQVAEConfig
+from tokenizer_image.hierarchy import CoarseLevel, joined
 from tokenizer_image.layout import CodeLayout, build_layout
-from tokenizer_image.levels import CoarseLevel, joined
 from tokenizer_image.networks import Decoder, Encoder, MLPDecoder, MLPEncoder
 from tokenizer_image.quantizers import Quantizer, QuantizerOutput
 from tokenizer_image.quantizers.kinds import build_levels

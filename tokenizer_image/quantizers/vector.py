@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tokenizer_image.nearest import nearest_codes, sample_codes, sums_per_code
 from tokenizer_image.quantizers.distributed import NotFiniteError, all_reduce, check_finite, sample_rows, world_size
 from tokenizer_image.quantizers.estimators import rotate, straight_through_with_loss
 from tokenizer_image.quantizers.interface import Quantizer, QuantizerOutput, check_not_negative, check_range
+from tokenizer_image.quantizers.nearest import nearest_codes, sample_codes, sums_per_code
 
 LEARNING = ("ema", "gradient")
 KMEANS_ROUNDS = 10

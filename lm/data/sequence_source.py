@@ -1,0 +1,215 @@
+"""Rows of a token cache to sequences: which format, which of its texts, with or without it, cut to what length."""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, product
+
+import numpy as np
+
+from lm.data.token_cache import TokenCache
+from lm.sequences import FORMATS, Picture, TokenSequence, check_mixture, document_sequence, token_sequence
+from lm.vocabulary import MultimodalVocabulary, Size
+
+# Streams of random numbers, each keyed by (seed, epoch, ...), so that none depends on what another one drew.
+ROW_ORDER, BLOCK_ORDER, CHOICES, BUCKETS = range(4)
+
+
+HELD_TOKENS = 5_000_000  # token ids that are kept, at about 36 bytes
+
+
+def keyed_generator(*key: int) -> np.random.Generator:
+    """A generator that depends on its key alone."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+@dataclass(frozen=True)
+class Item:
+    """What becomes one sequence.
+
+    Attributes:
+        row: of the cache.
+        format: the sequence format.
+        texts: token ids of the texts that it has, in order.
+        order: what an interleaved row keeps of its own order, "t" and "i" each; "" for other rows.
+        whole: whether an interleaved row keeps all of it.
+        length: tokens of the sequence.
+    """
+
+    row: int
+    format: str
+    texts: tuple[list[int], ...]
+    order: str = ""
+    whole: bool = True
+    length: int = 0
+
+
+def default_mixture() -> dict[str, float]:
+    """Drawing alone."""
+    return {"caption_to_image": 1.0}
+
+
+@dataclass
+class SequenceSource:
+    """Rows of a token cache as sequences; format, caption and dropout are keyed by (seed, epoch, row).
+
+    A row that cannot take a format takes one that it can: among those of the mixture by their weights, else `image`
+    where it has no text, `text` where it has no picture, and `document` where it is interleaved.
+
+    Attributes:
+        caption_dropout: share of rows that are drawn without their caption (the `image` format).
+        mixture: weight of each sequence format.
+        max_length: most tokens of a sequence.
+        drop_long: leave longer ones out, in place of cropping them: a caption loses its end, an interleaved row what
+            does not fit (a picture whole, a text its end, and all that follows).
+        max_caption_tokens: longer captions lose their end, too, whatever `max_length`.
+        cropped, dropped: how many were, so far.
+    """
+
+    cache: TokenCache
+    vocabulary: MultimodalVocabulary
+    caption_dropout: float = 0.1
+    mixture: dict[str, float] = field(default_factory=default_mixture)
+    max_length: int = 1 << 30
+    drop_long: bool = False
+    max_caption_tokens: int = 1 << 30
+    cropped: int = field(default=0, init=False)
+    dropped: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        check_mixture(self.mixture)
+        self._encoded: dict[str, list[int]] = {}
+        self._held = 0  # tokens in there
+        self._pictures_everywhere = not (self.cache.count(True, False) or self.cache.count(False, False))
+        # Names and running sums of weights, by what a row has: text, codes, an order of its own.
+        self._possible: dict[tuple[bool, bool, bool], tuple[list[str], list[float]]] = {}
+        for text, codes, interleaved in product((False, True), repeat=3):
+            possible = self.possible(text, codes, interleaved)
+            self._possible[text, codes, interleaved] = list(possible), list(accumulate(possible.values()))
+
+    def possible(self, has_text: bool, has_codes: bool, interleaved: bool = False) -> dict[str, float]:
+        """Formats, and their weights, that a row with or without a text and a picture, or an interleaved one, can
+        take."""
+        fitting = {
+            name: weight
+            for name, weight in self.mixture.items()
+            if weight > 0 and FORMATS[name].fits(has_text, has_codes, interleaved)
+        }
+        return fitting or {"document" if interleaved else "image" if has_codes else "text": 1.0}
+
+    def trained_formats(self) -> list[str]:
+        """The formats that rows of this cache are learned in, in the order of `FORMATS`."""
+        found: set[str] = set()
+        for text, codes, interleaved in product((False, True), repeat=3):
+            if self.cache.count(text, codes, interleaved):
+                found.update(self.possible(text, codes, interleaved))
+        if self.caption_dropout > 0 and any(FORMATS[name].drops_captions for name in found):
+            found.add("image")
+        return [name for name in FORMATS if name in found]
+
+    def choose(self, seed: int, epoch: int, rows: np.ndarray) -> list[tuple[str, str | None]]:
+        """Format of each row in this epoch, and one of its texts where the format takes one."""
+        chosen: list[tuple[str, str | None]] = []
+        for row in map(int, rows):
+            dropout, choice, which = keyed_generator(seed, CHOICES, epoch, row).random(3)
+            texts = self.cache.texts(row)
+            has_codes = self._pictures_everywhere or len(self.cache.codes(row)) > 0
+            possible = self._possible[bool(texts), has_codes, len(self.cache.order(row)) > 1]
+            name = possible[0][min(bisect(possible[1], which * possible[1][-1]), len(possible[0]) - 1)]
+            if FORMATS[name].drops_captions and dropout < self.caption_dropout:
+                name = "image"
+            chosen.append((name, texts[int(choice * len(texts))] if FORMATS[name].has_text else None))
+        return chosen
+
+    def items(self, rows: Sequence[int] | np.ndarray, chosen: Sequence[tuple[str, str | None]]) -> list[Item]:
+        """Rows with what `choose` found for them; too long ones cropped, or left out."""
+        texts = [
+            self.cache.texts(int(row)) if FORMATS[name].interleaved else [] if text is None else [text]
+            for row, (name, text) in zip(rows, chosen, strict=True)
+        ]
+        self._encode([text for row in texts for text in row])
+        made = []
+        for row, (name, _), own in zip(rows, chosen, texts, strict=True):
+            ids = [self._encoded[text] for text in own]
+            make = self._document_item if FORMATS[name].interleaved else self._item
+            item, too_long = make(int(row), name, ids)
+            if too_long and self.drop_long:
+                self.dropped += 1
+                continue
+            self.cropped += too_long
+            made.append(item)
+        return made
+
+    def _encode(self, texts: Sequence[str]) -> None:
+        """Have the token ids of texts at hand, each tokenized once, and no longer than a sequence may be and one."""
+        new = list(set(texts) - self._encoded.keys())
+        if self._held > HELD_TOKENS:
+            self._encoded.clear()
+            self._held, new = 0, list(set(texts))
+        if new:
+            found = [ids[: self.max_length + 1] for ids in self.vocabulary.encode_texts(new)]
+            self._encoded.update(zip(new, found, strict=True))
+            self._held += sum(map(len, found)) + len(found)
+
+    def _item(self, row: int, name: str, texts: list[list[int]]) -> tuple[Item, bool]:
+        """A captioned row, its text cut to fit, and whether it had to be."""
+        layout = FORMATS[name]
+        used = layout.frame + (len(self.vocabulary.picture(self._size(row))) if layout.has_codes else 0)
+        room = self.max_length - used
+        if room < 0:
+            raise ValueError(
+                f"a picture in the format {name} takes {used} tokens, more than the {self.max_length} that a sequence "
+                "may have: raise --max_length"
+            )
+        room = min(room, self.max_caption_tokens) if layout.has_codes else room
+        own = tuple(text[:room] for text in texts)
+        return Item(row, name, own, length=used + sum(map(len, own))), any(len(text) > room for text in texts)
+
+    def _document_item(self, row: int, name: str, texts: list[list[int]]) -> tuple[Item, bool]:
+        """An interleaved row, cut where it does not fit, and whether it had to be."""
+        order, sizes = self.cache.order(row), iter(self.cache.image_sizes(row))
+        kept, length = "", FORMATS[name].frame
+        own: list[list[int]] = []
+        for part in order:
+            needed = len(self.vocabulary.picture(next(sizes))) + 2 if part == "i" else len(texts[len(own)])
+            room = self.max_length - length
+            if needed > room and (part == "i" or room <= 0):
+                if not kept:
+                    raise ValueError(
+                        f"a picture in the format {name} takes {needed + length} tokens, more than the "
+                        f"{self.max_length} that a sequence may have: raise --max_length"
+                    )
+                break
+            if part == "t":
+                own.append(texts[len(own)][:room])
+            kept, length = kept + part, length + min(needed, room)
+            if needed > room:
+                break
+        whole = kept == order and all(len(a) == len(b) for a, b in zip(own, texts, strict=True))
+        return Item(row, name, tuple(own), kept, whole, length if whole else length - 1), not whole
+
+    def _size(self, row: int) -> Size:
+        """Size of a captioned picture."""
+        return self.cache.image_sizes(row)[0]
+
+    def sequence(self, item: Item) -> TokenSequence:
+        """The sequence of one row."""
+        if not FORMATS[item.format].interleaved:
+            text = item.texts[0] if item.texts else None
+            codes = self.cache.codes(item.row) if FORMATS[item.format].has_codes else None
+            size = self._size(item.row) if codes is not None else None
+            return token_sequence(self.vocabulary, item.format, text, codes, size)
+        texts, codes, start = iter(item.texts), self.cache.codes(item.row), 0
+        sizes = iter(self.cache.image_sizes(item.row))
+        parts: list[list[int] | Picture] = []
+        for part in item.order:
+            if part == "t":
+                parts.append(next(texts))
+                continue
+            size = next(sizes)
+            count = len(self.vocabulary.picture(size).places)
+            parts.append(Picture(codes[start : start + count], size))
+            start += count
+        return document_sequence(self.vocabulary, parts, item.whole)

@@ -1,0 +1,244 @@
+"""Shards of a token cache: rows written as flat arrays, and read by memory map.
+
+`lm.data.token_cache` lists the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import filecmp
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SEPARATOR = b"\0"
+ARRAYS = ("codes", "code_ends", "text_ends", "labels", "image_sizes")
+
+
+@dataclass
+class Document:
+    """One row of a token cache.
+
+    Attributes:
+        codes: (sum of the pictures' codes,) unsigned integers.
+        image_sizes: (height, width) of each picture, in pixels.
+        texts: captions of the picture, or the text parts of an interleaved document.
+        order: parts of an interleaved document in order, "t" or "i" each; "" for a captioned picture.
+        label: class label, -1 if none.
+    """
+
+    codes: np.ndarray
+    image_sizes: list[tuple[int, int]]
+    texts: list[str] = field(default_factory=list)
+    order: str = ""
+    label: int = -1
+
+
+def code_dtype(num_codes: int) -> np.dtype[Any]:
+    """The smallest unsigned integer type that holds codes 0 .. num_codes - 1."""
+    return np.min_scalar_type(num_codes - 1)
+
+
+# ---- writing
+
+
+def aside_of(path: Path) -> Path:
+    """A name beside `path`, of this process and call alone, to write under before renaming."""
+    return path.with_name(f"{path.name}.part-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}")
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Delete what killed processes of this machine left half written in `folder`."""
+    import psutil
+
+    for path in folder.glob(f"*.part-{socket.gethostname()}-*"):
+        pid = path.name.rsplit("-", 2)[1]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+            path.unlink(missing_ok=True)
+
+
+def write_shard(folder: Path, documents: Sequence[Document], dtype: np.dtype[Any]) -> None:
+    """Write a shard aside and rename it: a folder of that name is always whole, however many processes write it."""
+    aside = aside_of(folder)
+    aside.mkdir(parents=True)
+    texts = [b"".join(text.replace("\0", " ").encode() + SEPARATOR for text in d.texts) for d in documents]
+    codes = [np.asarray(document.codes) for document in documents]
+    arrays = {
+        "codes": np.concatenate([np.zeros(0, dtype), *codes], dtype=dtype, casting="unsafe"),
+        "code_ends": _ends([len(row) for row in codes]),
+        "text_ends": _ends([len(text) for text in texts]),
+        "labels": np.asarray([document.label for document in documents], np.int32),
+        "image_sizes": np.asarray([size for d in documents for size in d.image_sizes], np.uint16).reshape(-1, 2),
+    }
+    for name, array in arrays.items():
+        np.save(aside / f"{name}.npy", array)
+    (aside / "texts.bin").write_bytes(b"".join(texts))
+    if any(document.order for document in documents):
+        (aside / "orders.bin").write_bytes(SEPARATOR.join(document.order.encode() for document in documents))
+    _publish(aside, folder)
+
+
+def _publish(aside: Path, folder: Path) -> None:
+    """Give a finished shard its name; what had that name goes, unless it is the same.
+
+    Between the two renames there is no shard of that name, and a job that ends just then would say that it is missing.
+    """
+    while True:
+        with contextlib.suppress(OSError):
+            os.rename(aside, folder)
+            return
+        if _same_files(aside, folder):  # another writer of the same shard was quicker
+            shutil.rmtree(aside)
+            return
+        earlier = aside_of(folder)
+        with contextlib.suppress(FileNotFoundError):  # another writer of the same shard was quicker
+            os.rename(folder, earlier)
+        shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _same_files(first: Path, second: Path) -> bool:
+    """Whether two folders hold files of the same names and contents."""
+    names = sorted(path.name for path in first.iterdir())
+    with contextlib.suppress(OSError):
+        if names == sorted(path.name for path in second.iterdir()):
+            return all(filecmp.cmp(first / name, second / name, shallow=False) for name in names)
+    return False
+
+
+def _ends(lengths: Sequence[int]) -> np.ndarray:
+    """Where each row ends."""
+    ends = np.cumsum(lengths, dtype=np.uint64)
+    return ends.astype(np.uint32) if len(ends) == 0 or ends[-1] < 2**32 else ends
+
+
+# ---- reading
+
+
+class Shard:
+    """One shard's arrays, memory-mapped.
+
+    rows: how many it should have (default: as many as it has).
+
+    Raises:
+        ValueError: a file is missing, or shorter than it should be.
+    """
+
+    def __init__(self, folder: Path, rows: int | None = None) -> None:
+        self.folder = folder
+        try:
+            arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS}
+            texts = folder / "texts.bin"
+            self.texts = np.memmap(texts, np.uint8, "r") if texts.stat().st_size else np.zeros(0, np.uint8)
+        except (OSError, ValueError, EOFError) as error:  # NumPy's words for an empty file: EOFError
+            raise ValueError(f"shard {folder} is missing or damaged ({error})") from error
+        self.codes, self.code_ends, self.text_ends = arrays["codes"], arrays["code_ends"], arrays["text_ends"]
+        self.labels, self._image_sizes = arrays["labels"], arrays["image_sizes"]
+        self.rows = len(self.labels) if rows is None else rows
+        orders = folder / "orders.bin"
+        # As bytes and where each row ends; without orders every row is one captioned picture.
+        self._orders = orders.read_bytes() if orders.is_file() else None
+        if not self._whole():
+            raise ValueError(f"shard {folder} is truncated ({self.rows} rows expected)")
+
+    def _whole(self) -> bool:
+        rows = len(self.labels) == len(self.code_ends) == len(self.text_ends) == self.rows
+        if self._orders is not None:
+            rows = rows and len(self._order_ends) == self.rows
+        pictures = self.rows if self._orders is None else int(self._picture_ends[-1])
+        whole = rows and len(self._image_sizes) == pictures
+        if whole and self.rows:
+            whole = self.code_ends[-1] == len(self.codes) and self.text_ends[-1] == len(self.texts)
+        return bool(whole)
+
+    @cached_property
+    def _order_ends(self) -> np.ndarray:
+        """Where each row's order ends in `_orders`, int64."""
+        raw = np.frombuffer(self._orders or b"", np.uint8)
+        return np.append(np.flatnonzero(raw == 0), len(raw))
+
+    @cached_property
+    def _picture_ends(self) -> np.ndarray:
+        """Where each row's pictures end, int64: as many as its order has, one where it has none."""
+        raw = np.frombuffer(self._orders or b"", np.uint8)
+        pictures = np.append(np.cumsum(raw == ord("i")), 0)[self._order_ends - 1]  # up to each row's end; -1: 0
+        starts = np.append(0, self._order_ends[:-1] + 1)
+        return pictures + np.cumsum(starts == self._order_ends)
+
+    def row_codes(self, row: int) -> np.ndarray:
+        """Codes of a row's pictures, one after the other."""
+        return self.codes[_start(self.code_ends, row) : self.code_ends[row]]
+
+    def row_texts(self, row: int) -> list[str]:
+        """Texts of a row."""
+        raw = self.texts[_start(self.text_ends, row) : self.text_ends[row]].tobytes()
+        return [text.decode() for text in raw.split(SEPARATOR)[:-1]]
+
+    def all_texts(self, rows: np.ndarray | None = None) -> Iterator[str]:
+        """Every text of these rows (default: of all), in order."""
+        if rows is None:
+            yield from (text.decode() for text in self.texts.tobytes().split(SEPARATOR)[:-1])
+            return
+        raw, ends = self.texts.tobytes(), np.append(0, self.text_ends).astype(np.int64)
+        for first, last in zip(ends[rows].tolist(), ends[rows + 1].tolist(), strict=True):
+            yield from (text.decode() for text in raw[first:last].split(SEPARATOR)[:-1])
+
+    def order(self, row: int) -> str:
+        """Parts of an interleaved document; "" for a captioned picture."""
+        if self._orders is None:
+            return ""
+        first = int(self._order_ends[row - 1]) + 1 if row else 0
+        return self._orders[first : int(self._order_ends[row])].decode()
+
+    def image_sizes(self, row: int) -> list[tuple[int, int]]:
+        """(height, width) of each of a row's pictures."""
+        first, last = row, row + 1
+        if self._orders is not None:
+            first, last = _start(self._picture_ends, row), int(self._picture_ends[row])
+        return [(height, width) for height, width in self._image_sizes[first:last].tolist()]
+
+    def kinds(self) -> dict[str, int]:
+        """How many rows there are of each kind (`kind_name`)."""
+        texts = np.diff(self.text_ends, prepend=self.text_ends.dtype.type(0)) > 0
+        codes = np.diff(self.code_ends, prepend=self.code_ends.dtype.type(0)) > 0
+        interleaved = np.zeros(self.rows, bool)
+        if self._orders is not None:
+            interleaved = np.diff(self._order_ends, prepend=-1) > 2  # a separator and more than one part
+        found = {}
+        for has in product((False, True), repeat=3):
+            rows = (texts == has[0]) & (codes == has[1]) & (interleaved == has[2])
+            if rows.any():
+                found[kind_name(*has)] = int(rows.sum())
+        return found
+
+    def entry(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        return {"name": self.folder.name, "rows": self.rows, "kinds": self.kinds()}
+
+
+def kind_name(has_text: bool, has_codes: bool, interleaved: bool) -> str:
+    """What a row has, in a word: "text codes", "text codes interleaved", "" for one that has nothing."""
+    words = ("text" if has_text else "", "codes" if has_codes else "", "interleaved" if interleaved else "")
+    return " ".join(word for word in words if word)
+
+
+def damage(folder: Path, rows: int | None = None) -> str | None:
+    """What is wrong with a shard, None for a whole one."""
+    try:
+        Shard(folder, rows)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _start(ends: np.ndarray, row: int) -> int:
+    return int(ends[row - 1]) if row else 0

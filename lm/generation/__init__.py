@@ -1,0 +1,1 @@
+"""Sampling with a language model: image codes, texts, documents, and the steppers that run it token by token."""

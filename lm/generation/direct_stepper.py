@@ -1,0 +1,276 @@
+"""Stock Llama, Qwen3 and GPT-2 models, moved on by one token in few operations.
+
+One token of one picture is little work, so what transformers' modules do around it (hooks, masks made anew, a cache
+that is copied to grow) costs more than the products. This reads the same weights instead: joined products, a cache
+that is allocated once and of which only the used part is read, and on a CPU weights in the order that its kernel wants.
+The prompt still goes through the model's own forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from lm.generation.stepper import Stepper, plain_head
+
+Function = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Product:
+    """`x W^T + b` for one or several layers of the same input, their outputs side by side.
+
+    On a CPU the weights are copied once into oneDNN's blocked order: with few rows, a product then reads them up to
+    twice as fast. torch offers that only through an operator of its own compiler, so where it is missing, plain
+    `linear` takes its place.
+    """
+
+    def __init__(self, layers: Sequence[Any], rows: int, part: slice = slice(None)) -> None:
+        weights = [layer.weight.t() if isinstance(layer, Conv1D) else layer.weight for layer in layers]  # (out, in)
+        biases = [layer.bias for layer in layers]
+        self.weight = (torch.cat(weights) if len(weights) > 1 else weights[0])[part].detach()
+        self.bias = None
+        if any(bias is not None for bias in biases):
+            zeros = [weight.new_zeros(len(weight)) for weight in weights]
+            self.bias = torch.cat([z if b is None else b for b, z in zip(biases, zeros, strict=True)])[part].detach()
+        self.blocked = blocks_pay(self.weight)
+        if self.blocked:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), rows)
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(B, in) to (B, out)."""
+        if self.blocked:
+            return torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, "none", [], "")
+        return functional.linear(inputs, self.weight, self.bias)
+
+    def added_to(self, state: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """state (B, out) plus the product of inputs (B, in)."""
+        if self.blocked:
+            return torch.ops.mkldnn._linear_pointwise(inputs, state, self.weight, self.bias, "add")
+        return state + functional.linear(inputs, self.weight, self.bias)
+
+
+def blocks_pay(weight: torch.Tensor) -> bool:
+    """Whether products with this weight run through oneDNN's blocked order."""
+    operators = torch.ops.mkldnn
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype in (torch.float32, torch.bfloat16)
+        and torch.backends.mkldnn.is_available()
+        and hasattr(operators, "_reorder_linear_weight")
+        and hasattr(operators, "_linear_pointwise")
+    )
+
+
+@dataclass
+class Layer:
+    """What one layer computes: attention, then the feed-forward part, each added to the state.
+
+    Attributes:
+        attention_norm, feed_norm: normalize the state (B, d).
+        projections: queries, keys and values of all heads, side by side.
+        head_norm: normalizes queries and keys (B, heads, head_dim) head by head, or None.
+        scaling: of the attention scores.
+        activation: between the two products of the feed-forward part; times the second half where `gated`.
+    """
+
+    attention_norm: Function
+    projections: Product
+    head_norm: Function | None
+    scaling: float
+    attention_out: Product
+    feed_norm: Function
+    feed_in: Product
+    activation: Function
+    gated: bool
+    feed_out: Product
+
+
+class DirectModel:
+    """The weights of a stock model, laid out for drawing; made once for a call and shared by its batches.
+
+    Args:
+        rows: of the batches to come, about.
+    """
+
+    def __init__(self, model: Any, rows: int) -> None:
+        config = model.config
+        self.model, self.rows = model, rows
+        self.heads = config.num_attention_heads
+        self.key_heads = getattr(config, "num_key_value_heads", None) or self.heads
+        self.embedding: torch.Tensor = model.get_input_embeddings().weight
+        self.head: nn.Linear = model.get_output_embeddings()
+        self.positions: torch.Tensor | None = None  # learned ones
+        self.rotary: nn.Module | None = None
+        if type(model).__name__ == "GPT2LMHeadModel":
+            self.positions = model.transformer.wpe.weight
+            self.layers = [_gpt2_layer(block, rows) for block in model.transformer.h]
+            self.norm = _norm(model.transformer.ln_f)
+        else:
+            self.rotary = model.model.rotary_emb
+            self.layers = [_llama_layer(block, self.heads, self.key_heads, rows) for block in model.model.layers]
+            self.norm = _norm(model.model.norm)
+        self._products: dict[tuple[int, int], Product] = {}
+
+    @staticmethod
+    def fits(model: Any) -> bool:
+        """Whether `model` is one of the stock models, with nothing added that its weights alone do not show."""
+        config, name = model.config, type(model).__name__
+        if plain_head(model) is None or name not in ("LlamaForCausalLM", "Qwen3ForCausalLM", "GPT2LMHeadModel"):
+            return False
+        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+            return False
+        rope = getattr(getattr(model.base_model, "rotary_emb", None), "rope_type", "default")
+        if rope in ("dynamic", "longrope"):  # their frequencies change with the length
+            return False
+        stock = (nn.Linear, nn.Embedding, nn.ModuleList, nn.LayerNorm, nn.Dropout)
+        places = ("transformers.", "torch.nn.modules.activation")
+        return all(
+            (type(part) in stock or type(part).__module__.startswith(places))
+            and not (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
+            for part in model.modules()
+        )
+
+    def head_product(self, first: int, last: int) -> Product:
+        """The rows of the output layer for tokens `first <= id < last`."""
+        if (first, last) not in self._products:
+            self._products[first, last] = Product([self.head], self.rows, slice(first, last))
+        return self._products[first, last]
+
+
+def _norm(module: Any) -> Function:
+    """RMSNorm or LayerNorm as one function."""
+    shape = tuple(module.weight.shape)
+    if isinstance(module, nn.LayerNorm):
+        return partial(functional.layer_norm, normalized_shape=shape, weight=module.weight, bias=module.bias,
+                       eps=module.eps)  # fmt: skip
+    return partial(functional.rms_norm, normalized_shape=shape, weight=module.weight, eps=module.variance_epsilon)
+
+
+def _llama_layer(block: Any, heads: int, key_heads: int, rows: int) -> Layer:
+    """A layer of Llama, or of Qwen3, which normalizes queries and keys as well."""
+    attention, feed = block.self_attn, block.mlp
+    head_norm = None
+    if hasattr(attention, "q_norm"):
+        weight = torch.cat([attention.q_norm.weight.expand(heads, -1), attention.k_norm.weight.expand(key_heads, -1)])
+        size, epsilon = weight.shape[-1:], attention.q_norm.variance_epsilon
+
+        def head_norm(vectors: torch.Tensor) -> torch.Tensor:
+            return weight * functional.rms_norm(vectors, size, eps=epsilon)
+
+    return Layer(
+        attention_norm=_norm(block.input_layernorm),
+        projections=Product([attention.q_proj, attention.k_proj, attention.v_proj], rows),
+        head_norm=head_norm,
+        scaling=attention.scaling,
+        attention_out=Product([attention.o_proj], rows),
+        feed_norm=_norm(block.post_attention_layernorm),
+        feed_in=Product([feed.gate_proj, feed.up_proj], rows),
+        activation=feed.act_fn,
+        gated=True,
+        feed_out=Product([feed.down_proj], rows),
+    )
+
+
+def _gpt2_layer(block: Any, rows: int) -> Layer:
+    return Layer(
+        attention_norm=_norm(block.ln_1),
+        projections=Product([block.attn.c_attn], rows),
+        head_norm=None,
+        scaling=block.attn.scaling,
+        attention_out=Product([block.attn.c_proj], rows),
+        feed_norm=_norm(block.ln_2),
+        feed_in=Product([block.mlp.c_fc], rows),
+        activation=block.mlp.act,
+        gated=False,
+        feed_out=Product([block.mlp.c_proj], rows),
+    )
+
+
+class DirectStepper(Stepper):
+    """A `DirectModel` and its cache: the prompt through the model's own forward, then token by token."""
+
+    def __init__(self, direct: DirectModel, prompts: Sequence[Sequence[int]], num_new_tokens: int, pad_id: int) -> None:
+        super().__init__(direct.model, prompts, num_new_tokens, pad_id)
+        self._direct, self._fed = direct, 0
+        # torch's attention on a CPU is several times slower in bfloat16 than in float32, copies included.
+        on_cpu = self.device.type == "cpu"
+        self._dtype = torch.float32 if on_cpu else self._state.dtype
+        total = self._length + num_new_tokens
+        self._keys_values = [self._room(layer.keys, layer.values, total) for layer in self._cache.layers]
+        self._cache = None
+        hidden = self._mask == 0  # (B, total)
+        self._bias: torch.Tensor | None = None  # (B, 1, 1, total), -inf on padding
+        if hidden.any():
+            self._bias = torch.zeros(hidden.shape, dtype=self._dtype, device=self.device)
+            self._bias = self._bias.masked_fill(hidden, -torch.inf)[:, None, None]
+        # What is added to, or rotates, the tokens to come: made for all of them at once.
+        places = self._positions.T + torch.arange(num_new_tokens, device=self.device)[:, None]  # (num_new_tokens, B)
+        if direct.rotary is not None:
+            cos, sin = direct.rotary(self._state.to(self._dtype), places)  # (num_new_tokens, B, head_dim)
+            half = sin.shape[-1] // 2
+            sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)  # so that a roll is all that rotating needs
+            self._rotations = list(zip(cos[:, :, None], sin[:, :, None], strict=True))
+        elif direct.positions is not None:
+            self._added = direct.positions[places]  # (num_new_tokens, B, d)
+
+    def advance(self, ids: torch.Tensor) -> None:
+        """Feed token `ids` (B,)."""
+        direct = self._direct
+        state = functional.embedding(ids, direct.embedding)  # (B, d)
+        if direct.positions is not None:
+            state = state + self._added[self._fed]
+        bias = None if self._bias is None else self._bias[..., : self._length + 1]
+        for layer, (keys, values) in zip(direct.layers, self._keys_values, strict=True):
+            state = self._attention(layer, state, keys, values, bias)
+            inner = layer.feed_in(layer.feed_norm(state))
+            if layer.gated:
+                gate, inner = inner.chunk(2, -1)
+                inner = layer.activation(gate) * inner
+            else:
+                inner = layer.activation(inner)
+            state = layer.feed_out.added_to(state, inner)
+        self._state = direct.norm(state)
+        self._length += 1
+        self._fed += 1
+
+    def logits(self, first: int, last: int) -> torch.Tensor:
+        """Logits of tokens `first <= id < last` after what was fed: (B, last - first) float32."""
+        return self._direct.head_product(first, last)(self._state).float()
+
+    def _attention(
+        self, layer: Layer, state: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The state (B, d) with attention added; the token's own key and value go into the cache first."""
+        direct, rows = self._direct, len(state)
+        heads, key_heads = direct.heads, direct.key_heads
+        vectors = layer.projections(layer.attention_norm(state)).view(rows, heads + 2 * key_heads, -1)
+        mixed, value = vectors[:, : heads + key_heads], vectors[:, heads + key_heads :]
+        if layer.head_norm is not None:
+            mixed = layer.head_norm(mixed)
+        mixed = mixed.to(self._dtype)
+        if direct.rotary is not None:
+            cos, sin = self._rotations[self._fed]
+            mixed = torch.addcmul(mixed * cos, mixed.roll(mixed.shape[-1] // 2, -1), sin)
+        keys.select(2, self._length).copy_(mixed[:, heads:])
+        values.select(2, self._length).copy_(value)
+        used = self._length + 1
+        # Heads that share a key stand where the tokens of a longer input would: nothing is repeated.
+        queries = mixed[:, :heads].reshape(rows, key_heads, heads // key_heads, -1)
+        attended = functional.scaled_dot_product_attention(
+            queries, keys.narrow(2, 0, used), values.narrow(2, 0, used), attn_mask=bias, scale=layer.scaling
+        )
+        return layer.attention_out.added_to(state, attended.reshape(rows, -1).to(state.dtype))
+
+    def _room(self, keys: torch.Tensor, values: torch.Tensor, total: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The prompt's keys and values (B, key_heads, L, head_dim), with room for `total` tokens."""
+        rows, heads, length, size = keys.shape
+        room = torch.empty(2, rows, heads, total, size, dtype=self._dtype, device=self.device)
+        room[0, :, :, :length], room[1, :, :, :length] = keys, values
+        return room[0], room[1]

@@ -1,0 +1,308 @@
+// One token of every row through a Llama or Qwen3, in one call: what lm/generation/native_stepper.py compiles and lm/generation/native_stepper.py calls.
+//
+// With few rows a step is bound by reading the weights once, so all is arranged around that: the weights are read in
+// the place and order in which torch keeps them, every thread one contiguous part, while all rows wait for them in the
+// first cache. Sums are in float32. A row's sums are made in the same order whatever rows stand beside it.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+// These three are declared once more in lm/generation/native_stepper.py. A missing bias or norm is null.
+struct Linear {
+    const void *weight, *bias;  // (outputs, inputs), (outputs)
+    int64_t inputs, outputs;
+};
+
+struct Layer {
+    const void *attention_norm, *query_norm, *key_norm, *feed_norm;
+    Linear query, key, value, out, gate, up, down;
+    void *keys, *values;  // (rows, key_heads, places, head_size) each
+};
+
+struct Model {
+    int64_t threads, rows, width, inner, heads, key_heads, head_size, places, num_layers;
+    float epsilon, scaling;
+    const void *embedding, *norm;
+    const int64_t *starts;  // (rows): the first place of each row that is no padding
+    Layer *layers;
+};
+
+struct bf16 {
+    uint16_t bits;
+};
+
+typedef float Lanes __attribute__((vector_size(64)));  // 16 numbers
+
+static inline float number(float x) { return x; }
+
+static inline float number(bf16 x) {
+    uint32_t bits = uint32_t(x.bits) << 16;
+    float result;
+    memcpy(&result, &bits, 4);
+    return result;
+}
+
+static inline void round_to(float x, float &result) { result = x; }
+
+static inline void round_to(float x, bf16 &result) {  // to the nearest, ties to even, as torch does
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    result.bits = x != x ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+static inline Lanes lanes(const float *x) {
+    Lanes result;
+    memcpy(&result, x, 64);
+    return result;
+}
+
+static inline Lanes lanes(const bf16 *x) {
+    typedef uint16_t Shorts __attribute__((vector_size(32)));
+    typedef uint32_t Words __attribute__((vector_size(64)));
+    Shorts shorts;
+    memcpy(&shorts, x, 32);
+    return (Lanes)(__builtin_convertvector(shorts, Words) << 16);
+}
+
+static inline float total(Lanes x) {
+    typedef float Half __attribute__((vector_size(32)));
+    typedef float Quarter __attribute__((vector_size(16)));
+    Half half[2];
+    memcpy(half, &x, 64);
+    half[0] += half[1];
+    Quarter quarter[2];
+    memcpy(quarter, half, 32);
+    quarter[0] += quarter[1];
+    return (quarter[0][0] + quarter[0][1]) + (quarter[0][2] + quarter[0][3]);
+}
+
+// sum += a b for as many numbers as one step takes.
+template <class A, class B> constexpr int64_t step_of = 16;
+
+template <class A, class B> static inline void multiply_add(Lanes &sum, const A *a, const B *b) {
+    sum += lanes(a) * lanes(b);
+}
+
+#ifdef __AVX512BF16__
+template <> constexpr int64_t step_of<bf16, bf16> = 32;
+
+template <> inline void multiply_add(Lanes &sum, const bf16 *a, const bf16 *b) {
+    __m512bh left, right;
+    memcpy(&left, a, 64);
+    memcpy(&right, b, 64);
+    sum = (Lanes)_mm512_dpbf16_ps((__m512)sum, left, right);
+}
+#endif
+
+// sums[o][r] = a[o] . b[r], for O rows of a and R rows of b, each `size` long.
+template <int O, int R, class A, class B>
+static inline void dots(const A *a, const B *b, int64_t size, float (&sums)[O][R]) {
+    Lanes sum[O][R] = {};
+    int64_t i = 0;
+    for (; i + step_of<A, B> <= size; i += step_of<A, B>)
+#pragma GCC unroll 4
+        for (int o = 0; o < O; ++o)
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) multiply_add(sum[o][r], a + o * size + i, b + r * size + i);
+#pragma GCC unroll 4
+    for (int o = 0; o < O; ++o)
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) sums[o][r] = total(sum[o][r]);
+    for (; i < size; ++i)
+        for (int o = 0; o < O; ++o)
+            for (int r = 0; r < R; ++r) sums[o][r] += number(a[o * size + i]) * number(b[r * size + i]);
+}
+
+template <int O, int R, class T, class Take>
+static inline void block(const Linear &linear, const T *x, int64_t row, int64_t output, Take take) {
+    float sums[O][R];
+    dots<O, R>((const T *)linear.weight + output * linear.inputs, x + row * linear.inputs, linear.inputs, sums);
+    for (int o = 0; o < O; ++o)
+        for (int r = 0; r < R; ++r)
+            take(row + r, output + o, sums[o][r] + (linear.bias ? number(((const T *)linear.bias)[output + o]) : 0));
+}
+
+// take(row, output, x W^T + b) for rows x (rows, inputs); inside a parallel region, without a barrier at its end.
+// Calls with as many outputs give a thread the same ones. One output at a time reads memory fastest; four need fewer
+// reads of x, which counts where rows are many.
+template <class T, class Take> static void product(const Linear &linear, const T *x, int64_t rows, Take take) {
+#pragma omp for schedule(static) nowait
+    for (int64_t first = 0; first < linear.outputs; first += 4) {
+        int64_t last = std::min(first + 4, linear.outputs), done = 0;
+        if (last - first == 4)
+            for (; done + 4 <= rows; done += 4) block<4, 4>(linear, x, done, first, take);
+        for (int64_t output = first; output < last; ++output) {
+            int64_t row = done;
+            for (; row + 2 <= rows; row += 2) block<1, 2>(linear, x, row, output, take);
+            if (row < rows) block<1, 1>(linear, x, row, output, take);
+        }
+    }
+}
+
+// RMSNorm of `size` numbers, times `weight`.
+template <class T, class Out>
+static void normalize(const float *x, const void *weight, int64_t size, float epsilon, Out *result) {
+    float sums[1][1];
+    dots<1, 1>(x, x, size, sums);
+    float scale = 1 / std::sqrt(sums[0][0] / size + epsilon);
+    for (int64_t i = 0; i < size; ++i) round_to(x[i] * scale * number(((const T *)weight)[i]), result[i]);
+}
+
+// A query's or key's own norm, then its rotation.
+template <class T>
+static void place(float *x, const void *norm, int64_t size, float epsilon, const float *cosines, const float *sines) {
+    if (norm) normalize<T>(x, norm, size, epsilon, x);
+    for (int64_t i = 0, half = size / 2; i < half; ++i) {
+        float first = x[i], second = x[i + half];
+        x[i] = first * cosines[i] - second * sines[i];
+        x[i + half] = second * cosines[i + half] + first * sines[i + half];
+    }
+}
+
+// e^x for x <= 0, to about one part in 10^7: 2^n times a polynomial of the rest (Cephes).
+static inline Lanes exponential(Lanes x) {
+    typedef int32_t Words __attribute__((vector_size(64)));
+    x = x < -87 ? Lanes{} - 87 : x;
+    Words n = __builtin_convertvector(x * 1.44269504f - 0.5f, Words);
+    Lanes whole = __builtin_convertvector(n, Lanes), rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    Lanes sum = rest * 1.9875691500e-4f + 1.3981999507e-3f;
+    sum = sum * rest + 8.3334519073e-3f;
+    sum = sum * rest + 4.1665795894e-2f;
+    sum = sum * rest + 1.6666665459e-1f;
+    sum = sum * rest + 5.0000001201e-1f;
+    return (sum * rest * rest + rest + 1) * (Lanes)((n + 127) << 23);
+}
+
+// result[i .. i + 16 N] of the sum over t of weights[t] values[t].
+template <int N, class T>
+static inline void weigh(const float *weights, const T *values, int64_t count, int64_t size, int64_t i, T *result) {
+    Lanes sum[N] = {};
+    for (int64_t t = 0; t < count; ++t)
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) sum[n] += weights[t] * lanes(values + t * size + i + 16 * n);
+    for (int n = 0; n < 16 * N; ++n) round_to(sum[n / 16][n % 16], result[i + n]);
+}
+
+// Attention of one query to `count` keys and values (count, size). `weights` has room for 16 more than `count`.
+template <class T>
+static void attend(const float *query, const T *keys, const T *values, int64_t count, int64_t size, float scaling,
+                   float *weights, T *result) {
+    int64_t t = 0;
+    for (; t + 4 <= count; t += 4) {
+        float scores[4][1];
+        dots<4, 1>(keys + t * size, query, size, scores);
+        for (int n = 0; n < 4; ++n) weights[t + n] = scores[n][0] * scaling;
+    }
+    for (; t < count; ++t) {
+        float score[1][1];
+        dots<1, 1>(keys + t * size, query, size, score);
+        weights[t] = score[0][0] * scaling;
+    }
+    std::fill_n(weights + count, 16, -INFINITY);
+    const float largest = *std::max_element(weights, weights + count);
+    Lanes whole = {};
+    for (t = 0; t < count; t += 16) {
+        Lanes weight = exponential(lanes(weights + t) - largest);
+        memcpy(weights + t, &weight, 64);
+        whole += weight;
+    }
+    const float share = 1 / total(whole);
+    for (t = 0; t < count; ++t) weights[t] *= share;
+    int64_t i = 0;
+    for (; i + 64 <= size; i += 64) weigh<4>(weights, values, count, size, i, result);
+    for (; i + 16 <= size; i += 16) weigh<1>(weights, values, count, size, i, result);
+    for (; i < size; ++i) {
+        float sum = 0;
+        for (t = 0; t < count; ++t) sum += weights[t] * number(values[t * size + i]);
+        round_to(sum, result[i]);
+    }
+}
+
+// Feed ids (rows), which stand at `now` in the cache; `result` (rows, width) is the last norm's output.
+template <class T>
+static void step(const Model &m, const int64_t *ids, const float *cosines, const float *sines, int64_t now, T *result) {
+    const int64_t rows = m.rows, size = m.head_size, group = m.heads / m.key_heads;
+    std::vector<float> state(rows * m.width), gate(rows * m.inner);
+    std::vector<float> query(rows * m.heads * size), key(rows * m.key_heads * size), value(rows * m.key_heads * size);
+    std::vector<T> attended(rows * m.heads * size), inner(rows * m.inner);
+    auto into = [](std::vector<float> &to, int64_t outputs) {
+        return [&to, outputs](int64_t row, int64_t output, float sum) { to[row * outputs + output] = sum; };
+    };
+    auto add = [&](int64_t row, int64_t output, float sum) { state[row * m.width + output] += sum; };
+    auto norm = [&](const void *weight) {
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < rows; ++row)
+            normalize<T>(&state[row * m.width], weight, m.width, m.epsilon, result + row * m.width);
+    };
+#pragma omp parallel num_threads(m.threads)
+    {
+        std::vector<float> weights(m.places + 16);
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < rows; ++row)
+            for (int64_t i = 0; i < m.width; ++i)
+                state[row * m.width + i] = number(((const T *)m.embedding)[ids[row] * m.width + i]);
+        for (int64_t l = 0; l < m.num_layers; ++l) {
+            const Layer &layer = m.layers[l];
+            norm(layer.attention_norm);
+            product(layer.query, result, rows, into(query, m.heads * size));
+            product(layer.key, result, rows, into(key, m.key_heads * size));
+            product(layer.value, result, rows, into(value, m.key_heads * size));
+#pragma omp barrier
+#pragma omp for schedule(static)
+            for (int64_t item = 0; item < rows * m.key_heads; ++item) {
+                const int64_t row = item / m.key_heads, start = m.starts[row];
+                const float *cosine = cosines + row * size, *sine = sines + row * size;
+                T *keys = (T *)layer.keys + item * m.places * size, *values = (T *)layer.values + item * m.places * size;
+                place<T>(&key[item * size], layer.key_norm, size, m.epsilon, cosine, sine);
+                for (int64_t i = 0; i < size; ++i) {
+                    round_to(key[item * size + i], keys[now * size + i]);
+                    round_to(value[item * size + i], values[now * size + i]);
+                }
+                for (int64_t head = item * group; head < (item + 1) * group; ++head) {
+                    place<T>(&query[head * size], layer.query_norm, size, m.epsilon, cosine, sine);
+                    attend(&query[head * size], keys + start * size, values + start * size, now + 1 - start, size,
+                           m.scaling, weights.data(), &attended[head * size]);
+                }
+            }
+            product(layer.out, attended.data(), rows, add);
+#pragma omp barrier
+            norm(layer.feed_norm);
+            product(layer.gate, result, rows, into(gate, m.inner));
+            product(layer.up, result, rows, [&](int64_t row, int64_t output, float sum) {
+                float own = gate[row * m.inner + output];
+                round_to(own / (1 + std::exp(-own)) * sum, inner[row * m.inner + output]);
+            });
+#pragma omp barrier
+            product(layer.down, inner.data(), rows, add);
+#pragma omp barrier
+        }
+        norm(m.norm);
+    }
+}
+
+template <class T> static void map(const Linear &linear, const T *x, int64_t rows, int64_t threads, float *result) {
+#pragma omp parallel num_threads(threads)
+    product(linear, x, rows, [&](int64_t row, int64_t output, float sum) { result[row * linear.outputs + output] = sum; });
+}
+
+extern "C" {
+void step_float32(const Model *m, const int64_t *ids, const float *cosines, const float *sines, int64_t now, void *out) {
+    step(*m, ids, cosines, sines, now, (float *)out);
+}
+void step_bfloat16(const Model *m, const int64_t *ids, const float *cosines, const float *sines, int64_t now, void *out) {
+    step(*m, ids, cosines, sines, now, (bf16 *)out);
+}
+void map_float32(const Linear *linear, const void *x, int64_t rows, int64_t threads, float *result) {
+    map(*linear, (const float *)x, rows, threads, result);
+}
+void map_bfloat16(const Linear *linear, const void *x, int64_t rows, int64_t threads, float *result) {
+    map(*linear, (const bf16 *)x, rows, threads, result);
+}
+}

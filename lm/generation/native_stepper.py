@@ -1,0 +1,210 @@
+"""Stock Llama and Qwen3 models on a CPU, moved on by one token in one call of compiled code.
+
+Drawing a few pictures is bound by reading the weights once a token. torch's operators, one after another, take three
+times as long, so `native_stepper.cpp` does a whole step: it reads the model's own weights where they lie, without a
+copy. It needs a C++ compiler with OpenMP when it is first used, and is kept in `~/.cache/tessera` (or TESSERA_CACHE)
+from then on. Without a compiler, or with TESSERA_NATIVE=0, `lm/generation/direct_stepper.py` takes its place;
+`unavailable()` says why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lm.generation.stepper import Stepper
+
+SOURCE = Path(__file__).with_name("native_stepper.cpp")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
+DTYPES = (torch.float32, torch.bfloat16)
+
+logger = logging.getLogger(__name__)
+
+
+class Linear(ctypes.Structure):
+    """As in native.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("weight", "bias")),
+        *((name, ctypes.c_int64) for name in ("inputs", "outputs")),
+    ]
+
+
+class Layer(ctypes.Structure):
+    """As in native.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("attention_norm", "query_norm", "key_norm", "feed_norm")),
+        *((name, Linear) for name in ("query", "key", "value", "out", "gate", "up", "down")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values")),
+    ]
+
+
+class Model(ctypes.Structure):
+    """As in native.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("threads", "rows", "width", "inner", "heads", "key_heads")),
+        *((name, ctypes.c_int64) for name in ("head_size", "places", "num_layers")),
+        *((name, ctypes.c_float) for name in ("epsilon", "scaling")),
+        *((name, ctypes.c_void_p) for name in ("embedding", "norm", "starts", "layers")),
+    ]
+
+
+def unavailable() -> str | None:
+    """Why the compiled code cannot be used here; None where it can. The first call compiles it, if need be."""
+    found = _library()
+    return found if isinstance(found, str) else None
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | str:
+    """The compiled code, or why there is none."""
+    if os.environ.get("TESSERA_NATIVE") == "0":
+        return "TESSERA_NATIVE=0"
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        return _reported("there is no C++ compiler (g++ or clang++)")
+    try:
+        library = ctypes.CDLL(str(_compiled(compiler)))
+    except subprocess.CalledProcessError as error:
+        return _reported(f"{compiler} failed: {error.stderr.strip()[-300:]}")
+    except OSError as error:
+        return _reported(str(error))
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    for dtype in ("float32", "bfloat16"):
+        step, product = getattr(library, f"step_{dtype}"), getattr(library, f"map_{dtype}")
+        step.restype = product.restype = None
+        step.argtypes = [ctypes.POINTER(Model), pointer, pointer, pointer, number, pointer]
+        product.argtypes = [ctypes.POINTER(Linear), pointer, number, number, pointer]
+    return library
+
+
+def _reported(why: str) -> str:
+    logger.info("drawing without compiled code, which takes longer: %s", why)
+    return why
+
+
+def _compiled(compiler: str) -> Path:
+    """The library's file, made where it is not there yet."""
+    # What it is made of, and for which processor: a home folder may be shared by machines that differ.
+    try:
+        processor = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    except (OSError, StopIteration):
+        processor = platform.node()
+    key = "\n".join([SOURCE.read_text(), compiler, *FLAGS, platform.machine(), processor])
+    cache = Path(os.environ.get("TESSERA_CACHE") or Path.home() / ".cache" / "tessera").expanduser()
+    file = cache / f"native-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    if not file.is_file():
+        logger.info("compiling %s, once", SOURCE.name)
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Under a name of its own first: several processes may begin at once.
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            made = Path(folder) / file.name
+            subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(made)], check=True, capture_output=True, text=True)
+            os.replace(made, file)
+    return file
+
+
+def fits(model: Any) -> bool:
+    """Whether the compiled code computes `model`, which `DirectModel.fits` has accepted."""
+    config = model.config
+    return (
+        type(model).__name__ in ("LlamaForCausalLM", "Qwen3ForCausalLM")
+        and getattr(config, "hidden_act", None) == "silu"
+        and model.device.type == "cpu"
+        and model.dtype in DTYPES
+        and all(weight.dtype == model.dtype and weight.is_contiguous() for weight in model.parameters())
+        and unavailable() is None
+    )
+
+
+class NativeStepper(Stepper):
+    """The prompt through the model's own forward, then token by token through the compiled code."""
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], num_new_tokens: int, pad_id: int) -> None:
+        super().__init__(model, prompts, num_new_tokens, pad_id)
+        library = _library()
+        if isinstance(library, str):
+            raise RuntimeError(library)
+        name = str(model.dtype).removeprefix("torch.")
+        self._step, self._map = getattr(library, f"step_{name}"), getattr(library, f"map_{name}")
+        # What is read by its address must stay, even if the model is moved or cast while it draws.
+        self._kept = [parameter.data for parameter in model.parameters()]
+        config, rows = model.config, len(prompts)
+        self._places, self._first = self._length + num_new_tokens, self._length
+        self._room = [self._with_room(layer.keys, layer.values) for layer in self._cache.layers]
+        self._cache = None
+        self._starts = (self._mask == 0).sum(-1)  # padding is on the left
+        layers = model.model.layers
+        self._layers = (Layer * len(layers))(*map(_layer, layers, self._room))
+        attention = layers[0].self_attn
+        self._native = Model(
+            threads=torch.get_num_threads(), rows=rows, width=config.hidden_size, inner=config.intermediate_size,
+            heads=config.num_attention_heads, key_heads=config.num_key_value_heads, head_size=attention.head_dim,
+            places=self._places, num_layers=len(layers), epsilon=config.rms_norm_eps, scaling=attention.scaling,
+            embedding=model.get_input_embeddings().weight.data_ptr(), norm=model.model.norm.weight.data_ptr(),
+            starts=self._starts.data_ptr(), layers=ctypes.addressof(self._layers),
+        )  # fmt: skip
+        self._state = self._state.contiguous()
+        # The rotations of all tokens to come: (num_new_tokens, B, head_size) each.
+        places = self._positions.T + torch.arange(num_new_tokens)[:, None]
+        cosines, sines = model.model.rotary_emb(torch.zeros(1), places)
+        self._cosines, self._sines = cosines.contiguous(), sines.contiguous()
+
+    def advance(self, ids: torch.Tensor) -> None:
+        """Feed token `ids` (B,)."""
+        ids, fed = ids.contiguous(), self._length - self._first
+        cosines, sines = self._cosines[fed], self._sines[fed]
+        self._state = torch.empty_like(self._state)
+        self._step(
+            self._native, ids.data_ptr(), cosines.data_ptr(), sines.data_ptr(), self._length, self._state.data_ptr()
+        )
+        self._length += 1
+
+    def logits(self, first: int, last: int) -> torch.Tensor:
+        """Logits of tokens `first <= id < last` after what was fed: (B, last - first) float32."""
+        part = _linear(self._model.get_output_embeddings(), slice(first, last))
+        result = torch.empty(len(self._state), last - first)
+        self._map(part, self._state.data_ptr(), len(self._state), self._native.threads, result.data_ptr())
+        return result
+
+    def _with_room(self, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """The prompt's keys and values (B, key_heads, L, head_size), with room for all places: (2, B, ...)."""
+        rows, heads, length, size = keys.shape
+        room = torch.empty(2, rows, heads, self._places, size, dtype=keys.dtype)
+        room[0, :, :, :length], room[1, :, :, :length] = keys, values
+        return room
+
+
+def _linear(layer: nn.Linear, part: slice = slice(None)) -> Linear:
+    """Where some of the outputs of a layer are."""
+    weight, bias = layer.weight[part], None if layer.bias is None else layer.bias[part]
+    return Linear(weight.data_ptr(), None if bias is None else bias.data_ptr(), layer.in_features, len(weight))
+
+
+def _layer(block: Any, room: torch.Tensor) -> Layer:
+    attention, feed = block.self_attn, block.mlp
+    own = (attention.q_norm.weight, attention.k_norm.weight) if hasattr(attention, "q_norm") else (None, None)
+    return Layer(
+        attention_norm=block.input_layernorm.weight.data_ptr(),
+        query_norm=None if own[0] is None else own[0].data_ptr(),
+        key_norm=None if own[1] is None else own[1].data_ptr(),
+        feed_norm=block.post_attention_layernorm.weight.data_ptr(),
+        query=_linear(attention.q_proj), key=_linear(attention.k_proj), value=_linear(attention.v_proj),
+        out=_linear(attention.o_proj), gate=_linear(feed.gate_proj), up=_linear(feed.up_proj),
+        down=_linear(feed.down_proj), keys=room[0].data_ptr(), values=room[1].data_ptr(),
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""From pictures to a token cache: the encoder, its rows, the writer."""

@@ -1,0 +1,1 @@
+"""Drawing: checked requests, completion, best of n, likelihood, and sheets of pictures."""

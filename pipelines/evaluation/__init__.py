@@ -1,0 +1,1 @@
+"""Evaluation: reconstruction, likelihood, alignment of pictures and captions, and reports."""

@@ -1,0 +1,150 @@
+"""An evaluation as a folder to look at: index.html, which stands alone, and the pictures in it as PNG."""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipelines.drawing.grids import labelled_grid
+from pipelines.evaluation.alignment import AlignmentSet, is_right
+from pipelines.evaluation.codebook_plot import CodebookView, codebook_figure
+from pipelines.evaluation.reconstruction import TokenizerFigures
+
+_ABOUT = (
+    "command",
+    "settings",
+    "guidance_scale",
+    "image_tokenizer_fingerprint",
+    "versions",
+    "commit",
+    "created",
+)
+_SIDE = 96  # pixels of a picture on the page, at least
+_STYLE = """
+body { font-family: sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+img { max-width: 100% } pre { overflow-x: auto; background: #f5f5f5; padding: 1rem }
+"""
+
+
+def write_report(
+    folder: str | Path,
+    report: Mapping[str, Any],
+    tokenizer_figures: TokenizerFigures,
+    *,
+    table: str,
+    sets: Sequence[AlignmentSet] = (),
+    samples: Sequence[tuple[str, Sequence[Image.Image]]] = (),
+    codebooks: Sequence[CodebookView] = (),
+) -> list[Path]:
+    """Write index.html and PNG files into `folder`; returns their paths, the page first.
+
+    Args:
+        report: what evaluate.py writes as JSON.
+        tokenizer_figures: for the pictures beside their reconstructions.
+        table: the main figures as text.
+        sets: measured alignment sets, shown as real picture, reconstruction and sample under each caption.
+        samples: (caption, pictures) to show where there are no alignment sets.
+        codebooks: views of the tokenizer's codebooks to plot.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = tokenizer_figures
+    pictures = {"Pictures and their reconstructions": ("reconstructions.png", _pairs(found))}
+    for one in sets:
+        title = f"Captions, {one.name.replace('_', '-')}: {', '.join(one.pictures)}"
+        pictures[title] = (f"alignment_{one.name}.png", alignment_sheet(one))
+    if samples:
+        pictures["Samples"] = ("samples.png", labelled_grid(samples, min_side=_SIDE, smooth=False))
+    pictures |= _plots(report, found, codebooks)
+    parts = [f"<h2>Figures</h2><pre>{html.escape(table)}</pre>"]
+    paths = []
+    for title, (name, image) in pictures.items():
+        image.save(folder / name)
+        paths.append(folder / name)
+        parts.append(f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" src="{_data_url(image)}">')
+    about = json.dumps({name: report[name] for name in _ABOUT if name in report}, indent=2)
+    parts.append(f"<h2>Settings</h2><pre>{html.escape(about)}</pre>")
+    title = html.escape(f"Evaluation of {report.get('model') or report.get('image_tokenizer')}")
+    page = folder / "index.html"
+    page.write_text(
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+        f"<h1>{title}</h1>{''.join(parts)}</html>\n",
+        encoding="utf-8",
+    )
+    return [page, *paths]
+
+
+def alignment_sheet(one: AlignmentSet, count: int = 16) -> Image.Image:
+    """Under each caption the real picture, its reconstruction and the sample, and what was wrong."""
+    rows = []
+    images = {kind: to_images(pictures[:count]) for kind, pictures in one.pictures.items()}
+    judged = "sampled" if "sampled" in images else "reconstructed"
+    for number, (scene, caption) in enumerate(zip(one.scenes, one.captions, strict=True)):
+        if number >= min(count, len(images["real"])):
+            break
+        verdict = is_right(scene, one.readings[judged][number])
+        wrong = [name for name, right in verdict.items() if not right and name != "all"]
+        label = f"{caption} ({judged}: {'right' if not wrong else 'wrong ' + ', '.join(wrong)})"
+        rows.append((label, [images[kind][number] for kind in images]))
+    columns = [rows[start : start + 4] for start in range(0, len(rows), 4)]
+    sheets = [labelled_grid(column, min_side=_SIDE, smooth=False, font_size=13) for column in columns]
+    whole = Image.new("RGB", (sum(sheet.width for sheet in sheets), max(sheet.height for sheet in sheets)), "white")
+    left = 0
+    for sheet in sheets:
+        whole.paste(sheet, (left, 0))
+        left += sheet.width
+    return whole
+
+
+def to_images(pictures: Tensor) -> list[Image.Image]:
+    """uint8 (n, C, H, W) -> PIL images, "RGB" or "L"."""
+    arrays = pictures.permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
+
+
+def _pairs(found: TokenizerFigures, columns: int = 8) -> Image.Image:
+    """Rows of pictures, each with the row of their reconstructions below."""
+    originals, copies = to_images(found.pictures), to_images(found.reconstructions)
+    rows: list[tuple[str, list[Image.Image]]] = []
+    for start in range(0, len(originals), columns):
+        rows += [("", originals[start : start + columns]), ("", copies[start : start + columns])]
+    return labelled_grid(rows, min_side=_SIDE, smooth=False, margin=4)
+
+
+def _plots(
+    report: Mapping[str, Any], found: TokenizerFigures, codebooks: Sequence[CodebookView]
+) -> dict[str, tuple[str, Image.Image]]:
+    """Plots, or nothing but a message where matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("The report has no plots: they need matplotlib (pip install 'tessera[evaluation]').")
+        return {}
+    figure = Figure(figsize=(9, 3), layout="tight")
+    quality, codes = figure.subplots(1, 2)
+    quality.hist(found.per_picture["psnr"].numpy(), bins=40)
+    quality.set(xlabel="PSNR of a picture (dB)", ylabel="pictures")
+    counts = torch.bincount(found.codes.reshape(-1), minlength=report["codebook"]["num_codes"])
+    share = np.sort(counts.numpy())[::-1] / max(1, int(counts.sum()))
+    codes.plot(np.arange(1, len(share) + 1), np.maximum(share, 0.1 / max(1, int(counts.sum()))))
+    codes.set(xlabel="code, most frequent first", ylabel="share of all codes", yscale="log")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plots: dict[str, tuple[str, Image.Image]] = {"Quality of pictures, use of codes": ("plots.png", Image.open(buffer))}
+    if codebooks:
+        plots["Codebooks"] = ("codebooks.png", codebook_figure(list(codebooks)))
+    return plots
+
+
+def _data_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,1 @@
+"""What this machine offers, for training and inference alike: processors, devices, and how much fits at once."""

@@ -1,0 +1,1 @@
+"""Training of both stages: the loop, the run's folder, checkpoints, optimizers, and processes."""

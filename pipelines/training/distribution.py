@@ -1,0 +1,164 @@
+"""One process or many: what Accelerate wraps around the model, and whole tensors out of shards.
+
+One process and DDP leave a model's parameters as they are. FSDP2 makes each a DTensor, of which every process holds a
+shard: what works on single numbers works on `local` shards, what leaves the run is `gathered` first, on all processes
+together. DeepSpeed keeps the optimizer's state, and exact weights, to itself (`pipelines.training.zero`).
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from pipelines.training import zero
+
+PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether each process holds a part of every weight alone (FSDP2)."""
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+def is_deepspeed(accelerator: Accelerator) -> bool:
+    """Whether DeepSpeed keeps the optimizer's state."""
+    return accelerator.distributed_type == DistributedType.DEEPSPEED
+
+
+def shard_on_cpu(accelerator: Accelerator) -> None:
+    """Have FSDP on CPUs where it is asked for: PyTorch's works with gloo, and Accelerate would quietly use DDP."""
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if not asked or accelerator.distributed_type != DistributedType.MULTI_CPU:
+        return
+    plugin = FullyShardedDataParallelPlugin()
+    if accelerator.mixed_precision != "no":
+        plugin.set_mixed_precision(accelerator.mixed_precision)
+    accelerator.state.fsdp_plugin = plugin
+    for state in (accelerator.state, PartialState()):  # the first takes over what the second has
+        state.distributed_type = DistributedType.FSDP
+
+
+def check_distribution(accelerator: Accelerator, *, plain: bool = False) -> None:
+    """Raise ValueError for a configuration of Accelerate that training would go wrong in.
+
+    Args:
+        plain: for a model that has to be whole in every process (stage 1).
+    """
+    kind = accelerator.distributed_type
+    if kind in PLAIN:
+        return
+    name = str(kind.value)
+    if plain or kind not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        what = "stage 1" if plain else "training"
+        raise ValueError(
+            f"Accelerate is configured for {name}, and {what} runs in one process or under DDP: launch with "
+            "--config_file configs/ddp.yaml"
+        )
+    if kind == DistributedType.FSDP:
+        plugin = accelerator.state.fsdp_plugin
+        if plugin.fsdp_version != 2:
+            raise ValueError(
+                f"Accelerate is configured for FSDP version {plugin.fsdp_version}: set fsdp_version: 2, as "
+                "configs/fsdp2.yaml does"
+            )
+        if plugin.cpu_ram_efficient_loading:
+            raise ValueError(
+                "fsdp_cpu_ram_efficient_loading: true leaves all processes but the first without the image tokenizer: "
+                "set it to false, as configs/fsdp2.yaml does"
+            )
+    elif accelerator.state.deepspeed_plugin.zero_stage == 3:
+        raise ValueError(
+            "DeepSpeed is configured for zero_stage 3, which hides the weights: set 1 or 2, as configs/deepspeed.yaml "
+            "does, or shard the weights with FSDP2 (configs/fsdp2.yaml)"
+        )
+
+
+def prepare(
+    accelerator: Accelerator,
+    module: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    *,
+    micro_batch_size: int = 1,
+    micro_batches: int = 1,
+    max_grad_norm: float = 1.0,
+) -> nn.Module:
+    """What to call in training, in place of `module`. Its parameters, and those in `optimizers`, become shards where
+    that is configured.
+
+    Args:
+        micro_batch_size, micro_batches, max_grad_norm: what DeepSpeed has to know.
+    """
+    if is_deepspeed(accelerator):
+        if len(optimizers) > 1:
+            raise ValueError("DeepSpeed takes one optimizer, --optimizer muon makes two: give --optimizer adamw")
+        zero.remember_order(optimizers[0])
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        settings |= {"train_micro_batch_size_per_gpu": micro_batch_size, "gradient_clipping": max_grad_norm,
+                     "gradient_accumulation_steps": micro_batches}  # fmt: skip
+        accelerator.gradient_accumulation_steps = micro_batches
+        return accelerator.prepare(module, *optimizers)[0]
+    if is_sharded(accelerator):  # the parameters change, and with them the optimizers' own lists, which are used on
+        return accelerator.prepare(module, *optimizers)[0]
+    return accelerator.prepare(module)
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """What of a tensor lies in this process, on the same storage."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def spread(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A whole tensor, which every process has, laid out over the processes as `like` is."""
+    if not isinstance(like, DTensor):
+        return value
+    value = value.to(like.device)
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def gathered(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
+    """Whole tensors; those that were sharded on the CPU, and only where `keep` (in the main process).
+
+    To be called in all processes. One tensor is whole at a time, beside the memory that the result takes.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, DTensor):
+            whole = tensor.full_tensor()
+            if keep:
+                found[name] = whole.cpu()
+        elif keep:
+            found[name] = tensor
+    return found
+
+
+def all_finite(accelerator: Accelerator, parameters: Iterable[torch.Tensor]) -> bool:
+    """Whether no parameter has a NaN or an infinity, in any process."""
+    fine = all(bool(torch.isfinite(local(parameter)).all()) for parameter in parameters)
+    if accelerator.num_processes == 1:
+        return fine
+    return bool(accelerator.reduce(torch.tensor(float(not fine), device=accelerator.device), "sum") == 0)
+
+
+def reshard(root: nn.Module) -> None:
+    """Drop whole weights that FSDP2 keeps after a forward without a backward: the shards may have changed since."""
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def whole_copy(model: Any, weights: Mapping[str, torch.Tensor]) -> Any:
+    """A model of the same class, as transformers makes it, with these weights, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        plain = type(model)(copy.deepcopy(model.config))
+    plain.load_state_dict(weights)
+    plain.tie_weights()
+    return plain.eval()

@@ -1,0 +1,115 @@
+"""What a training run shows of its language model as it goes: the same captions, pictures and documents each time."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lm.data.sequence_source import SequenceSource
+from lm.sequences import DESCRIBING, DRAWING_ALONE, DRAWING_CAPTIONS, FORMATS, Picture
+from lm.vocabulary import Size
+from pipelines.drawing.grids import labelled_grid
+from pipelines.image_to_text import ImageToTextPipeline
+from pipelines.interleaved import InterleavedPipeline
+from tokenizer_image.preprocessing import postprocess
+
+CAPTIONS, PICTURES, DOCUMENTS = 6, 4, 4  # shown: captions, pictures of each, documents
+LOOKED_AT = 64  # rows for each caption that is shown
+
+
+@dataclass
+class Shown:
+    """What is shown; each list is empty where the model does not learn the use.
+
+    Attributes:
+        captions: to draw; None draws without one.
+        pictures: to describe.
+        openings: first texts of documents, to go on from.
+        longest: most tokens of what is written to describe or to go on.
+    """
+
+    captions: list[str | None]
+    pictures: list[Picture]
+    openings: list[str]
+    longest: int
+
+
+def choose_shown(source: SequenceSource) -> Shown:
+    """Of the first rows of a cache, what suits the formats that `source.vocabulary` says are learned."""
+    formats, cache = set(source.vocabulary.formats), source.cache
+    rows = range(min(LOOKED_AT * CAPTIONS, len(cache)))
+    single = [row for row in rows if len(cache.order(row)) <= 1]
+    captions: list[str | None] = []
+    if formats & set(DRAWING_CAPTIONS):
+        texts = dict.fromkeys(text for row in single for text in cache.texts(row)[:1])
+        frame = max(FORMATS[name].frame for name in formats)
+        room = source.max_length - source.vocabulary.longest_picture - frame
+        cut = [_cut(source, text, room) for text in list(texts)[:CAPTIONS]]
+        captions = [text for text in cut if text]
+    if not captions and formats & set(DRAWING_ALONE):
+        captions = [None, None]
+    pictures: list[Picture] = []
+    if formats & set(DESCRIBING):
+        with_codes = [row for row in single if len(cache.codes(row))][:CAPTIONS]
+        pictures = [Picture(cache.codes(row), _size(source, row)) for row in with_codes]
+    openings = []
+    if "document" in formats:
+        texts = dict.fromkeys(cache.texts(row)[0] for row in rows if cache.order(row)[1:] and cache.texts(row))
+        cut = [_cut(source, text, source.max_length // 2 - 2) for text in list(texts)[:DOCUMENTS]]
+        openings = [text for text in cut if text]
+    frame = 4 + (source.vocabulary.longest_picture if pictures else 0)
+    return Shown(captions, pictures, openings, max(1, (source.max_length - frame) // 2))
+
+
+def _size(source: SequenceSource, row: int) -> Size | None:
+    return source.cache.image_sizes(row)[0] if source.vocabulary.other_layouts else None
+
+
+def _cut(source: SequenceSource, text: str, room: int) -> str:
+    """A text, cut at a word where it has more than `room` tokens."""
+    words = text.split()
+    while words and len(source.vocabulary.encode_text(" ".join(words))) > room:
+        words.pop()
+    return " ".join(words)
+
+
+@torch.no_grad()
+def draw_samples(pipe: Any, shown: Shown, file: Path) -> None:
+    """A grid: what is drawn of captions, with random streams of its own; pictures as the tokenizer shows them, under
+    the captions that they are given; and what openings are continued with."""
+    parts = pipe.image_tokenizer, pipe.model, pipe.vocabulary
+    rows: list[tuple[str, Any]] = []
+    for caption in shown.captions:
+        output = pipe(caption, num_images_per_prompt=PICTURES, seed=0)
+        rows.append((caption or "(no caption)", output.images))
+    for picture in shown.pictures:
+        codes = torch.from_numpy(picture.codes.astype(np.int64))[None].to(pipe.device)
+        image = postprocess(pipe.decode_codes(codes, picture.size), "pil")[0]
+        (text,) = ImageToTextPipeline(*parts).describe_codes(codes, shown.longest, size=picture.size)
+        rows.append((f"described: {text}", [image]))
+    for opening in shown.openings:
+        written = InterleavedPipeline(*parts)([opening], shown.longest, seed=0).parts
+        texts = " ... ".join([opening, *(part for part in written if isinstance(part, str))])
+        rows.append((f"continued: {texts}", [part for part in written if isinstance(part, Image.Image)]))
+    rows = [row for row in rows if row[1]]
+    if rows:
+        labelled_grid(rows).save(file)
+
+
+def next_commands(folder: Path, shown: Shown) -> list[str]:
+    """What to do with the finished model."""
+    commands = []
+    if shown.captions:
+        prompt = shlex.quote(shown.captions[0]) if shown.captions[0] else "--unconditional"
+        commands.append(f"python scripts/generate.py --model {folder} {prompt} --num_images_per_prompt 4")
+    if shown.pictures:
+        commands.append(f"python scripts/describe.py --model {folder} PICTURE.png")
+    if shown.openings:
+        commands.append('docs/generation.md, "Texts and pictures in turn", continues documents')
+    return commands

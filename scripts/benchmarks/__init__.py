@@ -1,0 +1,1 @@
+"""One file per benchmark; `figures.py` times and prints."""

@@ -1,0 +1,175 @@
+"""Pictures a second that stage 1 trains on, beside the same network in float32, channels first, read as it goes.
+
+    python scripts/benchmarks/image_tokenizer.py --output rows.json
+
+Both do whole steps with the same optimizer: read a batch, forward, backward, clip, update. Ours is what
+scripts/train_tokenizer.py does, with Muon or AdamW; the rows after these take one of its parts away each. They take
+turns, and medians are told. Then a profile of our step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pipelines.machine.processors import usable_cores
+from pipelines.options.parser import run_command
+from scripts.benchmarks.figures import Row, interleaved, row, show, write_rows
+
+TARGET = 1.5
+
+
+@dataclass
+class BenchOptions:
+    """Stage 1's speed."""
+
+    output: str | None = field(default=None, metadata={"help": "JSON file for the rows"})
+    dataset: str = field(default="sprites", metadata={"help": "'sprites', a folder of pictures, or a name on the Hub"})
+    image_size: int = field(default=32, metadata={"help": "side of the pictures in pixels"})
+    batch_size: int = field(default=64, metadata={"help": "pictures a step"})
+    steps: int = field(default=10, metadata={"help": "in a turn"})
+    repeats: int = field(default=9, metadata={"help": "turns of each; medians are told"})
+    cpu_threads: int | None = field(default=None, metadata={"help": "PyTorch's threads (default: cores)"})
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a step is done."""
+
+    optimizer: str
+    bf16: bool = True
+    channels_last: bool = True
+    prefetch: bool = True
+    fused: bool = True
+    averages: bool = True
+
+
+PLAIN = {"bf16": False, "channels_last": False, "prefetch": False, "fused": False, "averages": False}
+OURS = Setup("muon")
+SETUPS = {
+    "ours": OURS,
+    "baseline": Setup("muon", **PLAIN),
+    "ours_adamw": Setup("adamw"),
+    "baseline_adamw": Setup("adamw", **PLAIN),
+    "ours_in_float32": replace(OURS, bf16=False),
+    "ours_channels_first": replace(OURS, channels_last=False),
+    "ours_without_prefetch": replace(OURS, prefetch=False),
+}
+Mark = Callable[[str], None]  # told after each part of a step
+
+
+def stepper(setup: Setup, options: BenchOptions, pictures: Any) -> Callable[[Mark], None]:
+    """A function that does one training step of a model of its own."""
+    from types import SimpleNamespace
+
+    import torch
+
+    from pipelines.training.image_tokenizer import build_tokenizer, training_batches
+    from pipelines.training.optimizers import AveragedWeights
+    from pipelines.training.start import prefetch
+    from scripts.train_tokenizer import LEARNING_RATE, Options
+    from tokenizer_image.pictures.loading import to_pixel_values
+
+    torch.manual_seed(0)
+    training = Options(batch_size=options.batch_size, image_size=options.image_size, optimizer=setup.optimizer)
+    tokenizer = build_tokenizer(training).train()
+    layout = torch.channels_last if setup.channels_last else torch.contiguous_format
+    tokenizer.to(memory_format=layout)  # type: ignore[call-overload]
+    optimizers = training.optimizers(tokenizer, LEARNING_RATE, betas=(0.9, 0.99))
+    if not setup.fused:
+        groups = [{name: group[name] for name in ("params", "weight_decay")} for group in optimizers[0].param_groups]
+        optimizers[0] = torch.optim.AdamW(groups, LEARNING_RATE, betas=(0.9, 0.99), fused=False)
+    averages = AveragedWeights(tokenizer, training.ema_decay) if setup.averages else None
+    alone: Any = SimpleNamespace(num_processes=1, process_index=0)
+    batches: Iterator[Any] = training_batches(pictures, training, 0, alone)
+    if setup.prefetch:
+        batches = prefetch(batches)
+    count = 0
+
+    def step(mark: Mark) -> None:
+        nonlocal count
+        pixel_values = to_pixel_values(next(batches)).contiguous(memory_format=layout)
+        mark("data")
+        with torch.autocast("cpu", torch.bfloat16, enabled=setup.bf16):
+            loss = tokenizer(pixel_values).loss
+        mark("forward")
+        loss.backward()
+        mark("backward")
+        torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), training.max_grad_norm)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        mark("optimizer")
+        count += 1
+        if averages is not None:
+            averages.update(count)
+        mark("averages")
+
+    return step
+
+
+def silent(part: str) -> None:
+    """A mark that nobody reads."""
+
+
+def shares(step: Callable[[Mark], None], steps: int) -> dict[str, float]:
+    """Share of a step's time that each part takes."""
+    took: dict[str, float] = {}
+    for _ in range(steps):
+        last = time.perf_counter()
+
+        def mark(part: str) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            took[part], last = took.get(part, 0.0) + now - last, now
+
+        step(mark)
+    total = sum(took.values())
+    return {part: value / total for part, value in took.items()}
+
+
+def operations(step: Callable[[Mark], None], steps: int, most: int = 12) -> dict[str, float]:
+    """Share of the time that PyTorch's operations take, the longest first, without what they call."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as record:
+        for _ in range(steps):
+            step(silent)
+    events = sorted(record.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    return {event.key: event.self_cpu_time_total / total for event in events[:most]}
+
+
+def main(options: BenchOptions) -> None:
+    """Measure; a table on the screen, rows in the file."""
+    import torch
+
+    from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, load_pictures
+
+    torch.set_num_threads(options.cpu_threads or usable_cores())
+    source = load_pictures(options.dataset, "train", max_examples=4096)
+    pictures = decode_pictures(source, Preprocessing(image_size=options.image_size))
+    steps = {name: stepper(setup, options, pictures) for name, setup in SETUPS.items()}
+    for step in steps.values():  # codebooks start in the first step
+        step(silent)
+
+    def turn(step: Callable[[Mark], None]) -> Callable[[], None]:
+        return lambda: [step(silent) for _ in range(options.steps)] and None
+
+    found = interleaved({name: turn(step) for name, step in steps.items()}, options.repeats)
+    images = {name: options.steps * options.batch_size / seconds for name, seconds in found.items()}
+    rows: list[Row] = [
+        row(f"stage1/speedup{name}", images[f"ours{name}"] / images[f"baseline{name}"], "x", TARGET, True)
+        for name in ("", "_adamw")
+    ]
+    rows += [row(f"stage1/{name}/images_per_second", value, "images/s", None, True) for name, value in images.items()]
+    rows += [row(f"profile/{part}", share, "of a step") for part, share in shares(steps["ours"], 20).items()]
+    rows += [row(f"profile/{name}", share, "of operations") for name, share in operations(steps["ours"], 10).items()]
+    show(rows)
+    write_rows(options.output, rows)
+
+
+if __name__ == "__main__":
+    run_command(main, BenchOptions, __doc__)

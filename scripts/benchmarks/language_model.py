@@ -1,0 +1,303 @@
+"""Stage 2's speed and memory, beside the same model trained the plain way.
+
+    python scripts/benchmarks/language_model.py --output rows.json
+
+Useful tokens (those that are not padding) a second of whole training steps, on captions of sprites and codes of their
+number. Ours is what scripts/train_lm.py --compile does; how long compiling took is said, and not counted. The baseline
+has the same stock model, batch size and optimizer: rows in random order padded to the longest, float32, the model's own
+loss over all tokens. They take turns; medians are told.
+
+MFU is the floating-point operations of the matrix products that a step executes (no embedding lookups, no skipped rows
+of the output layer) over what the fastest square bfloat16 product of 1,024 to 4,096 reaches in the same run.
+
+The memory of the loss is the most that computing it, and its gradients, adds to a process of its own.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.machine.devices import choose_device
+from pipelines.machine.processors import usable_cores
+from pipelines.options.parser import run_command
+from scripts.benchmarks.figures import Row, interleaved, row, show, write_rows
+
+ROWS, BATCH = 8192, 64
+ROWS_5M = 48  # of 43 places in the mean: a batch of about 2,048 tokens for the MFU row
+VOCABULARY, PLACES, WIDTH = 131_072, 4096, 512  # of the memory row
+SIDES = (1024, 2048, 4096)
+FIVE_MILLION = {"num_layers": 6, "hidden_size": 256, "intermediate_size": 704, "num_heads": 4}
+
+
+@dataclass
+class BenchOptions:
+    """Stage 2's speed and memory."""
+
+    output: str | None = field(default=None, metadata={"help": "JSON file for the rows"})
+    steps: int = field(default=4, metadata={"help": "in a turn"})
+    repeats: int = field(default=9, metadata={"help": "turns of each; medians are told"})
+    compile: bool = field(default=True, metadata={"help": "compile our layers (train_lm.py --compile)"})
+    cpu_threads: int | None = field(default=None, metadata={"help": "PyTorch's threads (default: cores)"})
+
+
+@dataclass
+class Data:
+    """Captions of sprites and random codes, 32 a picture in two codebooks of 512, as in `make demo`."""
+
+    cache: Any
+    vocabulary: Any
+
+
+def make_data(folder: Path) -> Data:
+    """A token cache of `ROWS` rows, and its vocabulary."""
+    import numpy as np
+
+    from lm.data.token_cache import Document, TokenCache, code_dtype, write_manifest, write_shard
+    from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
+    from tokenizer_image.layout import build_layout
+    from tokenizer_image.sprites.world import SpriteDataset
+
+    sprites, layout = SpriteDataset(num_examples=ROWS), build_layout([(4, 4)], [[512, 512]])
+    codes = np.random.default_rng(0).integers(layout.low, layout.high, (ROWS, len(layout)))
+    documents = [Document(codes[index], [(32, 32)], sprites.texts(index)) for index in range(ROWS)]
+    write_shard(folder / "shard-00000", documents, code_dtype(1024))
+    shards = [{"name": "shard-00000", "rows": ROWS}]
+    write_manifest(folder, {"image_tokenizer_fingerprint": "none", "num_codes": 1024, "shards": shards})
+    cache = TokenCache(folder)
+    vocabulary = MultimodalVocabulary.build(
+        train_text_tokenizer(cache.all_texts()), num_codes=1024, layout=layout.to_dict(), image_size=[32, 32],
+        image_tokenizer_fingerprint="none",
+    )  # fmt: skip
+    return Data(cache, vocabulary)
+
+
+def plain_trainer(data: Data, sizes: dict[str, Any]) -> tuple[Callable[[], float], int]:
+    """The baseline: a step that returns its useful tokens, and how many parameters the model has."""
+    import numpy as np
+    import torch
+
+    from lm.data.sequence_source import SequenceSource
+    from lm.model import build_configuration, build_model, default_learning_rate
+
+    torch.manual_seed(0)
+    model = build_model(build_configuration(data.vocabulary, **sizes)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), default_learning_rate(model.config.hidden_size))
+    source, pad = SequenceSource(data.cache, data.vocabulary), data.vocabulary.pad_id
+
+    def batches() -> Iterator[Any]:
+        for epoch in range(1_000_000):
+            order = np.random.default_rng(epoch).permutation(len(data.cache))
+            for start in range(0, len(order) - BATCH + 1, BATCH):
+                rows = order[start : start + BATCH]
+                items = source.items(rows, source.choose(0, epoch, rows))
+                ids = [torch.from_numpy(source.sequence(item).input_ids) for item in items]
+                yield torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=pad)
+
+    stream = batches()
+
+    def step() -> float:
+        input_ids = next(stream)
+        kept = input_ids != pad
+        labels = torch.where(kept, input_ids, -100)
+        model(input_ids=input_ids, attention_mask=kept.long(), labels=labels, use_cache=False).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(kept.sum())
+
+    return step, sum(parameter.numel() for parameter in model.parameters())
+
+
+@dataclass
+class Ours:
+    """What scripts/train_lm.py does in a step."""
+
+    step: Callable[[], tuple[float, float]]  # tokens and FLOPs
+    inner_parameters: int  # without embeddings and output layer
+
+
+def our_trainer(
+    data: Data, sizes: dict[str, Any], options: BenchOptions, batch_size: int = BATCH, pack_length: int | None = None
+) -> Ours:
+    """A model, its order of data and its optimizers."""
+    import torch
+    from accelerate import Accelerator
+
+    from lm.data.batch_order import BatchOrder
+    from lm.data.sequence_source import SequenceSource
+    from lm.model import build_configuration, build_model, default_learning_rate
+    from lm.training.attention import use_fastest_attention
+    from lm.training.losses import NextTokenLoss
+    from pipelines.machine.devices import computes_bf16
+    from pipelines.training.compilation import compile_layers
+    from pipelines.training.language_model_step import Learner
+    from pipelines.training.optimizers import AveragedWeights, build_optimizers
+    from pipelines.training.start import prefetch
+
+    torch.manual_seed(0)
+    accelerator = Accelerator(mixed_precision="bf16" if computes_bf16() else "no")
+    model = build_model(build_configuration(data.vocabulary, **sizes)).to(accelerator.device).train()
+    source = SequenceSource(data.cache, data.vocabulary, max_length=pack_length or 1 << 30)
+    order = BatchOrder(source, batch_size, pack_length=pack_length)
+    use_fastest_attention(model, pack_length or 128)
+    module = NextTokenLoss(model, data.vocabulary.id_ranges)
+    if options.compile:
+        compile_layers(accelerator, module, order)
+    rate = default_learning_rate(model.config.hidden_size)
+    optimizers = build_optimizers(model, learning_rate=rate, weight_decay=0.05)
+    learner = Learner(
+        accelerator, module, accelerator.prepare(module), optimizers, data.vocabulary, (0.0, 1.0), max_grad_norm=1.0
+    )
+    averages, batches, count = AveragedWeights(model, 0.998), prefetch(order.batches()), 0
+
+    def step() -> tuple[float, float]:
+        nonlocal count
+        learned = learner.step(next(batches)[1])
+        count += 1
+        averages.update(count)
+        if accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+        return learned.tokens, learned.flops
+
+    inner = sum(p.numel() for name, p in model.named_parameters() if "embed" not in name and "lm_head" not in name)
+    return Ours(step, inner)
+
+
+def useful_tokens(data: Data, options: BenchOptions) -> list[Row]:
+    """Tokens a second, ours over the baseline's."""
+    from lm.model import default_size
+
+    sizes = {"size": default_size(32), "max_positions": 128}
+    plain, parameters = plain_trainer(data, sizes)
+    ways = {"padded": our_trainer(data, sizes, options).step,
+            "packed": our_trainer(data, sizes, options, batch_size=12, pack_length=256).step}  # fmt: skip
+    tokens: dict[str, list[float]] = {name: [] for name in ("baseline", *ways)}
+
+    def turn(name: str, step: Callable[[], float]) -> Callable[[], None]:
+        return lambda: tokens[name].extend(step() for _ in range(options.steps))
+
+    calls = {"baseline": turn("baseline", plain)}
+    calls |= {name: turn(name, lambda step=step: step()[0]) for name, step in ways.items()}
+    taken = interleaved(calls, options.repeats)
+    rates = {name: options.steps * sum(found) / len(found) / taken[name] for name, found in tokens.items()}
+    print(f"{parameters / 1e6:.2f}M parameters, {BATCH} sequences a step (packed: 12 rows of 256 tokens)")
+    return [
+        row("useful_tokens/speedup", rates["padded"] / rates["baseline"], "x", 2.5, True),
+        row("useful_tokens/packed_speedup", rates["packed"] / rates["baseline"], "x", None, True),
+        *(row(f"useful_tokens/{name}", rate, "tokens/s", None, True) for name, rate in rates.items()),
+    ]
+
+
+def square_products(device: Any) -> dict[str, Callable[[], Any]]:
+    """Calls of square bfloat16 products."""
+    import torch
+
+    matrices = {side: torch.randn(side, side, device=device).bfloat16() for side in SIDES}
+
+    def product(side: int) -> Callable[[], None]:
+        def call() -> None:
+            for _ in range((SIDES[-1] // side) ** 2):  # in a turn, as long as the largest takes, about
+                matrices[side] @ matrices[side]
+            if matrices[side].is_cuda:
+                torch.cuda.synchronize()
+
+        return call
+
+    return {str(side): product(side) for side in SIDES}
+
+
+def utilization(data: Data, options: BenchOptions, sizes: dict[str, Any], name: str, target: float) -> list[Row]:
+    """MFU of our step on batches of `ROWS_5M` sequences (32 times as many on a GPU)."""
+
+    device = choose_device()
+    rows = ROWS_5M if device.type == "cpu" else 32 * ROWS_5M
+    ours = our_trainer(data, {**sizes, "max_positions": 128}, options, batch_size=rows)
+    flops: list[float] = []
+
+    def turn() -> None:
+        flops.extend(ours.step()[1] for _ in range(options.steps))
+
+    products = square_products(device)
+    taken = interleaved({"ours": turn, **products}, options.repeats)
+    peaks = {side: (SIDES[-1] // int(side)) ** 2 * 2 * int(side) ** 3 / taken[side] for side in products}
+    side = max(peaks, key=peaks.__getitem__)
+    reached = sum(flops) / len(flops) * options.steps / taken["ours"]
+    print(f"{name}: {ours.inner_parameters / 1e6:.2f}M parameters without embeddings, {reached / 1e9:.0f} of "
+          f"{peaks[side] / 1e9:.0f} GFLOPS (the product of {side})")  # fmt: skip
+    return [row(name, reached / peaks[side], "of peak", target, True)]
+
+
+def measure_loss(which: str, vocabulary: int, places: int, pipe: Any) -> None:
+    """Peak memory and seconds of one loss and its gradients; in a process of its own."""
+    import resource
+
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from lm.training.losses import NextTokenLoss
+
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=vocabulary, hidden_size=WIDTH, num_hidden_layers=0, num_attention_heads=8,
+                         num_key_value_heads=8, intermediate_size=64, max_position_embeddings=places + 1)  # fmt: skip
+    model = LlamaForCausalLM(config)
+    ids = torch.randint(0, vocabulary, (1, places + 1))
+    page = os.sysconf("SC_PAGE_SIZE")
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * page
+    started = time.perf_counter()
+    if which == "plain":
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    else:
+        positions, weights = torch.arange(places + 1)[None], torch.ones(1, places + 1)
+        loss = NextTokenLoss(model, [(0, vocabulary)])(ids, ids, positions, weights)["loss"] / places
+    loss.backward()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    pipe.send((peak - before, time.perf_counter() - started, float(loss.detach())))
+
+
+def loss_memory(vocabulary: int = VOCABULARY, places: int = PLACES) -> list[Row]:
+    """Peak memory of our loss over the plain one's."""
+    if not Path("/proc/self/statm").exists():
+        return [row(f"loss_memory/{vocabulary}", None, "of plain")]
+    found: dict[str, tuple[float, float, float]] = {}
+    context = multiprocessing.get_context("spawn")
+    for which in ("plain", "ours"):
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=measure_loss, args=(which, vocabulary, places, sender))
+        process.start()
+        found[which] = receiver.recv()
+        process.join()
+    (plain, plain_seconds, expected), (ours, our_seconds, loss) = found["plain"], found["ours"]
+    if abs(loss - expected) > 1e-3 * expected:
+        raise RuntimeError(f"the losses differ: {loss} and {expected}")
+    print(f"loss: {ours / 1e6:.0f} MB and {our_seconds:.1f} s, plain {plain / 1e6:.0f} MB and {plain_seconds:.1f} s")
+    return [row(f"loss_memory/{vocabulary}", ours / plain, "of plain", 0.25),
+            row(f"loss_seconds/{vocabulary}", our_seconds / plain_seconds, "of plain")]  # fmt: skip
+
+
+def main(options: BenchOptions) -> None:
+    """All rows."""
+    import torch
+
+    torch.set_num_threads(options.cpu_threads or usable_cores())
+    rows = loss_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        data = make_data(Path(folder) / "cache")
+        rows += useful_tokens(data, options)
+        rows += utilization(data, options, FIVE_MILLION, "mfu/5M", 0.6)
+        if torch.cuda.is_available():
+            rows += utilization(data, options, {"size": "1B"}, "mfu/1B", 0.45)
+        else:
+            rows.append(row("mfu/1B", None, "of peak"))
+    show(rows, missing="needs a GPU")
+    write_rows(options.output, rows)
+
+
+if __name__ == "__main__":
+    run_command(main, BenchOptions, __doc__)

@@ -1,0 +1,1 @@
+"""Any source of pictures to examples: loading, splits, folders, archives, tables, the pixel cache."""

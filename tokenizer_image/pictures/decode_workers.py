@@ -1,0 +1,171 @@
+"""Decoding in parallel: worker processes read pictures of a source and write them into one file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tokenizer_image.pictures.dataset import PictureDataset
+from tokenizer_image.preprocessing import Preprocessing, preprocess
+
+SHARD, SHARD_BYTES = 256, 2**24  # most pictures, and about the most bytes, per task of a worker
+MIN_PER_WORKER = 256  # starting a process takes about as long as decoding this many small pictures
+Unreadable = list[tuple[int, str]]  # (row, reason)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What becomes of each picture: uint8 (C, H, W), where (H, W) is one of `sizes`."""
+
+    settings: Preprocessing
+    sizes: tuple[tuple[int, int], ...]
+
+    @property
+    def picture_bytes(self) -> int:
+        """Bytes of the largest, which is what every picture gets in a file."""
+        return self.settings.num_channels * max(height * width for height, width in self.sizes)
+
+    def file_shape(self, count: int) -> tuple[int, ...]:
+        """Shape of a file of pictures: (n, C, H, W), or (n, bytes) where there are several sizes."""
+        if len(self.sizes) > 1:
+            return count, self.picture_bytes
+        return count, self.settings.num_channels, *self.sizes[0]
+
+    def picture_shape(self, which: int) -> tuple[int, int, int]:
+        """(C, H, W) of a picture of size number `which`."""
+        return self.settings.num_channels, *self.sizes[which]
+
+
+def decode_all(
+    source: PictureDataset, reading: Reading, target: Path | None, num_workers: int, progress: bool
+) -> tuple[Unreadable, np.ndarray]:
+    """Decode every row, into `target` if given: the rows that could not be read, in order, and the size of each row,
+    uint8 (n,), by its number in `reading.sizes`."""
+    from tqdm import tqdm
+
+    step = min(SHARD, max(1, SHARD_BYTES // reading.picture_bytes))
+    shards = [(start, min(start + step, len(source))) for start in range(0, len(source), step)]
+    workers = min(num_workers, len(source) // MIN_PER_WORKER)
+    unreadable: Unreadable = []
+    which = np.zeros(len(source), np.uint8)
+    label = f"reading {source.name}"
+    with tqdm(total=len(source), desc=label, unit=" pictures", disable=not progress, mininterval=0.5) as bar:
+        for (start, stop), (failed, found) in _finished_shards(shards, source, reading, target, workers):
+            unreadable += failed
+            which[start:stop] = found
+            bar.update(stop - start)
+    return sorted(unreadable), which
+
+
+def _finished_shards(
+    shards: list[tuple[int, int]],
+    source: PictureDataset,
+    reading: Reading,
+    target: Path | None,
+    workers: int,
+) -> Iterator[tuple[tuple[int, int], tuple[Unreadable, np.ndarray]]]:
+    """Each shard's bounds, unreadable rows and sizes, as they get done."""
+    if workers < 1:
+        for shard in shards:
+            yield shard, _decode_shard(source, reading, target, *shard)
+        return
+    # Spawned, not forked: the caller may hold threads, CUDA or open files that do not survive a fork.
+    work = (source, reading, target)
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, work) as pool:
+        futures = {pool.submit(_worker_shard, *shard): shard for shard in shards}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a process that decodes pictures died: out of memory, or started from a script without "
+                '`if __name__ == "__main__":`. num_workers=0 decodes in this process'
+            ) from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+_worker: tuple[Any, Reading, Path | None] | None = None  # what a worker process was started for
+
+
+def _start_worker(source: PictureDataset, reading: Reading, target: Path | None) -> None:
+    global _worker
+    _worker = (source, reading, target)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle, once
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Leave no orphan behind a parent that was killed: its queue would never report an end."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _worker_shard(start: int, stop: int) -> tuple[Unreadable, np.ndarray]:
+    if _worker is None:
+        raise RuntimeError("decoding worker was not started by decode_pictures")
+    return _decode_shard(*_worker, start, stop)
+
+
+def _decode_shard(
+    source: PictureDataset, reading: Reading, target: Path | None, start: int, stop: int
+) -> tuple[Unreadable, np.ndarray]:
+    """Decode rows start..stop-1 and write them at their place in `target`.
+
+    Written, not mapped: pages of a map would count as this process's memory.
+    """
+    block = np.zeros((stop - start, reading.picture_bytes), dtype=np.uint8)
+    which = np.zeros(stop - start, np.uint8)
+    failed: Unreadable = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about damaged metadata of single files: nobody can act on these
+        for row in range(start, stop):
+            try:
+                picture = decode_one(source, row, reading)
+            except Exception as error:  # decoders of damaged files raise nearly anything
+                failed.append((row, " ".join(f"{type(error).__name__}: {error}".split())))
+                continue
+            which[row - start] = reading.sizes.index((picture.shape[1], picture.shape[2]))
+            block[row - start, : picture.size] = picture.reshape(-1)
+    if target is not None:
+        with open(target, "r+b") as file:
+            from_end = (start - len(source)) * reading.picture_bytes  # the pixels are the end of the file
+            file.seek(from_end, os.SEEK_END)
+            file.write(block.data)
+    return failed, which
+
+
+def decode_one(source: PictureDataset, row: int, reading: Reading) -> np.ndarray:
+    """One picture -> uint8 (C, H, W). Raises whatever the reader raises."""
+    image = source.image(row)
+    _skip_detail(image, 4 * max(side for size in reading.sizes for side in size))
+    return preprocess(image, reading.settings, reading.sizes)
+
+
+def _skip_detail(image: Image.Image, least: int) -> None:
+    """Let the JPEG reader leave out detail that is thrown away anyway: several times faster for photographs.
+
+    At least four times the size asked for remains, so that the antialiased resize still decides, and the sides
+    must divide, so that nothing is moved: on average a value differs by one step of 255 or less.
+    """
+    width, height = image.size
+    for scale in (8, 4, 2):
+        if min(width, height) >= least * scale and width % scale == height % scale == 0:
+            if image.format == "JPEG":
+                image.draft(None, (width // scale, height // scale))
+            return

@@ -1,0 +1,310 @@
+"""Every picture of a source, read once and kept as uint8 in one file.
+
+A picture is opened, decoded and resized by worker processes that write their share of one .npy file; later
+epochs and later runs read that file through a memory map. The folder appears under its name only when whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokenizer_image.pictures.dataset import PictureDataset
+from tokenizer_image.pictures.decode_workers import Reading, Unreadable, decode_all, decode_one
+from tokenizer_image.preprocessing import Preprocessing
+
+FORMAT_VERSION = 1
+DEFAULT_MAX_BYTES = 8 * 2**30
+
+
+def decode_pictures(
+    source: PictureDataset,
+    settings: Preprocessing,
+    *,
+    sizes: Sequence[tuple[int, int]] = (),
+    cache_folder: str | os.PathLike[str] | None = None,
+    num_workers: int = 0,
+    max_unreadable_share: float = 0.01,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    progress: bool = True,
+) -> DecodedPictures:
+    """Read every picture of `source` once -> uint8 pictures (n, C, H, W) in a memory-mapped file.
+
+    The file lives in `<cache_folder>/pictures/<hash of source.fingerprint and settings>` (default folder:
+    $TESSERA_CACHE, else ~/.cache/tessera) and is used again as long as it is whole. Where it would exceed
+    `max_bytes` or the free disk space, pictures are only checked now and decoded whenever they are asked for.
+    sizes: (height, width) of what pictures become, each the one whose shape is nearest (default: the square of
+    `settings`). Of several, a picture has the room of the largest in the file.
+    num_workers: worker processes (0: this process). They are spawned, so call this below
+    `if __name__ == "__main__":` in a script of your own.
+
+    Pictures that cannot be read are skipped, counted, and listed with the reason in `unreadable.txt` there.
+    Raises ValueError when their share exceeds `max_unreadable_share`, or when none can be read.
+    """
+    if not 0.0 <= max_unreadable_share <= 1.0:
+        raise ValueError(f"--max_unreadable_share must be between 0 and 1, got {max_unreadable_share}")
+    if len(source) == 0:
+        raise ValueError(f"{source.name} holds no pictures")
+    square = (settings.image_size, settings.image_size)
+    reading = Reading(settings, tuple(sizes) or (square,))
+    folder = cache_root(cache_folder) / "pictures" / _key(source, reading)
+    whole = _read_manifest(folder, source, reading)
+    if whole is None or not _worth_reusing(whole, folder, max_bytes, max_unreadable_share):
+        whole = _fill(folder, source, reading, num_workers, max_bytes, progress)
+    decoded = DecodedPictures(folder, reading, whole, source, num_workers)
+    _complain(decoded, source, max_unreadable_share, progress)
+    return decoded
+
+
+class DecodedPictures:
+    """n readable pictures as uint8 (C, H, W), by position. Made by `decode_pictures`.
+
+    sizes: the (height, width) that there are. which: uint8 (n,), each picture's, by its number in `sizes`.
+
+    rows: int64 (n,), the row of `source` that each came from, increasing. unreadable: [(row, reason), ...].
+    stored: whether the pixels are in the file (then `pictures` is the memory map) or decoded on demand.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        reading: Reading,
+        manifest: dict[str, Any],
+        source: PictureDataset,
+        num_threads: int = 0,
+    ) -> None:
+        self.folder = folder
+        self.reading, self.settings, self.sizes = reading, reading.settings, reading.sizes
+        self.stored: bool = manifest["stored"]
+        self.rows: np.ndarray = np.load(folder / "rows.npy")
+        one = len(self.sizes) == 1
+        self.which: np.ndarray = np.zeros(len(self.rows), np.uint8) if one else np.load(folder / "which.npy")
+        self.unreadable: Unreadable = [(int(row), reason) for row, reason in manifest["unreadable"]]
+        self._source = None if self.stored else source
+        self._num_threads = num_threads
+        self._pictures: np.ndarray | None = None
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def pictures(self) -> np.ndarray:
+        """Memory map uint8 (n, C, H, W), read only; (n, bytes of the largest) where there are several sizes.
+
+        ValueError if the pictures are decoded on demand.
+        """
+        if not self.stored:
+            raise ValueError(
+                "these pictures are too many for one file (max_bytes) and are decoded on demand: "
+                "use [i] or batch(indices)"
+            )
+        if self._pictures is None:
+            self._pictures = np.load(self.folder / "pictures.npy", mmap_mode="r")
+        return self._pictures
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Picture at `index` (0..n-1) -> uint8 (C, H, W), a copy."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"picture {index} of {len(self)}")
+        if self._source is None:
+            shape = self.reading.picture_shape(int(self.which[index]))
+            return np.array(self.pictures[index].reshape(-1)[: math.prod(shape)]).reshape(shape)
+        return decode_one(self._source, int(self.rows[index]), self.reading)
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Pictures at `indices`, all of one size -> uint8 (b, C, H, W), a copy."""
+        positions = np.asarray(indices, dtype=np.int64)
+        which = np.unique(self.which[positions])
+        if len(which) > 1:
+            found = ", ".join(f"{height}x{width}" for height, width in (self.sizes[i] for i in which))
+            raise ValueError(f"a batch of pictures of several sizes ({found}): ask for those of one size at a time")
+        if self._source is None:
+            shape = self.reading.picture_shape(int(which[0]) if len(which) else 0)
+            rows = np.asarray(self.pictures[positions]).reshape(len(positions), -1)
+            return rows[:, : math.prod(shape)].reshape(-1, *shape)
+        if self._num_threads > 1 and len(positions) > 1:  # Pillow decodes outside the interpreter's lock
+            self._pool = self._pool or ThreadPoolExecutor(self._num_threads)
+            return np.stack(list(self._pool.map(self.__getitem__, positions.tolist())))
+        return np.stack([self[position] for position in positions.tolist()])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickled memory map would carry every pixel along: the other process opens the file itself.
+        return {**self.__dict__, "_pictures": None, "_pool": None}
+
+
+# ---- the cache folder
+
+
+def cache_root(cache_folder: str | os.PathLike[str] | None = None) -> Path:
+    """Where what can be made again is kept: `cache_folder`, else $TESSERA_CACHE, else ~/.cache/tessera."""
+    if cache_folder is None:
+        cache_folder = os.environ.get("TESSERA_CACHE") or Path.home() / ".cache" / "tessera"
+    return Path(cache_folder).expanduser()
+
+
+def _key(source: PictureDataset, reading: Reading) -> str:
+    parts = [FORMAT_VERSION, source.fingerprint, reading.settings.to_dict(), *_sizes_beyond_square(reading)]
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+def _sizes_beyond_square(reading: Reading) -> list[list[int]]:
+    """The sizes, [] for the square of the settings alone."""
+    side = reading.settings.image_size
+    return [] if reading.sizes == ((side, side),) else [list(size) for size in reading.sizes]
+
+
+def _read_manifest(folder: Path, source: PictureDataset, reading: Reading) -> dict[str, Any] | None:
+    """The manifest of a whole folder of these very pictures, else None."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        same = (
+            manifest["format_version"] == FORMAT_VERSION
+            and manifest["fingerprint"] == source.fingerprint
+            and manifest["preprocessing"] == reading.settings.to_dict()
+            and manifest.get("sizes", []) == _sizes_beyond_square(reading)
+            and manifest["num_rows"] == len(source)
+        )
+        sizes = {name: (folder / name).stat().st_size for name in manifest["bytes"]}
+        return manifest if same and sizes == manifest["bytes"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _worth_reusing(manifest: dict[str, Any], folder: Path, max_bytes: int, max_share: float) -> bool:
+    """False where another try may be better: too many pictures failed, or now their pixels can be stored."""
+    size = manifest["num_rows"] * manifest["picture_bytes"]
+    readable_enough = len(manifest["unreadable"]) <= max_share * manifest["num_rows"]
+    return readable_enough and (manifest["stored"] or not _fits(folder, size, max_bytes))
+
+
+def _fits(folder: Path, size: int, max_bytes: int) -> bool:
+    """Whether a file of `size` bytes is allowed and has room where `folder` is or will be."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+    return size <= max_bytes and size < shutil.disk_usage(existing).free
+
+
+def _fill(
+    folder: Path,
+    source: PictureDataset,
+    reading: Reading,
+    num_workers: int,
+    max_bytes: int,
+    progress: bool,
+) -> dict[str, Any]:
+    """Decode everything into a temporary folder, then give it its name. Returns the manifest."""
+    picture_bytes = reading.picture_bytes
+    stored = _fits(folder, len(source) * picture_bytes, max_bytes)
+    if not stored and progress:
+        print(
+            f"{source.name}: {len(source):,} pictures need {len(source) * picture_bytes / 1e9:.1f} GB, more "
+            "than max_bytes or the free disk space allows: checking them once, then decoding on the fly",
+            flush=True,
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(folder)
+    work = folder.with_name(f"{folder.name}.tmp-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}")
+    work.mkdir()
+    try:
+        target = work / "pictures.npy" if stored else None
+        if target is not None:
+            np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=reading.file_shape(len(source)))
+        unreadable, which = decode_all(source, reading, target, num_workers, progress)
+        rows = np.setdiff1d(np.arange(len(source), dtype=np.int64), [row for row, _ in unreadable])
+        if target is not None and unreadable:
+            _keep_rows(target, rows)
+        np.save(work / "rows.npy", rows)
+        if len(reading.sizes) > 1:
+            np.save(work / "which.npy", which[rows])
+        _write_unreadable(work / "unreadable.txt", source, unreadable)
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "source": source.name,
+            "fingerprint": source.fingerprint,
+            "preprocessing": reading.settings.to_dict(),
+            "sizes": _sizes_beyond_square(reading),
+            "num_rows": len(source),
+            "picture_bytes": picture_bytes,
+            "stored": stored,
+            "unreadable": unreadable,
+            "bytes": {path.name: path.stat().st_size for path in sorted(work.iterdir())},
+        }
+        (work / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        _publish(work, folder, source, reading)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return json.loads(json.dumps(manifest))
+
+
+def _publish(work: Path, folder: Path, source: PictureDataset, reading: Reading) -> None:
+    """Give the finished folder its name, unless another process has just done the same work."""
+    theirs = _read_manifest(folder, source, reading)
+    ours = _read_manifest(work, source, reading)
+    if theirs is not None and theirs == ours:
+        return
+    if folder.exists():  # a folder that is not whole, or one without the pixels
+        shutil.rmtree(folder)
+    os.rename(work, folder)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Delete what a killed process of this machine left of the same pictures."""
+    import psutil
+
+    for path in folder.parent.glob(f"{folder.name}.tmp-{socket.gethostname()}-*"):
+        pid = path.name.rsplit("-", 2)[1]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _keep_rows(path: Path, rows: np.ndarray) -> None:
+    """Rewrite a (n, C, H, W) file without the rows that stayed empty, a block at a time."""
+    full = np.load(path, mmap_mode="r")
+    part = path.with_suffix(".part")
+    kept = np.lib.format.open_memmap(part, mode="w+", dtype=full.dtype, shape=(len(rows), *full.shape[1:]))
+    for start in range(0, len(rows), 4096):
+        kept[start : start + 4096] = full[rows[start : start + 4096]]
+    kept.flush()
+    del full, kept
+    os.replace(part, path)
+
+
+def _write_unreadable(path: Path, source: PictureDataset, unreadable: Unreadable) -> None:
+    lines = [f"{row}\t{_place(source, row)}\t{reason}\n" for row, reason in unreadable]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def _place(source: PictureDataset, row: int) -> str:
+    """Where a row came from, in words: its file if the source can tell."""
+    key = getattr(source, "key", None)
+    return str(key(row)) if callable(key) else f"row {row}"
+
+
+def _complain(decoded: DecodedPictures, source: PictureDataset, max_share: float, progress: bool) -> None:
+    """Say how many pictures were skipped; ValueError when they are too many."""
+    count, total = len(decoded.unreadable), len(decoded.unreadable) + len(decoded)
+    if count == 0:
+        return
+    listing = decoded.folder / "unreadable.txt"
+    summary = f"{source.name}: {count:,} of {total:,} pictures ({count / total:.1%}) cannot be read"
+    if count / total > max_share or len(decoded) == 0:
+        examples = "\n".join(f"  {_place(source, row)}: {why}" for row, why in decoded.unreadable[:3])
+        remedy = (
+            f"Repair or remove them, or raise --max_unreadable_share (now {max_share:g}) to go on without."
+            if len(decoded)
+            else "Nothing is left to train on: check the files and --image_column."
+        )
+        raise ValueError(f"{summary}:\n{examples}\nAll are listed in {listing}. {remedy}")
+    if progress:
+        print(f"{summary} and are left out; listed in {listing}", flush=True)
