@@ -19,7 +19,6 @@ from pipelines.evaluation.reconstruction import (
     as_8_bit,
     measure_tokenizer,
     nats_per_code,
-    preprocessing_of,
     reconstruct,
 )
 from pipelines.evaluation.sprites_probe import (
@@ -36,7 +35,7 @@ from pipelines.text_to_image import TextToImagePipeline
 from scripts.evaluate import EvaluateOptions, main
 from tokenizer_image import VQVAE, VQVAEConfig
 from tokenizer_image.pictures.loading import decode_pictures, load_pictures
-from tokenizer_image.preprocessing import Preprocessing, to_pixel_values
+from tokenizer_image.preprocessing import Preprocessing, preprocessing_of, to_pixel_values
 from tokenizer_image.sprites import world as sprites
 
 
