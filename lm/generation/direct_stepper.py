@@ -65,6 +65,7 @@ def blocks_pay(weight: torch.Tensor) -> bool:
         and torch.backends.mkldnn.is_available()
         and hasattr(operators, "_reorder_linear_weight")
         and hasattr(operators, "_linear_pointwise")
+        and (weight.dtype == torch.float32 or operators._is_mkldnn_bf16_supported())
     )
 
 

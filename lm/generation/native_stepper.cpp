@@ -117,7 +117,8 @@ static inline void dots(const A *a, const B *b, int64_t size, float (&sums)[O][R
         for (int r = 0; r < R; ++r) sums[o][r] = total(sum[o][r]);
     for (; i < size; ++i)
         for (int o = 0; o < O; ++o)
-            for (int r = 0; r < R; ++r) sums[o][r] += number(a[o * size + i]) * number(b[r * size + i]);
+            for (int r = 0; r < R; ++r)  // fused always: a compiler may fuse in some of these loops and not in others
+                sums[o][r] = __builtin_fmaf(number(a[o * size + i]), number(b[r * size + i]), sums[o][r]);
 }
 
 template <int O, int R, class T, class Take>
