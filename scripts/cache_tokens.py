@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from pipelines.machine.processors import usable_cores
 from pipelines.options.data import CacheOptions
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 class Options(CacheOptions):
     """Encode pictures."""
 
-    above_zero: ClassVar[tuple[str, ...]] = (*CacheOptions.above_zero, "num_shards", "shard_rows", "cpu_threads")
-    not_negative: ClassVar[tuple[str, ...]] = (*CacheOptions.not_negative, "shard_index")
     token_cache: str | None = option("runs/token_cache", "folder of the token cache, on a disk that all jobs share")
     splits: list[str] = option(["train", "validation"], "splits of the data set, each a sub-folder of --token_cache")
-    shard_index: int = option(0, "number of this job, from 0")
-    num_shards: int = option(1, "number of jobs that share the work")
-    shard_rows: int = option(8192, "rows of a shard, the least that a job writes; the same in all jobs")
+    shard_index: int = option(0, "number of this job, from 0", not_negative=True)
+    num_shards: int = option(1, "number of jobs that share the work", above_zero=True)
+    shard_rows: int = option(
+        8192, "rows of a shard, the least that a job writes; the same in all jobs", above_zero=True
+    )
     device: str | None = option(None, "where pictures are encoded, e.g. cuda:1 (default: a GPU if there is one)")
-    cpu_threads: int | None = option(None, "PyTorch's threads (default: all cores)")
+    cpu_threads: int | None = option(None, "PyTorch's threads (default: all cores)", above_zero=True)
 
-    def check(self) -> None:
-        super().check()
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.shard_index >= self.num_shards:
             raise ValueError(
                 f"--shard_index {self.shard_index} is out of range: with --num_shards {self.num_shards} give 0 to "
@@ -54,7 +54,6 @@ class Options(CacheOptions):
 
 def main(options: Options) -> None:
     """Write this job's shards of each split, and the manifest of those that are then whole."""
-    options.check()
     import torch
     import transformers
 

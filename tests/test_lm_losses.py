@@ -271,7 +271,8 @@ def test_chunks_change_nothing(vocabulary, model, batch, monkeypatch):
     found = gradients(model)
     assert found.keys() == expected.keys()
     for name, gradient in found.items():
-        assert torch.allclose(gradient, expected[name], rtol=1e-4, atol=1e-6), name
+        scale = float(expected[name].abs().max())  # float32 sums of numbers of this size round so much
+        assert torch.allclose(gradient, expected[name], rtol=1e-4, atol=1e-6 * scale), name
 
 
 def test_bf16_autocast_keeps_the_loss_in_float32(vocabulary, model, batch):

@@ -130,7 +130,7 @@ def image_tokenizer(tmp_path_factory) -> Path:
         patch.setenv("TESSERA_CACHE", str(folder / "pictures"))
         patch.setattr(training, "VALIDATION_PICTURES", 16)
         AcceleratorState._reset_state(reset_partial_state=True)
-        train_tokenizer.main(train_tokenizer.Options(
+        train_tokenizer.main(train_tokenizer.ImageTokenizerOptions(
             output_dir=str(folder / "tokenizer"), num_workers=0, cpu_threads=1, mixed_precision="no", batch_size=16,
             max_steps=1, max_examples=32, image_size=16, patch_size=4, hidden_sizes=[8, 16], codebook_sizes=[16],
             num_res_blocks=1, code_dim=4, quantizer="ema",
@@ -146,7 +146,7 @@ def train(output_dir: Path, image_tokenizer: Path, **changes) -> Path:
         batch_size=8, max_steps=2, max_examples=32, warmup_steps=1, log_every=1, max_caption_tokens=48,
         formats=["caption_to_image", "image_to_caption"],
     )  # fmt: skip
-    train_lm.main(train_lm.Options(**{**settings, **changes}))
+    train_lm.main(train_lm.LanguageModelOptions(**{**settings, **changes}))
     return output_dir
 
 

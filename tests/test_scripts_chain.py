@@ -66,18 +66,18 @@ def _own_cache(tmp_path_factory) -> None:
     torch.set_num_threads(threads)
 
 
-def stage_1(output_dir: Path, **changes) -> train_tokenizer.Options:
-    return train_tokenizer.Options(**{**COMMON, **STAGE_1, "output_dir": str(output_dir), **changes})
+def stage_1(output_dir: Path, **changes) -> train_tokenizer.ImageTokenizerOptions:
+    return train_tokenizer.ImageTokenizerOptions(**{**COMMON, **STAGE_1, "output_dir": str(output_dir), **changes})
 
 
-def stage_2(output_dir: Path, image_tokenizer: Path, **changes) -> train_lm.Options:
+def stage_2(output_dir: Path, image_tokenizer: Path, **changes) -> train_lm.LanguageModelOptions:
     settings = {**COMMON, **STAGE_2, "output_dir": str(output_dir), "image_tokenizer": str(image_tokenizer)}
-    return train_lm.Options(**{**settings, **changes})
+    return train_lm.LanguageModelOptions(**{**settings, **changes})
 
 
-def train(options: train_tokenizer.Options | train_lm.Options) -> Path:
+def train(options: train_tokenizer.ImageTokenizerOptions | train_lm.LanguageModelOptions) -> Path:
     AcceleratorState._reset_state(reset_partial_state=True)
-    script = train_lm if isinstance(options, train_lm.Options) else train_tokenizer
+    script = train_lm if isinstance(options, train_lm.LanguageModelOptions) else train_tokenizer
     script.main(options)
     return Path(options.output_dir)
 
@@ -367,7 +367,7 @@ def test_training_goes_on_from_an_earlier_result(model_folder, tokenizer_folder,
     tokenizer = train(stage_1(tmp_path / "tokenizer", init_from=str(tokenizer_folder), max_steps=1,
                               image_size=None, patch_size=None, hidden_sizes=None, codebook_sizes=None))  # fmt: skip
     model = train(stage_2(tmp_path / "model", tokenizer_folder, init_from=str(model_folder), max_steps=1,
-                          text_vocab_size=train_lm.Options.text_vocab_size))  # fmt: skip
+                          text_vocab_size=train_lm.LanguageModelOptions.text_vocab_size))  # fmt: skip
     for ours, start in ((tokenizer, tokenizer_folder), (model / "lm", model_folder / "lm")):
         ours, start = weights(ours), weights(start)
         moved = [float((ours[name] - start[name]).abs().mean() / start[name].abs().mean().clamp(min=1e-3))
@@ -429,7 +429,7 @@ def test_commands_on_ones_own_pictures(tmp_path):
     assert Image.open(grid).size[0] > 4 * 16
 
 
-def flags(options: train_tokenizer.Options | train_lm.Options) -> list[str]:
+def flags(options: train_tokenizer.ImageTokenizerOptions | train_lm.LanguageModelOptions) -> list[str]:
     words: list[str] = []
     for name, value in vars(options).items():
         if value is None or value is False or value == []:

@@ -45,7 +45,7 @@ class Killed(BaseException):
     """Takes the place of SIGKILL."""
 
 
-def train(options: train_lm.Options, kill_at: int = 0) -> None:
+def train(options: train_lm.LanguageModelOptions, kill_at: int = 0) -> None:
     """The script's main; with `kill_at`, stopped after so many steps with nothing cleaned up or saved."""
     AcceleratorState._reset_state(reset_partial_state=True)
     original = Loop.finish_step
@@ -85,7 +85,7 @@ def folder(tmp_path_factory) -> Path:
         patch.setenv("TESSERA_CACHE", str(folder / "pictures"))
         patch.setattr(training, "VALIDATION_PICTURES", 20)
         AcceleratorState._reset_state(reset_partial_state=True)
-        train_tokenizer.main(train_tokenizer.Options(output_dir=str(folder / "tokenizer"), **STAGE_1))
+        train_tokenizer.main(train_tokenizer.ImageTokenizerOptions(output_dir=str(folder / "tokenizer"), **STAGE_1))
         train(options(folder, "one"))
         train(options(folder, "muon", optimizer="muon"))
         train(options(folder, "one-then-fsdp"), kill_at=4)
@@ -124,10 +124,10 @@ def pretrained(folder: Path) -> str:
     return str(folder)
 
 
-def options(folder: Path, name: str, **changes) -> train_lm.Options:
+def options(folder: Path, name: str, **changes) -> train_lm.LanguageModelOptions:
     places = dict(output_dir=str(folder / name), image_tokenizer=str(folder / "tokenizer"),
                   token_cache=str(folder / "cache"))  # fmt: skip
-    return train_lm.Options(**{**STAGE_2, **places, **changes})
+    return train_lm.LanguageModelOptions(**{**STAGE_2, **places, **changes})
 
 
 def lines(folder: Path) -> list[dict]:
@@ -194,7 +194,7 @@ def launch(folder: Path, config: Path | str, script: str, words: list[str]) -> s
                           timeout=300)  # fmt: skip
 
 
-def flags(options: train_lm.Options) -> list[str]:
+def flags(options: train_lm.LanguageModelOptions) -> list[str]:
     words: list[str] = []
     for name, value in vars(options).items():
         if value is not None and value is not False and value != []:
@@ -253,7 +253,7 @@ def test_configuration_files_say_what_their_names_say():
         kinds[file.stem] = settings["distributed_type"]
         assert settings["mixed_precision"] == "no", "the script's own --mixed_precision decides"
         assert f"configs/{file.name}" in (ROOT / "docs" / "scaling.md").read_text()
-    assert kinds == {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "deepspeed": "DEEPSPEED"}
+    assert kinds == {"ddp": "MULTI_GPU", "fsdp2": "FSDP"}
 
 
 def test_more_processes_than_shares(folder, tmp_path):

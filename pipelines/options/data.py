@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
 
 from pipelines.machine.processors import usable_cores
-from pipelines.options.option import option
+from pipelines.options.option import check_values, option
 
 
 @dataclass
@@ -18,26 +17,20 @@ class DataOptions:
     dataset: str = option("sprites", "'sprites', a local folder of pictures, or the name of a data set on the Hub")
     image_column: str | None = option(None, "column of the pictures (found by itself if it has a usual name)")
     caption_column: str | None = option(None, "column of the captions, one text or a list of texts a picture")
-    max_examples: int | None = option(None, "use at most this many training pictures (sprites: 100000)")
+    max_examples: int | None = option(
+        None, "use at most this many training pictures (sprites: 100000)", above_zero=True
+    )
     max_unreadable_share: float = option(0.01, "stop when more than this share of the pictures cannot be read")
     num_workers: int = option(-1, "processes that read pictures; -1: one per core that the process may use")
-    seed: int = option(0, "seed of everything random")
-
-    above_zero: ClassVar[tuple[str, ...]] = ("max_examples",)
-    not_negative: ClassVar[tuple[str, ...]] = ("seed",)
+    seed: int = option(0, "seed of everything random", not_negative=True)
 
     def workers(self) -> int:
         """How many processes read pictures."""
         return self.num_workers if self.num_workers >= 0 else usable_cores()
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """Raise ValueError for values that no run can have."""
-        for name in self.above_zero:
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"--{name} {getattr(self, name)} must be above zero")
-        for name in self.not_negative:
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"--{name} {getattr(self, name)} must be at least zero")
+        check_values(self)
 
 
 @dataclass
@@ -52,8 +45,8 @@ class CacheOptions(DataOptions):
         "is nearest to its own (default: the tokenizer's square)",
     )
 
-    def check(self) -> None:
-        super().check()
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.picture_sizes()
 
     def picture_sizes(self) -> list[tuple[int, int]]:

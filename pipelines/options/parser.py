@@ -2,8 +2,11 @@
 
     @dataclass
     class Options:
-        learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate"})
-        resume: bool = field(default=False, metadata={"help": "go on with the run in output_dir"})
+        learning_rate: float = option(1e-3, "peak learning rate", above_zero=True)
+        resume: bool = option(False, "go on with the run in output_dir")
+
+        def __post_init__(self) -> None:
+            check_values(self)
 
     options = parse_options(Options, description=__doc__)
 
@@ -76,12 +79,23 @@ def parse_options(
     return options
 
 
-def run_command(main: Callable[[OptionsT], Any], options_class: type[OptionsT], description: str | None) -> None:
-    """Call `main` with the command line's options; what a user can get wrong ends in one line, with exit code 1."""
+def run_command(
+    main: Callable[[OptionsT], Any],
+    options_class: type[OptionsT],
+    description: str | None,
+    positional: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Call `main` with the command line's options.
+
+    What a user can get wrong ends in one line: with exit code 2 where it is an option, else 1. Ctrl-C exits with 130.
+    """
     try:
-        main(parse_options(options_class, description=description))
+        main(parse_options(options_class, description=description, positional=positional))
     except (ValueError, OSError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def _build_parser(
@@ -108,12 +122,16 @@ def _build_parser(
 
 
 def _copy_of(field: dataclasses.Field) -> Any:
-    """A fresh field: `make_dataclass` and HfArgumentParser write into the ones that they are given."""
+    """A fresh field: `make_dataclass` and HfArgumentParser write into the ones that they are given.
+
+    Of its metadata only what `add_argument` takes: the rest is for `pipelines.options.option.check_values`.
+    """
+    metadata = {name: value for name, value in field.metadata.items() if name == "help"}
     if field.default_factory is not dataclasses.MISSING:
-        return dataclasses.field(default_factory=field.default_factory, metadata=field.metadata)
+        return dataclasses.field(default_factory=field.default_factory, metadata=metadata)
     if field.default is not dataclasses.MISSING:
-        return dataclasses.field(default=field.default, metadata=field.metadata)
-    return dataclasses.field(metadata=field.metadata)
+        return dataclasses.field(default=field.default, metadata=metadata)
+    return dataclasses.field(metadata=metadata)
 
 
 def _boolean_options(options_class: type) -> set[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from pipelines.options.data import DataOptions
 from pipelines.options.option import option
@@ -15,18 +15,11 @@ CAPTION_DROPOUT = 0.1
 class SequenceOptions(DataOptions):
     """Which sequences are learned, what counts in them, and how long they may be."""
 
-    above_zero: ClassVar[tuple[str, ...]] = (
-        "max_caption_tokens", "max_length", "pack_length", "text_loss_weight", "image_loss_weight",
-    )  # fmt: skip
-    not_negative: ClassVar[tuple[str, ...]] = ("default_guidance",)
-
-    formats: list[str] = field(
-        default_factory=lambda: ["caption_to_image=1"],
-        metadata={
-            "help": "sequence formats and how often each is learned, e.g. caption_to_image=4 image_and_caption=1: "
-            "caption_to_image, caption_and_image (the caption is learned too), image, image_to_caption, "
-            "image_and_caption (both learned, in place of caption dropout), text, document (interleaved rows)"
-        },
+    formats: list[str] = option(
+        ["caption_to_image=1"],
+        "sequence formats and how often each is learned, e.g. caption_to_image=4 image_and_caption=1: "
+        "caption_to_image, caption_and_image (the caption is learned too), image, image_to_caption, "
+        "image_and_caption (both learned, in place of caption dropout), text, document (interleaved rows)",
     )
     unconditional: bool = option(False, "learn pictures alone, without captions (--formats image)")
     caption_dropout: float | None = option(
@@ -38,31 +31,32 @@ class SequenceOptions(DataOptions):
         1.0,
         "what the mean loss of text counts, where --formats learn text and pictures; where text is little, 0.35 "
         "disturbs drawing less (docs/results.md)",
+        above_zero=True,
     )
-    image_loss_weight: float = option(7.0, "what the mean loss of image codes counts beside it")
+    image_loss_weight: float = option(7.0, "what the mean loss of image codes counts beside it", above_zero=True)
     default_guidance: float = option(
-        2.0, "the pipeline's guidance scale when none is given; 1 where pictures are not learned without a caption"
+        2.0,
+        "the pipeline's guidance scale when none is given; 1 where pictures are not learned without a caption",
+        not_negative=True,
     )
-    max_caption_tokens: int = option(64, "longer captions lose their end")
+    max_caption_tokens: int = option(64, "longer captions lose their end", above_zero=True)
     max_length: int | None = option(
-        None, "most tokens of a sequence (default: a picture and its caption; documents 1024)"
+        None, "most tokens of a sequence (default: a picture and its caption; documents 1024)", above_zero=True
     )
-    long_sequences: str = option("crop", "what is done with longer ones: 'crop' or 'drop'")
+    long_sequences: str = option("crop", "what is done with longer ones: 'crop' or 'drop'", choices=("crop", "drop"))
     pack_length: int | None = option(
-        None, "tokens of a row that several sequences share: --batch_size then counts such rows (default: no packing)"
+        None,
+        "tokens of a row that several sequences share: --batch_size then counts such rows (default: no packing)",
+        above_zero=True,
     )
 
-    def check(self) -> None:
-        super().check()
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.caption_dropout is not None and not 0 <= self.caption_dropout <= 1:
             raise ValueError(f"--caption_dropout {self.caption_dropout} is out of range: give a share, 0 to 1")
         if self.unconditional and self.formats != SequenceOptions().formats:
             raise ValueError(f"--unconditional and --formats {' '.join(self.formats)} exclude each other: give one")
-        if self.long_sequences not in ("crop", "drop"):
-            raise ValueError(f"--long_sequences {self.long_sequences!r}: choose crop or drop")
-        from pipelines.training.language_model import loss_shares
-
-        loss_shares(self, self.mixture())
+        self.loss_shares(self.mixture())
 
     def mixture(self) -> dict[str, float]:
         """Weight of each sequence format."""
@@ -87,6 +81,28 @@ class SequenceOptions(DataOptions):
         if self.caption_dropout is not None:
             return self.caption_dropout
         return 0.0 if set(self.mixture()) & set(DRAWING_ALONE) else CAPTION_DROPOUT
+
+    def loss_shares(self, names: Iterable[str]) -> tuple[float, float]:
+        """What text and image codes count in the loss, with sum 1: by the weights where formats of these names learn
+        both.
+
+        Raises:
+            ValueError: the weights were changed, but only one of both is learned.
+        """
+        from lm.sequences import FORMATS
+
+        formats = [FORMATS[name] for name in names]
+        weights = {"text_loss_weight": self.text_loss_weight, "image_loss_weight": self.image_loss_weight}
+        learned = any(one.writes for one in formats), any(one.draws for one in formats)
+        changed = [f"--{name} {weights[name]:g}" for name in weights if weights[name] != getattr(type(self), name)]
+        if changed and not all(learned):
+            raise ValueError(
+                f"{' and '.join(changed)} has no effect: --formats {' '.join(self.mixture())} learns only "
+                f"{'text' if learned[0] else 'image codes'}; leave it out, or add a format "
+                "(caption_and_image learns both; so does document, of interleaved rows)"
+            )
+        text, image = (weight * kind for weight, kind in zip(weights.values(), learned, strict=True))
+        return text / (text + image), image / (text + image)
 
     @property
     def needs_captions(self) -> bool:

@@ -2,7 +2,7 @@
 
 One process and DDP leave a model's parameters as they are. FSDP2 makes each a DTensor, of which every process holds a
 shard: what works on single numbers works on `local` shards, what leaves the run is `gathered` first, on all processes
-together. DeepSpeed keeps the optimizer's state, and exact weights, to itself (`pipelines.training.zero`).
+together.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from pipelines.training import zero
-
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
@@ -29,9 +27,13 @@ def is_sharded(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type == DistributedType.FSDP
 
 
-def is_deepspeed(accelerator: Accelerator) -> bool:
-    """Whether DeepSpeed keeps the optimizer's state."""
-    return accelerator.distributed_type == DistributedType.DEEPSPEED
+def refuse_deepspeed() -> None:
+    """Raise ValueError where Accelerate is configured for DeepSpeed, before it looks for that package."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise ValueError(
+            "Accelerate is configured for DeepSpeed, which training does not support: launch with --config_file "
+            "configs/fsdp2.yaml (FSDP2), which shards weights, gradients and optimizer states likewise"
+        )
 
 
 def shard_on_cpu(accelerator: Accelerator) -> None:
@@ -57,62 +59,35 @@ def check_distribution(accelerator: Accelerator, *, plain: bool = False) -> None
     if kind in PLAIN:
         return
     name = str(kind.value)
-    if plain or kind not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    if plain or kind != DistributedType.FSDP:
         what = "stage 1" if plain else "training"
         raise ValueError(
             f"Accelerate is configured for {name}, and {what} runs in one process or under DDP: launch with "
             "--config_file configs/ddp.yaml"
         )
-    if kind == DistributedType.FSDP:
-        plugin = accelerator.state.fsdp_plugin
-        if plugin.fsdp_version != 2:
-            raise ValueError(
-                f"Accelerate is configured for FSDP version {plugin.fsdp_version}: set fsdp_version: 2, as "
-                "configs/fsdp2.yaml does"
-            )
-        if plugin.cpu_ram_efficient_loading:
-            raise ValueError(
-                "fsdp_cpu_ram_efficient_loading: true leaves all processes but the first without the image tokenizer: "
-                "set it to false, as configs/fsdp2.yaml does"
-            )
-    elif accelerator.state.deepspeed_plugin.zero_stage == 3:
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2:
         raise ValueError(
-            "DeepSpeed is configured for zero_stage 3, which hides the weights: set 1 or 2, as configs/deepspeed.yaml "
-            "does, or shard the weights with FSDP2 (configs/fsdp2.yaml)"
+            f"Accelerate is configured for FSDP version {plugin.fsdp_version}: set fsdp_version: 2, as "
+            "configs/fsdp2.yaml does"
+        )
+    if plugin.cpu_ram_efficient_loading:
+        raise ValueError(
+            "fsdp_cpu_ram_efficient_loading: true leaves all processes but the first without the image tokenizer: "
+            "set it to false, as configs/fsdp2.yaml does"
         )
 
 
-def prepare(
-    accelerator: Accelerator,
-    module: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    *,
-    micro_batch_size: int = 1,
-    micro_batches: int = 1,
-    max_grad_norm: float = 1.0,
-) -> nn.Module:
+def prepare(accelerator: Accelerator, module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> nn.Module:
     """What to call in training, in place of `module`. Its parameters, and those in `optimizers`, become shards where
-    that is configured.
-
-    Args:
-        micro_batch_size, micro_batches, max_grad_norm: what DeepSpeed has to know.
-    """
-    if is_deepspeed(accelerator):
-        if len(optimizers) > 1:
-            raise ValueError("DeepSpeed takes one optimizer, --optimizer muon makes two: give --optimizer adamw")
-        zero.remember_order(optimizers[0])
-        settings = accelerator.state.deepspeed_plugin.deepspeed_config
-        settings |= {"train_micro_batch_size_per_gpu": micro_batch_size, "gradient_clipping": max_grad_norm,
-                     "gradient_accumulation_steps": micro_batches}  # fmt: skip
-        accelerator.gradient_accumulation_steps = micro_batches
-        return accelerator.prepare(module, *optimizers)[0]
-    if is_sharded(accelerator):  # the parameters change, and with them the optimizers' own lists, which are used on
+    that is configured."""
+    if is_sharded(accelerator):  # the optimizers go on with the new parameters in their own groups
         return accelerator.prepare(module, *optimizers)[0]
     return accelerator.prepare(module)
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """What of a tensor lies in this process, on the same storage."""
+    """The part of a tensor that lies in this process, on the same storage."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,65 +14,75 @@ from accelerate import Accelerator
 
 from pipelines.drawing.grids import labelled_grid
 from pipelines.machine.batches import index_batches, pictures_at_once
+from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from tokenizer_image import VQVAE, VQVAEConfig
 from tokenizer_image.configuration import preset
 from tokenizer_image.metrics import CodeUsage, mse, psnr
-from tokenizer_image.pictures.loading import DecodedPictures, Preprocessing, postprocess, to_pixel_values
-from tokenizer_image.vqvae import load_tokenizer
+from tokenizer_image.pictures.pixel_cache import DecodedPictures
+from tokenizer_image.preprocessing import Preprocessing, postprocess, preprocessing_of, to_pixel_values
+from tokenizer_image.vqvae import VQVAEOutput, load_tokenizer
 
 REFIT_PICTURES = 16384
+VALIDATION_REFIT_PICTURES = 4096  # fewer, since training waits
 SHOWN = 12  # pictures in a reconstruction grid
-# Settings that an earlier tokenizer brings along.
-FIXED = (
-    "image_size", "num_channels", "network", "patch_size", "hidden_sizes", "num_res_blocks", "encoder_kernel_size",
-    "code_dim", "num_levels", "codebook_sizes",
+PRESET_SETTINGS = ("patch_size", "hidden_sizes", "codebook_sizes")  # options that override what the image size chooses
+OWN_SETTINGS = (
+    "num_channels", "network", "num_res_blocks", "encoder_kernel_size", "code_dim", "num_levels", "level_dropout",
 )  # fmt: skip
+# Settings that --init_from brings along: another value would make its weights mean something else.
+FIXED_SETTINGS = ("image_size", *PRESET_SETTINGS, *(name for name in OWN_SETTINGS if name != "level_dropout"))
 FIXED_QUANTIZER_OPTIONS = ("shared_codebook", "num_groups", "codebook_dim")
 
 
-def build_tokenizer(options: Any) -> VQVAE:
+def build_tokenizer(options: ImageTokenizerOptions) -> VQVAE:
     """A fresh tokenizer by the options, or the one in --init_from."""
     if options.init_from:
         return load_earlier(options)
     size = 32 if options.image_size is None else options.image_size
-    settings: dict[str, Any] = preset(size) if not (options.patch_size and options.hidden_sizes) else {}
-    for name in ("patch_size", "hidden_sizes", "codebook_sizes"):
-        if getattr(options, name) is not None:
-            settings[name] = getattr(options, name)
+    settings = _preset(options, size)
     preprocessing = Preprocessing(image_size=size, num_channels=options.num_channels, resize=options.resize)
     return VQVAE(
         VQVAEConfig(
-            image_size=size, num_channels=options.num_channels, num_res_blocks=options.num_res_blocks,
-            network=options.network,
-            quantizer=_names(options.quantizer), num_levels=options.num_levels,
-            level_dropout=options.level_dropout,
-            encoder_kernel_size=options.encoder_kernel_size,
-            code_dim=options.code_dim, quantizer_options=options.quantizer_options(),
-            preprocessing=preprocessing.to_dict(), **settings,
+            image_size=size, quantizer=_names(options.quantizer), quantizer_options=options.quantizer_options(),
+            preprocessing=preprocessing.to_dict(), **{name: getattr(options, name) for name in OWN_SETTINGS},
+            **settings,
         )
     )  # fmt: skip
 
 
-def load_earlier(options: Any) -> VQVAE:
-    """The tokenizer in --init_from, which learns as the options say.
+def _preset(options: ImageTokenizerOptions, size: int) -> dict[str, Any]:
+    """What --image_size chooses, and the options that override it."""
+    given = {name: getattr(options, name) for name in PRESET_SETTINGS if getattr(options, name) is not None}
+    try:
+        return preset(size) | given
+    except ValueError:
+        if {"patch_size", "hidden_sizes"} <= given.keys():
+            return given
+        raise
+
+
+def load_earlier(options: ImageTokenizerOptions) -> VQVAE:
+    """The tokenizer in --init_from, in float32, which learns as the options say.
 
     Raises:
         ValueError: an option that would make its weights mean something else.
     """
-    tokenizer = load_tokenizer(options.init_from)
-    fixed = {name: getattr(tokenizer.config, name) for name in FIXED}
-    fixed["resize"] = (tokenizer.config.preprocessing or {}).get("resize")
-    before, said = tokenizer.config.quantizer_options, options.quantizer_options()
+    tokenizer = load_tokenizer(str(options.init_from))
+    fixed = {name: getattr(tokenizer.config, name) for name in FIXED_SETTINGS}
+    fixed["resize"] = preprocessing_of(tokenizer).resize
+    before, given = tokenizer.config.quantizer_options, options.quantizer_options()
     fixed |= {name: before.get(name) for name in FIXED_QUANTIZER_OPTIONS}
     defaults = {option.name: option.default for option in fields(options)}
-    clashes = [n for n, value in fixed.items() if getattr(options, n) not in (defaults[n], value)]
+    clashes = [name for name, value in fixed.items() if getattr(options, name) not in (defaults[name], value)]
     if options.quantizer != defaults["quantizer"] and _names(options.quantizer) != tokenizer.config.quantizer:
         clashes.append("quantizer")
     if clashes:
-        raise ValueError(
-            f"--init_from {options.init_from} fixes {', '.join('--' + n for n in sorted(clashes))}: leave them out"
-        )
-    return load_tokenizer(options.init_from, quantizer_options={**before, **said}) if said else tokenizer
+        names = ", ".join(f"--{name}" for name in sorted(clashes))
+        raise ValueError(f"--init_from {options.init_from} fixes {names}: leave them out")
+    changes: dict[str, Any] = {"quantizer_options": {**before, **given}} if given else {}
+    if options.level_dropout != defaults["level_dropout"]:
+        changes["level_dropout"] = options.level_dropout
+    return load_tokenizer(str(options.init_from), **changes).float() if changes else tokenizer.float()
 
 
 def _names(quantizer: str) -> str | list[str]:
@@ -81,7 +92,7 @@ def _names(quantizer: str) -> str | list[str]:
 
 
 def training_batches(
-    pictures: DecodedPictures, options: Any, start: int, accelerator: Accelerator
+    pictures: DecodedPictures, options: ImageTokenizerOptions, start: int, accelerator: Accelerator
 ) -> Iterator[torch.Tensor]:
     """This process's share of batch `start`, `start` + 1, ...: (b, C, H, W) uint8, keyed by (seed, epoch, batch)."""
     world, rank = accelerator.num_processes, accelerator.process_index
@@ -121,6 +132,23 @@ def validate(tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device) 
     }
 
 
+def step_figures(output: VQVAEOutput, num_codes: int) -> dict[str, torch.Tensor | float]:
+    """What a training step logs beside its loss. Usage and perplexity are of this process's batch."""
+    assert output.reconstruction_loss is not None and output.codes is not None and output.latent_norm is not None
+    usage = CodeUsage(num_codes)
+    usage.update(output.codes)
+    # A batch cannot use more codes than it has places: the share is of those that it could use.
+    possible = max(1, num_codes / output.codes.numel())
+    return {
+        "psnr": 10 * torch.log10(4 / output.reconstruction_loss.detach()),
+        "batch_usage": usage.usage * possible,
+        "batch_perplexity": usage.perplexity,
+        "dead": float(output.dead or 0),
+        "revived": float(output.revived or 0),
+        "latent_norm": output.latent_norm,
+    }
+
+
 def draw_reconstructions(tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device, file: Path) -> None:
     """A grid of validation pictures over their reconstructions: from the coarsest level alone, from two, from all."""
     original = to_pixel_values(pictures.batch(range(min(SHOWN, len(pictures))))).to(device)
@@ -135,9 +163,26 @@ def draw_reconstructions(tokenizer: VQVAE, pictures: DecodedPictures, device: to
     labelled_grid(rows).save(file)
 
 
-def refit(tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device) -> None:
-    """Fit the codebook to the weights of this moment, over a share of the training pictures."""
+def refit(
+    tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device, most_pictures: int = REFIT_PICTURES
+) -> None:
+    """Fit the codebooks to the weights of this moment, over a share of the training pictures."""
     side = tokenizer.config.image_size
-    rows = np.linspace(0, len(pictures) - 1, min(REFIT_PICTURES, len(pictures))).astype(np.int64)
+    rows = np.linspace(0, len(pictures) - 1, min(most_pictures, len(pictures))).astype(np.int64)
     parts = np.array_split(rows, -(-len(rows) // pictures_at_once(side, side)))
     tokenizer.refit_codebook(lambda: (to_pixel_values(pictures.batch(part)).to(device) for part in parts))
+
+
+@contextmanager
+def refitted(tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device) -> Iterator[None]:
+    """Inside, the codebooks fit the weights of this moment, as in the tokenizer that would be saved now.
+
+    The codebooks follow the raw encoder; with averaged weights they would show a model that is never saved.
+    """
+    kept = [{name: value.clone() for name, value in one.state_dict().items()} for one in tokenizer.quantizers]
+    refit(tokenizer, pictures, device, VALIDATION_REFIT_PICTURES)
+    try:
+        yield
+    finally:
+        for quantizer, state in zip(tokenizer.quantizers, kept, strict=True):
+            quantizer.load_state_dict(state)

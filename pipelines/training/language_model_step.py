@@ -1,121 +1,150 @@
-"""One step of stage 2: micro-batches to gradients to new weights, the same on any number of processes."""
+"""Stage 2's training step and its validation: the same figures on any number of processes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from itertools import product
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from lm.sequences import IGNORED
+from lm.data.sequence_source import SequenceSource
+from lm.sequences import FORMATS, IGNORED, collate
 from lm.training.flops import forward_flops
 from lm.training.losses import NextTokenLoss, balance, label_weights
-from lm.vocabulary import MultimodalVocabulary
-from pipelines.training.distribution import is_deepspeed
-from pipelines.training.throughput import peak_flops
+from pipelines.training.sequences import first_choices
+
+VALIDATION_ROWS = 64  # per batch
 
 Batch = dict[str, torch.Tensor]
 
 
 @dataclass
-class Learned:
-    """What a step measured, over all processes: the loss and other `figures` to log, tokens read (padding left out)
-    and floating-point operations (forward and backward)."""
+class StepFigures:
+    """What a step measured, over all processes.
+
+    Attributes:
+        loss: scalar.
+        metrics: other figures to log.
+        tokens: read, padding left out.
+        flops: floating-point operations, forward and backward.
+    """
 
     loss: torch.Tensor
-    figures: dict[str, torch.Tensor | float]
+    metrics: dict[str, torch.Tensor | float]
     tokens: float
     flops: float
 
 
-@dataclass
-class Learner:
-    """Learns from batches.
+def train_step(
+    accelerator: Accelerator,
+    loss_module: NextTokenLoss,
+    prepared: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    micro_batches: Sequence[Batch],
+    *,
+    loss_shares: tuple[float, float],
+    pad_id: int,
+    max_grad_norm: float,
+) -> StepFigures:
+    """Learn from this process's micro-batches.
 
-    Attributes:
-        module: the loss, which `prepared` wraps.
-        shares: what text and codes count in the loss, with sum 1.
+    Args:
+        prepared: what Accelerate has wrapped around `loss_module`.
+        micro_batches: of (B, L) tensors, as `lm.sequences.collate` makes them; their loss weights are changed.
+        loss_shares: what text and image codes count in the loss, with sum 1.
+        pad_id: the token id of padding.
+        max_grad_norm: gradients are clipped to this norm, over all weights and processes.
     """
+    device, image_offset = accelerator.device, loss_module.id_ranges[0][1]
 
-    accelerator: Accelerator
-    module: NextTokenLoss
-    prepared: nn.Module
-    optimizers: list[torch.optim.Optimizer]
-    vocabulary: MultimodalVocabulary
-    shares: tuple[float, float]
-    max_grad_norm: float
+    # Means over all ranks and micro-batches: a mean of their means is wrong where captions differ in length.
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+    labels = accelerator.reduce(label_weights(micro_batches, image_offset).to(device, dtype), "sum").tolist()
+    divisor = balance(micro_batches, image_offset, labels, loss_shares)
+    # DDP and FSDP average gradients over processes, and `accelerator.backward` divides by its own accumulation steps.
+    scale = accelerator.num_processes * accelerator.gradient_accumulation_steps / divisor
 
-    def step(self, micro_batches: Sequence[Batch]) -> Learned:
-        """Forward, backward and the optimizers, on this process's micro-batches."""
-        accelerator, offset, device = self.accelerator, self.vocabulary.image_offset, self.accelerator.device
-        # Means over all ranks and micro-batches: a mean of their means is wrong where captions differ in length.
-        wide = torch.float32 if device.type == "mps" else torch.float64  # mps has nothing wider
-        labels = accelerator.reduce(label_weights(micro_batches, offset).to(device, wide), "sum").tolist()
-        divisor = balance(micro_batches, offset, labels, self.shares)
-        found = torch.zeros(6, device=device)  # loss, z-loss, nats of text, nats of codes, tokens, FLOPs
-        for index, batch in enumerate(micro_batches):
-            sums = self._backward(batch, divisor, last=index == len(micro_batches) - 1)
-            read, flops = self._counts(batch)
-            parts = [sums["loss"].detach() / divisor, sums["z_loss"] / divisor, sums["text_nats"], sums["image_nats"]]
-            found += torch.stack([*parts, *found.new_tensor([read, flops])])
-        norm = self._update()
-        loss, z_loss, *nats, tokens, flops = accelerator.reduce(found, "sum")
-        figures: dict[str, torch.Tensor | float] = {"grad_norm": norm}
-        if self.module.z_loss_weight:
-            figures["z_loss"] = z_loss
-        if all(labels):
-            figures |= {"nats_per_text_token": nats[0] / labels[0], "nats_per_code": nats[1] / labels[1]}
-        return Learned(loss, figures, float(tokens), float(flops))
-
-    def _backward(self, batch: Batch, divisor: float, last: bool) -> dict[str, torch.Tensor]:
-        """Add to the gradients; processes share them after the last micro-batch."""
-        accelerator = self.accelerator
-        if is_deepspeed(accelerator):  # it takes the optimizer's step itself, in the backward of the last one
-            accelerator.gradient_state._set_sync_gradients(last)
-        scale = accelerator.num_processes / divisor * accelerator.gradient_accumulation_steps
-        with nullcontext() if last else accelerator.no_sync(self.prepared):
-            sums = self.prepared(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
+    totals = torch.zeros(6, device=device)  # loss, z-loss, nats of text, nats of codes, tokens, FLOPs
+    for index, batch in enumerate(micro_batches):
+        is_last = index == len(micro_batches) - 1
+        with nullcontext() if is_last else accelerator.no_sync(prepared):  # gradients are shared once
+            sums = prepared(**{name: tensor.to(device) for name, tensor in batch.items()})
             accelerator.backward(sums["loss"] * scale)
-        return sums
+        losses = [sums["loss"].detach() / divisor, sums["z_loss"] / divisor, sums["text_nats"], sums["image_nats"]]
+        totals += torch.stack([*losses, *totals.new_tensor(_tokens_and_flops(loss_module, batch, pad_id))])
+    norm = torch.nn.utils.clip_grad_norm_(loss_module.parameters(), max_grad_norm)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
 
-    def _update(self) -> torch.Tensor | float:
-        """Clip the gradients by their norm over all weights and processes, and step; the norm."""
-        if is_deepspeed(self.accelerator):
-            return self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm() or 0.0
-        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-    def _counts(self, batch: Batch) -> tuple[float, float]:
-        """Tokens that are not padding, and FLOPs, of a micro-batch."""
-        # Some tokenizers pad with eos, which counts where it is learned.
-        tokens = (batch["input_ids"] != self.vocabulary.pad_id) | (batch["labels"] != IGNORED)
-        config, ranges = self.module.model.config, self.module.id_ranges
-        flops = forward_flops(config, ranges, batch, plain_head=self.module.has_plain_head)
-        return float(tokens.sum()), 3 * flops
+    loss, z_loss, text_nats, image_nats, tokens, flops = accelerator.reduce(totals, "sum")
+    metrics: dict[str, torch.Tensor | float] = {"grad_norm": norm.full_tensor() if isinstance(norm, DTensor) else norm}
+    if loss_module.z_loss_weight:
+        metrics["z_loss"] = z_loss
+    if all(labels):
+        metrics |= {"nats_per_text_token": text_nats / labels[0], "nats_per_code": image_nats / labels[1]}
+    return StepFigures(loss, metrics, float(tokens), float(flops))
 
 
-def total_peak(accelerator: Accelerator) -> float:
-    """FLOPs a second that all processes together could reach in matrix products."""
-    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-    peak = torch.tensor(peak_flops(accelerator.device, dtype), device=accelerator.device)
-    return float(accelerator.reduce(peak, "sum"))
+def _tokens_and_flops(loss_module: NextTokenLoss, batch: Batch, pad_id: int) -> tuple[float, float]:
+    """Tokens of a micro-batch that are not padding, and floating-point operations, forward and backward."""
+    # Some tokenizers pad with eos, which counts where it is a label.
+    tokens = (batch["input_ids"] != pad_id) | (batch["labels"] != IGNORED)
+    config, ranges = loss_module.model.config, loss_module.id_ranges
+    return float(tokens.sum()), 3 * forward_flops(config, ranges, batch, plain_head=loss_module.has_plain_head)
 
 
-def describe_model(model: Any, vocabulary: MultimodalVocabulary) -> str:
-    """How large the model is."""
-    parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    layers = {id(layer.weight): layer.weight.numel()
-              for layer in (model.get_input_embeddings(), model.get_output_embeddings())}  # fmt: skip
-    return (
-        f"{model.config.model_type}: {parameters / 1e6:.2f}M parameters "
-        f"({(parameters - sum(layers.values())) / 1e6:.2f}M without embeddings), "
-        f"{vocabulary.size} token ids ({vocabulary.num_codes} image codes)"
-    )
+# ---- validation
+
+
+def validate(loss_module: NextTokenLoss, source: SequenceSource, accelerator: Accelerator) -> dict[str, float]:
+    """Mean nats per image code and per text token, of what is learned, over the validation rows in every format.
+
+    Pictures count with their captions where those are learned from, not alone. Where several formats teach text, the
+    figure is of all together, and one of each beside it. Processes share the rows; all get the same figures.
+    """
+    names = list(source.mixture)
+    drawn = [name for name in names if FORMATS[name].draws]
+    if any(FORMATS[name].drops_captions for name in drawn):
+        drawn = [name for name in drawn if not FORMATS[name].draws_alone]
+    names = [name for name in names if name in drawn or FORMATS[name].writes]
+    totals: dict[str, dict[str, float]] = {}
+    rows, keys = range(len(source.cache)), ("image_nats", "image_tokens", "text_nats", "text_tokens")
+    rank, world = accelerator.process_index, accelerator.num_processes
+    with torch.no_grad():  # not inference_mode: FSDP2 would go on with the tensors that it gathers here
+        for name, start in product(names, range(0, len(rows), VALIDATION_ROWS * world)):
+            part = rows[start : start + VALIDATION_ROWS * world]
+            mine = part[rank::world]  # maybe none; yet all processes must call a sharded module together
+            items = source.items(mine or part[:1], first_choices(source, name, mine or part[:1]))
+            batch = collate([source.sequence(item) for item in items], source.vocabulary.pad_id)
+            sums = loss_module(**{key: tensor.to(accelerator.device) for key, tensor in batch.items()})
+            found = totals.setdefault(name, dict.fromkeys(keys, 0.0))
+            for key in keys if mine else ():
+                found[key] += float(sums[key])
+    for found in totals.values():
+        sums = accelerator.reduce(torch.tensor(list(found.values()), device=accelerator.device), "sum")
+        found.update(zip(keys, sums.tolist(), strict=True))
+    written = {name: found for name, found in totals.items() if found["text_tokens"]}
+    figures = {}
+    if drawn:
+        figures["nats_per_code"] = _mean([totals[name] for name in drawn if name in totals], "image")
+    if written:
+        figures["nats_per_text_token"] = _mean(written.values(), "text")
+    if len(written) > 1:
+        figures |= {f"nats_per_text_token_{name}": _mean([found], "text") for name, found in written.items()}
+    return figures
+
+
+def mean_loss(figures: dict[str, float], shares: tuple[float, float]) -> float:
+    """What training makes small, of `validate`'s figures: text and codes by their shares."""
+    return shares[0] * figures.get("nats_per_text_token", 0.0) + shares[1] * figures.get("nats_per_code", 0.0)
+
+
+def _mean(totals: Iterable[dict[str, float]], kind: str) -> float:
+    found = list(totals)
+    return sum(one[f"{kind}_nats"] for one in found) / max(1.0, sum(one[f"{kind}_tokens"] for one in found))

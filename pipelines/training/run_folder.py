@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import re
-import resource
 import shlex
 import shutil
 import subprocess
@@ -26,16 +25,19 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
 
 PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "pillow")
 # Options that may differ between a run and its continuation.
 # Learning rates are among them, since a lower one is the way out of a loss that became NaN.
 FREE_OPTIONS = {
     "resume", "overwrite", "allow_changes", "output_dir", "cpu_threads", "num_workers", "tracker", "max_steps",
-    "max_minutes", "learning_rate", "muon_learning_rate", "log_every", "validate_every", "sample_every",
+    "max_minutes", "timeout_minutes",
+    "learning_rate", "muon_learning_rate", "log_every", "validate_every", "sample_every",
     "checkpoint_every", "keep_best", "compile", "gradient_checkpointing",
 }  # fmt: skip
 
@@ -125,8 +127,13 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run in this folder came to its end."""
-        return bool(self.info.get("finished"))
+        """Whether the run in this folder came to the end of the budget that it is given now."""
+        if not self.info.get("finished"):
+            return False
+        budgets = {"max_steps": self.info.get("steps"), "max_minutes": self.info.get("minutes")}
+        asked = {name: self.options.get(name) for name in budgets}
+        return not any(asked[name] is not None and used is not None and asked[name] > used
+                       for name, used in budgets.items())  # fmt: skip
 
     def write_info(self, **values: Any) -> None:
         """Merge `values` into run.json, beside command, options, versions and commit."""
@@ -143,6 +150,11 @@ class Run:
         }
         self.info = {**self.info, **base, **values}
         write_text(self.info_file, json.dumps(self.info, indent=1) + "\n")
+
+    def write_end(self, step: int, seconds: float, batch_size: int, figures: dict[str, float], **values: Any) -> None:
+        """Say in run.json that the run came to its end, and how: `seconds` of training, `figures` of validation."""
+        end = {"steps": step, "minutes": seconds / 60, "validation": figures, "pictures_seen": step * batch_size}
+        self.write_info(finished=True, **end, **values)
 
     def log(self, step: int, **values: float | int | str) -> None:
         """Append a line to metrics.jsonl."""
@@ -211,13 +223,27 @@ class Run:
         return bool(self._steps())
 
     def load_checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """Tensors and state of the newest checkpoint, or None. Cuts metrics.jsonl back to it."""
-        steps = self._steps()
-        self._cut_metrics(steps[-1] if steps else 0)
-        if not steps:
-            return None
-        folder = self.checkpoints / f"checkpoint-{steps[-1]}"
-        return load_file(folder / "state.safetensors"), json.loads((folder / "state.json").read_text())
+        """Tensors and state of the newest checkpoint that is whole, or None. Cuts metrics.jsonl back to it.
+
+        Raises:
+            ValueError: there are checkpoints, and none of them can be read.
+        """
+        steps, damaged = self._steps(), ""
+        for step in reversed(steps):
+            folder = self.checkpoints / f"checkpoint-{step}"
+            try:
+                loaded = load_file(folder / "state.safetensors"), json.loads((folder / "state.json").read_text())
+            except (OSError, SafetensorError, ValueError) as error:
+                damaged = f"{folder} is damaged ({' '.join(str(error).split())})"
+                if self.is_main:
+                    tqdm.write(f"{damaged}: looking for an older checkpoint")
+                continue
+            self._cut_metrics(step)
+            return loaded
+        if damaged:
+            raise ValueError(f"{damaged}, and there is no older one: start again with --overwrite")
+        self._cut_metrics(0)
+        return None
 
     def _cut_metrics(self, last_step: int) -> None:
         """Drop what was logged after the checkpoint, and a line that was cut off in the middle."""
@@ -274,5 +300,9 @@ def peak_memory() -> float:
     """Most memory that this process has held, in GB (on a GPU: that PyTorch has held there)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
+    try:
+        import resource
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().peak_wset / 1e9  # type: ignore[attr-defined]
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

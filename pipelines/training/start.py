@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import queue
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from datetime import timedelta
 
 import torch
 import transformers
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -18,7 +17,7 @@ from pipelines.machine.devices import computes_bf16
 from pipelines.machine.processors import usable_cores
 from pipelines.options.data import DataOptions
 from pipelines.options.training import TrainingOptions
-from pipelines.training.distribution import check_distribution, shard_on_cpu
+from pipelines.training.distribution import check_distribution, refuse_deepspeed, shard_on_cpu
 from pipelines.training.run_folder import Run
 from pipelines.training.termination import end_with_launcher
 from tokenizer_image.pictures.loading import (
@@ -31,7 +30,6 @@ from tokenizer_image.pictures.loading import (
 
 SMALL_DATA_SET = 1000
 VALIDATION_PICTURES = 2000
-Item = TypeVar("Item")
 
 
 def start_accelerator(options: TrainingOptions) -> Accelerator:
@@ -39,8 +37,12 @@ def start_accelerator(options: TrainingOptions) -> Accelerator:
     precision = options.mixed_precision
     if precision == "auto":
         precision = "bf16" if computes_bf16() else "no"
+    refuse_deepspeed()
     log_with = None if options.tracker == "none" else options.tracker
-    accelerator = Accelerator(mixed_precision=precision, log_with=log_with, project_dir=options.output_dir)
+    accelerator = Accelerator(
+        mixed_precision=precision, log_with=log_with, project_dir=options.output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=options.timeout_minutes))],
+    )  # fmt: skip
     # Plain `accelerate launch` sets OMP_NUM_THREADS=1 on a machine without a GPU.
     local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
     torch.set_num_threads(options.cpu_threads or max(1, usable_cores() // local))
@@ -55,10 +57,9 @@ def start_run(options: TrainingOptions, *, plain: bool = False) -> tuple[Acceler
         plain: the model has to be whole in every process.
 
     Raises:
-        ValueError: an option has a value that no run can have, Accelerate is configured for what will not work, or the
-            folder does not fit (`TrainingOptions.check`, `check_distribution`, `Run`).
+        ValueError: Accelerate is configured for what will not work, or the
+            folder does not fit (`check_distribution`, `Run`).
     """
-    options.check()
     end_with_launcher()
     transformers.logging.disable_progress_bar()  # loading and saving take no time to speak of
     accelerator = start_accelerator(options)
@@ -75,11 +76,11 @@ def start_run(options: TrainingOptions, *, plain: bool = False) -> tuple[Acceler
 
 def load_split(
     options: TrainingOptions, settings: Preprocessing, split: str, accelerator: Accelerator
-) -> tuple[PictureDataset, DecodedPictures]:
-    """One split of the data set, and its pictures, decoded (once, by the main process)."""
+) -> DecodedPictures:
+    """The pictures of one split of the data set, decoded (once a machine, by its first process)."""
     source = load_source(options, split)
-    with accelerator.main_process_first():
-        return source, read_pictures(options, source, settings, progress=accelerator.is_main_process)
+    with accelerator.local_main_process_first():
+        return read_pictures(options, source, settings, progress=accelerator.is_main_process)
 
 
 def load_source(options: DataOptions, split: str, *, need_captions: bool = False) -> PictureDataset:
@@ -135,45 +136,6 @@ def say(accelerator: Accelerator, text: str) -> None:
 def count_parameters(model: nn.Module) -> int:
     """Number of trained parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def prefetch(items: Iterable[Item], depth: int = 4) -> Iterator[Item]:
-    """The same items, made `depth` ahead in a thread, so that training does not wait for data."""
-    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
-    end = object()
-    stopped = threading.Event()
-
-    def put(entry: tuple[Any, BaseException | None]) -> bool:
-        while not stopped.is_set():
-            try:
-                ready.put(entry, timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for item in items:
-                if not put((item, None)):
-                    return
-            put((end, None))
-        except BaseException as error:  # handed to the consumer, which raises it
-            put((None, error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is end:
-                return
-            yield item
-    finally:
-        stopped.set()
-        thread.join()  # a thread at work inside a library when Python ends can bring it down
 
 
 def warn_small_data_set(accelerator: Accelerator, pictures: int) -> None:

@@ -1,4 +1,7 @@
-"""SIGTERM, which schedulers send before they take a machine away: finish the step, write a checkpoint, go."""
+"""Signals that ask a run to end: it finishes the step, writes a checkpoint and exits.
+
+Schedulers send SIGTERM before they take a machine away; Ctrl-C sends SIGINT.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-# What a run that was told to end exits with: 128 + SIGTERM, as shells say it. It goes on with --resume.
-EXIT_CODE = 143
-
 # `accelerate launch` as it may be called: the name of a program or, after -m, of a module.
 _LAUNCHERS = {"accelerate-launch", "accelerate.commands.launch"}
 _WITH_LAUNCH = {"accelerate", "accelerate.commands.accelerate_cli"}
@@ -22,11 +22,33 @@ _follows_launcher = threading.Event()
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 
 
-def end_with_launcher() -> None:
-    """On Linux, until `termination` ends, get SIGTERM when `accelerate launch` dies, whatever it dies of.
+class Termination:
+    """A signal that asks this process to end: SIGTERM, or SIGINT (Ctrl-C).
 
-    With one process it passes no signal on: told to end, it would go and leave the training behind. torchrun, which it
-    calls for several, does pass them on.
+    Attributes:
+        exit_code: 0 until a signal came, then 128 and its number, as shells report it.
+    """
+
+    def __init__(self) -> None:
+        self.exit_code = 0
+
+    @staticmethod
+    def name_of(exit_code: int) -> str:
+        """Name of the signal with this exit code."""
+        return signal.Signals(exit_code - 128).name
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """A handler of signals. A second Ctrl-C raises KeyboardInterrupt: it ends the process at once."""
+        if number == signal.SIGINT == self.exit_code - 128:
+            raise KeyboardInterrupt
+        self.exit_code = 128 + number
+
+
+def end_with_launcher() -> None:
+    """On Linux, until `termination` ends, get SIGTERM when `accelerate launch` ends, for whatever reason.
+
+    With one process, `accelerate launch` passes no signal on: it would end and leave the training behind. torchrun,
+    which it calls for several processes, does pass them on.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -38,7 +60,7 @@ def end_with_launcher() -> None:
     if _is_launcher(words):
         _set_death_signal(signal.SIGTERM)
         _follows_launcher.set()
-        if os.getppid() != parent:  # it died in between
+        if os.getppid() != parent:  # it ended in between
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -55,23 +77,20 @@ def _set_death_signal(number: int) -> None:
 
 
 @contextmanager
-def termination() -> Iterator[threading.Event]:
-    """Inside, SIGTERM sets the event and does nothing else. Where signals cannot be caught (in a thread), never.
+def termination() -> Iterator[Termination]:
+    """Inside, SIGTERM and a first Ctrl-C are only recorded. In a thread, where signals cannot be caught, nothing is.
 
-    At the end, `end_with_launcher` ends too: what is written last, and trackers' last words, are not cut off.
+    At the end, `end_with_launcher` ends too: what is written last, and the trackers' last uploads, are not cut off.
     """
-    told = threading.Event()
+    received = Termination()
     if threading.current_thread() is not threading.main_thread():
-        yield told
+        yield received
         return
-
-    def tell(number: int, frame: FrameType | None) -> None:
-        told.set()
-
-    before = signal.signal(signal.SIGTERM, tell)
+    before = {number: signal.signal(number, received.receive) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield told
+        yield received
     finally:
-        if _follows_launcher.is_set():  # not where somebody else has set one, as torch.multiprocessing does
+        if _follows_launcher.is_set():  # not where another library has set one, as torch.multiprocessing does
             _set_death_signal(0)
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

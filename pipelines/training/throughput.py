@@ -6,6 +6,7 @@ import time
 from functools import lru_cache
 
 import torch
+from accelerate import Accelerator
 
 # Dense bfloat16 products, FLOPs a second, by a part of the device's name, longest first (vendors' data sheets).
 GPU_PEAKS = {
@@ -25,6 +26,13 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
             if part in name:
                 return GPU_PEAKS[part]
     return measured_peak(str(device), dtype, torch.get_num_threads())
+
+
+def total_peak(accelerator: Accelerator) -> float:
+    """FLOPs a second that all processes together could reach in matrix products."""
+    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    peak = torch.tensor(peak_flops(accelerator.device, dtype), device=accelerator.device)
+    return float(accelerator.reduce(peak, "sum"))
 
 
 @lru_cache

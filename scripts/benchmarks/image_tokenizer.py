@@ -66,21 +66,25 @@ def stepper(setup: Setup, options: BenchOptions, pictures: Any) -> Callable[[Mar
 
     import torch
 
+    from pipelines.options.image_tokenizer import ImageTokenizerOptions
+    from pipelines.training.averages import AveragedWeights
     from pipelines.training.image_tokenizer import build_tokenizer, training_batches
-    from pipelines.training.optimizers import AveragedWeights
-    from pipelines.training.start import prefetch
-    from scripts.train_tokenizer import LEARNING_RATE, Options
+    from pipelines.training.optimizers import optimizers_of
+    from pipelines.training.prefetch import prefetch
+    from scripts.train_tokenizer import BETAS, LEARNING_RATE
     from tokenizer_image.pictures.loading import to_pixel_values
 
     torch.manual_seed(0)
-    training = Options(batch_size=options.batch_size, image_size=options.image_size, optimizer=setup.optimizer)
+    training = ImageTokenizerOptions(
+        batch_size=options.batch_size, image_size=options.image_size, optimizer=setup.optimizer
+    )
     tokenizer = build_tokenizer(training).train()
     layout = torch.channels_last if setup.channels_last else torch.contiguous_format
     tokenizer.to(memory_format=layout)  # type: ignore[call-overload]
-    optimizers = training.optimizers(tokenizer, LEARNING_RATE, betas=(0.9, 0.99))
+    optimizers = optimizers_of(training, tokenizer, LEARNING_RATE, BETAS)
     if not setup.fused:
         groups = [{name: group[name] for name in ("params", "weight_decay")} for group in optimizers[0].param_groups]
-        optimizers[0] = torch.optim.AdamW(groups, LEARNING_RATE, betas=(0.9, 0.99), fused=False)
+        optimizers[0] = torch.optim.AdamW(groups, LEARNING_RATE, betas=BETAS, fused=False)
     averages = AveragedWeights(tokenizer, training.ema_decay) if setup.averages else None
     alone: Any = SimpleNamespace(num_processes=1, process_index=0)
     batches: Iterator[Any] = training_batches(pictures, training, 0, alone)

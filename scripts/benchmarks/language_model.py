@@ -136,10 +136,11 @@ def our_trainer(
     from lm.training.attention import use_fastest_attention
     from lm.training.losses import NextTokenLoss
     from pipelines.machine.devices import computes_bf16
+    from pipelines.training.averages import AveragedWeights
     from pipelines.training.compilation import compile_layers
-    from pipelines.training.language_model_step import Learner
-    from pipelines.training.optimizers import AveragedWeights, build_optimizers
-    from pipelines.training.start import prefetch
+    from pipelines.training.language_model_step import train_step
+    from pipelines.training.optimizers import build_optimizers
+    from pipelines.training.prefetch import prefetch
 
     torch.manual_seed(0)
     accelerator = Accelerator(mixed_precision="bf16" if computes_bf16() else "no")
@@ -152,19 +153,20 @@ def our_trainer(
         compile_layers(accelerator, module, order)
     rate = default_learning_rate(model.config.hidden_size)
     optimizers = build_optimizers(model, learning_rate=rate, weight_decay=0.05)
-    learner = Learner(
-        accelerator, module, accelerator.prepare(module), optimizers, data.vocabulary, (0.0, 1.0), max_grad_norm=1.0
-    )
+    prepared, pad_id = accelerator.prepare(module), data.vocabulary.pad_id
     averages, batches, count = AveragedWeights(model, 0.998), prefetch(order.batches()), 0
 
     def step() -> tuple[float, float]:
         nonlocal count
-        learned = learner.step(next(batches)[1])
+        figures = train_step(
+            accelerator, module, prepared, optimizers, next(batches)[1], loss_shares=(0.0, 1.0), pad_id=pad_id,
+            max_grad_norm=1.0,
+        )  # fmt: skip
         count += 1
         averages.update(count)
         if accelerator.device.type == "cuda":
             torch.cuda.synchronize()
-        return learned.tokens, learned.flops
+        return figures.tokens, figures.flops
 
     inner = sum(p.numel() for name, p in model.named_parameters() if "embed" not in name and "lm_head" not in name)
     return Ours(step, inner)
@@ -196,10 +198,13 @@ def useful_tokens(data: Data, options: BenchOptions) -> list[Row]:
 
 
 def square_products(device: Any) -> dict[str, Callable[[], Any]]:
-    """Calls of square bfloat16 products."""
+    """Calls of square products in the precision of training."""
     import torch
 
-    matrices = {side: torch.randn(side, side, device=device).bfloat16() for side in SIDES}
+    from pipelines.machine.devices import computes_bf16
+
+    dtype = torch.bfloat16 if computes_bf16() else torch.float32
+    matrices = {side: torch.randn(side, side, device=device, dtype=dtype) for side in SIDES}
 
     def product(side: int) -> Callable[[], None]:
         def call() -> None:

@@ -98,6 +98,7 @@ def main(options: BenchOptions) -> None:
     """Measure both; a table on the screen, rows in the file."""
     import torch
 
+    from pipelines.options.image_tokenizer import ImageTokenizerOptions
     from scripts import train_tokenizer
     from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, load_pictures
     from tokenizer_image.vqvae import load_tokenizer
@@ -111,7 +112,7 @@ def main(options: BenchOptions) -> None:
     print(f"the library's example: {seconds:.0f} s, test MSE {theirs:.5f}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         train_tokenizer.main(
-            train_tokenizer.Options(
+            ImageTokenizerOptions(
                 dataset=options.dataset, output_dir=folder, image_size=SIDE, num_channels=1, codebook_sizes=[CODES],
                 encoder_kernel_size=3, max_minutes=seconds / 60, validate_every=0, sample_every=0, checkpoint_every=0,
                 cpu_threads=threads,

@@ -69,11 +69,12 @@ class LibraryQuantizer(Quantizer):
 
 def train(kind: str, folder: Path, options: BenchOptions) -> VQVAE:
     """The MLP with this quantizer, trained."""
+    from pipelines.options.image_tokenizer import ImageTokenizerOptions
     from scripts import train_tokenizer
     from tokenizer_image.vqvae import load_tokenizer
 
     train_tokenizer.main(
-        train_tokenizer.Options(
+        ImageTokenizerOptions(
             dataset=options.dataset, output_dir=str(folder), image_size=SIDE, num_channels=1, network="mlp",
             patch_size=4, hidden_sizes=[512, 512], code_dim=DIM, codebook_sizes=[CODES], quantizer=kind,
             batch_size=256, max_minutes=options.max_minutes, validate_every=0, sample_every=0, checkpoint_every=0,

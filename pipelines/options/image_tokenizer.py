@@ -1,0 +1,66 @@
+"""What `scripts/train_tokenizer.py` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pipelines.options.option import option
+from pipelines.options.training import TrainingOptions
+
+
+@dataclass
+class ImageTokenizerOptions(TrainingOptions):
+    """Options of `scripts/train_tokenizer.py`."""
+
+    script: ClassVar[str | None] = "train_tokenizer.py"
+    output_dir: str = option("runs/tokenizer", "folder of the run and of the tokenizer")
+    image_size: int | None = option(None, "side of the pictures in pixels (default 32)")
+    num_channels: int = option(3, "3: colour, 1: grey")
+    resize: str = option("crop", "'crop': resize the short side and cut the middle out; 'squash': change the shape")
+    random_flip: bool = option(False, "mirror pictures at random (makes 'left' in a caption untrue)")
+    batch_size: int = option(64, "pictures a step, over all processes")
+    weight_decay: float = option(0.01, "weight decay of the convolutions")
+    patch_size: int | None = option(None, "pixels that the first convolution reads at once (default: by image size)")
+    network: str = option("conv", "'conv', or 'mlp' (--hidden_sizes are its layers, --patch_size the grid of codes)")
+    hidden_sizes: list[int] | None = option(
+        None, "channels at each resolution, fine to coarse (default: by image size)"
+    )
+    num_levels: int = option(1, "1; 2 or 3: a hierarchy, each coarser level at half the height and width")
+    level_dropout: float = option(
+        0.1, "share of pictures whose finer levels are left out, so that coarse ones stand alone"
+    )
+    codebook_sizes: list[int] | None = option(
+        None, "codes of each codebook, of several levels coarse to fine (default: by image size)"
+    )
+    quantizer: str = option(
+        "grouped",
+        "'grouped', 'residual' or 'grouped_residual' for several codes a place; 'ema', 'gradient', 'cosine', "
+        "'finite_scalar', 'lookup_free' or 'binary_spherical' for one; or one a level, with commas between",
+    )
+    encoder_kernel_size: int = option(1, "1: a code sees the pixels of its own place alone; 3: a patch further a block")
+    num_res_blocks: int = option(2, "residual blocks at each resolution")
+    code_dim: int = option(32, "size of a latent and of a code")
+    commitment_weight: float | None = option(None, "weight of the commitment loss (default 0.25)")
+    codebook_decay: float | None = option(None, "decay of the codebook's moving averages (default 0.99)")
+    revival_threshold: float | None = option(
+        None, "share of the mean use under which a code is dead and revived; 0: never (default 0.1)"
+    )
+    kmeans_start: bool | None = option(None, "start codebooks by k-means over the first batch (default: yes)")
+    rotation_trick: bool | None = option(None, "pass gradients by rotation in place of straight-through (default: no)")
+    code_temperature: float | None = option(None, "in training, draw codes by distance at this temperature")
+    shared_codebook: bool | None = option(None, "residual: one codebook for all depths (default: no)")
+    num_groups: int | None = option(None, "grouped_residual: groups, each of several depths (default 2)")
+    codebook_dim: int | None = option(None, "cosine: size of a code (default 8)")
+    entropy_weight: float | None = option(None, "lookup_free, binary_spherical: weight of the entropy loss")
+
+    def quantizer_options(self) -> dict[str, Any]:
+        """What was said about the quantizer, in its own words."""
+        said = {
+            "commitment_weight": self.commitment_weight, "ema_decay": self.codebook_decay,
+            "revival_threshold": self.revival_threshold, "kmeans_start": self.kmeans_start,
+            "rotation_trick": self.rotation_trick, "temperature": self.code_temperature,
+            "shared_codebook": self.shared_codebook, "num_groups": self.num_groups,
+            "codebook_dim": self.codebook_dim, "entropy_weight": self.entropy_weight,
+        }  # fmt: skip
+        return {name: value for name, value in said.items() if value is not None}

@@ -1,0 +1,52 @@
+"""What `scripts/train_lm.py` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pipelines.options.data import CacheOptions
+from pipelines.options.option import option
+from pipelines.options.sequences import SequenceOptions
+from pipelines.options.training import TrainingOptions
+
+
+@dataclass
+class LanguageModelOptions(SequenceOptions, CacheOptions, TrainingOptions):
+    """Options of `scripts/train_lm.py`."""
+
+    script: ClassVar[str | None] = "train_lm.py"
+    output_dir: str = option("runs/model", "folder of the run and of the model")
+    image_size: int | None = option(
+        None,
+        "side of the pictures in pixels, if given: the image tokenizer's, or one of --image_sizes",
+        above_zero=True,
+    )
+    lm_name_or_path: str | None = option(None, "start from this causal LM of transformers, on disk or Hub")
+    text_tokenizer: str | None = option(None, "a tokenizer of transformers, on disk or Hub (default: train a BPE)")
+    text_vocab_size: int = option(4096, "most tokens of the BPE that is trained on the captions", above_zero=True)
+    architecture: str = option("llama", "'llama', 'qwen3' (normalised queries and keys, steadier at size) or 'gpt2'")
+    lm_size: str | None = option(None, "2M, 3M, 10M, 25M, 85M, 300M or 1B (default: by codes per picture)")
+    num_layers: int | None = option(None, "overrides that of --lm_size", above_zero=True)
+    hidden_size: int | None = option(None, "overrides that of --lm_size", above_zero=True)
+    intermediate_size: int | None = option(None, "overrides that of --lm_size", above_zero=True)
+    num_heads: int | None = option(None, "overrides that of --lm_size", above_zero=True)
+    optimizer: str = option("adamw", "'adamw', or 'muon' for the inner matrices")
+    muon_learning_rate: float = option(0.02, "peak learning rate of Muon, on AdamW's scale")
+    batch_size: int = option(64, "sequences a step, over all processes and accumulation steps")
+    gradient_accumulation_steps: int = option(
+        1, "parts in which a process works through its share of a batch", above_zero=True
+    )
+    z_loss_weight: float = option(
+        0.0, "weight of the squared log-partition; 1e-5 keeps large models' logits in bounds", not_negative=True
+    )
+    gradient_checkpointing: bool = option(False, "compute layers again in the backward pass: less memory, more time")
+    compile: bool = option(False, "compile the layers first (torch.compile); needs a C++ compiler on a CPU")
+    keep_best: bool = option(True, "keep the averaged weights of the best validation in checkpoints/best")
+
+    def sizes(self, tokens_per_image: int) -> dict[str, Any]:
+        """What is said about the shape of the language model."""
+        from lm.model import default_size
+
+        names = ("architecture", "num_layers", "hidden_size", "intermediate_size", "num_heads")
+        return {"size": self.lm_size or default_size(tokens_per_image), **{name: getattr(self, name) for name in names}}

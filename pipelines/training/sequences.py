@@ -1,0 +1,79 @@
+"""Which sequences stage 2 learns: the rows of a token cache in the formats and lengths that the options ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from transformers import PreTrainedModel
+
+from lm.data.sequence_source import SequenceSource
+from lm.data.token_cache import TokenCache
+from lm.pretrained import max_positions
+from lm.sequences import FORMATS
+from lm.vocabulary import MultimodalVocabulary
+from pipelines.options.language_model import LanguageModelOptions
+
+DOCUMENT_LENGTH = 1024  # tokens of an interleaved row, where --max_length does not say
+
+
+def longest_sequence(options: LanguageModelOptions, longest_picture: int, documents: bool = False) -> int:
+    """Most tokens of a sequence: --max_length, or what a picture with the longest caption and all special tokens takes,
+    and where there are interleaved `documents` at least `DOCUMENT_LENGTH`."""
+    captioned = longest_picture + options.max_caption_tokens + max(FORMATS[name].frame for name in options.mixture())
+    return options.max_length or max(captioned, DOCUMENT_LENGTH if documents else 0)
+
+
+def build_source(
+    options: LanguageModelOptions,
+    cache: TokenCache,
+    vocabulary: MultimodalVocabulary,
+    model: PreTrainedModel,
+    validation: bool = False,
+) -> SequenceSource:
+    """The rows of a cache in the options' formats, no longer than what the options allow and the model can take."""
+    longest = min(longest_sequence(options, vocabulary.longest_picture, cache.interleaved), max_positions(model.config))
+    dropout = 0.0 if validation else options.dropout()
+    drop = options.long_sequences == "drop" and not validation  # every row is validated on, cropped where need be
+    return SequenceSource(cache, vocabulary, dropout, options.mixture(), longest, drop, options.max_caption_tokens)
+
+
+def formats_line(source: SequenceSource) -> str:
+    """What is learned, and what becomes of rows that lack a caption or a picture."""
+    line = f"sequence formats: {' '.join(f'{name}={weight:g}' for name, weight in source.mixture.items())}"
+    if source.cache.interleaved:
+        return f"{line}; interleaved rows are learned as document, of up to {source.max_length} tokens"
+    for has_text, has_codes, what in ((False, True, "caption"), (True, False, "picture")):
+        rows = source.cache.count(has_text, has_codes)
+        if rows:
+            line += f"; {rows} rows without a {what} are learned as {' or '.join(source.possible(has_text, has_codes))}"
+    return line
+
+
+def first_choices(source: SequenceSource, name: str, rows: Iterable[int]) -> list[tuple[str, str | None]]:
+    """`SequenceSource.choose` for validation: every row in the format `name` with its first text, or in one that it
+    can take."""
+    chosen: list[tuple[str, str | None]] = []
+    for row in rows:
+        texts = source.cache.texts(row)
+        has = bool(texts), len(source.cache.codes(row)) > 0, len(source.cache.order(row)) > 1
+        takes = name if FORMATS[name].fits(*has) else next(iter(source.possible(*has)))
+        chosen.append((takes, texts[0] if FORMATS[takes].has_text else None))
+    return chosen
+
+
+def count_long(source: SequenceSource) -> int:
+    """How many rows, each with its first text, are too long in one of the formats: cropped, or left out."""
+    rows = range(len(source.cache))
+    longest = max(source.mixture, key=lambda name: FORMATS[name].frame * FORMATS[name].has_text)
+    before = source.cropped + source.dropped
+    source.items(rows, first_choices(source, longest, rows))
+    return source.cropped + source.dropped - before
+
+
+def long_line(long: int, source: SequenceSource, rows: int) -> str:
+    """What happens to sequences that are too long, of which there are so many among the validation rows."""
+    return (
+        f"{long} of {rows} validation rows, and about that share of all, are longer than {source.max_length} tokens "
+        f"and are {'left out' if source.drop_long else 'cropped'} (--max_caption_tokens, --max_length, "
+        "--long_sequences)"
+    )

@@ -1,0 +1,151 @@
+"""What a run goes on from, and what a checkpoint holds of it: whole tensors, the same whatever the processes.
+
+model/{name}        parameters, each once where layers share them, and buffers
+averaged/{name}     averaged parameters
+optimizer/{name}    states of the optimizers
+random/{name}       states of PyTorch's generators, of the main process
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from pipelines.training.averages import AveragedWeights
+from pipelines.training.distribution import gathered, is_sharded, reshard, spread, whole_copy
+from pipelines.training.optimizers import check_optimizer_tensors, load_optimizer_tensors, optimizer_tensors
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: optimizer steps taken.
+        seconds: training time.
+        place: where in the order of data the next batch is (`lm.data.batch_order.Place`).
+        tokens: read by the language model, over all processes.
+        best: lowest score of a validation so far.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    place: Sequence[int] = (0, 0, 0)
+    tokens: int = 0
+    best: float = math.inf
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without the step, which names the checkpoint."""
+        best = self.best if math.isfinite(self.best) else None
+        return {"seconds": self.seconds, "place": list(self.place), "tokens": self.tokens, "best": best}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Progress:
+        """The inverse of `to_dict`, with the step; tokens and best are absent in checkpoints of stage 1's first
+        versions."""
+        place, tokens, best = values.get("place", (0, 0, 0)), values.get("tokens", 0), values.get("best")
+        return cls(values["step"], values["seconds"], place, tokens, math.inf if best is None else best)
+
+
+@dataclass
+class TrainingState:
+    """The model in training, and all that belongs to it.
+
+    Attributes:
+        model: the model whose weights are averaged and saved.
+        optimizers: of its weights.
+        averages: moving averages of its weights.
+        prepared: what training calls, `model` or what Accelerate has wrapped around it.
+    """
+
+    accelerator: Accelerator
+    model: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    averages: AveragedWeights
+    prepared: nn.Module
+    progress: Progress = field(default_factory=Progress)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything that a run goes on from, in the main process; in others, nothing that is sharded. To be called in
+        all processes."""
+        reshard(self.prepared)
+        tensors = {f"model/{name}": tensor for name, tensor in model_tensors(self.model).items()}
+        tensors |= {f"averaged/{name}": tensor for name, tensor in self.averages.state().items()}
+        tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(self.optimizers).items()}
+        tensors = gathered(tensors, keep=self.accelerator.is_main_process)
+        tensors["random/torch"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors["random/cuda"] = torch.cuda.get_rng_state()
+        return tensors
+
+    def load(self, tensors: dict[str, torch.Tensor], *, other_optimizers: bool = False) -> bool:
+        """The inverse of `tensors`, from whole tensors in every process.
+
+        Args:
+            other_optimizers: where the states are those of other optimizers, leave them out: these start anew.
+
+        Returns:
+            whether the optimizers go on from their states.
+
+        Raises:
+            RuntimeError, KeyError: the tensors are of another model.
+            ValueError: of other optimizers.
+        """
+        parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "averaged": {}, "optimizer": {}, "random": {}}
+        for name, tensor in tensors.items():
+            part, rest = name.split("/", 1)
+            parts[part][rest] = tensor
+        targets = model_tensors(self.model)
+        if different := sorted(targets.keys() ^ parts["model"].keys()):
+            raise KeyError(f"{', '.join(different[:5])}: only on one side.")
+        self.model.load_state_dict(
+            {name: spread(parts["model"][name], like) for name, like in targets.items()}, strict=False
+        )
+        self.averages.load(parts["averaged"])
+        same_optimizers = True
+        try:
+            check_optimizer_tensors(self.optimizers, parts["optimizer"])
+        except ValueError:
+            if not other_optimizers:
+                raise
+            same_optimizers = False
+        if same_optimizers:
+            load_optimizer_tensors(self.optimizers, parts["optimizer"])
+        torch.set_rng_state(parts["random"]["torch"].cpu())
+        if "cuda" in parts["random"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(parts["random"]["cuda"].cpu())
+        return same_optimizers
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model has the averaged weights and is in evaluation mode. To be entered in all processes."""
+        self.model.eval()
+        with self.averages.applied():
+            try:
+                yield
+            finally:
+                reshard(self.prepared)
+        self.model.train()
+
+    def plain_model(self) -> Any:
+        """A model that any tool can use, with the weights as they are now: `model` itself or, where it is sharded, a
+        whole copy in the main process and None in the others. To be called in all processes."""
+        if not is_sharded(self.accelerator):
+            return self.model
+        reshard(self.prepared)
+        weights = gathered(self.model.state_dict(), keep=self.accelerator.is_main_process)
+        return whole_copy(self.model, weights) if self.accelerator.is_main_process else None
+
+
+def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers, by name; what layers share (tied embeddings) once."""
+    every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    once = {name for name, _ in model.named_parameters()}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in once or name not in every}
