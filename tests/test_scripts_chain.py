@@ -291,7 +291,7 @@ def interrupt_after(monkeypatch, step: int) -> None:
 
     def finish_step(self, *args, **kwargs):
         original(self, *args, **kwargs)
-        if self.step == step:
+        if self.progress.step == step:
             raise Killed
 
     monkeypatch.setattr(Loop, "finish_step", finish_step)
@@ -704,9 +704,9 @@ def test_a_learning_rate_that_breaks_the_loss(tokenizer_folder, model_folder, tm
 
         def finish_step(self, *args, original=original, **kwargs):
             original(self, *args, **kwargs)
-            if self.step == 4:  # as a step that was far too large leaves it
+            if self.progress.step == 4:  # as a step that was far too large leaves it
                 with torch.no_grad():
-                    next(self.model.parameters()).fill_(float("nan"))
+                    next(self.state.model.parameters()).fill_(float("nan"))
 
         with monkeypatch.context() as patch:
             patch.setattr(Loop, "finish_step", finish_step)

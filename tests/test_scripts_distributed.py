@@ -52,7 +52,7 @@ def train(options: train_lm.LanguageModelOptions, kill_at: int = 0) -> None:
 
     def finish_step(self, *args, **kwargs):
         original(self, *args, **kwargs)
-        if self.step == kill_at:
+        if self.progress.step == kill_at:
             raise Killed
 
     Loop.finish_step = finish_step

@@ -307,18 +307,6 @@ def test_tests_are_flat() -> None:
     assert [path for path in (ROOT / "tests").rglob("*.py") if path.parent != ROOT / "tests"] == []
 
 
-def test_imports_run_one_way() -> None:
-    forbidden = {
-        "tokenizer_image": ("lm", "pipelines", "scripts"),
-        "lm": ("tokenizer_image", "pipelines", "scripts"),
-        "pipelines": ("scripts",),
-    }
-    for package, others in forbidden.items():
-        for path, tree in sources(package):
-            wrong = [module for module in imports(tree) if module.partition(".")[0] in others]
-            assert wrong == [], f"{path} imports {wrong}"
-
-
 def test_no_file_is_a_drawer() -> None:
     names = {"utils.py", "util.py", "common.py", "helpers.py", "misc.py"}
     assert [path for path, _ in sources(*PACKAGES, "scripts") if path.name in names] == []
