@@ -112,7 +112,7 @@ def test_nearest_codes_work_in_blocks(monkeypatch):
 
 def test_the_buffer_serves_inside_and_outside_inference_mode():
     vectors, codebook = torch.randn(1000, 8), torch.randn(100, 8)
-    nearest._held.__dict__.clear()
+    nearest._thread_local.__dict__.clear()
     with torch.inference_mode():
         inside = nearest_codes(vectors, codebook)
     assert torch.equal(nearest_codes(vectors, codebook), inside)

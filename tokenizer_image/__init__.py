@@ -26,7 +26,7 @@ __all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
-    """Load public names when they are first used, so that `import tokenizer_image` costs nothing."""
+    """Import a public name at first use, so that `import tokenizer_image` does not load torch."""
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)

@@ -10,8 +10,8 @@ from tokenizer_image.quantizers.kinds import check_options
 
 NETWORKS = ("conv", "mlp")
 
-# Widths, residual blocks and codebooks by picture size: (largest image_size, settings). Codes per picture stay
-# between 32 and 512, because the language model pays for each of them.
+# Patch sizes, widths and codebooks by picture size. Codes per picture stay between 32 and 512, because the language
+# model's cost grows with their number.
 PRESETS: dict[int, dict[str, Any]] = {
     28: {"patch_size": 2, "hidden_sizes": [64, 128], "codebook_sizes": [512]},
     32: {"patch_size": 4, "hidden_sizes": [64, 128], "codebook_sizes": [512, 512]},
@@ -27,27 +27,30 @@ class VQVAEConfig(PretrainedConfig):
     Args:
         image_size: default side of a picture in pixels; `downsampling` must divide it.
         num_channels: 3 for RGB, 1 for grey.
-        patch_size: side of the square of pixels that the first convolution reads at once.
-        network: "conv", or "mlp": fully connected layers over the whole picture, which then has one size, `image_size`.
-        hidden_sizes: channels at each resolution, fine to coarse; each next one halves height and width. Of an MLP: the
-            widths of its layers; its grid of codes has one place for each `patch_size` pixels.
-        num_res_blocks: residual blocks at each resolution, in encoder and decoder each.
-        encoder_kernel_size: how far the encoder looks at its finest resolution; 1 is no further than a code's own
-            place, 3 a patch further in each block. See `Encoder`.
+        patch_size: kernel size and stride of the first convolution, in pixels.
+        network: "conv", or "mlp": fully connected layers over the whole picture, which fix its size to `image_size`.
+        hidden_sizes: channels at each resolution, fine to coarse; each further one halves height and width. For
+            "mlp": the widths of its layers; its grid of codes has one position per `patch_size` pixels along each side.
+        num_res_blocks: residual blocks at each resolution, in the encoder and in the decoder.
+        encoder_kernel_size: kernel size of the encoder's convolutions at its finest resolution. With 1 a latent depends
+            on the pixels of its own position alone; with 3 each block adds one patch on every side. See `Encoder`.
         code_dim: size of a latent and of a code.
         num_levels: 1, or 2 or 3 as in VQ-VAE-2 (Razavi et al. 2019): each coarser level has half the height and width
             of the next finer one.
-        level_dropout: share of training pictures of which the finer levels are left out (all but 1, or all but 2, with
-            equal chances), so that coarse levels learn to stand alone. Without it they may learn nothing where the
-            finest level can tell everything.
-        codebook_sizes: codes in each codebook; each is one code a position. Of several levels: coarse to fine, dealt
-            to the levels in equal numbers.
-        quantizer: a name in `quantizers.KINDS`, or one for each level: "ema", "gradient", "cosine", "finite_scalar",
-            "lookup_free" and "binary_spherical" have one codebook; "grouped", "residual" and "grouped_residual" may
-            have several.
-        quantizer_options: what else that quantizer can be told, e.g. {"revival_threshold": 0.1} (see `VectorQuantizer`,
+        level_dropout: share of training pictures that are decoded without their finer levels (from 1 or 2 levels, with
+            equal probability), so that the coarse levels alone give a picture. At 0, coarse levels may learn nothing
+            if the finest level has capacity for the whole picture.
+        codebook_sizes: size of each codebook; every codebook adds one code per position. With several levels: coarse
+            to fine, split evenly among the levels.
+        quantizer: a name in `quantizers.KINDS`, or a list with one per level: "ema", "gradient", "cosine",
+            "finite_scalar", "lookup_free" and "binary_spherical" have one codebook; "grouped", "residual" and
+            "grouped_residual" may have several.
+        quantizer_options: further arguments of the quantizer, e.g. {"revival_threshold": 0.1} (see `VectorQuantizer`,
             `ResidualQuantizer`, `LookupFreeQuantizer` and `quantizers.kinds`).
-        preprocessing: `Preprocessing.to_dict()` of the pictures it was trained on.
+        preprocessing: `Preprocessing.to_dict()` of the training pictures.
+
+    Raises:
+        ValueError: a value out of range, sizes that do not fit each other, an unknown quantizer or quantizer option.
     """
 
     model_type = "tessera_vqvae"
@@ -103,21 +106,22 @@ class VQVAEConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     def _check_levels(self) -> None:
-        """Raise ValueError unless every level has a known quantizer, which takes the options, and its codebooks."""
+        """Raise ValueError unless every level has a known quantizer, options that it takes, and codebooks."""
         if not 1 <= self.num_levels <= 3:
             raise ValueError(f"num_levels={self.num_levels}: choose 1, 2 or 3")
         if not 0 <= self.level_dropout < 1:
-            raise ValueError(f"level_dropout={self.level_dropout} must be in [0, 1): a share of the pictures; 0: never")
+            raise ValueError(f"level_dropout={self.level_dropout} must be in [0, 1): a share of the pictures")
         if self.network == "mlp" and self.num_levels > 1:
             raise ValueError(f"num_levels={self.num_levels}: an MLP has one level; use network='conv'")
         if len(self.codebook_sizes) % self.num_levels:
             raise ValueError(
-                f"codebook_sizes={self.codebook_sizes} cannot be dealt to num_levels={self.num_levels} levels in equal "
-                "numbers: give each level as many"
+                f"codebook_sizes={self.codebook_sizes} cannot be split evenly among num_levels={self.num_levels} "
+                "levels: give every level the same number of codebooks"
             )
         if not isinstance(self.quantizer, str) and len(self.quantizer) != self.num_levels:
             raise ValueError(
-                f"quantizer={self.quantizer}: give one name for all of num_levels={self.num_levels} levels, or one each"
+                f"quantizer={self.quantizer}: give one name for all num_levels={self.num_levels} levels, or a list "
+                "with one per level"
             )
         check_options(self.level_quantizers, self.quantizer_options)
 
@@ -140,11 +144,13 @@ class VQVAEConfig(PretrainedConfig):
         return self.patch_size * 2 ** (len(self.hidden_sizes) - 1 + self.num_levels - 1)
 
     def grids(self, image_size: int | tuple[int, int] | None = None) -> list[tuple[int, int]]:
-        """(rows, columns) of positions of each level, coarse to fine, of a picture of `image_size` (a side, or (height,
-        width)).
+        """(rows, columns) of each level's grid of positions, coarse to fine.
+
+        Args:
+            image_size: side, or (height, width), of the picture in pixels; default: the configuration's.
 
         Raises:
-            ValueError: the downsampling does not divide it.
+            ValueError: the downsampling does not divide it, or it is not the one size of an MLP.
         """
         size = self.image_size if image_size is None else image_size
         height, width = (size, size) if isinstance(size, int) else size
@@ -156,7 +162,7 @@ class VQVAEConfig(PretrainedConfig):
         if self.network == "mlp" and (height, width) != (self.image_size, self.image_size):
             raise ValueError(
                 f"image size {height}x{width}: an MLP has one size, {self.image_size}x{self.image_size}; resize the "
-                "pictures, or train a tokenizer with network='conv'"
+                "pictures to it, or train a tokenizer with network='conv'"
             )
         coarse = height // self.downsampling, width // self.downsampling
         return [(coarse[0] * 2**level, coarse[1] * 2**level) for level in range(self.num_levels)]

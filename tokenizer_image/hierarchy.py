@@ -1,4 +1,4 @@
-"""A hierarchy of codes: coarser levels above the finest."""
+"""The coarse levels of a hierarchical tokenizer, and how a level is conditioned on the coarser ones."""
 
 from __future__ import annotations
 
@@ -12,28 +12,31 @@ from tokenizer_image.quantizers import Quantizer
 class CoarseLevel(nn.Module):
     """One level above the finest (Razavi et al. 2019, VQ-VAE-2).
 
-    `encoder` halves the features of the next finer level; `head` makes latents of them and of what the coarser levels
-    have told already; `decoder` doubles the quantized latents for the next finer level.
+    `encoder` halves the resolution of the next finer level's features; `head` maps these features and the context to
+    latents; `decoder` doubles the resolution of the quantized latents and the context: its output is the context of
+    the next finer level.
 
     Args:
-        channels: features at every level.
-        is_conditioned: whether there is a coarser level still.
-        num_res_blocks: of its encoder and decoder.
+        channels: feature and context channels, the same at every level.
+        has_context: whether there is a coarser level, whose decoder output this level is conditioned on.
+        num_res_blocks: residual blocks in the encoder and in the decoder.
         quantizer: of latents (..., code_dim).
     """
 
-    def __init__(self, channels: int, is_conditioned: bool, num_res_blocks: int, quantizer: Quantizer) -> None:
+    def __init__(self, channels: int, has_context: bool, num_res_blocks: int, quantizer: Quantizer) -> None:
         super().__init__()
-        told = channels if is_conditioned else 0
-        # Normalised, unlike the finest level's: what a coarse level adds is little at first, and an optimizer whose
-        # steps do not shrink with the gradient would blow a residual stream up before it has found anything to say.
+        context_channels = channels if has_context else 0
+        # Normalised, unlike the finest level: a coarse level gets small gradients at the start of training, and an
+        # optimizer whose step does not shrink with the gradient (Muon, Adam) lets its residual stream grow without
+        # bound.
         self.encoder = Encoder(channels, 2, [channels], num_res_blocks, channels, normalize=True)
-        self.head = nn.Conv2d(channels + told, quantizer.code_dim, 1)
+        self.head = nn.Conv2d(channels + context_channels, quantizer.code_dim, 1)
         self.quantizer = quantizer
-        coded = quantizer.code_dim + told
-        self.decoder = Decoder(channels, 2, [channels], num_res_blocks, coded, channels, normalize=True)
+        self.decoder = Decoder(
+            channels, 2, [channels], num_res_blocks, quantizer.code_dim + context_channels, channels, normalize=True
+        )
 
 
-def joined(own: torch.Tensor, told: torch.Tensor | None) -> torch.Tensor:
-    """(B, channels, h, w) of a level's own, and what coarser levels have told, if any."""
-    return own if told is None else torch.cat([own, told.to(own.dtype)], dim=1)
+def with_context(hidden: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+    """Concatenate features or quantized latents (B, D, h, w) with the context (B, channels, h, w), if there is one."""
+    return hidden if context is None else torch.cat([hidden, context.to(hidden.dtype)], dim=1)

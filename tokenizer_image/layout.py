@@ -1,4 +1,4 @@
-"""Which position of a row of codes is what, and what a tokenizer offers to the rest of the project."""
+"""`CodeLayout`, which describes every entry of a row of codes, and `ImageTokenizer`, the interface of stage 1."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 
 @dataclass(frozen=True)
 class CodeLayout:
-    """One entry per position of a picture's row of codes, all int64 arrays of shape (T,).
+    """Level, depth, place and range of each of the T codes of a picture: int64 arrays of shape (T,).
 
     Order: levels coarse to fine; inside a level row by row; inside a position depth by depth.
 
     Attributes:
         level: 0 is the coarsest.
         depth: 0 is the first code of a position (residual and grouped quantizers have several).
-        row, column: place of the position in its level's grid.
-        low, high: the codes that may stand here, `low <= code < high`.
+        row, column: of the position in its level's grid.
+        low, high: range of the code, `low <= code < high`.
     """
 
     level: np.ndarray
@@ -36,16 +36,11 @@ class CodeLayout:
         """Plain lists, for JSON."""
         return {field.name: getattr(self, field.name).tolist() for field in fields(self)}
 
-    @classmethod
-    def from_dict(cls, values: dict[str, list[int]]) -> CodeLayout:
-        """The inverse of `to_dict`."""
-        return cls(**{field.name: np.asarray(values[field.name], np.int64) for field in fields(cls)})
-
 
 def build_layout(
     grids: list[tuple[int, int]], codebook_sizes: list[list[int]], shared: list[bool] | None = None
 ) -> CodeLayout:
-    """Lay out `len(grids)` levels, coarse to fine.
+    """The layout of `len(grids)` levels, coarse to fine.
 
     Args:
         grids: (rows, columns) of each level.
@@ -56,8 +51,8 @@ def build_layout(
     parts: dict[str, list[np.ndarray]] = {field.name: [] for field in fields(CodeLayout)}
     first = 0
     for level, ((rows, columns), sizes) in enumerate(zip(grids, codebook_sizes, strict=True)):
-        one = shared is not None and shared[level]
-        ends = first + (np.asarray(sizes, np.int64) if one else np.cumsum(np.asarray(sizes, np.int64)))
+        is_shared = shared is not None and shared[level]
+        ends = first + (np.asarray(sizes, np.int64) if is_shared else np.cumsum(np.asarray(sizes, np.int64)))
         shape = (rows, columns, len(sizes))
         row, column, depth = (axis.reshape(-1).astype(np.int64) for axis in np.indices(shape))
         parts["level"].append(np.full(row.shape, level, np.int64))

@@ -1,7 +1,7 @@
-"""How close reconstructions are to their pictures, and how much of a codebook is in use.
+"""Reconstruction error (MSE, PSNR, SSIM) and codebook use (usage, perplexity).
 
-Picture measures take float tensors (B, C, H, W) in [0, 1] and return one number per picture, (B,) float32,
-so that callers average over a whole set and not over means of batches.
+Picture metrics take float tensors (B, C, H, W) in [0, 1] and return one number per picture, (B,) float32: the mean over
+a whole set is not the mean of batch means if the last batch is smaller.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 _SSIM_WINDOW = 11
 _SSIM_SIGMA = 1.5
 _SSIM_K1, _SSIM_K2 = 0.01, 0.03
-_SMALLEST_MSE = 1e-10  # 100 dB: keeps the mean over a set finite when one picture comes back exactly
+_SMALLEST_MSE = 1e-10  # 100 dB: keeps the mean over a set finite if one reconstruction is exact
 
 
 def mse(reconstruction: Tensor, target: Tensor) -> Tensor:
@@ -26,18 +26,18 @@ def mse(reconstruction: Tensor, target: Tensor) -> Tensor:
 def psnr(reconstruction: Tensor, target: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each picture in dB: (B, C, H, W) in [0, 1] -> (B,) float32.
 
-    It is -10 log10(mse). Pictures that agree exactly count as 100 dB instead of infinity.
+    It is -10 log10(mse). An exact reconstruction counts as 100 dB instead of infinity.
     """
     return -10.0 * mse(reconstruction, target).clamp(min=_SMALLEST_MSE).log10()
 
 
 def ssim(reconstruction: Tensor, target: Tensor) -> Tensor:
-    """Structural similarity of each picture: (B, C, H, W) in [0, 1] -> (B,) float32, 1 where they agree.
+    """Structural similarity of each picture: (B, C, H, W) in [0, 1] -> (B,) float32, 1 if they are equal.
 
     Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error visibility to structural
     similarity", IEEE TIP 2004: an 11 x 11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, averaged over
-    the places where the window lies inside the picture, and over channels. A side shorter than 11 pixels
-    takes the largest odd window that fits it.
+    the positions where the window lies inside the picture, and over channels. If a side is shorter than 11 pixels,
+    the window has the largest odd size that fits.
     """
     x, y = _checked(reconstruction, target)
     c1, c2 = _SSIM_K1**2, _SSIM_K2**2
@@ -65,7 +65,7 @@ def _checked(reconstruction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _local_mean(pictures: Tensor) -> Tensor:
-    """Gaussian mean around each pixel: (5, B, C, H, W) -> (5, B, C, H', W') where the window fits."""
+    """Gaussian-weighted local mean, without padding: (5, B, C, H, W) -> (5, B, C, H', W')."""
     *outer, height, width = pictures.shape
     flat = pictures.reshape(-1, 1, height, width)
     column = torch.tensor(_gaussian(height), device=flat.device).view(1, 1, -1, 1)
@@ -82,7 +82,7 @@ def _gaussian(side: int) -> tuple[float, ...]:
 
 
 class CodeUsage:
-    """Counts codes over a whole set. Usage and perplexity depend on how much was seen, so feed it everything.
+    """Counts codes over a whole set. Usage and perplexity depend on the number of codes counted.
 
     `counts` is an int64 tensor (num_codes,) on the device of the codes; sum it over ranks to merge them.
     `usage` and `perplexity` cover all codes; `usage_of` and `perplexity_of` one range of them, such as one
@@ -109,12 +109,12 @@ class CodeUsage:
 
     @property
     def usage(self) -> float:
-        """Share of the codes that occurred at least once, in [0, 1]."""
+        """Share of the codes that occur at least once, in [0, 1]."""
         return self.usage_of(0, self.num_codes)
 
     @property
     def perplexity(self) -> float:
-        """exp of the codes' entropy: from 1 (one code only) to num_codes (all equally often); 0 before."""
+        """exp of the codes' entropy: from 1 (a single code) to num_codes (all equally often); 0 without any code."""
         return self.perplexity_of(0, self.num_codes)
 
     def usage_of(self, low: int, high: int) -> float:
@@ -122,7 +122,7 @@ class CodeUsage:
         return float((self._range(low, high) > 0).double().mean())
 
     def perplexity_of(self, low: int, high: int) -> float:
-        """`perplexity` of the codes low .. high - 1, as if these were all."""
+        """`perplexity` of the codes low .. high - 1 alone."""
         counts = self._range(low, high)
         counts = counts[counts > 0].double()
         if counts.numel() == 0:

@@ -12,8 +12,8 @@ HEAD_CHANNELS = 16
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(conv(silu(x)))), the second convolution starting at zero, so that every block starts as the
-    identity and no normalisation is needed (Zhang et al. 2019, Fixup)."""
+    """x + conv(silu(conv(silu(x)))). The second convolution is initialised to zero, so that every block starts as the
+    identity and needs no normalisation (Zhang et al. 2019, Fixup)."""
 
     def __init__(self, channels: int, kernel_sizes: tuple[int, int] = (3, 3)) -> None:
         super().__init__()
@@ -28,24 +28,35 @@ class ResidualBlock(nn.Module):
 
 
 def residual_blocks(channels: int, count: int, kernel_sizes: tuple[int, int] = (3, 3)) -> nn.Sequential:
+    """`count` residual blocks in a row."""
     return nn.Sequential(*(ResidualBlock(channels, kernel_sizes) for _ in range(count)))
 
 
 class ChannelNorm(nn.Module):
-    """Zero mean and unit variance over the channels of each place, (B, C, h, w)."""
+    """Zero mean and unit variance over the channels of each position; no learned scale (Ba et al. 2016)."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) to the same shape."""
         return F.layer_norm(hidden.permute(0, 2, 3, 1), hidden.shape[1:2]).permute(0, 3, 1, 2)
 
 
 class Encoder(nn.Module):
     """Pictures (B, C, H, W) to latents (B, code_dim, H / downsampling, W / downsampling).
 
-    A patch embedding, then residual blocks at each resolution with a strided convolution between two of them. Only the
-    finest resolution may look sideways, by one `kernel_size` convolution a block; with `kernel_size` 1 a latent sees
-    the pixels of its own place and no others. A code then tells what its own place looks like, which a language model
-    learns to predict far sooner than codes that an encoder with a wide view has filled with details of other places
-    (docs/results.md has the figures). Seeing the whole is the decoder's work.
+    A patch embedding, then residual blocks at each resolution, with a strided convolution between resolutions. Only
+    blocks of the finest resolution have spatial convolutions, one of `kernel_size` each; with `kernel_size` 1 the
+    receptive field of a latent is its own `downsampling` x `downsampling` pixels. A language model learns to predict
+    such local codes much sooner than codes from an encoder with a wide receptive field (figures in docs/results.md);
+    the decoder, whose convolutions are 3x3, combines positions.
+
+    Args:
+        num_channels: C.
+        patch_size: kernel size and stride of the first convolution.
+        hidden_sizes: channels at each resolution, fine to coarse.
+        num_res_blocks: per resolution.
+        code_dim: channels of the output.
+        kernel_size: odd.
+        normalize: apply `ChannelNorm` before the output convolution.
     """
 
     def __init__(
@@ -69,14 +80,18 @@ class Encoder(nn.Module):
         self.head = nn.Conv2d(hidden_sizes[-1], code_dim, 1)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) to (B, code_dim, H / downsampling, W / downsampling)."""
         return self.head(F.silu(self.norm(self.stages(self.stem(pixel_values)))))
 
 
 class Decoder(nn.Module):
     """Quantized latents (B, code_dim, h, w) to pictures (B, C, h * downsampling, w * downsampling).
 
-    The mirror of the encoder; each up-sampling is a 1x1 convolution and a pixel shuffle (Shi et al. 2016), and one
-    last 3x3 convolution at full resolution smooths the seams between patches.
+    The stages of the encoder in reverse order, with 3x3 convolutions. Each up-sampling is a 1x1 convolution and a pixel
+    shuffle (Shi et al. 2016); a last 3x3 convolution at full resolution smooths the edges between patches.
+
+    Args: as `Encoder`; `code_dim` is the channels of the input, `head_channels` those at full resolution before the
+    last convolution.
     """
 
     def __init__(
@@ -103,6 +118,7 @@ class Decoder(nn.Module):
         self.to_pixels = nn.Conv2d(head_channels, num_channels, 3, padding=1)
 
     def forward(self, quantized: torch.Tensor) -> torch.Tensor:
+        """(B, code_dim, h, w) to (B, C, h * downsampling, w * downsampling), not clipped."""
         hidden = self.shuffle(self.head(F.silu(self.norm(self.stages(self.stem(quantized))))))
         return self.to_pixels(F.silu(hidden))
 
@@ -118,11 +134,12 @@ class MLPEncoder(nn.Module):
         self.layers = perceptron([num_channels * image_size**2, *hidden_sizes, code_dim * grid[0] * grid[1]])
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, C, image_size, image_size) to (B, code_dim, rows, columns)."""
         return self.layers(pixel_values.flatten(1)).view(-1, *self.shape)
 
 
 class MLPDecoder(nn.Module):
-    """Quantized latents (B, code_dim, rows, columns) to pictures (B, C, H, W): the mirror of `MLPEncoder`."""
+    """Quantized latents (B, code_dim, rows, columns) to pictures (B, C, H, W): the layers of `MLPEncoder` reversed."""
 
     def __init__(
         self, num_channels: int, image_size: int, grid: tuple[int, int], hidden_sizes: list[int], code_dim: int
@@ -133,11 +150,12 @@ class MLPDecoder(nn.Module):
         self.layers = perceptron(sizes)
 
     def forward(self, quantized: torch.Tensor) -> torch.Tensor:
+        """(B, code_dim, rows, columns) to (B, C, image_size, image_size), not clipped."""
         return self.layers(quantized.flatten(1)).view(-1, *self.shape)
 
 
 def perceptron(sizes: list[int]) -> nn.Sequential:
-    """Linear layers from the first size to the last, with SiLU between them."""
+    """Linear layers that map the first size to the last through the others, with SiLU in between."""
     layers: dict[str, nn.Module] = {}
     for index, (before, after) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
         name = "first" if index == 0 else "last" if index == len(sizes) - 2 else f"inner{index}"

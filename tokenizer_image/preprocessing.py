@@ -1,8 +1,8 @@
-"""The one pair that turns a picture file into numbers and numbers back into a picture.
+"""Conversion between PIL images and pixel_values, shared by training, evaluation and the pipelines.
 
-`preprocess` -> `to_pixel_values` on the way in, `postprocess` on the way out; training, evaluation and the
-pipeline all use these. The settings travel with the tokenizer (`preprocessing` in its config.json).
-torch is imported inside the functions that need it, so that decoding processes start without it.
+`preprocess` and `to_pixel_values` convert an image to a tensor, `postprocess` converts back. The settings are stored
+with the tokenizer (`preprocessing` in its config.json). torch is imported inside the functions that need it, so that
+decoding processes start without it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,15 @@ EXIF_ORIENTATION = 0x0112
 class Preprocessing:
     """How a picture of any size and mode becomes uint8 (num_channels, image_size, image_size).
 
-    image_size: side of the square, in pixels. num_channels: 3 (RGB) or 1 (grey).
-    resize: "crop" keeps the proportions (short side to `image_size`, middle of the long side kept);
-    "squash" keeps everything and distorts. background: RGB colour 0..255 seen through transparent parts.
+    Args:
+        image_size: side of the square, in pixels.
+        num_channels: 3 (RGB) or 1 (grey).
+        resize: "crop" keeps the aspect ratio: the short side is resized to `image_size`, the long side cropped at its
+            centre. "squash" resizes both sides to `image_size` and changes the aspect ratio.
+        background: RGB colour, 0..255, behind transparent pixels.
+
+    Raises:
+        ValueError: a value that is none of these.
     """
 
     image_size: int = 32
@@ -66,7 +72,11 @@ class Preprocessing:
 
 
 def preprocessing_of(image_tokenizer: Any) -> Preprocessing:
-    """How pictures are prepared for a tokenizer: its stored settings, or plain ones of its size."""
+    """How pictures are prepared for a tokenizer: the settings in its configuration, else the defaults for its size.
+
+    Args:
+        image_tokenizer: an `ImageTokenizer`.
+    """
     config = image_tokenizer.config
     stored = getattr(config, "preprocessing", None)
     if stored:
@@ -75,27 +85,31 @@ def preprocessing_of(image_tokenizer: Any) -> Preprocessing:
 
 
 def nearest_size(width: int, height: int, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The (height, width) of `sizes` whose shape is nearest to a picture's: least |log ratio|, ties to the first."""
-    shape = math.log(width / height)
-    return min(sizes, key=lambda size: abs(math.log(size[1] / size[0]) - shape))
+    """The (height, width) in `sizes` with the aspect ratio nearest to a picture's (log ratio); ties to the first."""
+    log_ratio = math.log(width / height)
+    return min(sizes, key=lambda size: abs(math.log(size[1] / size[0]) - log_ratio))
 
 
 def preprocess(image: Image.Image, settings: Preprocessing, sizes: Sequence[tuple[int, int]] = ()) -> np.ndarray:
     """PIL image of any mode and size -> uint8 (C, H, W) with H = W = `settings.image_size`.
 
-    With `sizes`, (height, width) each, (H, W) is the one whose shape is nearest to the (upright) picture's.
+    With `sizes`, (height, width) each, (H, W) is the one with the aspect ratio nearest to the (upright) picture's.
 
     - An EXIF orientation is applied; other metadata, colour profiles included, is ignored.
     - Animated files and many-page TIFFs: the first frame.
-    - Grey becomes three equal channels; colour becomes luma (ITU-R 601) where one channel is asked for.
+    - Grey becomes three equal channels; colour becomes luma (ITU-R 601) if `settings.num_channels` is 1.
     - Palette, YCbCr, HSV and CMYK become RGB.
-    - Transparency (alpha channel, transparent palette entry or colour) is laid over `settings.background`.
-    - 16-bit grey is scaled to 8 bit (65535 -> 255), 32-bit integers are taken as 16-bit and clipped.
-      Floating point is taken as 0..1, or as 0..255 where a value exceeds 1.
-    - Resizing is antialiased (Lanczos). A picture of the right size comes back with its very pixels.
+    - Transparency (alpha channel, transparent palette entry or colour) is composited over `settings.background`.
+    - 16-bit grey is scaled to 8 bit (65535 -> 255); 32-bit integers are read as 16-bit and clipped.
+      Floating point is read as 0..1, or as 0..255 if any value exceeds 1.
+    - Resizing is antialiased (Lanczos). A picture that already has the size keeps its exact pixels.
 
-    The image passed in is left as it is. Raises OSError (or another Pillow error) for a file that cannot be
-    read, ValueError for a mode without a meaning here (LAB).
+    The image passed in is not modified.
+
+    Raises:
+        OSError (or another Pillow error): a file that cannot be read.
+        ValueError: a mode that is not supported (LAB).
+        TypeError: not a PIL image.
     """
     if not isinstance(image, Image.Image):
         raise TypeError(f"preprocess needs a PIL image, got {type(image).__name__}")
@@ -109,7 +123,7 @@ def preprocess(image: Image.Image, settings: Preprocessing, sizes: Sequence[tupl
 
 
 def _first_frame(image: Image.Image) -> Image.Image:
-    """Frame 0 of an animated file, whichever frame the caller has wound it to (and stays at)."""
+    """Frame 0 of an animated file; the caller's image stays at its current frame."""
     position = image.tell()
     if position == 0:
         return image
@@ -120,7 +134,7 @@ def _first_frame(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says; a damaged EXIF block does not spoil the picture."""
+    """The image rotated by its EXIF orientation; a damaged EXIF block is ignored."""
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     except (SyntaxError, ValueError, TypeError, KeyError, struct.error):
@@ -133,7 +147,7 @@ def _opaque_8bit(image: Image.Image, settings: Preprocessing) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _deep_to_8bit(image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        if image.mode in ("RGBa", "La"):  # premultiplied: Pillow leads from these to the straight ones only
+        if image.mode in ("RGBa", "La"):  # premultiplied alpha, which Pillow converts to RGBA and LA only
             image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
         layer = image.convert("RGBA")
         backdrop = Image.new("RGBA", layer.size, (*settings.background, 255))
@@ -145,7 +159,7 @@ def _opaque_8bit(image: Image.Image, settings: Preprocessing) -> Image.Image:
 
 def _deep_to_8bit(image: Image.Image) -> Image.Image:
     """16-bit, 32-bit integer and floating-point grey -> "L"."""
-    values = np.asarray(image).astype(np.float64)  # Pillow hands out the byte order of the mode
+    values = np.asarray(image).astype(np.float64)  # from either byte order
     if image.mode == "F":
         values = np.nan_to_num(values, nan=0.0)
         values = values * 255.0 if values.max(initial=0.0) <= 1.0 else values
@@ -160,12 +174,11 @@ def _resized(image: Image.Image, settings: Preprocessing, target: tuple[int, int
     if (width, height) == (columns, rows):
         return image
     box = (0.0, 0.0, float(width), float(height))
-    if settings.resize == "crop":  # crop and resize in one step: no second rounding
-        kept = (
-            (width, width * rows / columns) if width * rows <= height * columns else (height * columns / rows, height)
-        )
-        left, top = (width - kept[0]) / 2, (height - kept[1]) / 2
-        box = (left, top, left + kept[0], top + kept[1])
+    if settings.resize == "crop":  # crop and resize in one call, which rounds once
+        is_tall = width * rows <= height * columns
+        crop = (width, width * rows / columns) if is_tall else (height * columns / rows, height)
+        left, top = (width - crop[0]) / 2, (height - crop[1]) / 2
+        box = (left, top, left + crop[0], top + crop[1])
     return image.resize((columns, rows), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
@@ -177,7 +190,7 @@ def to_pixel_values(pictures: torch.Tensor | np.ndarray) -> torch.Tensor:
     import torch
 
     if isinstance(pictures, np.ndarray):
-        # torch cannot share memory that it may not write to (a read-only memory map): copy that one
+        # torch cannot share memory that is read-only, such as a memory map's
         pictures = torch.from_numpy(pictures if pictures.flags.writeable else np.array(pictures))
     if pictures.dtype != torch.uint8:
         raise TypeError(f"to_pixel_values needs uint8 pictures 0..255, got {pictures.dtype}")
@@ -193,7 +206,7 @@ def postprocess(pixel_values: torch.Tensor, output_type: Literal["pt"]) -> torch
 @overload
 def postprocess(pixel_values: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor: ...
 def postprocess(pixel_values: torch.Tensor, output_type: str = "pil") -> list[Image.Image] | np.ndarray | torch.Tensor:
-    """Float (B, C, H, W) in [-1, 1] -> pictures; what lies outside is clipped.
+    """Float (B, C, H, W) in [-1, 1] -> pictures; values outside the range are clipped.
 
     output_type: "pil" list of B images ("RGB", or "L" for one channel), rounded to 8 bit: the inverse of
     `to_pixel_values`; "np" float32 (B, H, W, C) in [0, 1]; "pt" float32 tensor (B, C, H, W) in [0, 1].

@@ -1,4 +1,4 @@
-"""The image tokenizer: pictures to rows of integers and back."""
+"""`VQVAE`, the image tokenizer: pictures to rows of integer codes and back."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from tokenizer_image.configuration import VQVAEConfig
-from tokenizer_image.hierarchy import CoarseLevel, joined
+from tokenizer_image.hierarchy import CoarseLevel, with_context
 from tokenizer_image.layout import CodeLayout, build_layout
 from tokenizer_image.networks import Decoder, Encoder, MLPDecoder, MLPEncoder
 from tokenizer_image.quantizers import Quantizer, QuantizerOutput
 from tokenizer_image.quantizers.kinds import build_levels
 
-# The configuration that changes which codes a picture gets, beside the weights.
+# Configuration fields that decide, with the weights, which codes a picture gets.
 FINGERPRINT_FIELDS = (
     "image_size",
     "num_channels",
@@ -34,9 +34,9 @@ FINGERPRINT_FIELDS = (
     "codebook_sizes",
     "preprocessing",
 )
-# Of what a quantizer can be told, that which changes codes; the rest is how it learns.
+# Quantizer options that decide codes; the others set how the quantizer learns.
 FINGERPRINT_OPTIONS = ("shared_codebook", "num_groups", "codebook_dim", "levels")
-MOST_CODES = 2**32  # the widest integers that a token cache keeps codes in
+MAX_CODES = 2**32  # a token cache stores codes as uint32 at most
 
 
 @dataclass
@@ -44,14 +44,14 @@ class VQVAEOutput(ModelOutput):
     """What `VQVAE.forward` returns.
 
     Attributes:
-        loss: scalar, reconstruction plus commitment.
+        loss: scalar, `reconstruction_loss + commitment_loss`.
         reconstruction: (B, C, H, W), about [-1, 1], not clipped.
         codes: (B, T) int64.
         reconstruction_loss: scalar, mean squared error on [-1, 1].
-        commitment_loss: scalar, weighted.
-        dead: codes that hardly any latent has used of late.
-        revived: dead codes replaced in this step.
-        latent_norm: scalar, mean Euclidean norm of the latents.
+        commitment_loss: scalar, the sum of the levels' quantizer losses, already weighted.
+        dead: number of codes whose moving count is below the revival threshold.
+        revived: number of dead codes replaced in this step.
+        latent_norm: scalar, mean Euclidean norm of the finest latents.
     """
 
     loss: torch.Tensor | None = None
@@ -80,12 +80,12 @@ class VQVAE(PreTrainedModel):
         quantizers = build_levels(
             config.level_quantizers, config.level_codebook_sizes, config.code_dim, config.quantizer_options
         )
-        # finite_scalar cannot have every size
+        # "finite_scalar" takes the nearest size that it can have
         config.codebook_sizes = [size for quantizer in quantizers for size in quantizer.codebook_sizes]
-        if (num_codes := sum(quantizer.codebook_size for quantizer in quantizers)) > MOST_CODES:
+        if (num_codes := sum(quantizer.codebook_size for quantizer in quantizers)) > MAX_CODES:
             raise ValueError(
-                f"codebook_sizes={config.codebook_sizes}: {num_codes:,} codes in all are more than the {MOST_CODES:,} "
-                "that a token cache can tell apart; choose smaller codebooks, or several codes a place"
+                f"codebook_sizes={config.codebook_sizes}: {num_codes:,} codes in all are more than the {MAX_CODES:,} "
+                "that a token cache can store; choose smaller codebooks, or several codes per position"
             )
         self.quantizer: Quantizer = quantizers[-1]
         self.coarser = nn.ModuleList()
@@ -100,7 +100,8 @@ class VQVAE(PreTrainedModel):
 
     def _build_convolutional(self, coarser: list[Quantizer]) -> None:
         config = self.config
-        channels, told = config.hidden_sizes[-1], config.hidden_sizes[-1] if coarser else 0
+        channels = config.hidden_sizes[-1]
+        context_channels = channels if coarser else 0
         shape = (config.num_channels, config.patch_size, config.hidden_sizes, config.num_res_blocks)
         features = channels if coarser else config.code_dim
         self.encoder = Encoder(*shape, features, kernel_size=config.encoder_kernel_size)
@@ -108,13 +109,13 @@ class VQVAE(PreTrainedModel):
             CoarseLevel(channels, index > 0, config.num_res_blocks, quantizer)
             for index, quantizer in enumerate(coarser)
         )
-        self.head = nn.Conv2d(channels + told, config.code_dim, 1) if coarser else nn.Identity()
-        self.decoder = Decoder(*shape, config.code_dim + told)
+        self.head = nn.Conv2d(channels + context_channels, config.code_dim, 1) if coarser else nn.Identity()
+        self.decoder = Decoder(*shape, config.code_dim + context_channels)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # transformers' default, N(0, 0.02), starves deep convolutions. Of a model that is not its own, transformers
-        # passes only modules with weights of their own, so a ResidualBlock cannot be asked for here.
+        # transformers' default, N(0, 0.02), lets activations vanish in deep convolutional networks. transformers
+        # calls this only for modules that hold parameters directly, so a ResidualBlock never arrives here itself.
         if isinstance(module, nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
             nn.init.zeros_(module.bias)
@@ -128,7 +129,7 @@ class VQVAE(PreTrainedModel):
 
     @property
     def num_codes(self) -> int:
-        """The language model sees one alphabet, 0 .. num_codes - 1: each codebook has its own range."""
+        """Codes are 0 .. num_codes - 1: each codebook has its own range."""
         return sum(quantizer.codebook_size for quantizer in self.quantizers)
 
     @property
@@ -147,7 +148,7 @@ class VQVAE(PreTrainedModel):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the float32 weights and of the settings that change codes; never of versions or paths."""
+        """32 hexadecimal digits: a hash of the float32 weights and of the settings that decide codes."""
         digest = hashlib.sha256()
         settings = {name: getattr(self.config, name) for name in FINGERPRINT_FIELDS}
         options = self.config.quantizer_options
@@ -159,9 +160,9 @@ class VQVAE(PreTrainedModel):
         return digest.hexdigest()[:32]
 
     def code_vectors(self) -> torch.Tensor | None:
-        """(num_codes, code_dim) float32: what each code alone adds to a quantized latent of its level.
+        """(num_codes, code_dim) float32: each code's contribution to a quantized latent of its level.
 
-        None where a quantizer cannot say.
+        None if a quantizer's codes have no such vectors.
         """
         tables = []
         for quantizer in self.quantizers:
@@ -172,7 +173,11 @@ class VQVAE(PreTrainedModel):
         return torch.cat(tables)
 
     def layout(self, image_size: int | tuple[int, int] | None = None) -> CodeLayout:
-        """What each position of a row of codes is, for pictures of `image_size` (default: the configuration's)."""
+        """The layout of the row of codes of a picture of `image_size` pixels (default: the configuration's).
+
+        Raises:
+            ValueError: the downsampling does not divide the size.
+        """
         shared = [quantizer.shares_codebook for quantizer in self.quantizers]
         return build_layout(self.config.grids(image_size), self.config.level_codebook_sizes, shared)
 
@@ -183,24 +188,29 @@ class VQVAE(PreTrainedModel):
             )
         self.config.grids((pixel_values.shape[2], pixel_values.shape[3]))
 
-    def _describe(
+    def _quantize_levels(
         self, pixel_values: torch.Tensor, quantize: Callable[[Quantizer, torch.Tensor], torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Go down the levels, coarse to fine, with `quantize(quantizer, latents (B, h, w, code_dim)) -> quantized`.
+        """Encode pictures (B, C, H, W) and quantize the latents of every level, coarse to fine.
 
-        Returns what the last decoder takes, (B, channels, h, w), and the finest latents.
+        Args:
+            quantize: called once per level as `quantize(quantizer, latents)`, latents (B, h, w, code_dim); returns
+                the quantized latents of the same shape, which the finer levels are conditioned on.
+
+        Returns:
+            The input of the finest decoder, (B, code_dim + context channels, h, w), and the finest level's latents.
         """
         self._check_pictures(pixel_values)
         features = [self.encoder(pixel_values)]
         for level in reversed(self._coarser):
             features.append(level.encoder(features[-1]))
-        told = None
+        context = None
         for level in self._coarser:
-            latents = level.head(joined(features.pop(), told)).permute(0, 2, 3, 1)
+            latents = level.head(with_context(features.pop(), context)).permute(0, 2, 3, 1)
             quantized = self._channels_first(quantize(level.quantizer, latents))
-            told = level.decoder(joined(quantized, told))
-        latents = self.head(joined(features.pop(), told)).permute(0, 2, 3, 1)
-        return joined(self._channels_first(quantize(self.quantizer, latents)), told), latents
+            context = level.decoder(with_context(quantized, context))
+        latents = self.head(with_context(features.pop(), context)).permute(0, 2, 3, 1)
+        return with_context(self._channels_first(quantize(self.quantizer, latents)), context), latents
 
     def _channels_first(self, quantized: torch.Tensor) -> torch.Tensor:
         """(B, h, w, D) float32 to (B, D, h, w) in the dtype of the weights."""
@@ -208,30 +218,34 @@ class VQVAE(PreTrainedModel):
 
     @torch.no_grad()
     def latents(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        """What each level's quantizer sees of pictures (B, C, H, W), coarse to fine: (B, h, w, code_dim) float32."""
-        found: list[torch.Tensor] = []
+        """Pictures (B, C, H, W) to each level's latents (B, h, w, code_dim) float32, coarse to fine."""
+        levels: list[torch.Tensor] = []
 
         def quantize(quantizer: Quantizer, latents: torch.Tensor) -> torch.Tensor:
-            found.append(latents.float())
+            levels.append(latents.float())
             return quantizer.decode(quantizer.encode(latents)) if quantizer is not self.quantizer else latents
 
-        self._describe(pixel_values, quantize)
-        return found
+        self._quantize_levels(pixel_values, quantize)
+        return levels
 
     @torch.no_grad()
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pictures (B, C, H, W) float in [-1, 1] to codes (B, T) int64. Never changes a buffer."""
+        """Pictures (B, C, H, W) float in [-1, 1] to codes (B, T) int64. Never changes a buffer.
+
+        Raises:
+            ValueError: another number of channels, or a size that the downsampling does not divide.
+        """
         codes: list[torch.Tensor] = []
 
         def quantize(quantizer: Quantizer, latents: torch.Tensor) -> torch.Tensor:
             codes.append(quantizer.encode(latents))
             return quantizer.decode(codes[-1]) if quantizer is not self.quantizer else latents
 
-        self._describe(pixel_values, quantize)
-        return self._row(codes, pixel_values)
+        self._quantize_levels(pixel_values, quantize)
+        return self._code_row(codes, pixel_values)
 
-    def _row(self, codes: list[torch.Tensor], pixel_values: torch.Tensor) -> torch.Tensor:
-        """Each level's codes (B, h, w, depths) of pictures, in their own ranges, to one row (B, T)."""
+    def _code_row(self, codes: list[torch.Tensor], pixel_values: torch.Tensor) -> torch.Tensor:
+        """Concatenate each level's codes (B, h, w, depths) to (B, T) and shift each codebook's to its own range."""
         row = torch.cat([level.flatten(1) for level in codes], dim=1)
         low = self.layout((pixel_values.shape[2], pixel_values.shape[3])).low
         return row + torch.from_numpy(low).to(row.device)
@@ -240,8 +254,8 @@ class VQVAE(PreTrainedModel):
     def decode(self, codes: torch.Tensor, image_size: int | tuple[int, int] | None = None) -> torch.Tensor:
         """Codes (B, t <= T) int64 to pictures (B, C, H, W) in [-1, 1].
 
-        Positions that are absent (t < T) are filled with the mean of their codebook, so that coarse levels alone, or a
-        half-drawn picture, can be shown.
+        Absent positions (t < T) are filled with the mean of their codebook, so that coarse levels alone, or a
+        half-drawn picture, can be decoded.
 
         Raises:
             ValueError: too many codes, or a code outside the range of its position.
@@ -256,19 +270,24 @@ class VQVAE(PreTrainedModel):
         check_codes(codes, low, torch.from_numpy(layout.high).to(codes.device))
         absent = torch.arange(total, device=codes.device) >= codes.shape[1]
         local = torch.where(absent, 0, F.pad(codes, (0, total - codes.shape[1])) - low)
-        told, first = None, 0
+        context, first = None, 0
         grids = self.config.grids(image_size)
         for index, (quantizer, (rows, columns)) in enumerate(zip(self.quantizers, grids, strict=True)):
             shape = (rows, columns, quantizer.codes_per_position)
-            own = slice(first, first := first + rows * columns * quantizer.codes_per_position)
-            quantized = quantizer.decode(local[:, own].reshape(-1, *shape), absent[own].view(shape))
-            inputs = joined(self._channels_first(quantized), told)
+            level = slice(first, first := first + rows * columns * quantizer.codes_per_position)
+            quantized = quantizer.decode(local[:, level].reshape(-1, *shape), absent[level].view(shape))
+            inputs = with_context(self._channels_first(quantized), context)
             if index < len(self._coarser):
-                told = self._coarser[index].decoder(inputs)
+                context = self._coarser[index].decoder(inputs)
         return self.decoder(inputs).float().clamp(-1, 1)
 
     def forward(self, pixel_values: torch.Tensor) -> VQVAEOutput:
-        """Reconstruct pictures (B, C, H, W) in [-1, 1]. In train mode this is where the codebooks learn."""
+        """Reconstruct pictures (B, C, H, W) in [-1, 1]; in train mode, the only call that updates the codebooks.
+
+        Raises:
+            ValueError: another number of channels, or a size that the downsampling does not divide.
+            NotFiniteError: in train mode, latents have NaN or infinity (codebooks are left as they were).
+        """
         outputs: list[QuantizerOutput] = []
         kept = self._kept_levels(pixel_values)
 
@@ -280,14 +299,14 @@ class VQVAE(PreTrainedModel):
             filling = quantizer.decode(output.codes, torch.ones_like(output.codes, dtype=torch.bool)).detach()
             return torch.where(absent[:, None, None, None], filling, output.quantized)
 
-        inputs, latents = self._describe(pixel_values, quantize)
+        inputs, latents = self._quantize_levels(pixel_values, quantize)
         reconstruction = self.decoder(inputs)
         reconstruction_loss = F.mse_loss(reconstruction.float(), pixel_values.float())
         quantizer_loss = torch.stack([output.loss for output in outputs]).sum()
         return VQVAEOutput(
             loss=reconstruction_loss + quantizer_loss,
             reconstruction=reconstruction,
-            codes=self._row([output.codes for output in outputs], pixel_values),
+            codes=self._code_row([output.codes for output in outputs], pixel_values),
             reconstruction_loss=reconstruction_loss,
             commitment_loss=quantizer_loss,
             dead=sum(output.dead for output in outputs),
@@ -296,7 +315,7 @@ class VQVAE(PreTrainedModel):
         )
 
     def _kept_levels(self, pixel_values: torch.Tensor) -> torch.Tensor | None:
-        """How many levels of each picture are decoded in this training step, (B,) int64; None: all of all."""
+        """Level dropout: how many levels of each picture are decoded, (B,) int64; None if none is left out."""
         levels, count = self.config.num_levels, len(pixel_values)
         if not self.training or levels == 1 or self.config.level_dropout == 0:
             return None
@@ -305,23 +324,26 @@ class VQVAE(PreTrainedModel):
 
     @torch.no_grad()
     def refit_codebook(self, batches: Callable[[], Iterable[torch.Tensor]]) -> None:
-        """Move each code to the mean of the latents that it stands for, over batches of pixel_values.
+        """Move each code to the mean of the latents that are quantized to it, over batches of pixel_values.
 
-        Averaged encoder weights do not fit a codebook that followed the raw encoder; one pass a level mends it, coarse
-        to fine, since what a level sees hangs on the coarser ones.
+        A codebook that followed the raw encoder does not fit the averaged weights. One pass per level, coarse to fine,
+        because a level's latents depend on the codes of the coarser levels.
 
         Args:
-            batches: called for each level, so that pictures need not be held.
+            batches: called once per level; returns the batches anew, so that they need not fit in memory.
+
+        Raises:
+            NotFiniteError: latents have NaN or infinity.
         """
         for level, quantizer in enumerate(self.quantizers):
             quantizer.refit([self.latents(pixels)[level].reshape(-1, self.config.code_dim) for pixels in batches()])
 
 
 def check_codes(codes: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> None:
-    """Raise ValueError, in the caller's numbers, unless low <= code < high at each place: codes (B, t), bounds (T,)."""
-    wrong = ((codes < low[: codes.shape[1]]) | (codes >= high[: codes.shape[1]])).nonzero()
-    if len(wrong):
-        row, place = wrong[0].tolist()
+    """Raise ValueError unless low <= code < high at every position: codes (B, t <= T), bounds (T,)."""
+    invalid = ((codes < low[: codes.shape[1]]) | (codes >= high[: codes.shape[1]])).nonzero()
+    if len(invalid):
+        row, place = invalid[0].tolist()
         raise ValueError(
             f"code {int(codes[row, place])} at place {place} of row {row}: the codes there are {int(low[place])} to "
             f"{int(high[place]) - 1}"
@@ -329,12 +351,13 @@ def check_codes(codes: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> N
 
 
 def load_tokenizer(folder: str | Path, **settings: Any) -> VQVAE:
-    """Read a tokenizer folder, or the image_tokenizer/ of a model folder, in eval mode.
+    """Load a tokenizer folder, or the image_tokenizer/ of a model folder, in eval mode.
 
-    `settings` take the place of those in its configuration (how it learns; sizes are those of its weights).
+    Args:
+        settings: configuration fields to override, such as `quantizer_options`; never sizes, which the weights fix.
 
     Raises:
-        ValueError: there is no tokenizer there, or not a whole one.
+        ValueError: the folder has no tokenizer, or weights that do not match its configuration.
     """
     path = Path(folder)
     if (path / "image_tokenizer" / "config.json").is_file():
@@ -348,12 +371,12 @@ def load_tokenizer(folder: str | Path, **settings: Any) -> VQVAE:
         kind = None
     if kind != VQVAEConfig.model_type or not (path / "model.safetensors").is_file():
         raise ValueError(f"{folder} is not an image tokenizer (no config.json of one, or no weights): {remedy}")
-    tokenizer, found = VQVAE.from_pretrained(path, use_safetensors=True, output_loading_info=True, **settings)
-    wrong = {name: sorted(map(str, found[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    if any(wrong.values()):
-        told = "; ".join(f"{name.replace('_', ' ')}: {', '.join(keys[:3])}" for name, keys in wrong.items() if keys)
+    tokenizer, info = VQVAE.from_pretrained(path, use_safetensors=True, output_loading_info=True, **settings)
+    problems = {name: sorted(map(str, info[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    if any(problems.values()):
+        listing = "; ".join(f"{name.replace('_', ' ')}: {', '.join(k[:3])}" for name, k in problems.items() if k)
         raise ValueError(
-            f"{folder} has weights that are not those of its configuration ({told}): it is damaged, or of an earlier "
-            "version of tessera; train it again"
+            f"{folder} has weights that are not those of its configuration ({listing}): it is damaged, or of an "
+            "earlier version of tessera; train it again"
         )
     return tokenizer.eval()

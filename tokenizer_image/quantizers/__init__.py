@@ -1,4 +1,4 @@
-"""Latents to codes and back. Every quantizer takes channel-last latents and answers in the same form."""
+"""Quantizers: latents to codes and back, all with one interface on channel-last latents."""
 
 from tokenizer_image.quantizers.finite_scalar import FiniteScalarQuantizer
 from tokenizer_image.quantizers.grouped import GroupedQuantizer

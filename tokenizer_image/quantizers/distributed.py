@@ -1,4 +1,4 @@
-"""One codebook on all ranks: sums, broadcasts and samples over the process group, if there is one at call time."""
+"""Sums, broadcasts and samples over the process group, which keep a codebook the same on every rank."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch.distributed as dist
 
 
 class NotFiniteError(ValueError):
-    """Latents with NaN or infinity: training has diverged, and the codebook was left as it was."""
+    """Latents have NaN or infinity because training has diverged; the codebook was left as it was."""
 
 
 def world_size() -> int:
-    """Number of ranks, asked at call time: the process group may come after the quantizer."""
+    """Number of ranks at the time of the call: the process group may be created after the quantizer."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -23,7 +23,7 @@ def all_reduce(*tensors: torch.Tensor) -> None:
 
 
 def broadcast(tensor: torch.Tensor) -> torch.Tensor:
-    """Rank 0's values on every rank."""
+    """`tensor` of rank 0, on every rank."""
     if world_size() > 1:
         tensor = tensor.contiguous()
         dist.broadcast(tensor, 0)
@@ -31,7 +31,8 @@ def broadcast(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
-    """The mean of all ranks' values; its gradient is this rank's, which averaging gradients over ranks completes."""
+    """The mean of `value` over all ranks. Its gradient is that of this rank's value alone: data parallelism averages
+    gradients over ranks, which makes it the gradient of the mean."""
     if world_size() == 1:
         return value
     total = value.detach().clone()
@@ -42,16 +43,16 @@ def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
 def check_finite(latents: torch.Tensor) -> None:
     """Raise NotFiniteError, on every rank, if any rank's latents have NaN or infinity. For train mode.
 
-    Called before anything learns, so that no part of a codebook has taken a step when another part refuses.
+    Call it before any update, so that no part of a codebook is updated if the step is refused.
     """
-    total = latents.detach().sum(dtype=torch.float32)  # NaN and infinity survive a sum
+    total = latents.detach().sum(dtype=torch.float32)  # a sum with NaN or infinity in it is not finite
     all_reduce(total)
     if not bool(torch.isfinite(total)):
         raise NotFiniteError("latents with NaN or infinity: the codebook was left as it was")
 
 
 def sample_rows(vectors: torch.Tensor, count: int) -> torch.Tensor:
-    """`count` random rows of all ranks' vectors (N, D), the same ones on every rank; repeats only where N is small."""
+    """`count` random rows of all ranks' vectors (N, D), the same on every rank; with repeats only if N < count."""
     rows = _sample(vectors, count)
     if world_size() == 1:
         return rows

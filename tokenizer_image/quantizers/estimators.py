@@ -1,4 +1,4 @@
-"""How a gradient passes the rounding: what stands for quantized = lookup(latents) in the backward pass."""
+"""Gradient estimators: the backward pass of quantized = lookup(latents), which has no useful gradient of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def straight_through(latents: torch.Tensor, quantized: torch.Tensor) -> torch.Te
 
 
 class _StraightThrough(torch.autograd.Function):
-    """As latents + (quantized - latents).detach(), without its two passes over memory and to the last bit."""
+    """latents + (quantized - latents).detach(), without its two passes over memory and its rounding error."""
 
     @staticmethod
     def forward(ctx: Any, latents: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
@@ -29,8 +29,8 @@ class _StraightThrough(torch.autograd.Function):
 def straight_through_with_loss(latents: torch.Tensor, quantized: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`straight_through`, and the mean of (latents - quantized)^2, whose gradient goes to `latents` alone.
 
-    Both are (..., D). As one operation, which adds both gradients in one pass: on a processor, passes over memory are
-    most of what a quantizer costs beside its search.
+    Both are (..., D). One operation adds both gradients in one pass over memory: on a CPU, memory traffic is most of a
+    quantizer's time besides the search.
     """
     return _StraightThroughWithLoss.apply(latents, quantized)
 
@@ -54,13 +54,14 @@ class _StraightThroughWithLoss(torch.autograd.Function):
 
 
 def rotate(latents: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
-    """`quantized`, written as a rotation and rescaling of `latents` that counts as constant (Fifty et al. 2024).
+    """`quantized` as a rotation and rescaling of `latents`, both constant in the backward pass (Fifty et al. 2024).
 
     With e = latents / |latents|, q = quantized / |quantized| and r = (e + q) / |e + q|, section 4.2:
 
         quantized = |quantized| / |latents| (I - 2 r r^T + 2 q e^T) latents
 
-    so that the gradient keeps its angle to the code, where straight-through copies it. Both (..., D).
+    The angle between gradient and latent equals the angle between gradient and code, whereas straight-through copies
+    the gradient. Both (..., D).
     """
     with torch.no_grad():
         length = latents.norm(dim=-1, keepdim=True)
@@ -69,6 +70,7 @@ def rotate(latents: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
         r = F.normalize(e + q, dim=-1)
     reflected = latents - 2 * (latents * r).sum(-1, keepdim=True) * r
     rotated = size * (reflected + 2 * (latents * e).sum(-1, keepdim=True) * q)
-    # A latent at zero has no direction to turn from: straight through. And the value is the code, to the last bit.
+    # A latent at zero has no direction to rotate: it takes the straight-through gradient. The last line makes the
+    # value exactly the code.
     rotated = torch.where(length > 1e-6, rotated, latents)
     return rotated + (quantized - rotated).detach()

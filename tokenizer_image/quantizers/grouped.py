@@ -1,4 +1,4 @@
-"""Grouped quantization: the latent is cut into parts, each with a quantizer of its own."""
+"""Grouped quantization: the latent is split into parts, each with its own quantizer."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tokenizer_image.quantizers.interface import Quantizer, QuantizerOutput
 
 
 class GroupedQuantizer(Quantizer):
-    """A quantizer for each part of a latent: product quantization (Jegou et al. 2011), and with residual parts grouped
-    residual quantization (Yang et al. 2023, HiFi-Codec).
+    """One quantizer per part of a latent: product quantization (Jegou et al. 2011); with residual quantizers as parts,
+    grouped residual quantization (Yang et al. 2023, HiFi-Codec).
 
-    The codes of a position are free of each other, so the encoder can put what varies freely (colour and shape, say)
-    into different codes, which a language model then need not learn in every combination.
+    Any combination of a position's codes is valid, so the encoder can put independent factors (colour and shape, say)
+    into different codes, and the language model need not learn a code for every combination.
 
     Args:
-        parts: one quantizer for each part, first to last; a latent is as long as all of them together.
+        parts: one quantizer per part, first to last; `code_dim` is the sum of theirs.
     """
 
     def __init__(self, parts: Sequence[Quantizer]) -> None:
@@ -31,15 +31,15 @@ class GroupedQuantizer(Quantizer):
 
     @property
     def quantizers(self) -> list[Quantizer]:
-        """The parts' quantizers, first to last."""
+        """The quantizers of the parts, first to last."""
         return list(self.parts)  # type: ignore[arg-type]
 
     @property
     def codebook_sizes(self) -> list[int]:
         return [size for part in self.quantizers for size in part.codebook_sizes]
 
-    def cut(self, latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Latents (..., code_dim) to what each part sees of them."""
+    def split(self, latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Latents (..., code_dim) to one (..., part.code_dim) per part."""
         return latents.split(self.widths, dim=-1)
 
     def code_vectors(self) -> list[torch.Tensor] | None:
@@ -53,21 +53,20 @@ class GroupedQuantizer(Quantizer):
         return vectors
 
     def encode(self, latents: torch.Tensor) -> torch.Tensor:
-        pairs = zip(self.quantizers, self.cut(latents), strict=True)
-        return torch.cat([part.encode(share) for part, share in pairs], dim=-1)
+        pairs = zip(self.quantizers, self.split(latents), strict=True)
+        return torch.cat([quantizer.encode(part) for quantizer, part in pairs], dim=-1)
 
     def decode(self, codes: torch.Tensor, absent: torch.Tensor | None = None) -> torch.Tensor:
-        counts = [part.codes_per_position for part in self.quantizers]
-        shares = codes.split(counts, dim=-1)
-        gaps = [None] * len(counts) if absent is None else list(absent.split(counts, dim=-1))
-        rows = [part.decode(*pair) for part, pair in zip(self.quantizers, zip(shares, gaps, strict=True), strict=True)]
-        return torch.cat(rows, dim=-1)
+        counts = [quantizer.codes_per_position for quantizer in self.quantizers]
+        masks = [None] * len(counts) if absent is None else list(absent.split(counts, dim=-1))
+        parts = zip(self.quantizers, codes.split(counts, dim=-1), masks, strict=True)
+        return torch.cat([quantizer.decode(part, mask) for quantizer, part, mask in parts], dim=-1)
 
     def forward(self, latents: torch.Tensor) -> QuantizerOutput:
-        """Quantize latents (..., code_dim); in train mode every part's codebook learns."""
-        if self.learns:  # before any part learns
+        """Quantize latents (..., code_dim); in train mode, update every part's codebook."""
+        if self.learns:  # before the first part's update
             check_finite(latents)
-        outputs = [part(share) for part, share in zip(self.quantizers, self.cut(latents), strict=True)]
+        outputs = [quantizer(part) for quantizer, part in zip(self.quantizers, self.split(latents), strict=True)]
         return QuantizerOutput(
             torch.cat([output.quantized for output in outputs], dim=-1),
             torch.cat([output.codes for output in outputs], dim=-1),
@@ -79,4 +78,4 @@ class GroupedQuantizer(Quantizer):
     @torch.no_grad()
     def refit(self, batches: Sequence[torch.Tensor]) -> None:
         for index, part in enumerate(self.quantizers):
-            part.refit([self.cut(batch)[index].contiguous() for batch in batches])
+            part.refit([self.split(batch)[index].contiguous() for batch in batches])

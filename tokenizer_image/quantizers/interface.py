@@ -1,4 +1,4 @@
-"""What every quantizer is and answers."""
+"""`Quantizer`, the interface of all quantizers, and `QuantizerOutput`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class QuantizerOutput:
         quantized: (..., code_dim) float32, with a gradient to the latents.
         codes: (..., codes_per_position) int64, each in its own range `0 .. codebook_sizes[depth] - 1`.
         loss: scalar float32, already weighted.
-        dead: number of codes that hardly any latent has used of late, before any was revived.
+        dead: number of codes whose moving count is below the revival threshold, before any is revived.
         revived: number of dead codes that were replaced in this step.
     """
 
@@ -29,15 +29,15 @@ class QuantizerOutput:
 
 
 class Quantizer(nn.Module):
-    """Latents to codes and back: what `VQVAE` asks of a quantizer, and what one of your own must offer.
+    """Latents to codes and back: the interface that `VQVAE` requires of a quantizer.
 
     Latents are channel-last, (..., code_dim), with any number of leading dimensions: pictures (B, h, w, D), audio
-    (B, t, D), video (B, t, h, w, D). `forward` returns a `QuantizerOutput` and is the only call in which anything
-    learns, in train mode; `encode` and `decode` are pure.
+    (B, t, D), video (B, t, h, w, D). Only `forward` in train mode updates a codebook; `encode` and `decode` are pure.
 
     Attributes:
         code_dim: size of a latent.
         shares_codebook: whether all codes of a position come from one codebook (and so from one range of codes).
+        frozen: whether the codebook stays as it is in train mode, too.
     """
 
     code_dim: int
@@ -50,7 +50,7 @@ class Quantizer(nn.Module):
 
     @property
     def codes_per_position(self) -> int:
-        """Codes that one latent becomes."""
+        """Number of codes per latent."""
         return len(self.codebook_sizes)
 
     @property
@@ -60,17 +60,17 @@ class Quantizer(nn.Module):
         return sizes[0] if self.shares_codebook else sum(sizes)
 
     def forward(self, latents: torch.Tensor) -> QuantizerOutput:
-        """Quantize latents (..., code_dim) float; learn from them in train mode."""
+        """Quantize latents (..., code_dim) float; in train mode, update the codebook."""
         raise NotImplementedError
 
     def encode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (..., code_dim) to codes (..., codes_per_position) int64. Changes nothing, in train mode too."""
+        """Latents (..., code_dim) to codes (..., codes_per_position) int64. Never changes a buffer."""
         raise NotImplementedError
 
     def decode(self, codes: torch.Tensor, absent: torch.Tensor | None = None) -> torch.Tensor:
         """Codes (..., codes_per_position) int64 to quantized (..., code_dim) float32.
 
-        Where `absent` (the codes' shape, bool) is set, there is no code yet, and a mean stands in.
+        Where `absent` (the codes' shape, bool) is set, the mean of the codebook replaces the code.
 
         Raises:
             ValueError: a code is outside its range.
@@ -78,21 +78,20 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def code_vectors(self) -> list[torch.Tensor] | None:
-        """For each of the `codes_per_position` codes, what it adds to a quantized latent: (its size, code_dim). None:
-        this cannot be said."""
+        """One (codebook size, code_dim) table per code of a position: each code's contribution to the quantized latent.
+        None if the quantized latent is not a sum over codes."""
         return None
 
     def prepare(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (..., code_dim) float32 as they are compared with `code_vectors`: some kinds put them on a sphere, or
-        into bounds, first."""
+        """Latents (..., code_dim) in the space of `code_vectors`, float32: normalised or bounded, in some kinds."""
         return latents.float()
 
     def refit(self, batches: Sequence[torch.Tensor]) -> None:
-        """Fit the codebook to latents (n, code_dim) of another encoder than it followed; nothing where there is nothing
-        to fit, or the quantizer is frozen."""
+        """Fit the codebook to batches of latents (n, code_dim) of changed encoder weights. Does nothing if the kind has
+        no codebook or the quantizer is frozen."""
 
     def freeze(self, frozen: bool = True) -> None:
-        """Stop learning (or go on): the codebook stays as it is, the latents still get their gradient."""
+        """Stop updates of the codebook, or with False resume them; gradients to the latents are unaffected."""
         for module in self.modules():
             if isinstance(module, Quantizer):
                 module.frozen = frozen
@@ -101,12 +100,12 @@ class Quantizer(nn.Module):
 
     @property
     def learns(self) -> bool:
-        """Whether this `forward` teaches the codebook."""
+        """Whether `forward` updates the codebook."""
         return self.training and not self.frozen
 
 
 def check_not_negative(**values: float) -> None:
-    """Raise ValueError for a value below zero, by its name."""
+    """Raise ValueError for a negative value, with its name."""
     for name, value in values.items():
         if value < 0:
             raise ValueError(f"{name}={value} must be at least 0")

@@ -1,4 +1,4 @@
-"""Quantizers by name: what `VQVAEConfig.quantizer` can say, and what is built for it."""
+"""The registry of quantizers: `VQVAEConfig.quantizer` names an entry, `build_quantizer` builds it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tokenizer_image.quantizers.vector import VectorQuantizer
 Build = Callable[..., Quantizer]
 
 
-def _one(codebook_sizes: list[int], kind: str) -> int:
+def _only_size(codebook_sizes: list[int], kind: str) -> int:
     if len(codebook_sizes) != 1:
         raise ValueError(
             f"codebook_sizes {codebook_sizes}: quantizer {kind!r} has one codebook; give one size, or choose "
@@ -29,22 +29,22 @@ def _one(codebook_sizes: list[int], kind: str) -> int:
 def _equal_parts(code_dim: int, count: int, codebook_sizes: list[int]) -> int:
     if code_dim % count:
         raise ValueError(
-            f"code_dim {code_dim} cannot be cut into {count} equal parts, as codebook_sizes {codebook_sizes} need: "
-            f"choose a multiple of {count}"
+            f"code_dim {code_dim} cannot be split into the {count} equal parts that codebook_sizes {codebook_sizes} "
+            f"need: choose a multiple of {count}"
         )
     return code_dim // count
 
 
 def ema(codebook_sizes: list[int], code_dim: int, **options: Any) -> Quantizer:
-    return VectorQuantizer(_one(codebook_sizes, "ema"), code_dim, **options)
+    return VectorQuantizer(_only_size(codebook_sizes, "ema"), code_dim, **options)
 
 
 def gradient(codebook_sizes: list[int], code_dim: int, **options: Any) -> Quantizer:
-    return VectorQuantizer(_one(codebook_sizes, "gradient"), code_dim, learning="gradient", **options)
+    return VectorQuantizer(_only_size(codebook_sizes, "gradient"), code_dim, learning="gradient", **options)
 
 
 def cosine(codebook_sizes: list[int], code_dim: int, codebook_dim: int = 8, **options: Any) -> Quantizer:
-    inner = VectorQuantizer(_one(codebook_sizes, "cosine"), codebook_dim, normalize=True, **options)
+    inner = VectorQuantizer(_only_size(codebook_sizes, "cosine"), codebook_dim, normalize=True, **options)
     return ProjectedQuantizer(inner, code_dim)
 
 
@@ -60,19 +60,19 @@ def grouped(codebook_sizes: list[int], code_dim: int, **options: Any) -> Quantiz
 def grouped_residual(codebook_sizes: list[int], code_dim: int, num_groups: int = 2, **options: Any) -> Quantizer:
     if num_groups < 1 or len(codebook_sizes) % num_groups:
         raise ValueError(
-            f"codebook_sizes {codebook_sizes} cannot be dealt to num_groups {num_groups}: give each as many depths"
+            f"codebook_sizes {codebook_sizes} cannot be split evenly among num_groups {num_groups}: give every group "
+            "the same number of depths"
         )
     depths, width = len(codebook_sizes) // num_groups, _equal_parts(code_dim, num_groups, codebook_sizes)
-    shares = [codebook_sizes[group * depths : (group + 1) * depths] for group in range(num_groups)]
-    return GroupedQuantizer([ResidualQuantizer(share, width, **options) for share in shares])
+    groups = [codebook_sizes[group * depths : (group + 1) * depths] for group in range(num_groups)]
+    return GroupedQuantizer([ResidualQuantizer(sizes, width, **options) for sizes in groups])
 
 
 def finite_scalar(codebook_sizes: list[int], code_dim: int, levels: list[int] | None = None) -> Quantizer:
-    size = _one(codebook_sizes, "finite_scalar")
+    size = _only_size(codebook_sizes, "finite_scalar")
     if size < 2:
         raise ValueError(f"codebook_sizes {codebook_sizes}: a codebook needs at least 2 codes")
-    chosen = levels or levels_for(size)
-    return ProjectedQuantizer(FiniteScalarQuantizer(chosen), code_dim)
+    return ProjectedQuantizer(FiniteScalarQuantizer(levels or levels_for(size)), code_dim)
 
 
 def lookup_free(codebook_sizes: list[int], code_dim: int, **options: Any) -> Quantizer:
@@ -85,81 +85,87 @@ def binary_spherical(codebook_sizes: list[int], code_dim: int, **options: Any) -
 
 
 def _bits(codebook_sizes: list[int], kind: str) -> int:
-    size = _one(codebook_sizes, kind)
+    size = _only_size(codebook_sizes, kind)
     if size < 2 or size & (size - 1):
-        raise ValueError(f"codebook_sizes {codebook_sizes}: quantizer {kind!r} has a power of two of codes, e.g. 1024")
+        raise ValueError(f"codebook_sizes {codebook_sizes}: quantizer {kind!r} needs a power of two, e.g. 1024")
     return size.bit_length() - 1
 
 
-CODEBOOK = (
+CODEBOOK_OPTIONS = (
     "commitment_weight", "ema_decay", "revival_threshold", "kmeans_start", "temperature", "rotation_trick",
 )  # fmt: skip
-ENTROPY = ("commitment_weight", "entropy_weight", "diversity", "entropy_temperature")
+ENTROPY_OPTIONS = ("commitment_weight", "entropy_weight", "diversity", "entropy_temperature")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How a kind of quantizer is built, and the names of what it can be told."""
+    """A registered kind of quantizer.
+
+    Attributes:
+        build: called as `build(codebook_sizes, code_dim, **options)`.
+        options: names of the keyword arguments that `quantizer_options` may set.
+    """
 
     build: Build
     options: tuple[str, ...] = ()
 
 
 KINDS: dict[str, Kind] = {
-    "ema": Kind(ema, CODEBOOK),
-    "gradient": Kind(gradient, CODEBOOK),
-    "cosine": Kind(cosine, (*CODEBOOK, "codebook_dim", "learning")),
-    "residual": Kind(residual, (*CODEBOOK, "shared_codebook")),
-    "grouped": Kind(grouped, CODEBOOK),
-    "grouped_residual": Kind(grouped_residual, (*CODEBOOK, "shared_codebook", "num_groups")),
+    "ema": Kind(ema, CODEBOOK_OPTIONS),
+    "gradient": Kind(gradient, CODEBOOK_OPTIONS),
+    "cosine": Kind(cosine, (*CODEBOOK_OPTIONS, "codebook_dim", "learning")),
+    "residual": Kind(residual, (*CODEBOOK_OPTIONS, "shared_codebook")),
+    "grouped": Kind(grouped, CODEBOOK_OPTIONS),
+    "grouped_residual": Kind(grouped_residual, (*CODEBOOK_OPTIONS, "shared_codebook", "num_groups")),
     "finite_scalar": Kind(finite_scalar, ("levels",)),
-    "lookup_free": Kind(lookup_free, ENTROPY),
-    "binary_spherical": Kind(binary_spherical, ENTROPY),
+    "lookup_free": Kind(lookup_free, ENTROPY_OPTIONS),
+    "binary_spherical": Kind(binary_spherical, ENTROPY_OPTIONS),
 }
 
 
 def register_quantizer(name: str, build: Build, options: Sequence[str] = ()) -> None:
-    """Make a quantizer of your own known to `VQVAEConfig(quantizer=name)`.
+    """Register a kind of quantizer for `VQVAEConfig(quantizer=name)`.
+
+    A process that loads a saved tokenizer must have registered its kind before.
 
     Args:
-        build: called as `build(codebook_sizes, code_dim, **quantizer_options)`, answers with a `Quantizer`. A saved
-            tokenizer needs it registered again before it is loaded.
+        build: called as `build(codebook_sizes, code_dim, **quantizer_options)`; returns a `Quantizer`.
         options: names of the `quantizer_options` that it takes.
 
     Raises:
         ValueError: the name is taken.
     """
     if name in KINDS:
-        raise ValueError(f"quantizer {name!r} is known already: choose another name")
+        raise ValueError(f"quantizer {name!r} is registered already: choose another name")
     KINDS[name] = Kind(build, tuple(options))
 
 
 def check_options(kinds: Sequence[str], options: Mapping[str, Any]) -> None:
-    """Raise ValueError for an unknown kind (the known are listed), or an option that none of the kinds takes."""
+    """Raise ValueError for an unknown kind, or an option that none of the kinds takes; lists what there is."""
     for kind in kinds:
         if kind not in KINDS:
             raise ValueError(f"unknown quantizer {kind!r}: choose one of {', '.join(KINDS)}")
     for name in options:
         if not any(name in KINDS[kind].options for kind in kinds):
-            taken = "; ".join(
+            choices = "; ".join(
                 f"{kind!r} takes {', '.join(KINDS[kind].options) or 'none'}" for kind in dict.fromkeys(kinds)
             )
-            raise ValueError(f"quantizer option {name!r} means nothing here: {taken}")
+            raise ValueError(f"no quantizer option {name!r}: {choices}")
 
 
 def build_quantizer(
     kind: str, codebook_sizes: Sequence[int], code_dim: int, options: Mapping[str, Any] | None = None
 ) -> Quantizer:
-    """The quantizer of this name.
+    """Build a quantizer by the name of its kind.
 
     Args:
         kind: a name in `KINDS`.
         codebook_sizes: size of each codebook, first to last; "finite_scalar" takes the nearest size that it can have.
         code_dim: size of a latent.
-        options: what else the kind can be told (`KINDS[kind].options`).
+        options: keyword arguments of the kind, of those in `KINDS[kind].options`.
 
     Raises:
-        ValueError: an unknown kind (the known are listed), sizes or options that it cannot have.
+        ValueError: an unknown kind, or sizes or options that the kind does not take.
     """
     check_options([kind], options or {})
     return KINDS[kind].build(list(codebook_sizes), code_dim, **(options or {}))
@@ -168,7 +174,7 @@ def build_quantizer(
 def build_levels(
     kinds: Sequence[str], codebook_sizes: Sequence[Sequence[int]], code_dim: int, options: Mapping[str, Any]
 ) -> list[Quantizer]:
-    """A quantizer for each level, coarse to fine; each is told those of the options that its kind takes.
+    """Build one quantizer per level, coarse to fine; each gets those of the options that its kind takes.
 
     Raises:
         ValueError: as `build_quantizer`; an option that no level's kind takes.

@@ -9,35 +9,37 @@ from tokenizer_image.quantizers.distributed import check_finite, mean_over_ranks
 from tokenizer_image.quantizers.estimators import straight_through_with_loss
 from tokenizer_image.quantizers.interface import Quantizer, QuantizerOutput, check_not_negative, check_range
 
-JOINT_BITS = 16  # whose joint distribution the batch's entropy is taken of: 2 x 2^8 numbers a latent
+JOINT_BITS = 16  # bits whose joint distribution is computed exactly, from 2 x 2^8 probabilities per latent
 
 
 class LookupFreeQuantizer(Quantizer):
-    """One bit for each number of a latent: its sign (Yu et al. 2023, MAGVIT-v2, LFQ).
+    """One bit per element of a latent: its sign (Yu et al. 2023, MAGVIT-v2, LFQ).
 
-    With `spherical`, latents are first put on the unit sphere and the corners are scaled to lie there too (Zhao et al.
-    2024, BSQ), which bounds the error of quantization.
+    With `spherical`, latents are normalised to the unit sphere and the corners of the cube are scaled to lie on it,
+    too (Zhao et al. 2024, BSQ), which bounds the quantization error.
 
-    The entropy loss asks each latent to be sure of its code and all latents together to use all codes:
+    The entropy loss is low if each latent's code is certain and if all codes are equally frequent:
 
         entropy_weight * (E[H(p(c | z))] - diversity * H(E[p(c | z)])),   p(c | z) ~ exp(-|z - c|^2 / T)
 
-    with T the `entropy_temperature`. Given z the bits are independent, P(bit i = 1) = sigmoid(4 a z_i / T) with a the
-    size of a corner's numbers, so the first term is exactly a sum over bits. The second is exact for up to 16 bits:
-    with A and B the distributions of each half of the bits, (N, 2^(bits / 2)) for N latents, the joint one is
-    A^T B / N, one small matrix product. Beyond 16, groups of 16 count as independent (BSQ, section 3.3, has groups of
-    one).
+    with T the `entropy_temperature`. Given z, the bits are independent, P(bit i = 1) = sigmoid(4 a z_i / T) with a the
+    absolute value of a corner's elements, so the first term is exactly a sum over bits. The second is exact for up to
+    16 bits: with A and B the distributions of the two halves of the bits, (N, 2^(bits / 2)) for N latents, the joint
+    distribution is A^T B / N, one small matrix product. Beyond 16 bits, groups of 16 bits are taken as independent
+    (BSQ, section 3.3, takes single bits as independent).
 
     Args:
-        num_bits: numbers of a latent; there are 2^num_bits codes.
+        num_bits: elements of a latent; there are 2^num_bits codes.
         spherical: BSQ.
-        commitment_weight: weight of |latents - sg(quantized)|^2; by default 0.25, and 0 for BSQ, where the sphere does
-            its work.
-        entropy_weight, diversity, entropy_temperature: of the entropy loss, which is a mean over bits: a weight of 1
-            for 12 bits is one of 0.08 for the entropy of whole codes, about what the paper has.
+        commitment_weight: weight of |latents - sg(quantized)|^2; default 0.25, and 0 with `spherical`, where
+            normalisation already bounds the latents.
+        entropy_weight: weight of the entropy loss, which is a mean over bits: 1 for 12 bits weighs the entropy of
+            whole codes by 1 / 12, about as the paper does.
+        diversity: weight of the second term.
+        entropy_temperature: T, above 0.
 
     Raises:
-        ValueError: a number of bits that a code cannot have.
+        ValueError: `num_bits` outside 1 .. 30, a negative weight, a temperature that is not positive.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class LookupFreeQuantizer(Quantizer):
         return (bits.long() << torch.arange(self.code_dim, device=bits.device)).sum(-1, keepdim=True)
 
     def corners(self, bits: torch.Tensor) -> torch.Tensor:
-        """Bits (..., code_dim) bool to quantized numbers."""
+        """Bits (..., code_dim) bool to quantized (..., code_dim) float32, each element `corner` or `-corner`."""
         return torch.where(bits, self.corner, -self.corner)
 
     def encode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -86,8 +88,8 @@ class LookupFreeQuantizer(Quantizer):
 
     def decode(self, codes: torch.Tensor, absent: torch.Tensor | None = None) -> torch.Tensor:
         check_range(codes, 2**self.code_dim)
-        found = self.corners((codes >> torch.arange(self.code_dim, device=codes.device)) & 1 == 1)
-        return found if absent is None else torch.where(absent, torch.zeros_like(found), found)
+        quantized = self.corners((codes >> torch.arange(self.code_dim, device=codes.device)) & 1 == 1)
+        return quantized if absent is None else torch.where(absent, torch.zeros_like(quantized), quantized)
 
     def code_vectors(self) -> list[torch.Tensor]:
         return [self.decode(torch.arange(2**self.code_dim)[:, None])]
@@ -106,20 +108,20 @@ class LookupFreeQuantizer(Quantizer):
         return QuantizerOutput(quantized, self.pack(bits), loss)
 
     def entropy_loss(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Mean entropy of a latent's code, less `diversity` times the entropy of the codes of all, in nats a bit."""
+        """The entropy loss of vectors (N, code_dim), without its weight, in nats per bit."""
         logits = vectors * (4 * self.corner / self.entropy_temperature)
         ones = torch.sigmoid(logits)
         # H(p) = softplus(x) - p x, with p = sigmoid(x)
-        single = (F.softplus(logits) - ones * logits).sum(1).mean()
-        together = logits.new_zeros(())
+        conditional = (F.softplus(logits) - ones * logits).sum(1).mean()
+        marginal = logits.new_zeros(())
         for group in ones.split(JOINT_BITS, dim=1):
             half = group.shape[1] // 2
-            with torch.autocast(group.device.type, enabled=False):  # small shares count
+            with torch.autocast(group.device.type, enabled=False):  # small probabilities need float32
                 mean = _joint(group[:, :half]).t() @ _joint(group[:, half:]) / len(group)
             mean = mean_over_ranks(mean)
-            # A combination that never occurs adds nothing, and must not have the slope of the logarithm at 0.
-            together = together - torch.xlogy(mean, mean.clamp(min=torch.finfo(mean.dtype).tiny)).sum()
-        return (single - self.diversity * together) / self.code_dim
+            # A combination of probability 0 adds nothing; the clamp keeps its gradient finite.
+            marginal = marginal - torch.xlogy(mean, mean.clamp(min=torch.finfo(mean.dtype).tiny)).sum()
+        return (conditional - self.diversity * marginal) / self.code_dim
 
 
 def _joint(ones: torch.Tensor) -> torch.Tensor:

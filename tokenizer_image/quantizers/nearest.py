@@ -1,4 +1,4 @@
-"""The hot path of every lookup quantizer: the nearest code, and sums per code, without an N x K tensor."""
+"""Nearest codes and sums per code, the inner loop of every lookup quantizer, without an N x K tensor."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 
 from tokenizer_image.quantizers.screening import screened_codes, screening_pays
 
-# At most so many scores (16 MB) exist at a time: the product is quick only in blocks of some hundred rows, and what
-# follows it wants to find the block in the processor's cache.
+# Limit on the scores in memory (16 MB): the matrix product is fast in blocks of some hundred rows, and the maximum
+# after it while the block is in the CPU cache.
 BLOCK_FLOATS = 1 << 22
 BLOCK_ROWS = 8192
-# The search takes the maximum over columns that lie this far apart, which a processor does for many columns at once;
-# torch.argmax over a whole row looks at one number at a time.
+# The maximum of a row is first taken over each of this many columns, which is vectorised; torch.argmax over the whole
+# row is not.
 STRIDE = 64
-# Fewer codes are searched whole.
-FEW = 256
-_held = threading.local()
+# Up to this many codes, torch.argmax over the whole row is fast enough.
+MAX_DIRECT_ARGMAX = 256
+_thread_local = threading.local()
 
 
 @torch.no_grad()
@@ -28,10 +28,10 @@ def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor
     """Index of the nearest row of `codebook` (squared Euclidean distance) for each vector.
 
     |v - e|^2 = |v|^2 - 2 (v.e - |e|^2 / 2), and |v|^2 is the same for every row, so the nearest row has the
-    largest v.e - |e|^2 / 2. Computed in float32 whatever autocast and the settings for faster products say, block by
-    block, so that no more than `BLOCK_FLOATS` scores exist at a time. Where the processor multiplies bfloat16 faster, a
-    product in it first rules out what cannot be nearest (`screening`); the codes are as exact. Ties go to the lowest
-    index.
+    largest score v.e - |e|^2 / 2. Scores are computed in float32, regardless of autocast and of
+    `torch.set_float32_matmul_precision`, in blocks of at most `BLOCK_FLOATS`. On a CPU with bfloat16 instructions, a
+    bfloat16 product first excludes rows that cannot be nearest (`screening`), which does not change the result. Ties
+    go to the lowest index.
 
     Args:
         vectors: (N, D) float.
@@ -41,17 +41,18 @@ def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor
         (N,) int64.
     """
     codebook, size = codebook.float(), len(codebook)
-    found = vectors.new_empty(0, dtype=torch.int64)
+    screened = vectors.new_empty(0, dtype=torch.int64)
     if screening_pays(vectors, codebook):
         with torch.autocast(vectors.device.type, enabled=False):
-            found = screened_codes(vectors, codebook)
-        vectors = vectors[len(found) :]  # where screening rules out too little
+            screened = screened_codes(vectors, codebook)
+        vectors = vectors[len(screened) :]  # those that screening left because too many rows remained
         if not len(vectors):
-            return found
+            return screened
     half_norms = _half_norms(codebook)
-    if size > FEW:
-        codebook, half_norms = _deal(codebook, 0.0), _deal(half_norms, float("-inf"))  # what is added never wins
-    return torch.cat([found, _search(vectors, codebook, half_norms, lambda scores: _largest(scores, size))])
+    if size > MAX_DIRECT_ARGMAX:
+        # Padding rows have a score of minus infinity and are never the maximum.
+        codebook, half_norms = _interleave(codebook, 0.0), _interleave(half_norms, float("-inf"))
+    return torch.cat([screened, _search(vectors, codebook, half_norms, lambda scores: _largest(scores, size))])
 
 
 def _half_norms(codebook: torch.Tensor) -> torch.Tensor:
@@ -65,13 +66,16 @@ def _search(
     half_norms: torch.Tensor,
     pick: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """What `pick` makes, (n,) int64, of blocks of scores v.e - |e|^2 / 2, (n, K), which it may write into."""
+    """(N,) int64: the codes that `pick` chooses for each block of scores v.e - |e|^2 / 2, (n, K) to (n,).
+
+    `pick` may modify the scores in place.
+    """
     with torch.autocast(vectors.device.type, enabled=False), _float32_products():
         vectors, transposed = vectors.float(), codebook.t()
         codes = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
         rows = max(64, min(BLOCK_ROWS, BLOCK_FLOATS // len(codebook)))
         if vectors.is_cuda:
-            rows *= 8  # a graphics card is idle between small blocks
+            rows *= 8  # small blocks leave a GPU idle between kernels
         buffer = _buffer(min(rows, len(vectors)) * len(codebook), vectors.device).view(-1, len(codebook))
         for start in range(0, len(vectors), rows):
             block = vectors[start : start + rows]
@@ -81,23 +85,23 @@ def _search(
 
 
 def _buffer(size: int, device: torch.device) -> torch.Tensor:
-    """(size,) float32 of any content, valid until the next call in this thread.
+    """(size,) uninitialised float32, valid until the next call in this thread.
 
-    On a CPU the memory is held from call to call: what is given back to the system has to be made anew, page by page,
-    which takes as long as the search itself.
+    On a CPU the memory is kept between calls: memory returned to the system is mapped anew page by page, which takes
+    as long as the search itself.
     """
     if device.type != "cpu":
         return torch.empty(size, device=device)
-    held: torch.Tensor | None = getattr(_held, "buffer", None)
-    if held is None or len(held) < size:
-        with torch.inference_mode(False):  # an inference tensor could not be written to outside
-            held = _held.buffer = torch.empty(size)
-    return held[:size]
+    buffer: torch.Tensor | None = getattr(_thread_local, "buffer", None)
+    if buffer is None or len(buffer) < size:
+        with torch.inference_mode(False):  # an inference tensor cannot be modified outside of inference mode
+            buffer = _thread_local.buffer = torch.empty(size)
+    return buffer[:size]
 
 
 @contextmanager
 def _float32_products() -> Iterator[None]:
-    """Matrix products of float32 in float32, also where `torch.set_float32_matmul_precision` allows others."""
+    """Full float32 precision for float32 matrix products, whatever `torch.set_float32_matmul_precision` allows."""
     backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     try:
@@ -109,32 +113,36 @@ def _float32_products() -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-def _deal(rows: torch.Tensor, filling: float) -> torch.Tensor:
-    """Put row c * (K / STRIDE) + r of (K, ...) at place r * STRIDE + c, so that each column of `_largest` holds
-    neighbours and a tie between columns goes to the lower code. K is filled up to a multiple of STRIDE."""
+def _interleave(rows: torch.Tensor, padding: float) -> torch.Tensor:
+    """Pad (K, ...) to a multiple of STRIDE rows, then move row c * (K / STRIDE) + r to r * STRIDE + c.
+
+    Each column of `_largest` then holds consecutive codes, so that a tie between columns goes to the lower code.
+    """
     missing = -len(rows) % STRIDE
-    filled = torch.cat([rows, rows.new_full((missing, *rows.shape[1:]), filling)])
-    return filled.view(STRIDE, -1, *rows.shape[1:]).transpose(0, 1).reshape(filled.shape)
+    padded = torch.cat([rows, rows.new_full((missing, *rows.shape[1:]), padding)])
+    return padded.view(STRIDE, -1, *rows.shape[1:]).transpose(0, 1).reshape(padded.shape)
 
 
 def _largest(scores: torch.Tensor, size: int) -> torch.Tensor:
-    """Code below `size` of the largest score in each row of (n, K), dealt by `_deal` where there are many; ties: the
-    lowest code."""
-    if scores.shape[1] <= FEW:
+    """Code below `size` with the largest of scores (n, K), (n,) int64; ties go to the lowest code.
+
+    More than `MAX_DIRECT_ARGMAX` columns are in the order of `_interleave`.
+    """
+    if scores.shape[1] <= MAX_DIRECT_ARGMAX:
         return scores.argmax(1)
-    dealt = scores.view(len(scores), -1, STRIDE)
-    column = dealt.amax(1).argmax(1)
-    row = dealt.gather(2, column[:, None, None].expand(-1, dealt.shape[1], 1))[:, :, 0].argmax(1)
-    # Vectors that are not finite have scores that are not numbers, also at the places that were filled up.
-    return (column * dealt.shape[1] + row).clamp_(max=size - 1)
+    columns = scores.view(len(scores), -1, STRIDE)
+    column = columns.amax(1).argmax(1)
+    row = columns.gather(2, column[:, None, None].expand(-1, columns.shape[1], 1))[:, :, 0].argmax(1)
+    # The scores of a vector that is not finite are NaN, at padding rows too.
+    return (column * columns.shape[1] + row).clamp_(max=size - 1)
 
 
 @torch.no_grad()
 def sample_codes(vectors: torch.Tensor, codebook: torch.Tensor, temperature: float) -> torch.Tensor:
     """A random code for each vector, with probability proportional to exp(-|v - e|^2 / temperature).
 
-    The largest of the scores plus Gumbel noise is such a draw, so no probabilities are kept (Lee et al. 2022, RQ-VAE,
-    section 3.2, has the formula).
+    Drawn as the maximum of scores plus Gumbel noise, without computing probabilities. Lee et al. 2022 (RQ-VAE, section
+    3.2) have the distribution.
 
     Args: as `nearest_codes`, and `temperature` > 0.
 
@@ -153,7 +161,7 @@ def sample_codes(vectors: torch.Tensor, codebook: torch.Tensor, temperature: flo
 
 @torch.no_grad()
 def sums_per_code(vectors: torch.Tensor, codes: torch.Tensor, codebook_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many vectors have each code, and their sum.
+    """The number of vectors with each code, and their sum.
 
     Args:
         vectors: (N, D) float.

@@ -1,4 +1,4 @@
-"""A quantizer in a space of its own, reached by linear maps."""
+"""A quantizer between two learned linear projections."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tokenizer_image.quantizers.interface import Quantizer, QuantizerOutput
 
 
 class ProjectedQuantizer(Quantizer):
-    """Latents are mapped to the few dimensions in which `inner` quantizes, and back.
+    """Project latents linearly to the dimension of `inner`, quantize there, and project back.
 
-    Many codes live longer in few dimensions: with 8 to 16 numbers a code, all of 16k codes find latents near them (Yu
-    et al. 2022, ViT-VQGAN, section 3.2).
+    In a low dimension, 8 to 32 elements, more codes of a large codebook stay in use (Yu et al. 2022, ViT-VQGAN,
+    section 3.2, factorized codes).
 
     Args:
         inner: quantizes vectors of size `inner.code_dim`.
@@ -35,7 +35,7 @@ class ProjectedQuantizer(Quantizer):
         return self.inner.codebook_sizes
 
     def down(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (..., code_dim) to (..., inner.code_dim) float32, whatever autocast is on: codes hang on it."""
+        """Latents (..., code_dim) to (..., inner.code_dim), in float32 under autocast too: codes depend on it."""
         with torch.autocast(latents.device.type, enabled=False):
             return self.into(latents.to(self.into.weight.dtype)).float()
 

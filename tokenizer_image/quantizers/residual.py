@@ -1,4 +1,4 @@
-"""Residual quantization: several codes a position, each for what the ones before left over."""
+"""Residual quantization: several codes per position, each quantizing the residual of the ones before."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from tokenizer_image.quantizers.vector import VectorQuantizer
 class ResidualQuantizer(Quantizer):
     """A stack of vector quantizers (Lee et al. 2022, RQ-VAE, section 3.2).
 
-    Depth d quantizes r_d = r_{d-1} - e(k_d), starting at r_0 = latents; the quantized vector is the sum of the
-    codes' rows. The commitment loss is taken at every depth, so that each partial sum is close to the latents.
+    With r_0 = latents, depth d = 1, 2, ... quantizes r_{d-1} to code k_d and leaves r_d = r_{d-1} - e(k_d); the
+    quantized vector is the sum of the codebook rows e(k_d). The commitment loss is the mean over depths, so that each
+    partial sum is close to the latents.
 
     Args:
         codebook_sizes: size of each depth's codebook, first to last.
         code_dim: size of a latent.
         shared_codebook: one codebook for all depths, as in the paper; the sizes must then be equal.
-        options: passed on to each `VectorQuantizer`.
+        options: keyword arguments of each `VectorQuantizer`.
 
     Raises:
         ValueError: a shared codebook of several sizes.
@@ -43,14 +44,14 @@ class ResidualQuantizer(Quantizer):
         self.code_dim = code_dim
         self.shares_codebook = shared_codebook
         self.num_depths = len(codebook_sizes)
-        own = codebook_sizes[:1] if shared_codebook else codebook_sizes
-        self.depths = nn.ModuleList(VectorQuantizer(size, code_dim, **options) for size in own)
+        distinct = codebook_sizes[:1] if shared_codebook else codebook_sizes
+        self.depths = nn.ModuleList(VectorQuantizer(size, code_dim, **options) for size in distinct)
 
     @property
     def quantizers(self) -> list[VectorQuantizer]:
         """The quantizer of each depth, first to last."""
-        own: list[VectorQuantizer] = list(self.depths)  # type: ignore[arg-type]
-        return own * self.num_depths if self.shares_codebook else own
+        distinct: list[VectorQuantizer] = list(self.depths)  # type: ignore[arg-type]
+        return distinct * self.num_depths if self.shares_codebook else distinct
 
     @property
     def codebook_sizes(self) -> list[int]:
@@ -74,15 +75,15 @@ class ResidualQuantizer(Quantizer):
         return torch.stack(rows).sum(0)
 
     def forward(self, latents: torch.Tensor) -> QuantizerOutput:
-        """Quantize latents (..., code_dim); in train mode every depth's codebook learns."""
+        """Quantize latents (..., code_dim); in train mode, update every depth's codebook."""
         latents = latents.float()
-        if self.learns:  # before any depth learns
+        if self.learns:  # before the first depth's update
             check_finite(latents)
         residual, quantized, codes = latents, torch.zeros_like(latents), []
         loss, dead, revived = latents.new_zeros(()), 0, 0
         for quantizer in self.quantizers:
             output = quantizer(residual)
-            # The rows alone: with the straight-through value the next residual would lose its gradient.
+            # Detached: with the straight-through gradient of `rows`, the next residual's gradient would cancel to zero.
             rows = output.quantized.detach()
             residual, quantized = residual - rows, quantized + rows
             loss, dead, revived = loss + output.loss, dead + output.dead, revived + output.revived
@@ -94,7 +95,7 @@ class ResidualQuantizer(Quantizer):
     @torch.no_grad()
     def refit(self, batches: Sequence[torch.Tensor]) -> None:
         if self.shares_codebook:
-            # The depths' residuals together: each row is the mean of all that it stands for.
+            # One refit over the residuals of all depths: a row becomes the mean of all vectors quantized to it.
             residuals: list[torch.Tensor] = []
             for _ in self.quantizers:
                 residuals += batches

@@ -1,13 +1,13 @@
-"""Exact nearest codes from products in bfloat16: rule out what cannot be nearest, compare the rest in float32.
+"""Exact nearest codes with a bfloat16 product: exclude codes that cannot be nearest, compare the others in float32.
 
-Processors with bfloat16 instructions multiply in it two to eight times as fast as in float32. With hats for numbers
-rounded to bfloat16, Cauchy-Schwarz bounds what the rounding of both factors does to a score,
+CPUs with bfloat16 instructions multiply bfloat16 matrices two to eight times as fast as float32. With v^ and e^ for
+values rounded to bfloat16, Cauchy-Schwarz bounds the rounding error of a score,
 
     |v.e - v^.e^| <= |v - v^| |e| + |v^| |e - e^|,
 
-so a code whose rounded score lies further below the best one than twice that bound (and the rounding of the scores
-themselves) is not nearest. Of random or trained vectors, one to three codes remain, whose distances are then computed
-in float32, directly as |v - e|^2.
+so a code whose rounded score is further below the best one than twice that bound, plus the rounding of the scores
+themselves, is not nearest. For random or trained vectors one to three candidates remain, whose distances |v - e|^2 are
+then computed in float32.
 """
 
 from __future__ import annotations
@@ -16,34 +16,43 @@ from dataclasses import dataclass
 
 import torch
 
-BLOCK_SCORES = 1 << 23  # at most so many bfloat16 scores (16 MB) exist at a time
+BLOCK_SCORES = 1 << 23  # limit on the bfloat16 scores in memory (16 MB)
 BLOCK_ROWS = 4096
-FEW = 1024  # with fewer codes or vectors, float32 is as fast
-GUESSES = 16
-ROUNDING = 2.0**-8  # largest relative error of rounding to bfloat16
-ACCUMULATION = 2.0**-23  # of adding two numbers in float32, with room to spare
-# Where more codes than this many a vector remain, screening does not pay.
-CROWD = 16
+MIN_SIZE = 1024  # with fewer codes or vectors, float32 is as fast
+GUESSES = 16  # codes whose exact scores give a first lower bound on the best score
+ROUNDING = 2.0**-8  # upper bound on the relative error of rounding to bfloat16
+ACCUMULATION = 2.0**-23  # upper bound on the relative error of a float32 addition
+MAX_CANDIDATES = 16  # mean candidates per vector above which screening is not faster
 
 
 def screening_pays(vectors: torch.Tensor, codebook: torch.Tensor) -> bool:
-    """Whether a product in bfloat16 is so much faster here that `screened_codes` is worth its checks."""
-    return vectors.device.type == "cpu" and min(len(vectors), len(codebook)) >= FEW and has_bfloat16()
+    """Whether `screened_codes` is faster than the float32 search for these sizes on this machine."""
+    return vectors.device.type == "cpu" and min(len(vectors), len(codebook)) >= MIN_SIZE and has_bfloat16()
 
 
 def has_bfloat16() -> bool:
-    """Whether this processor has instructions for products in bfloat16."""
+    """Whether this CPU has instructions for bfloat16 products."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 @dataclass
 class Screen:
-    """A codebook (K, D) made ready for products in bfloat16.
+    """A codebook (K, D) prepared for bfloat16 products.
 
-    A score is v.e - |e|^2 / 2 + offset of v, with v and e taken from the codebook's mean, and all of it comes out of
-    one product: rows of vectors go on with 1, 1, 1, offset, and `right`, (D + 4, K), with -|e|^2 / 2 in three bfloat16
-    parts (exact to float32) and 1. The offset makes the best score positive, and positive bfloat16 numbers are in the
-    same order as their bits read as int16, of which processors find the largest several times as fast.
+    A score is v.e - |e|^2 / 2 + offset(v), with v and e relative to the codebook's mean. One product computes all of
+    it: the left factor has v and then 1, 1, 1, offset; `right`, (D + 4, K), has e and then -|e|^2 / 2 as a sum of three
+    bfloat16 numbers (exact to float32) and 1. The offset makes the best score positive: positive bfloat16 numbers have
+    the order of their bits read as int16, whose maximum a CPU finds several times as fast.
+
+    Attributes:
+        codebook: (K, D) float32.
+        mean: (D,), of the codebook's rows.
+        right: (D + 4, K) bfloat16, the right factor.
+        guesses: (D, GUESSES), some rows relative to the mean, transposed.
+        guess_norms: (GUESSES,), -|e|^2 / 2 of these rows.
+        longest: largest |e|.
+        longest_residual: largest |e - e^|.
+        largest_half_norm: largest |e|^2 / 2.
     """
 
     codebook: torch.Tensor
@@ -57,6 +66,7 @@ class Screen:
 
     @classmethod
     def of(cls, codebook: torch.Tensor) -> Screen:
+        """Prepare a codebook (K, D) float32."""
         mean = codebook.mean(0)
         centred = codebook - mean
         rounded = centred.bfloat16()
@@ -65,20 +75,24 @@ class Screen:
         for _ in range(3):
             parts.append(rest.bfloat16())
             rest = rest - parts[-1].float()
-        some = torch.linspace(0, len(codebook) - 1, GUESSES).long()
+        guessed = torch.linspace(0, len(codebook) - 1, GUESSES).long()
         return cls(
             codebook=codebook,
             mean=mean,
             right=torch.cat([rounded.t(), torch.stack([*parts, torch.ones_like(parts[0])])]),
-            guesses=centred[some].t(),
-            guess_norms=half_norms[some],
+            guesses=centred[guessed].t(),
+            guess_norms=half_norms[guessed],
             longest=centred.norm(dim=1).amax(),
             longest_residual=(centred - rounded.float()).norm(dim=1).amax(),
             largest_half_norm=half_norms.abs().amax(),
         )
 
     def round(self, vectors: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-        """Fill `left` (n, D + 4) bfloat16 from vectors (n, D); returns the bound on each one's scores, (n,)."""
+        """Write vectors (n, D) and their offsets into `left` (n, D + 4) bfloat16.
+
+        Returns:
+            (n,): bound on the rounding error of each vector's scores.
+        """
         dim = vectors.shape[1]
         centred = vectors - self.mean
         left[:, :dim] = centred
@@ -89,36 +103,37 @@ class Screen:
         error = centred.norm(dim=1) * self.longest + length * self.longest_residual
         sizes = length * self.longest + self.largest_half_norm + guess.abs()
         error += sizes * ((dim + 8) * ACCUMULATION)
-        # The best score is at least the guess less the error; rounding the offset may take it no lower than 3 errors.
+        # The best score is at least guess - error, so with an offset of 4 * error - guess it is at least 3 * error. The
+        # offset is enlarged first, so that rounding it to bfloat16 cannot make it smaller.
         offset = 4 * error - guess
         left[:, dim + 3] = offset + offset.abs() * (2 * ROUNDING)
         return error
 
     def candidates(self, scores: torch.Tensor, error: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Rows and codes, (m,) each, row by row, that may be nearest by scores (n, K) bfloat16; None: too many."""
+        """Candidates by scores (n, K) bfloat16: (m,) rows and (m,) codes, sorted by row. None if there are too many."""
         bits = scores.view(torch.int16)
         size = scores.shape[1]
-        # Column c of these holds the codes c, c + columns, ...
+        # The maximum is taken over columns first: column c has the codes c, c + size / depth, ...
         depth = next((d for d in (64, 32, 16, 8, 4, 2) if size % d == 0 and size // d >= 64), 1)
-        dealt = bits.view(len(bits), depth, size // depth)
-        largest = dealt.amax(1)
+        columns = bits.view(len(bits), depth, size // depth)
+        largest = columns.amax(1)
         best = largest.amax(1).view(torch.bfloat16).float()
         least = (best * (1 - 2 * ROUNDING) - 2 * error).bfloat16().view(torch.int16)
         row, column = (largest >= least[:, None]).nonzero(as_tuple=True)
-        if len(row) > CROWD * len(bits):
+        if len(row) > MAX_CANDIDATES * len(bits):
             return None
-        pair, place = (dealt[row, :, column] >= least[row, None]).nonzero(as_tuple=True)
-        if len(pair) > CROWD * len(bits):
+        pair, place = (columns[row, :, column] >= least[row, None]).nonzero(as_tuple=True)
+        if len(pair) > MAX_CANDIDATES * len(bits):
             return None
         return row[pair], place * (size // depth) + column[pair]
 
 
 def screened_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """The nearest row of `codebook` (K, D) float32 for the first vectors of (N, D), ties to the lowest.
+    """The nearest row of `codebook` (K, D) float32 for the first n of vectors (N, D); ties go to the lowest code.
 
     Returns:
-        (n,) int64, n <= N: it ends before a block in which too many codes remain (a codebook of equal rows, say), and
-        the rest is for a search that looks at all.
+        (n,) int64, n <= N. It ends before the first block with too many candidates (a codebook of equal rows, say);
+        the caller searches for the other vectors in float32.
     """
     screen, size = Screen.of(codebook), len(codebook)
     rows = max(64, min(BLOCK_ROWS, BLOCK_SCORES // size))
@@ -129,18 +144,22 @@ def screened_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tenso
         block = vectors[start : start + rows].float()
         count = len(block)
         error = screen.round(block, left[:count])
-        remaining = screen.candidates(torch.mm(left[:count], screen.right, out=buffer[:count]), error)
-        if remaining is None:
+        candidates = screen.candidates(torch.mm(left[:count], screen.right, out=buffer[:count]), error)
+        if candidates is None:
             return codes[:start]
-        codes[start : start + count] = _nearest(block, codebook, *remaining)
+        codes[start : start + count] = _nearest(block, codebook, *candidates)
     return codes
 
 
 def _nearest(vectors: torch.Tensor, codebook: torch.Tensor, row: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-    """Of pairs of a row of vectors (n, D) and a code, each row's nearest, (n,); ties go to the lowest code."""
+    """The nearest candidate of each of vectors (n, D), (n,) int64; ties go to the lowest code.
+
+    Args:
+        row, code: (m,) each: a candidate is a row of `vectors` and a code.
+    """
     distance = (vectors[row] - codebook[code]).square_().sum(1)
     best = distance.new_full((len(vectors),), float("inf")).scatter_reduce_(0, row, distance, "amin")
     wins = distance == best[row]
-    # Where a vector is not finite nothing compares, and any code will do.
+    # A vector that is not finite has no winner and gets the last code.
     last = code.new_full((len(vectors),), len(codebook) - 1)
     return last.scatter_reduce_(0, row[wins], code[wins], "amin")

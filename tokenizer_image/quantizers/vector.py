@@ -16,7 +16,7 @@ from tokenizer_image.quantizers.nearest import nearest_codes, sample_codes, sums
 
 LEARNING = ("ema", "gradient")
 KMEANS_ROUNDS = 10
-DEAD = 0.1  # share of the mean count below which a code counts as dead, unless revival says otherwise
+DEAD_BELOW = 0.1  # share of the mean count; the default revival threshold, and that of `dead` when revival is off
 
 
 class VectorQuantizer(Quantizer):
@@ -31,29 +31,28 @@ class VectorQuantizer(Quantizer):
     term |sg(latents) - quantized|^2 (their equation 3). In both, the commitment loss
     `commitment_weight * |latents - sg(quantized)|^2` keeps the latents near their codes.
 
-    The first training batch starts the codebook by k-means; codes that fewer latents use than `revival_threshold`
-    times their fair share are dead and are replaced by random latents of the batch, count and sum included (Zeghidour
-    et al. 2021, SoundStream). In a distributed run, counts, sums, starts and revivals are those of all ranks together,
-    so that every rank holds the same codebook.
+    The first training batch initialises the codebook by k-means. A code is dead if its moving count is below
+    `revival_threshold` times the mean count; it is replaced by a random latent of the batch, count and sum included
+    (Zeghidour et al. 2021, SoundStream). In a distributed run, k-means, counts, sums and revivals use the latents of
+    all ranks, so that every rank has the same codebook.
 
     Args:
         codebook_size: number of codes K.
         code_dim: size D of a latent and of a code.
         learning: "ema" or "gradient".
-        normalize: compare directions: latents and codes are put on the unit sphere (Yu et al. 2022, ViT-VQGAN), and
-            quantized latents are unit vectors.
+        normalize: normalise latents and codes to unit length, so that the nearest code has the largest cosine (Yu et
+            al. 2022, ViT-VQGAN); quantized latents are unit vectors.
         commitment_weight: weight of the commitment loss.
-        ema_decay: share of the old averages that a step keeps.
-        revival_threshold: a code is dead when its moving count is below this share of the mean count; 0 never
-            revives.
-        kmeans_start: False starts from random codes.
+        ema_decay: decay of the moving averages, in [0, 1).
+        revival_threshold: share of the mean count below which a code is dead, in [0, 1); 0 turns revival off.
+        kmeans_start: initialise by k-means over the first training batch; False: from a normal distribution.
         temperature: in training, draw codes with probability proportional to exp(-|latent - code|^2 / temperature)
             (Lee et al. 2022); 0 takes the nearest.
-        rotation_trick: pass gradients by rotation in place of straight-through (`estimators.rotate`).
+        rotation_trick: use the rotation gradient (`estimators.rotate`) instead of straight-through.
         epsilon: of the Laplace smoothing.
 
     Raises:
-        ValueError: a setting that means nothing.
+        ValueError: a setting out of its range.
     """
 
     codebook: torch.Tensor
@@ -70,7 +69,7 @@ class VectorQuantizer(Quantizer):
         normalize: bool = False,
         commitment_weight: float = 0.25,
         ema_decay: float = 0.99,
-        revival_threshold: float = DEAD,
+        revival_threshold: float = DEAD_BELOW,
         kmeans_start: bool = True,
         temperature: float = 0.0,
         rotation_trick: bool = False,
@@ -79,7 +78,7 @@ class VectorQuantizer(Quantizer):
         super().__init__()
         if codebook_size < 2 or code_dim < 1:
             raise ValueError(
-                f"codebook_size={codebook_size}, code_dim={code_dim}: a codebook needs at least 2 codes of 1 number"
+                f"codebook_size={codebook_size}, code_dim={code_dim}: a codebook needs at least 2 codes of 1 element"
             )
         if learning not in LEARNING:
             raise ValueError(f"learning={learning!r}: choose one of {', '.join(LEARNING)}")
@@ -101,7 +100,7 @@ class VectorQuantizer(Quantizer):
         codebook = torch.zeros(codebook_size, code_dim) if kmeans_start else torch.randn(codebook_size, code_dim)
         if normalize:
             codebook = F.normalize(codebook, dim=-1)
-        # All persistent: a non-persistent buffer comes back from `from_pretrained` uninitialised.
+        # All buffers are persistent: `from_pretrained` leaves non-persistent ones uninitialised.
         if learning == "gradient":
             self.codebook = nn.Parameter(codebook)
         else:
@@ -119,14 +118,14 @@ class VectorQuantizer(Quantizer):
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
     def flat(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (..., code_dim) to vectors (N, code_dim) float32 in the codebook's space."""
+        """Latents (..., code_dim) to vectors (N, code_dim) float32, normalised if the codebook is."""
         return self.prepare(latents.reshape(-1, self.code_dim))
 
     def rows(self) -> torch.Tensor:
-        """(K, code_dim) float32 codes as they are compared and given out."""
+        """(K, code_dim) float32: the codebook's rows, normalised if `normalize` is set."""
         codebook = self.codebook.float()
         if self.learning == "gradient" and torch.is_grad_enabled():
-            codebook = codebook.clone()  # a revival writes into the parameter before the backward pass has read it
+            codebook = codebook.clone()  # the backward pass reads it after a revival has modified the parameter
         return F.normalize(codebook, dim=-1) if self.normalize else codebook
 
     def encode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -135,22 +134,23 @@ class VectorQuantizer(Quantizer):
 
     def decode(self, codes: torch.Tensor, absent: torch.Tensor | None = None) -> torch.Tensor:
         check_range(codes, self.size)
-        found = F.embedding(codes[..., 0], self.rows())
-        return found if absent is None else torch.where(absent, self.mean_code(), found)
+        quantized = F.embedding(codes[..., 0], self.rows())
+        return quantized if absent is None else torch.where(absent, self.mean_code(), quantized)
 
     def code_vectors(self) -> list[torch.Tensor]:
         return [self.rows().detach()]
 
     def mean_code(self) -> torch.Tensor:
-        """(code_dim,) mean of the codebook, each code weighted by how often it is used."""
+        """(code_dim,): the mean of the codebook, weighted by the moving counts."""
         weights = self.ema_counts if self.ema_counts.sum() > 0 else torch.ones_like(self.ema_counts)
         return (weights[:, None] * self.rows()).sum(0) / weights.sum()
 
     def forward(self, latents: torch.Tensor) -> QuantizerOutput:
-        """Quantize latents (..., code_dim); in train mode the codebook learns from them.
+        """Quantize latents (..., code_dim); in train mode, update the codebook.
 
         Raises:
-            NotFiniteError: in train mode, a latent is NaN or infinite (the codebook is left as it was).
+            NotFiniteError: in train mode, latents have NaN or infinity (the codebook is left as it was).
+            TypeError: in train mode, the codebook is not float32.
         """
         vectors = self.flat(latents)
         if self.learns:
@@ -164,23 +164,22 @@ class VectorQuantizer(Quantizer):
             codes = sample_codes(vectors, codebook, self.temperature)
         else:
             codes = nearest_codes(vectors, codebook)
-        found = F.embedding(codes, codebook)  # before the update: the row that was nearest
+        rows = F.embedding(codes, codebook)  # those of before the update
         if self.rotation_trick:
-            quantized, distance = rotate(vectors, found.detach()), F.mse_loss(vectors, found.detach())
+            quantized, distance = rotate(vectors, rows.detach()), F.mse_loss(vectors, rows.detach())
         else:
-            quantized, distance = straight_through_with_loss(vectors, found.detach())
+            quantized, distance = straight_through_with_loss(vectors, rows.detach())
         loss = self.commitment_weight * distance
         if self.learning == "gradient" and not self.frozen:
-            loss = loss + F.mse_loss(found, vectors.detach())
+            loss = loss + F.mse_loss(rows, vectors.detach())
         dead, revived = self.update(vectors.detach(), codes) if self.learns else (0, 0)
         codes = codes.reshape(*latents.shape[:-1], 1)
         return QuantizerOutput(quantized.reshape(latents.shape), codes, loss, dead, revived)
 
     @torch.no_grad()
     def update(self, vectors: torch.Tensor, codes: torch.Tensor) -> tuple[int, int]:
-        """One EMA step from vectors (N, D) and their codes (N,); returns how many codes are dead, and how many of them
-        were revived."""
-        if self.learning == "gradient":  # only how often each code is used
+        """One EMA step from vectors (N, D) and their codes (N,); returns the numbers of dead and of revived codes."""
+        if self.learning == "gradient":  # no averages but the counts, which revival needs
             counts = torch.bincount(codes, minlength=self.size).float()
             all_reduce(counts)
             self.ema_counts.lerp_(counts, 1 - self.ema_decay)
@@ -192,15 +191,15 @@ class VectorQuantizer(Quantizer):
         total = self.ema_counts.sum()
         smoothed = (self.ema_counts + self.epsilon) * total / (total + self.size * self.epsilon)
         learned = self.ema_sums / smoothed[:, None]
-        if self.normalize:  # a code that nobody has used for long keeps its direction, while its sum fades to nothing
+        if self.normalize:  # the sum of a code that is long unused decays to zero, which has no direction
             learned = torch.where(learned.norm(dim=1, keepdim=True) > 1e-6, learned, self.codebook)
         self.codebook.copy_(learned)
         return self.revive(vectors)
 
     def revive(self, vectors: torch.Tensor) -> tuple[int, int]:
-        """Replace dead codes by random rows of vectors (N, D): code, count and sum. How many are dead, and revived."""
+        """Replace dead codes, with count and sum, by random rows of vectors (N, D); returns as `update`."""
         mean_count = self.ema_counts.mean()
-        dead = torch.nonzero(self.ema_counts < (self.revival_threshold or DEAD) * mean_count).flatten()
+        dead = torch.nonzero(self.ema_counts < (self.revival_threshold or DEAD_BELOW) * mean_count).flatten()
         if len(dead) == 0 or self.revival_threshold == 0:
             return len(dead), 0
         self.codebook[dead] = sample_rows(vectors, len(dead))
@@ -211,18 +210,18 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def start(self, vectors: torch.Tensor) -> None:
-        """Start the codebook by k-means over vectors (N, D); with fewer vectors than codes, some start as copies."""
+        """Initialise the codebook by k-means over vectors (N, D); with fewer vectors than codes, some are copies."""
         if (count := len(vectors) * world_size()) < self.size:
             warnings.warn(
-                f"k-means start from {count} latents for {self.size} codes: some start as copies of others, until "
-                "they are revived; a larger batch gives each a latent of its own",
+                f"k-means start from {count} latents for {self.size} codes: some codes are copies of others until "
+                f"they are revived; a larger batch, of at least {self.size} latents, avoids this",
                 stacklevel=2,
             )
         codebook = sample_rows(vectors, self.size)
         for _ in range(KMEANS_ROUNDS):
             counts, sums = sums_per_code(vectors, nearest_codes(vectors, codebook), self.size)
             all_reduce(counts, sums)
-            # An empty cluster starts again at a random vector; sums are divided by counts only where there are any.
+            # An empty cluster restarts at a random vector.
             means = sums / counts.clamp(min=1)[:, None]
             codebook = torch.where(counts[:, None] > 0, means, sample_rows(vectors, self.size))
         self.codebook.copy_(F.normalize(codebook, dim=-1) if self.normalize else codebook)
@@ -233,14 +232,13 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def refit(self, batches: Sequence[torch.Tensor]) -> None:
-        """Put each code that has any latents at their mean, over batches of latents (n, code_dim)."""
+        """Move each code to the mean of the latents nearest to it, over batches of latents (n, code_dim)."""
         counts, sums = torch.zeros_like(self.ema_counts), torch.zeros_like(self.codebook)
         for batch in batches:
             vectors = self.flat(batch)
-            for total, share in zip(
-                (counts, sums), sums_per_code(vectors, nearest_codes(vectors, self.rows()), self.size), strict=True
-            ):
-                total += share
+            batch_counts, batch_sums = sums_per_code(vectors, nearest_codes(vectors, self.rows()), self.size)
+            counts += batch_counts
+            sums += batch_sums
         if self.frozen or not bool(counts.any()):
             return
         if not bool(torch.isfinite(sums).all()):
@@ -249,10 +247,10 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def set_means(self, counts: torch.Tensor, sums: torch.Tensor) -> None:
-        """Put each code that has any latents at their mean: counts (K,) and sums (K, D) over many batches.
+        """Move each code with latents to their mean, from counts (K,) and sums (K, D) over many batches.
 
-        The moving counts keep their total, about that of one batch: with the counts of many, a training that goes on
-        from here would hardly move the codebook for hundreds of steps.
+        The moving counts keep their total, about the latents of one batch: with the counts of many batches, training
+        that resumes from here would hardly move the codebook for hundreds of steps.
         """
         used = counts > 0
         self.codebook[used] = sums[used] / counts[used, None]
