@@ -15,15 +15,15 @@ from tokenizer_image.quantizers import KINDS as ALL_KINDS
 from tokenizer_image.quantizers.distributed import NotFiniteError
 
 STEPS, BATCH = 4, 8
-# Every kind, and what has no chance in it: neither start nor revival.
-STILL = {"revival_threshold": 0.0}
+# Every kind, without randomness: neither k-means start nor revival.
+NO_RANDOMNESS = {"revival_threshold": 0.0}
 KINDS: dict[str, tuple[list[int], dict[str, Any]]] = {
-    "ema": ([16], STILL),
-    "gradient": ([16], STILL),
-    "cosine": ([16], {**STILL, "codebook_dim": 3}),
-    "residual": ([16, 8], STILL),
-    "grouped": ([16, 8], STILL),
-    "grouped_residual": ([16, 8, 8, 8], STILL),
+    "ema": ([16], NO_RANDOMNESS),
+    "gradient": ([16], NO_RANDOMNESS),
+    "cosine": ([16], {**NO_RANDOMNESS, "codebook_dim": 3}),
+    "residual": ([16, 8], NO_RANDOMNESS),
+    "grouped": ([16, 8], NO_RANDOMNESS),
+    "grouped_residual": ([16, 8, 8, 8], NO_RANDOMNESS),
     "finite_scalar": ([240], {}),
     "lookup_free": ([16], {}),
     "binary_spherical": ([16], {}),
@@ -37,7 +37,7 @@ def build(kind: str) -> VQVAE:
                          quantizer=kind, quantizer_options=options)  # fmt: skip
     tokenizer = VQVAE(config)
     for module in tokenizer.modules():
-        if isinstance(module, VectorQuantizer):  # a start of its own, so that k-means has no part in it
+        if isinstance(module, VectorQuantizer):  # a fixed codebook instead of the k-means start
             codebook = 0.5 * torch.randn(module.codebook.shape)
             with torch.no_grad():
                 module.codebook.copy_(codebook)
@@ -53,7 +53,7 @@ def batch(step: int) -> Tensor:
 
 
 def learn(tokenizer: VQVAE, model: torch.nn.Module, rows: slice) -> dict[str, Tensor]:
-    """A few steps; returns weights, buffers and the first step's gradients."""
+    """Train for some steps; returns weights, buffers and the first step's gradients."""
     optimizer = torch.optim.SGD(tokenizer.parameters(), 0.3)
     gradients: dict[str, Tensor] = {}
     for step in range(STEPS):
@@ -66,9 +66,9 @@ def learn(tokenizer: VQVAE, model: torch.nn.Module, rows: slice) -> dict[str, Te
 
 
 def on_two_ranks(rank: int, folder: str) -> None:
-    """What each of two spawned processes does: one process group serves all checks, since starting it is slow."""
+    """Run in each of two spawned processes: one process group for all checks, because starting it is slow."""
     torch.set_num_threads(1)
-    # Built before the process group exists, as in a script that loads first and launches then.
+    # Built before the process group exists, as in a script that loads the model first.
     tokenizers = {kind: build(kind) for kind in KINDS}
     codebooks = VectorQuantizer(16, 4, revival_threshold=0.5, ema_decay=0.5)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
@@ -77,13 +77,13 @@ def on_two_ranks(rank: int, folder: str) -> None:
         kind: learn(tokenizer, torch.nn.parallel.DistributedDataParallel(tokenizer), half)
         for kind, tokenizer in tokenizers.items()
     }
-    torch.manual_seed(100 + rank)  # ranks that do not even share their random numbers
+    torch.manual_seed(100 + rank)  # ranks have different random numbers
     states = []
     for _ in range(6):
         output = codebooks(torch.randn(64, 4) + 5 * rank)
         states.append({"revived": torch.tensor(output.revived), **codebooks.state_dict()})
         states[-1] = {name: tensor.clone() for name, tensor in states[-1].items()}
-    # A latent that is not finite on one rank stops all of them, rather than leave the others waiting.
+    # NaN on one rank must raise on all of them; otherwise the others would wait forever.
     bad = torch.full((8, 4), float("nan") if rank == 1 else 1.0)
     refused = []
     for quantizer in (codebooks, build_quantizer("grouped", [16, 8], 4)):
@@ -137,7 +137,7 @@ def test_ranks_keep_the_same_codebooks_through_start_and_revival(ranks):
 
 
 def test_a_quantizer_asks_for_the_process_group_when_it_is_called(tmp_path):
-    """One process in a group behaves as one without."""
+    """A process group of one process behaves like none."""
     latents, alone, grouped = torch.randn(64, 4), VectorQuantizer(8, 4), VectorQuantizer(8, 4)
     torch.manual_seed(0)
     alone(latents)

@@ -1,4 +1,4 @@
-"""Picture measures and codebook counts, against formulas written out by hand."""
+"""Picture metrics and codebook counts, against formulas written out in the test."""
 
 import math
 
@@ -102,7 +102,7 @@ def test_uniform_codes_reach_full_perplexity():
     assert usage.usage == 1.0 and usage.perplexity == pytest.approx(64.0)
 
 
-def test_code_usage_refuses_what_is_no_code():
+def test_code_usage_refuses_invalid_codes():
     usage = CodeUsage(4)
     with pytest.raises(ValueError, match="0 .. 3, but range from 1 to 4"):
         usage.update(torch.tensor([1, 4]))

@@ -1,4 +1,4 @@
-"""Nearest codes: exact, in blocks, whatever the precision settings; and what screening in bfloat16 may not change."""
+"""Nearest codes: exact for every block size, precision setting and CPU, with and without bfloat16 screening."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _seed() -> None:
 
 
 def in_float32(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """The search without screening, also where this processor would screen."""
+    """The search without screening, on CPUs with bfloat16 instructions, too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nearest, "screening_pays", lambda vectors, codebook: False)
         return nearest_codes(vectors, codebook)
@@ -33,7 +33,7 @@ SEARCHES = pytest.mark.parametrize("search", [in_float32, screened_codes])
 
 
 def assert_nearest(codes: Tensor, vectors: Tensor, codebook: Tensor) -> None:
-    """Other codes than float64 finds only at practically the same distance, and seldom."""
+    """A code differs from that of float64 in less than 1% of vectors, and only at nearly the same distance."""
     distances = distances_of(vectors, codebook)
     best, expected = distances.min(dim=1)
     chosen = distances.gather(1, codes[:, None])[:, 0]
@@ -53,13 +53,13 @@ def test_nearest_codes_equal_brute_force_in_float64(search, count, size, dim):
 
 @SEARCHES
 @pytest.mark.parametrize("offset, scale", [(30.0, 1.0), (0.0, 1e-4), (-2.0, 1e-2)])
-def test_nearest_codes_of_latents_that_are_not_standard(search, offset, scale):
-    """Far from the origin, or close together: where rounding to bfloat16 leaves little."""
+def test_nearest_codes_of_shifted_and_scaled_latents(search, offset, scale):
+    """Far from the origin or close together, where bfloat16 hardly resolves the distances."""
     vectors, codebook = torch.randn(500, 16) * scale + offset, torch.randn(2048, 16) * scale + offset
     codes = search(vectors, codebook)
     distances = distances_of(vectors, codebook)
     chosen = distances.gather(1, codes[:, None])[:, 0]
-    # What the coordinates themselves are rounded to in float32 counts double in a product.
+    # The bound: rounding the elements to float32, which counts twice in a product.
     assert (chosen - distances.amin(1) < 1e-6 * (offset**2 * 16 + scale**2 * 16)).all()
 
 
@@ -71,7 +71,7 @@ def test_a_latent_that_is_a_code_has_that_code(search):
 
 @pytest.mark.parametrize("size, dim", [(1024, 256), (4096, 8), (1536, 64)])
 def test_screening_leaves_few_codes_to_compare(size, dim, monkeypatch):
-    """Else it would not pay; and no code that is compared may be missing from those that remain."""
+    """Few candidates make screening fast; the nearest code must be among them."""
     vectors, codebook = torch.randn(2000, dim), torch.randn(size, dim)
     compared = 0
     compare = screening._nearest
@@ -92,7 +92,7 @@ def test_screening_gives_up_where_all_codes_are_alike(monkeypatch):
     vectors, codebook = torch.randn(3000, 8), torch.ones(2048, 8)
     assert len(screened_codes(vectors, codebook)) == 0
     assert nearest_codes(vectors, codebook).tolist() == [0] * 3000
-    # and in the middle: the second thousand are at the same distance from all codes
+    # in the second block, vectors have the same distance to all codes
     monkeypatch.setattr(screening, "BLOCK_ROWS", 1024)
     vectors[:1024, 0] += 100
     vectors[1024:2048] = 0
@@ -129,7 +129,7 @@ def test_ties_go_to_the_lowest_index(search):
 @SEARCHES
 @pytest.mark.parametrize("size", [200, 300, 1000, 4096])
 def test_ties_among_many_go_to_the_lowest_index(search, size):
-    """Every code stands at five random places; the lowest of them is to be found."""
+    """Each vector of the codebook occurs about five times; its lowest index must win."""
     places = torch.randint(size // 5, (size,))
     codebook = torch.randn(size // 5, 3)[places]
     lowest = (codebook[:, None] == codebook[None]).all(-1).int().argmax(1)
@@ -147,7 +147,7 @@ def test_nearest_codes_do_not_depend_on_autocast(dtype, size):
 
 
 def test_nearest_codes_do_not_depend_on_settings_for_faster_products(monkeypatch):
-    """A product that allows TF32 or bfloat16 would take other codes; the setting is there again afterwards."""
+    """Codes do not change where products in TF32 or bfloat16 are allowed; the setting is restored afterwards."""
     matmul = torch.backends.mkldnn.matmul
     seen = []
     monkeypatch.setattr(
@@ -166,7 +166,7 @@ def test_nearest_codes_do_not_depend_on_settings_for_faster_products(monkeypatch
 @pytest.mark.parametrize("size", [100, 300])
 @pytest.mark.parametrize("count", [20, 2000])
 def test_codes_of_latents_that_are_not_finite_are_codes(screening, size, count, monkeypatch):
-    """Outside training nothing is checked, but no later lookup may go astray, and other latents keep their codes."""
+    """Outside training there is no check: codes must still be in range, and other latents keep their codes."""
     monkeypatch.setattr(nearest, "screening_pays", lambda vectors, codebook: screening)
     latents, codebook = torch.randn(count, 4), torch.randn(size, 4)
     expected = nearest_codes(latents, codebook)

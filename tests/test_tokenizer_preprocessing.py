@@ -1,4 +1,4 @@
-"""Pictures of every mode in, the same numbers out; and the way back is exact."""
+"""PIL images of every mode to pixel_values and back."""
 
 import io
 
@@ -13,7 +13,7 @@ RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
 def reopened(image: Image.Image, format: str, **options) -> Image.Image:
-    """The image as it comes back from a file."""
+    """The image after a round trip through a file."""
     file = io.BytesIO()
     image.save(file, format, **options)
     return Image.open(io.BytesIO(file.getvalue()))
@@ -26,7 +26,7 @@ def noise(size: tuple[int, int], seed: int = 0) -> Image.Image:
 
 
 def colour_of(image: Image.Image, **settings) -> tuple[int, ...]:
-    """The one colour of a plain picture after preprocessing to 2x2."""
+    """The colour of a single-colour picture after preprocessing to 2x2."""
     pixels = preprocess(image, Preprocessing(image_size=2, **settings))
     assert pixels.dtype == np.uint8 and (pixels == pixels[:, :1, :1]).all()
     return tuple(int(value) for value in pixels[:, 0, 0])
@@ -200,7 +200,7 @@ def test_bad_arguments():
      ((129, 100), (32, 32)), ((1000, 1), (24, 40)), ((40, 24), (24, 40))],
 )  # fmt: skip
 def test_a_picture_takes_the_size_whose_shape_is_nearest(size, expected):
-    """32x32 and 24x40 meet at the geometric mean of their ratios, sqrt(40 / 24) = 1.291."""
+    """The boundary between 32x32 and 24x40 is the geometric mean of their ratios, sqrt(40 / 24) = 1.291."""
     sizes = [(32, 32), (24, 40), (40, 24)]
     assert nearest_size(*size, sizes) == expected
     assert preprocess(noise(size), Preprocessing(image_size=16), sizes).shape == (3, *expected)

@@ -1,4 +1,4 @@
-"""Quantizers: the nearest code, what a step does to a codebook, and what no call may change."""
+"""Quantizers: nearest codes, codebook updates, gradients and losses, and calls that must not change state."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _seed() -> None:
 
 
 def started(codebook: Tensor, counts: Tensor | float = 1.0, **options: float) -> VectorQuantizer:
-    """A quantizer in train mode that holds this codebook already."""
+    """An initialised quantizer in train mode with this codebook."""
     quantizer = VectorQuantizer(*codebook.shape, **{"revival_threshold": 0.0, **options})
     with torch.no_grad():
         quantizer.codebook.copy_(codebook)
@@ -112,7 +112,7 @@ def test_residual_commitment_loss_reaches_the_latents_at_every_depth():
     first, second = torch.tensor([[0.0], [10.0]]), torch.tensor([[-1.0], [2.0]])
     quantizer = residual_of(first, second, commitment_weight=1.0)
     latents = torch.tensor([[1.5], [8.5]], requires_grad=True)
-    output = quantizer(latents)  # rows 0 and 10, residuals 1.5 and -1.5; rows 2 and -1, left over -0.5 and -0.5
+    output = quantizer(latents)  # rows 0 and 10, residuals 1.5 and -1.5; rows 2 and -1, residuals -0.5 and -0.5
     assert output.codes.tolist() == [[0, 1], [1, 0]]
     assert output.loss.item() == pytest.approx(((1.5**2 + 1.5**2) / 2 + (0.5**2 + 0.5**2) / 2) / 2)
     output.loss.backward()
@@ -173,7 +173,7 @@ def test_ema_steps_equal_vector_quantize_pytorch():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_step_and_no_chance_outside_train_mode(kind):
+def test_no_update_and_no_randomness_outside_train_mode(kind):
     quantizer = KINDS[kind]()
     quantizer(torch.randn(50, 4))
     before, state = snapshot(quantizer.eval()), torch.get_rng_state()
@@ -207,9 +207,9 @@ def test_kmeans_start_finds_clusters():
     quantizer = VectorQuantizer(8, 2)
     error = (quantizer(latents).quantized - latents).square().sum(1)
     assert bool(quantizer.initialized)
-    assert error.max() < 0.5, "every cluster has a code of its own"
+    assert error.max() < 0.5, "every cluster has a code"
     distances = torch.cdist(quantizer.codebook, centres).min(1).values
-    assert distances.max() < 0.5, "and no code lies elsewhere"
+    assert distances.max() < 0.5, "and every code is in a cluster"
 
 
 def test_start_happens_once():
@@ -225,7 +225,7 @@ def test_start_with_fewer_vectors_than_codes(count):
     with pytest.warns(UserWarning, match=f"from {count} latents for 16 codes"):
         output = quantizer(latents)
     assert torch.isfinite(quantizer.codebook).all() and bool(quantizer.initialized)
-    assert torch.allclose(output.quantized, latents, atol=1e-5), "each vector has a code at its place"
+    assert torch.allclose(output.quantized, latents, atol=1e-5), "each vector equals a code"
     for _ in range(3):
         output = quantizer(torch.randn(count, 4))
     assert torch.isfinite(quantizer.codebook).all() and torch.isfinite(output.loss)
@@ -233,7 +233,7 @@ def test_start_with_fewer_vectors_than_codes(count):
 
 def test_a_revived_code_survives_the_next_update():
     codebook = torch.tensor([[0.0, 0.0], [1.0, 1.0], [50.0, 50.0]])
-    counts = torch.tensor([10.0, 10.0, 0.001])  # nobody uses the last one
+    counts = torch.tensor([10.0, 10.0, 0.001])  # the last code is unused
     quantizer = started(codebook, counts, ema_decay=0.9, revival_threshold=0.1)
     latents = torch.tensor([[0.1, -0.1], [0.9, 1.2], [-0.2, 0.1], [1.1, 0.8]])
     output = quantizer(latents)
@@ -243,7 +243,7 @@ def test_a_revived_code_survives_the_next_update():
     mean = (0.9 * 10 + 0.1 * 2) * 2 / 3 + 0.9 * 0.001 / 3  # of the counts just before the revival
     assert quantizer.ema_counts[2].item() == pytest.approx(mean, rel=1e-5)
     assert torch.allclose(quantizer.ema_sums[2], revived * mean)
-    # The next batch is far from the revived code: an update from a stale sum would throw it elsewhere.
+    # The next batch is far from the revived code, which an update from a stale sum would move.
     assert quantizer(torch.tensor([[-3.0, -3.0], [-3.0, -3.1]])).revived == 0
     assert torch.allclose(quantizer.codebook[2], revived, atol=1e-4)
 
@@ -251,11 +251,10 @@ def test_a_revived_code_survives_the_next_update():
 def test_revival_can_be_off():
     quantizer = started(torch.tensor([[0.0], [1.0], [50.0]]), torch.tensor([1.0, 1.0, 1e-6]), revival_threshold=0.0)
     output = quantizer(torch.rand(20, 1))
-    assert output.revived == 0 and output.dead == 1, "but it is told"
+    assert output.revived == 0 and output.dead == 1, "dead codes are still counted"
 
 
-def test_all_codes_live_in_the_end():
-    """Codes that start in one place spread over the latents."""
+def test_revival_spreads_codes_that_start_at_one_point():
     quantizer = started(torch.zeros(32, 2) + 0.001 * torch.randn(32, 2), ema_decay=0.8, revival_threshold=0.1)
     for _ in range(60):
         output = quantizer(torch.rand(256, 2))
@@ -300,7 +299,7 @@ def test_residual_rows_add_up():
     assert torch.equal(output.codes, codes) and torch.allclose(output.quantized, total, atol=1e-6)
 
 
-def test_each_depth_learns_from_what_the_one_before_left():
+def test_each_depth_learns_from_the_residual_of_the_one_before():
     first, second = torch.tensor([[0.0], [10.0]]), torch.tensor([[-1.0], [1.0]])
     quantizer = residual_of(first, second, ema_decay=0.5)
     quantizer(torch.tensor([[0.8], [9.4]]))
@@ -340,23 +339,23 @@ def test_one_depth_is_a_vector_quantizer():
 # Groups
 
 
-def test_groups_are_quantizers_of_their_own():
+def test_groups_are_independent_quantizers():
     quantizer = build_quantizer("grouped", [16, 8], 6)
     latents = torch.randn(100, 6)
     quantizer(latents)
     parts = [VectorQuantizer(16, 3), VectorQuantizer(8, 3)]
-    for part, own in zip(parts, quantizer.quantizers, strict=True):
-        part.load_state_dict(own.state_dict())
+    for part, original in zip(parts, quantizer.quantizers, strict=True):
+        part.load_state_dict(original.state_dict())
     output = quantizer(latents)
     outputs = [part(latents[:, 3 * number : 3 * number + 3]) for number, part in enumerate(parts)]
-    assert torch.equal(output.codes, torch.cat([one.codes for one in outputs], dim=-1))
-    assert torch.equal(output.quantized, torch.cat([one.quantized for one in outputs], dim=-1))
+    assert torch.equal(output.codes, torch.cat([part.codes for part in outputs], dim=-1))
+    assert torch.equal(output.quantized, torch.cat([part.quantized for part in outputs], dim=-1))
     assert torch.allclose(output.loss, (outputs[0].loss + outputs[1].loss) / 2)
-    for part, own in zip(parts, quantizer.quantizers, strict=True):
-        assert_unchanged(own, part.state_dict())
+    for part, original in zip(parts, quantizer.quantizers, strict=True):
+        assert_unchanged(original, part.state_dict())
     codes = quantizer.encode(latents.view(10, 10, 6))
     assert codes.shape == (10, 10, 2) and quantizer.codebook_sizes == [16, 8] and quantizer.codes_per_position == 2
-    rows = [own.codebook[codes[..., part]] for part, own in enumerate(quantizer.quantizers)]
+    rows = [part.codebook[codes[..., index]] for index, part in enumerate(quantizer.quantizers)]
     assert torch.equal(quantizer.decode(codes), torch.cat(rows, dim=-1))
     with pytest.raises(ValueError, match="code_dim 7 cannot be split into the 2 equal parts"):
         build_quantizer("grouped", [16, 8], 7)
@@ -399,7 +398,7 @@ def test_cosine_codes_are_the_nearest_directions():
 
 @pytest.mark.parametrize("levels", [(8, 6, 5), (3, 3), (2,), (7, 5, 5, 5, 5)])
 def test_finite_scalar_codes_are_a_whole_grid(levels):
-    """Every code can be reached, decodes to a point of its own in [-1, 1], and comes back from there."""
+    """Every code can be reached, decodes to a distinct point in [-1, 1], and is the code of that point."""
     quantizer = FiniteScalarQuantizer(levels)
     every = torch.arange(math.prod(levels))[:, None]
     points = quantizer.decode(every)
@@ -424,7 +423,7 @@ def test_finite_scalar_gradient_is_that_of_the_tanh():
     assert torch.allclose(latents.grad, twin.grad) and output.loss == 0
 
 
-def test_levels_that_are_none():
+def test_invalid_levels():
     with pytest.raises(ValueError, match=r"levels=\[4, 1\]: each element of a latent needs at least 2"):
         FiniteScalarQuantizer([4, 1])
 
@@ -461,8 +460,8 @@ def test_beyond_sixteen_bits_groups_count_as_independent():
 
 
 @pytest.mark.parametrize("entropy_temperature", [1.0, 0.01])
-def test_bits_that_are_stuck_have_a_gradient(entropy_temperature):
-    """What never occurs has the logarithm's slope at 0: infinite, and then not a number."""
+def test_constant_bits_have_a_finite_gradient(entropy_temperature):
+    """The logarithm has an infinite slope at a probability of 0, which must not become NaN."""
     quantizer = LookupFreeQuantizer(10, entropy_temperature=entropy_temperature).train()
     latents = torch.randn(1024, 10)
     latents[:, 0] = 50.0
@@ -488,7 +487,7 @@ def test_gradient_learned_codebook_follows_its_loss():
     loss.backward()
     assert torch.allclose(quantizer.codebook.grad, 2 / 4 * torch.tensor([[-1.0, -2.0], [1.0, 0.0]]))
     assert torch.allclose(latents.grad, 0.5 * 2 / 4 * torch.tensor([[1.0, 2.0], [-1.0, 0.0]]))
-    assert torch.equal(quantizer.codebook, codebook), "moved by an optimizer alone"
+    assert torch.equal(quantizer.codebook, codebook), "only an optimizer changes it"
 
 
 def test_rotation_keeps_the_angle_between_gradient_and_code():
@@ -535,7 +534,7 @@ def test_a_gradient_codebook_of_directions_survives_a_revival():
     assert revived > 0 and torch.isfinite(quantizer.codebook.grad).all()
 
 
-def test_directions_that_nobody_uses_stay_directions():
+def test_unused_normalised_codes_keep_unit_length():
     quantizer = started(torch.eye(4), normalize=True, ema_decay=0.0)
     quantizer(torch.tensor([[1.0, 0.1, 0.0, 0.0]]))
     assert torch.allclose(quantizer.rows().norm(dim=1), torch.ones(4), atol=1e-5)
@@ -585,7 +584,7 @@ def test_without_kmeans_the_start_is_random():
     assert not torch.equal(quantizer.codebook, before) and torch.isfinite(quantizer.codebook).all()
 
 
-# Names, and quantizers of one's own
+# Registry, and custom quantizers
 
 
 def test_every_kind_is_tested():
@@ -608,7 +607,7 @@ def test_any_number_of_leading_dimensions(kind, shape):
     assert (output.codes >= 0).all() and (output.codes < sizes).all()
 
 
-def test_names_and_options_that_are_none():
+def test_unknown_names_and_options():
     with pytest.raises(ValueError, match="unknown quantizer 'vq': choose one of ema, gradient, cosine, residual"):
         build_quantizer("vq", [8], 4)
     with pytest.raises(ValueError, match=r"codebook_sizes \[8, 8\]: quantizer 'ema' has one codebook"):
@@ -619,7 +618,7 @@ def test_names_and_options_that_are_none():
         build_quantizer("finite_scalar", [240], 4, {"ema_decay": 0.9})
 
 
-def test_a_quantizer_of_ones_own():
+def test_a_custom_quantizer():
     class Thirds(Quantizer):
         """Each latent's first number, in thirds of [0, 1)."""
 
@@ -666,7 +665,7 @@ def test_code_vectors_add_up_to_what_is_decoded(kind):
     codes = quantizer.encode(torch.randn(20, 4))
     total = sum(table[codes[:, d]] for d, table in enumerate(vectors))
     rest = quantizer.decode(codes) - total
-    # A linear map back has a bias, which no code can call its own.
+    # The projection back has a bias, which belongs to no single code.
     assert torch.allclose(rest, rest[:1].expand_as(rest) if kind in PROJECTED else torch.zeros_like(rest), atol=1e-5)
 
 
@@ -677,14 +676,14 @@ def test_absent_codes_are_the_mean_of_their_codebook(kind):
     codes = quantizer.encode(torch.randn(6, 4))
     absent = torch.zeros_like(codes, dtype=torch.bool)
     absent[1, -1] = absent[2] = True
-    means = [own.ema_counts / own.ema_counts.sum() @ own.codebook for own in quantizer.quantizers]
-    rows = [own.codebook[codes[:, depth]] for depth, own in enumerate(quantizer.quantizers)]
+    means = [part.ema_counts / part.ema_counts.sum() @ part.codebook for part in quantizer.quantizers]
+    rows = [part.codebook[codes[:, depth]] for depth, part in enumerate(quantizer.quantizers)]
     filled = [torch.where(absent[:, [depth]], means[depth], row) for depth, row in enumerate(rows)]
     expected = torch.cat(filled, dim=-1) if kind == "grouped" else torch.stack(filled).sum(0)
     assert torch.allclose(quantizer.decode(codes, absent), expected, atol=1e-6)
 
 
-# The codebook's mean, and codes that are none
+# The codebook's mean, refits, and invalid codes and settings
 
 
 def test_mean_code_is_weighted_by_use():
@@ -698,11 +697,11 @@ def test_refit_moves_codes_that_have_latents():
     quantizer = started(torch.tensor([[1.0], [2.0], [3.0]]))
     quantizer.refit([torch.tensor([[0.5], [1.5], [0.0]]), torch.tensor([[5.0], [4.0], [0.0]])])
     assert quantizer.codebook.flatten().tolist() == [0.5, 2.0, 4.5]
-    # The total stays, 3 here, as the means do.
+    # The counts keep their total of 3.
     assert quantizer.ema_counts.tolist() == [2, 0, 1] and quantizer.ema_sums.flatten().tolist() == [1, 0, 4.5]
 
 
-def test_refit_refuses_what_would_spoil_it():
+def test_refit_leaves_the_codebook_without_latents_with_nan_and_when_frozen():
     quantizer = started(torch.randn(8, 4))
     before = snapshot(quantizer)
     quantizer.refit([])
@@ -720,7 +719,7 @@ def test_codes_out_of_range(code):
         quantizer.decode(torch.tensor([[0], [code]]).sort(0).values)
 
 
-def test_settings_that_mean_nothing():
+def test_settings_out_of_range():
     with pytest.raises(ValueError, match="codebook_size=1"):
         VectorQuantizer(1, 4)
     with pytest.raises(ValueError, match=r"ema_decay=1.0 must be in \[0, 1\)"):

@@ -1,4 +1,4 @@
-"""`VQVAE`: pictures to codes and back, its layout, its file, its fingerprint."""
+"""`VQVAE`: pictures to codes and back, layout, saving and loading, fingerprint, configuration."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZES = {"hidden_sizes": [8, 16], "num_res_blocks": 1, "code_dim": 4, "quantizer
 
 
 def tiny(codebook_sizes: tuple[int, ...] = (16, 8), image_size: int = 16, seed: int = 0, **changes) -> VQVAE:
-    """16x16 pictures, 2x2 positions of two codes; with a codebook that has seen something."""
+    """16x16 pictures, 2x2 positions of two codes, after one training step."""
     torch.manual_seed(seed)
     settings = {"image_size": image_size, "patch_size": 4, "codebook_sizes": list(codebook_sizes), **SIZES, **changes}
     tokenizer = VQVAE(VQVAEConfig(preprocessing=Preprocessing(image_size=image_size).to_dict(), **settings))
@@ -41,7 +41,7 @@ def pictures(count: int = 5, height: int = 16, width: int | None = None, channel
 
 
 def train(tokenizer: VQVAE, pixel_values: Tensor, steps: int) -> list[float]:
-    """The reconstruction losses of so many steps of Adam on one batch."""
+    """The reconstruction losses of `steps` steps of Adam on one batch."""
     optimizer = torch.optim.Adam(tokenizer.train().parameters(), 3e-3)
     losses = []
     for _ in range(steps):
@@ -134,10 +134,10 @@ def test_levels_lie_coarse_to_fine():
     assert tokenizer.num_codes == 48 == len(tokenizer.code_vectors())
     expected = ((2, [(0, 12), (12, 22)]), (4, [(22, 30), (30, 36)]), (8, [(36, 44), (44, 48)]))
     for level, (side, bounds) in enumerate(expected):
-        own = layout.level == level
-        assert own.sum() == 2 * side**2 and layout.row[own].max() == side - 1 and (np.diff(layout.level) >= 0).all()
+        mask = layout.level == level
+        assert mask.sum() == 2 * side**2 and layout.row[mask].max() == side - 1 and (np.diff(layout.level) >= 0).all()
         for depth, (low, high) in enumerate(bounds):
-            places = own & (layout.depth == depth)
+            places = mask & (layout.depth == depth)
             assert set(layout.low[places]) == {low} and set(layout.high[places]) == {high}
     codes = tokenizer.encode(pictures(3, 32))
     assert ((codes >= torch.from_numpy(layout.low)) & (codes < torch.from_numpy(layout.high))).all()
@@ -171,8 +171,8 @@ def test_every_level_learns():
     assert all(name.endswith("initialized") for name in still), still
 
 
-def test_left_out_levels_are_what_decode_puts_in_their_place():
-    """In training too, a picture without its finer levels is decoded from the coarser ones as `decode` does it."""
+def test_level_dropout_decodes_as_decode_does_without_finer_levels():
+    """In training, a picture without its finer levels is reconstructed as `decode` does from the coarser codes."""
     tokenizer = tiny(image_size=32, hidden_sizes=[8], level_dropout=0.999999, **LEVELS).train()
     tokenizer.quantizer.freeze()
     for level in tokenizer.coarser:
@@ -182,10 +182,10 @@ def test_left_out_levels_are_what_decode_puts_in_their_place():
     with torch.no_grad():
         output = tokenizer(batch)
     parts = [tokenizer.decode(codes[:, :count]) for count in (8, 40)]
-    found = output.reconstruction.clamp(-1, 1)
-    matches = torch.stack([(found - part).abs().amax((1, 2, 3)) < 1e-4 for part in parts])
-    assert matches.sum(0).tolist() == [1] * 20 and matches.any(1).all(), "each by one level or by two"
-    assert torch.equal(output.codes[:, :40], codes[:, :40])  # the finest level is told what is decoded, and not used
+    reconstruction = output.reconstruction.clamp(-1, 1)
+    matches = torch.stack([(reconstruction - part).abs().amax((1, 2, 3)) < 1e-4 for part in parts])
+    assert matches.sum(0).tolist() == [1] * 20 and matches.any(1).all(), "each from one level or from two"
+    assert torch.equal(output.codes[:, :40], codes[:, :40])  # the finest codes differ: their context has the fillings
 
 
 def test_level_dropout_is_for_training_and_levels_alone():
@@ -197,7 +197,7 @@ def test_level_dropout_is_for_training_and_levels_alone():
 
 
 def test_refit_fits_every_level():
-    """Codes move to the means of the latents that they stand for, given the coarser levels as refitted."""
+    """Codes move to the mean of their latents, which depend on the refitted coarser levels."""
     tokenizer = tiny(image_size=32, hidden_sizes=[8], num_levels=3, codebook_sizes=(12, 8, 6), quantizer="ema")
     batch = pictures(48, 32)
     with torch.no_grad():
@@ -205,21 +205,21 @@ def test_refit_fits_every_level():
             parameter.add_(0.05 * torch.randn_like(parameter))
 
     def distances() -> list[float]:
-        """Of each level: from a code to the mean of its latents, at most."""
-        found = []
+        """For each level, the largest distance between a code and the mean of its latents."""
+        largest = []
 
         def quantize(quantizer, latents):
             codes, flat = quantizer.encode(latents), latents.reshape(-1, 4)
             means = [flat[codes.flatten() == code].mean(0) for code in codes.unique()]
-            found.append(float((quantizer.codebook[codes.unique()] - torch.stack(means)).abs().max()))
+            largest.append(float((quantizer.codebook[codes.unique()] - torch.stack(means)).abs().max()))
             return quantizer.decode(codes)
 
         with torch.no_grad():
             tokenizer._quantize_levels(batch, quantize)
-        return found
+        return largest
 
     before = distances()
-    for _ in range(30):  # as k-means: codes that move change which latents are theirs
+    for _ in range(30):  # iterated as k-means: codes that move get other latents
         tokenizer.refit_codebook(lambda: [batch[:20], batch[20:]])
     assert len(before) == 3 and all(after < 0.2 * d for after, d in zip(distances(), before, strict=True))
 
@@ -232,13 +232,13 @@ def test_refit_fits_every_level():
     ({"num_levels": 2, "network": "mlp"}, "an MLP has one level"),
     ({"num_levels": 3, "image_size": 24}, "24x24 is not a multiple of the tokenizer's downsampling, 32"),
 ])  # fmt: skip
-def test_levels_that_cannot_be(settings, message):
+def test_invalid_levels(settings, message):
     with pytest.raises(ValueError, match=message):
         VQVAEConfig(**{"codebook_sizes": [8, 8] if settings.get("num_levels") != 3 else [8, 8, 8], **settings})
 
 
-def test_a_code_is_of_its_position():
-    """With a decoder that looks at nothing but a position itself, a code changes the pixels of its place alone."""
+def test_a_code_decodes_at_its_position():
+    """With a decoder whose receptive field is one position, a code changes only the pixels of its position."""
     tokenizer = tiny()
     with torch.no_grad():
         for conv in (tokenizer.decoder.stem, tokenizer.decoder.to_pixels):
@@ -258,23 +258,23 @@ def test_a_code_is_of_its_position():
 
 
 def test_encode_changes_nothing_in_train_mode(tokenizer):
-    own = tiny().train()
-    before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
-    codes = own.encode(pictures())
-    assert torch.equal(own.encode(pictures()), codes)
-    own.decode(codes)
-    for name, tensor in own.state_dict().items():
+    trained = tiny().train()
+    before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    codes = trained.encode(pictures())
+    assert torch.equal(trained.encode(pictures()), codes)
+    trained.decode(codes)
+    for name, tensor in trained.state_dict().items():
         assert torch.equal(tensor, before[name]), name
-    assert own.training
+    assert trained.training
 
 
 def test_forward_learns_in_train_mode_only():
-    own = tiny()
-    before = own.quantizer.depths[0].codebook.clone()
-    own(pictures())
-    assert torch.equal(own.quantizer.depths[0].codebook, before)
-    own.train()(pictures())
-    assert not torch.equal(own.quantizer.depths[0].codebook, before)
+    trained = tiny()
+    before = trained.quantizer.depths[0].codebook.clone()
+    trained(pictures())
+    assert torch.equal(trained.quantizer.depths[0].codebook, before)
+    trained.train()(pictures())
+    assert not torch.equal(trained.quantizer.depths[0].codebook, before)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 5])
@@ -314,13 +314,13 @@ def test_grey_pictures():
 
 
 def test_bf16_autocast_is_finite(tokenizer):
-    own = tiny().train()
+    trained = tiny().train()
     with torch.autocast("cpu", torch.bfloat16):
-        output = own(pictures(16))
+        output = trained(pictures(16))
     output.loss.backward()
     assert torch.isfinite(output.loss) and output.loss.dtype == torch.float32
-    assert all(torch.isfinite(parameter.grad).all() for parameter in own.parameters())
-    assert all(quantizer.codebook.dtype == torch.float32 for quantizer in own.quantizer.quantizers)
+    assert all(torch.isfinite(parameter.grad).all() for parameter in trained.parameters())
+    assert all(quantizer.codebook.dtype == torch.float32 for quantizer in trained.quantizer.quantizers)
     with torch.autocast("cpu", torch.bfloat16):
         codes = tokenizer.encode(pictures(64))
         assert torch.isfinite(tokenizer.decode(codes)).all()
@@ -347,7 +347,7 @@ def test_gradients_reach_every_weight():
 
 
 def test_a_fresh_start_keeps_the_size_of_signals():
-    """transformers' own start, N(0, 0.02), would not; and each residual block starts as the identity."""
+    """transformers' default initialisation, N(0, 0.02), does not; and each residual block starts as the identity."""
     tokenizer = VQVAE(
         VQVAEConfig(image_size=32, hidden_sizes=[64, 128], num_res_blocks=2, code_dim=16, codebook_sizes=[8])
     )
@@ -459,7 +459,7 @@ def test_save_and_load_are_exact(tmp_path):
     assert torch.equal(loaded.encode(pictures()), tokenizer.encode(pictures()))
     assert torch.equal(loaded.decode(loaded.encode(pictures())), tokenizer.decode(tokenizer.encode(pictures())))
     assert loaded.config.preprocessing == Preprocessing(image_size=16).to_dict()
-    # It goes on learning where it was, without another k-means start.
+    # Training resumes without another k-means start.
     torch.manual_seed(0)
     tokenizer.train()(pictures(32))
     torch.manual_seed(0)
@@ -490,21 +490,21 @@ def test_fingerprint_follows_what_changes_codes_and_nothing_else(tmp_path):
 
 
 def test_fingerprint_follows_the_kind_of_quantizer():
-    """The same weights mean other codes."""
+    """The same weights give other codes with another kind."""
     assert tiny((8, 8), quantizer="grouped").config.quantizer == "grouped"
     one, other = tiny((8, 8)), tiny((8, 8))
     other.config.quantizer = "grouped"
     assert one.fingerprint != other.fingerprint
 
 
-def test_fingerprint_follows_how_codes_are_put_together():
-    """The same weights mean other codes here too."""
+def test_fingerprint_follows_the_number_of_groups():
+    """The same weights give other codes with another number of groups."""
     one, other = tiny((8, 8, 8, 8), quantizer="grouped_residual"), tiny((8, 8, 8, 8), quantizer="grouped_residual")
     other.config.quantizer_options = {"num_groups": 4}
     assert one.fingerprint != other.fingerprint
 
 
-def test_more_codes_than_a_cache_can_tell_apart():
+def test_more_codes_than_a_token_cache_can_store():
     with pytest.raises(ValueError, match="68,719,476,736 codes in all are more"):
         VQVAE(VQVAEConfig(quantizer="finite_scalar", quantizer_options={"levels": [64] * 6}, codebook_sizes=[4096]))
 
@@ -569,7 +569,7 @@ def test_pictures_of_a_wrong_shape(tokenizer):
         tokenizer.encode(pictures(1)[0])
 
 
-def test_config_that_cannot_be():
+def test_invalid_config():
     with pytest.raises(ValueError, match="30x30 is not a multiple.*--patch_size"):
         VQVAEConfig(image_size=30, patch_size=4, hidden_sizes=[8, 8])
     with pytest.raises(ValueError, match="each needs at least one entry"):
@@ -580,9 +580,9 @@ def test_config_that_cannot_be():
         preset(30)
 
 
-def test_codes_that_are_none(tokenizer):
+def test_invalid_codes(tokenizer):
     codes = tokenizer.encode(pictures(1))
-    # In the numbers of the row of codes: the first depth has 0 to 15, the second 16 to 23.
+    # Codes of the row: the first depth has 0 to 15, the second 16 to 23.
     for position, wrong, bounds in ((0, 16, "0 to 15"), (0, -1, "0 to 15"), (1, 15, "16 to 23"), (1, 24, "16 to 23"),
                                     (6, 16, "0 to 15")):  # fmt: skip
         bad = codes.clone()
@@ -596,7 +596,7 @@ def test_codes_that_are_none(tokenizer):
 
 
 @pytest.mark.parametrize("change, words", [("pop", "missing keys: quantizer"), ("add", "unexpected keys: more")])
-def test_weights_that_are_not_whole(tmp_path, tokenizer, change, words):
+def test_missing_and_unexpected_weights(tmp_path, tokenizer, change, words):
     tokenizer.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     if change == "pop":

@@ -67,8 +67,11 @@ class VQVAEOutput(ModelOutput):
 class VQVAE(PreTrainedModel):
     """Vector-quantized autoencoder (van den Oord et al. 2017), with any kind of quantizer and one to three levels.
 
-    With several levels (VQ-VAE-2, Razavi et al. 2019) the coarsest is quantized first; each finer level sees its own
-    features and what the coarser ones decode to, so that it tells only what they have left out.
+    With several levels (VQ-VAE-2, Razavi et al. 2019) the coarsest is quantized first. A finer level is conditioned on
+    its context, the decoded coarser levels, so that it only encodes what they lack.
+
+    Raises:
+        ValueError: codebook sizes or options that a quantizer does not take, or more than `MAX_CODES` codes.
     """
 
     config_class = VQVAEConfig
