@@ -105,13 +105,12 @@ def read_shards(options: Options, writer: TokenCacheWriter, tokenizer: Any) -> N
     import numpy as np
 
     from pipelines.training.start import read_pictures
-    from tokenizer_image.pictures.loading import Preprocessing
+    from tokenizer_image.preprocessing import preprocessing_of
 
     whole = writer.finished  # then only what is to be repaired
     shards = range(len(writer.shards))[options.shard_index :: options.num_shards]
     part, numbers = writer.part(writer.missing(options.shard_index, options.num_shards) if whole else list(shards))
-    settings = Preprocessing.from_dict(tokenizer.config.preprocessing)
-    decoded = read_pictures(options, part, settings, writer.sizes) if len(part) else None
+    decoded = read_pictures(options, part, preprocessing_of(tokenizer), writer.sizes) if len(part) else None
     writer.read(part, decoded, np.asarray(numbers))
 
 

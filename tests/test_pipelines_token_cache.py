@@ -104,6 +104,28 @@ def codes_of(tokenizer: VQVAE, image: Image.Image, sizes=()) -> np.ndarray:
     return tokenizer.encode(to_pixel_values(preprocess(image, SETTINGS, sizes)[None]))[0].numpy()
 
 
+def test_a_tokenizer_without_preprocessing_settings_encodes_at_its_size(tokenizer_folder, tmp_path):
+    """As made by `VQVAE(VQVAEConfig(...))` alone; pictures are prepared by default for its size."""
+    saved = VQVAE.from_pretrained(tokenizer_folder)
+    saved.config.preprocessing = None
+    saved.save_pretrained(tmp_path / "plain")
+    tokenizer, folder = load_tokenizer(tmp_path / "plain"), write_pictures(tmp_path / "pictures", 12)
+    made = options(tmp_path / "plain", tmp_path, dataset=str(folder))
+    cache = open_cache(made, tokenizer, "train", Accelerator())
+    source = load_pictures(str(folder))
+    expected = [codes_of(tokenizer, source.image(row)).tolist() for row in range(len(source))]
+    assert [cache.codes(row).tolist() for row in range(len(cache))] == expected
+    command = cache_tokens.Options(
+        image_tokenizer=str(tmp_path / "plain"), dataset=str(folder), token_cache=str(tmp_path / "by command"),
+        splits=["train"], num_workers=0,
+    )  # fmt: skip
+    cache_tokens.main(command)
+    again = TokenCache(tmp_path / "by command" / "train")
+    assert [again.codes(row).tolist() for row in range(len(again))] == expected
+    encoder = PictureEncoder(str(tmp_path / "plain"))
+    assert encoder({"image": [source.image(0)]})["codes"] == expected[:1]
+
+
 # Documents
 
 

@@ -16,7 +16,7 @@ from pipelines.machine.batches import index_batches, pictures_at_once
 from pipelines.machine.devices import choose_device
 from pipelines.options.data import parse_image_sizes
 from tokenizer_image.layout import ImageTokenizer
-from tokenizer_image.preprocessing import Preprocessing, preprocess, to_pixel_values
+from tokenizer_image.preprocessing import preprocess, preprocessing_of, to_pixel_values
 
 IMAGE_KEYS = ("image", "bytes", "path")
 
@@ -111,7 +111,7 @@ class PictureEncoder:
             self._device = choose_device(self.device)
             self._tokenizer = load_tokenizer(self.image_tokenizer).to(self._device)
             self._sizes = check_sizes(self._tokenizer, self.image_sizes)
-            self._settings = Preprocessing.from_dict(self._tokenizer.config.preprocessing)
+            self._settings = preprocessing_of(self._tokenizer)
         return self._tokenizer
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:

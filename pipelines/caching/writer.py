@@ -22,7 +22,7 @@ from pipelines.training import start as training
 from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.pictures.documents import DocumentPictures
 from tokenizer_image.pictures.loading import DecodedPictures, PictureDataset, SelectedPictures
-from tokenizer_image.preprocessing import Preprocessing
+from tokenizer_image.preprocessing import preprocessing_of
 
 PARTIAL = "building.json"  # whose shards these are, until the manifest says so
 SHARD_ROWS = 8192
@@ -274,7 +274,7 @@ def build_writer(options: Any, tokenizer: Any, split: str, folder: Path, acceler
     sizes = check_sizes(tokenizer, options.picture_sizes())
     decoded = None
     if len(source):
-        settings = Preprocessing.from_dict(tokenizer.config.preprocessing)
+        settings = preprocessing_of(tokenizer)
         with accelerator.main_process_first():
             decoded = training.read_pictures(options, source, settings, sizes, progress=accelerator.is_main_process)
     return TokenCacheWriter(folder, tokenizer, source, decoded, source_settings(options, split), sizes)
