@@ -625,6 +625,7 @@ def test_a_custom_quantizer():
         def __init__(self, code_dim: int) -> None:
             super().__init__()
             self.code_dim = code_dim
+            self.scale = torch.nn.Linear(code_dim, code_dim, bias=False)
 
         @property
         def codebook_sizes(self) -> list[int]:
@@ -637,8 +638,8 @@ def test_a_custom_quantizer():
             return codes.expand(*codes.shape[:-1], self.code_dim).float()
 
         def forward(self, latents: Tensor) -> QuantizerOutput:
-            codes = self.encode(latents)
-            return QuantizerOutput(latents + (self.decode(codes) - latents).detach(), codes, latents.new_zeros(()))
+            codes, scaled = self.encode(latents), self.scale(latents)
+            return QuantizerOutput(scaled + (self.decode(codes) - scaled).detach(), codes, latents.new_zeros(()))
 
     register_quantizer("thirds", lambda sizes, code_dim: Thirds(code_dim))
     try:

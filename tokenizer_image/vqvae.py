@@ -119,16 +119,14 @@ class VQVAE(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         # transformers' default, N(0, 0.02), lets activations vanish in deep convolutional networks. transformers
         # calls this only for modules that hold parameters directly, so a ResidualBlock never arrives here itself.
-        if isinstance(module, nn.Linear):
+        if not isinstance(module, (nn.Linear, nn.Conv2d)):
+            return
+        if getattr(module, "starts_at_zero", False):
+            nn.init.zeros_(module.weight)
+        else:
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+        if module.bias is not None:
             nn.init.zeros_(module.bias)
-        if isinstance(module, nn.Conv2d):
-            if getattr(module, "starts_at_zero", False):
-                nn.init.zeros_(module.weight)
-            else:
-                nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
     @property
     def num_codes(self) -> int:
@@ -182,7 +180,8 @@ class VQVAE(PreTrainedModel):
             ValueError: the downsampling does not divide the size.
         """
         shared = [quantizer.shares_codebook for quantizer in self.quantizers]
-        return build_layout(self.config.grids(image_size), self.config.level_codebook_sizes, shared)
+        sizes = [quantizer.codebook_sizes for quantizer in self.quantizers]
+        return build_layout(self.config.grids(image_size), sizes, shared)
 
     def _check_pictures(self, pixel_values: torch.Tensor) -> None:
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
