@@ -63,6 +63,13 @@ def test_nearest_codes_of_shifted_and_scaled_latents(search, offset, scale):
     assert (chosen - distances.amin(1) < 1e-6 * (offset**2 * 16 + scale**2 * 16)).all()
 
 
+@pytest.mark.parametrize("size", [257, 300, 1000])
+def test_padding_of_the_codebook_never_wins(size):
+    """Codes far from the origin have negative scores, less than the 0 of an unmarked padding row."""
+    vectors, codebook = torch.randn(50, 4), torch.randn(size, 4) + 20
+    assert torch.equal(in_float32(vectors, codebook), distances_of(vectors, codebook).argmin(1))
+
+
 @SEARCHES
 def test_a_latent_that_is_a_code_has_that_code(search):
     codebook = torch.randn(2048, 24)
