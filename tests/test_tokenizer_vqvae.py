@@ -549,6 +549,18 @@ def test_presets_fit_their_picture_size(size):
     assert 16 <= positions * len(config.codebook_sizes) <= 1024
 
 
+@pytest.mark.parametrize("size, codes", [(16, 64), (96, 36), (100, 200), (200, 100), (252, 441), (512, 256)])
+def test_presets_keep_codes_per_picture_in_range_at_every_size(size, codes):
+    assert VQVAE(VQVAEConfig(image_size=size, **preset(size))).tokens_per_image == codes
+
+
+def test_a_size_without_a_preset_is_refused_with_sizes_that_have_one():
+    with pytest.raises(ValueError, match="image_size=116: no preset .* are 112 and 120, or give --patch_size"):
+        preset(116)
+    for size in (112, 120):
+        assert 32 <= VQVAE(VQVAEConfig(image_size=size, **preset(size))).tokens_per_image <= 512
+
+
 # Bad input
 
 

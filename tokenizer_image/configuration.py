@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -10,8 +11,8 @@ from tokenizer_image.quantizers.kinds import check_options
 
 NETWORKS = ("conv", "mlp")
 
-# Patch sizes, widths and codebooks by picture size. Codes per picture stay between 32 and 512, because the language
-# model's cost grows with their number.
+CODES_PER_PICTURE = range(32, 513)  # of presets: the language model's cost grows with their number
+# Patch sizes, widths and codebooks by picture size.
 PRESETS: dict[int, dict[str, Any]] = {
     28: {"patch_size": 2, "hidden_sizes": [64, 128], "codebook_sizes": [512]},
     32: {"patch_size": 4, "hidden_sizes": [64, 128], "codebook_sizes": [512, 512]},
@@ -169,17 +170,38 @@ class VQVAEConfig(PretrainedConfig):
 
 
 def preset(image_size: int) -> dict[str, Any]:
-    """Settings to start from for pictures of this size: of the listed sizes whose downsampling divides it, those of
-    the smallest that is not smaller, else of the largest."""
-    fitting = [size for size in PRESETS if size >= image_size and image_size % _downsampling(PRESETS[size]) == 0]
-    larger = [size for size in PRESETS if size < image_size and image_size % _downsampling(PRESETS[size]) == 0]
-    if not fitting and not larger:
+    """Settings to start from for square pictures of `image_size` pixels, a multiple of 4.
+
+    Of all presets with codes per picture in `CODES_PER_PICTURE`, those whose patch size needs the least change, and of
+    these the one for the smallest size that is not smaller, else for the largest.
+
+    Raises:
+        ValueError: no preset fits.
+    """
+    candidates = _fitting_presets(image_size)
+    if not candidates:
+        sizes = [size for size in range(4, 2 * image_size + 16, 4) if _fitting_presets(size)]
+        nearest = sorted(sorted(sizes, key=lambda size: abs(size - image_size))[:2])
         raise ValueError(
-            f"image_size={image_size}: no preset's downsampling divides it; choose a multiple of 8 (a multiple of "
-            "4 does too), or give --patch_size and --hidden_sizes"
+            f"image_size={image_size}: no preset has {CODES_PER_PICTURE[0]} to {CODES_PER_PICTURE[-1]} codes per "
+            f"picture at this size; the nearest sizes with one are {' and '.join(map(str, nearest))}, or give "
+            "--patch_size and --hidden_sizes"
         )
-    return dict(PRESETS[min(fitting) if fitting else max(larger)])
+    return min(candidates, key=lambda candidate: candidate[0])[1]
 
 
-def _downsampling(settings: dict[str, Any]) -> int:
-    return settings["patch_size"] * 2 ** (len(settings["hidden_sizes"]) - 1)
+def _fitting_presets(image_size: int) -> list[tuple[tuple[float, bool, int], dict[str, Any]]]:
+    """Every preset and patch size that fits pictures of `image_size` pixels, with a sort key (the best first)."""
+    candidates = []
+    largest_change = math.log(2 * max(1.0, image_size / max(PRESETS)))
+    for size, settings in PRESETS.items() if image_size % 4 == 0 else ():
+        for patch_size in range(1, image_size + 1):
+            side, rest = divmod(image_size, patch_size * 2 ** (len(settings["hidden_sizes"]) - 1))
+            change = abs(math.log(patch_size / settings["patch_size"]))
+            if rest or change > largest_change or side**2 * len(settings["codebook_sizes"]) not in CODES_PER_PICTURE:
+                continue
+            is_smaller = size < image_size
+            candidates.append(
+                ((change, is_smaller, -size if is_smaller else size), {**settings, "patch_size": patch_size})
+            )
+    return candidates
