@@ -10,14 +10,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -31,7 +29,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "pillow")
+from pipelines.machine.provenance import commit, versions
+
 # Options that may differ between a run and its continuation.
 # Learning rates are among them, since a lower one is the way out of a loss that became NaN.
 FREE_OPTIONS = {
@@ -270,30 +269,6 @@ def sync(file: Path) -> None:
     """Have the operating system put a file on disk before its folder gets its name."""
     with file.open("rb") as handle:
         os.fsync(handle.fileno())
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result may depend on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def commit() -> str | None:
-    """The commit of the code, with "-dirty" after it if files were changed; None outside a git checkout."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        if head.returncode:
-            return None
-        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
-        return head.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "")
-    except (OSError, subprocess.TimeoutExpired):
-        return None
 
 
 def peak_memory() -> float:
