@@ -11,28 +11,19 @@ import torch
 from lm.model import build_configuration, build_model
 from lm.sequences import token_sequence
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
-from pipelines.evaluation.alignment import alignment_report, alignment_sets, is_right, score, wilson_interval
+from pipelines.evaluation.alignment import alignment_report, alignment_sets, is_right, score
 from pipelines.evaluation.captions import caption_report, score_captions
 from pipelines.evaluation.codebook_plot import codebook_figure, codebook_views
-from pipelines.evaluation.reconstruction import (
-    _captions_table,
-    as_8_bit,
-    measure_tokenizer,
-    nats_per_code,
-    reconstruct,
-)
-from pipelines.evaluation.sprites_probe import (
-    QUESTIONS,
-    SpritesProbe,
-    answers,
-    labels,
-    load_probe,
-    probe_hash,
-    train_probe,
-)
+from pipelines.evaluation.intervals import paired_comparison, share_of_misses_removed, wilson_interval
+from pipelines.evaluation.likelihood import nats_per_code
+from pipelines.evaluation.probe_training import load_probe, probe_hash, train_probe
+from pipelines.evaluation.reconstruction import as_8_bit, measure_tokenizer, reconstruct
+from pipelines.evaluation.sprites_probe import QUESTIONS, SpritesProbe, answers, labels
+from pipelines.evaluation.tables import captions_table
+from pipelines.options.evaluation import EvaluationOptions
 from pipelines.options.parser import parse_options
 from pipelines.text_to_image import TextToImagePipeline
-from scripts.evaluate import EvaluateOptions, main
+from scripts.evaluate import main
 from tokenizer_image import VQVAE, VQVAEConfig
 from tokenizer_image.pictures.loading import decode_pictures, load_pictures
 from tokenizer_image.preprocessing import Preprocessing, preprocessing_of, to_pixel_values
@@ -276,19 +267,19 @@ def test_probe_reads_other_sizes_and_grey(tmp_path):
 
 
 def test_probe_learns_and_comes_back_from_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.evaluation.sprites_probe._TEST_PICTURES", 200)
+    monkeypatch.setattr("pipelines.evaluation.probe_training.TEST_PICTURES", 200)
     train = train_probe
 
     def quick(**options):
         return train(num_pictures=1500, epochs=3, required_accuracy=0.05, **options)
 
-    monkeypatch.setattr("pipelines.evaluation.sprites_probe.train_probe", quick)
+    monkeypatch.setattr("pipelines.evaluation.probe_training.train_probe", quick)
     probe = load_probe(tmp_path, progress=False)
     assert probe.accuracies["background"] > 0.8 and probe.accuracies["colour"] > 0.2  # by chance 0.17, 0.1
     folder = tmp_path / f"probe-{probe_hash()}"
     assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "probe.json"]
     assert json.loads((folder / "probe.json").read_text())["accuracies"] == probe.accuracies
-    monkeypatch.setattr("pipelines.evaluation.sprites_probe.train_probe", lambda **_: pytest.fail("trained again"))
+    monkeypatch.setattr("pipelines.evaluation.probe_training.train_probe", lambda **_: pytest.fail("trained again"))
     again = load_probe(tmp_path, progress=False)
     scenes = [sprites.sample_scene(index, pairs="all") for index in range(10)]
     pixels = np.stack([np.asarray(sprites.draw_scene(scene)) for scene in scenes]).transpose(0, 3, 1, 2)
@@ -297,7 +288,7 @@ def test_probe_learns_and_comes_back_from_the_cache(tmp_path, monkeypatch):
 
 
 def test_a_probe_that_does_not_get_good_enough_is_refused(monkeypatch):
-    monkeypatch.setattr("pipelines.evaluation.sprites_probe._TEST_PICTURES", 50)
+    monkeypatch.setattr("pipelines.evaluation.probe_training.TEST_PICTURES", 50)
     with pytest.raises(RuntimeError, match=r"must read 99% .* after 256 pictures it reads: num_objects"):
         train_probe(num_pictures=128, epochs=1, rounds=2, progress=False)
 
@@ -309,14 +300,14 @@ def test_a_probe_that_does_not_get_good_enough_is_refused(monkeypatch):
 def untrained_probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The command gets a probe that nobody trained: what it reads is not the subject here."""
     torch.manual_seed(0)
-    monkeypatch.setattr("pipelines.evaluation.sprites_probe.load_probe", lambda **_: SpritesProbe())
+    monkeypatch.setattr("pipelines.evaluation.evaluation.load_probe", lambda **_: SpritesProbe())
     monkeypatch.setenv("TESSERA_CACHE", str(tmp_path / "cache"))
 
 
 def evaluate(*arguments: object) -> dict:
     words = [str(argument) for argument in arguments]
     fixed = ["--device", "cpu", "--cpu_threads", "1", "--num_workers", "0"]
-    return main(parse_options(EvaluateOptions, description=None, argv=words + fixed))
+    return main(parse_options(EvaluationOptions, description=None, argv=words + fixed))
 
 
 def test_command_writes_report_and_page(untrained_probe, pipeline, tmp_path, capsys):
@@ -349,7 +340,7 @@ def test_table_has_a_line_for_the_best_of_many_captions(pipeline, monkeypatch):
     report = caption_report(pipeline, sets, best_of=3, batch_size=1, progress=False)
     assert report["seen"]["best_of"]["captions_each"] == 3 and report["relation"]["best_of"]["n"] == 1
     assert report["seen"]["best_of"]["examples"] != report["seen"]["examples"]
-    lines = _captions_table(report)
+    lines = captions_table(report)
     assert [line.split("  ")[1] for line in lines[1:3]] == ["seen", "seen, best of 3"]
     assert len({len(line) for line in lines}) == 1
     assert "best_of" not in caption_report(pipeline, sets[:1], progress=False)["seen"]
@@ -369,12 +360,13 @@ def test_command_reads_captions_of_models_that_describe(
 
 
 def test_misses_removed_and_differences_with_their_intervals():
-    from pipelines.evaluation.drawing_uses import SCORES, _compared, _misses_removed, _shares
+    from pipelines.evaluation.drawing_comparison import SCORES, _shares
 
-    before = np.array([[False, True, False]] * 40 + [[True, True, True]] * 160)
-    after = before.copy()
-    after[:20, [0, 2]] = True
-    found = _compared(before, after, _misses_removed)
+    verdicts = np.array([[False, True, False]] * 40 + [[True, True, True]] * 160)
+    before = dict(zip(SCORES, verdicts.T.copy(), strict=True))
+    verdicts[:20, [0, 2]] = True
+    after = dict(zip(SCORES, verdicts.T, strict=True))
+    found = paired_comparison(share_of_misses_removed, before, after)
     assert found["thing"] == 0.5 and found["colour"] is None and found["interval"]["colour"] is None
     low, high = found["interval"]["thing"]
     assert 0.3 < low < 0.45 and 0.55 < high < 0.7
@@ -508,7 +500,7 @@ def test_report_without_matplotlib_says_what_is_missing(
 )
 def test_command_refuses_bad_options(arguments, message, capsys):
     with pytest.raises(SystemExit):
-        parse_options(EvaluateOptions, description=None, argv=arguments)
+        parse_options(EvaluationOptions, description=None, argv=arguments)
     assert message in capsys.readouterr().err
 
 

@@ -14,6 +14,7 @@ from lm.sequences import collate, image_prompt, token_sequence
 from lm.training.losses import NextTokenLoss
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines.image_to_text import ImageToTextPipeline
+from pipelines.options.evaluation import EvaluationOptions
 from pipelines.text_to_image import TextToImagePipeline
 from scripts import evaluate
 from tokenizer_image.preprocessing import Preprocessing
@@ -146,7 +147,7 @@ def test_evaluation_measures_the_default_size(pipe, tmp_path):
     rng = np.random.default_rng(0)
     for number in range(6):
         Image.fromarray(rng.integers(0, 255, (30, 20, 3), dtype=np.uint8)).save(tmp_path / "pictures" / f"{number}.png")
-    report = evaluate.main(evaluate.EvaluateOptions(
+    report = evaluate.main(EvaluationOptions(
         model=str(tmp_path / "model"), dataset=str(tmp_path / "pictures"), output=str(tmp_path / "report.json"),
         split="train", num_workers=0,
     ))  # fmt: skip

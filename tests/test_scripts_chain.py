@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lm.data.token_cache import TokenCache
 from lm.vocabulary import MultimodalVocabulary
 from pipelines import InterleavedPipeline, TextToImagePipeline
+from pipelines.options.evaluation import EvaluationOptions
 from pipelines.training import start as training
 from pipelines.training.image_tokenizer import training_batches
 from pipelines.training.loop import Loop
@@ -473,7 +474,7 @@ def test_pictures_without_captions(tokenizer_folder, tmp_path):
     model = train(replace(options, unconditional=True))
     assert len(TextToImagePipeline.from_pretrained(model)(None, seed=0).images) == 1
     with pytest.raises(ValueError, match="has learned no captions.*--image_tokenizer .*image_tokenizer"):
-        evaluate.main(evaluate.EvaluateOptions(model=str(model), output=str(tmp_path / "report.json")))
+        evaluate.main(EvaluationOptions(model=str(model), output=str(tmp_path / "report.json")))
 
 
 def test_flips_do_not_depend_on_the_number_of_processes(tmp_path):

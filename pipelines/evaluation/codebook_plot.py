@@ -1,33 +1,33 @@
-"""A look into a tokenizer's codebooks: how evenly codes are used, and where they lie among the latents."""
+"""Plots of a tokenizer's codebooks: how evenly codes are used, and where they lie among the latents."""
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from tokenizer_image import VQVAE
+from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.pictures.loading import DecodedPictures, to_pixel_values
 from tokenizer_image.quantizers import Quantizer
 from tokenizer_image.quantizers.projected import ProjectedQuantizer
 
-PICTURES = 128  # whose latents are shown
-SHOWN = 4000  # latents, and codes, that a panel shows at most
+PICTURES = 128  # pictures of which the latents are plotted
+MAX_POINTS = 4000  # most latents, and most codes, in a plot
 
 
 @dataclass
 class CodebookView:
-    """One codebook.
+    """What is plotted of one codebook.
 
     Attributes:
-        title: which one.
-        counts: (K,) int64, how many of the data set's codes are each.
-        codes: (k, 2) float32, codes that are in use, in the plane of the codebook's two main directions.
-        latents: (n, 2) float32, what they stand for, in the same plane.
+        title: level, depth and size of the codebook.
+        counts: (K,) int64, how often the data set uses each code.
+        codes: (k, 2) float32, the codes in use, projected to the plane in which they vary most.
+        latents: (n, 2) float32, latents that the codebook quantizes, projected to the same plane.
     """
 
     title: str
@@ -36,20 +36,22 @@ class CodebookView:
     latents: np.ndarray
 
 
-def codebook_views(tokenizer: Any, codes: torch.Tensor, pictures: DecodedPictures) -> list[CodebookView]:
-    """One view for each codebook of a `VQVAE` whose quantizer can say where its codes lie; of others, none.
+def codebook_views(tokenizer: ImageTokenizer, codes: torch.Tensor, pictures: DecodedPictures) -> list[CodebookView]:
+    """One view for each codebook of a `VQVAE` whose quantizer has code vectors; [] for other tokenizers.
 
     Args:
-        codes: (n, T) int64, of a whole data set, for the counts.
-        pictures: of that data set; the latents are of the first few.
+        codes: (n, T) int64, the codes of a whole data set, which are counted.
+        pictures: of that data set; the latents of the first few are plotted.
     """
     if not isinstance(tokenizer, VQVAE):
         return []
-    some = to_pixel_values(pictures.batch(range(min(PICTURES, len(pictures))))).to(tokenizer.device)
+    pixel_values = to_pixel_values(pictures.batch(np.arange(min(PICTURES, len(pictures))))).to(tokenizer.device)
     uses = torch.bincount(codes.reshape(-1), minlength=tokenizer.num_codes).cpu()
     views, first = [], 0
-    for level, (quantizer, seen) in enumerate(zip(tokenizer.quantizers, tokenizer.latents(some), strict=True)):
-        latents = seen.reshape(-1, quantizer.code_dim)
+    for level, (quantizer, latents) in enumerate(
+        zip(tokenizer.quantizers, tokenizer.latents(pixel_values), strict=True)
+    ):
+        latents = latents.reshape(-1, quantizer.code_dim)
         sizes = quantizer.codebook_sizes[:1] if quantizer.shares_codebook else quantizer.codebook_sizes
         tables = _depths(quantizer, latents)
         for depth, size in enumerate(sizes):
@@ -62,33 +64,35 @@ def codebook_views(tokenizer: Any, codes: torch.Tensor, pictures: DecodedPicture
 
 @torch.no_grad()
 def _depths(quantizer: Quantizer, latents: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
-    """For each code of a place: the codes' vectors (K, D), and what is left for them of latents (n, D)."""
-    while isinstance(quantizer, ProjectedQuantizer):  # there its latents and its codes are comparable
+    """For each depth: the code vectors (K, D), and the residuals (n, D) of the latents that they quantize; None where
+    the quantizer has no code vectors."""
+    while isinstance(quantizer, ProjectedQuantizer):  # latents and codes are comparable after the projection
         latents, quantizer = quantizer.down(latents), quantizer.inner
     tables = quantizer.code_vectors()
     if tables is None:
         return None
-    rest, found = quantizer.prepare(latents), []
+    residuals, depths = quantizer.prepare(latents), []
     for table, codes in zip(tables, quantizer.encode(latents).unbind(-1), strict=True):
-        found.append((table, rest))
-        rest = rest - table[codes]
-    return found
+        depths.append((table, residuals))
+        residuals = residuals - table[codes]
+    return depths
 
 
 def _view(title: str, counts: torch.Tensor, table: torch.Tensor, latents: torch.Tensor) -> CodebookView:
-    """Project what is used of a codebook, and latents, to the plane in which the used codes vary most."""
+    """Project the used codes of a codebook, and latents, to the plane in which the used codes vary most."""
     used = counts.nonzero()[:, 0].to(table.device)
     codes = table[used] if len(used) > 2 else table
     mean = codes.mean(0)
     directions = torch.linalg.svd(codes - mean, full_matrices=False).Vh[:2]
-    some = torch.linspace(0, len(latents) - 1, min(SHOWN, len(latents))).long()
-    shown = torch.linspace(0, len(codes) - 1, min(SHOWN, len(codes))).long()
+
+    def spread(vectors: torch.Tensor) -> torch.Tensor:
+        return vectors[torch.linspace(0, len(vectors) - 1, min(MAX_POINTS, len(vectors))).long()]
 
     def project(vectors: torch.Tensor) -> np.ndarray:
         flat = ((vectors - mean) @ directions.t()).cpu().numpy()
         return flat if flat.shape[1] == 2 else np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))
 
-    return CodebookView(title, counts.numpy(), project(codes[shown]), project(latents[some]))
+    return CodebookView(title, counts.numpy(), project(spread(codes)), project(spread(latents)))
 
 
 def codebook_figure(views: list[CodebookView]) -> Image.Image:

@@ -1,4 +1,6 @@
-"""An evaluation as a folder to look at: index.html, which stands alone, and the pictures in it as PNG."""
+"""A report as a folder to look at: index.html, which contains its pictures, and the same pictures as PNG files."""
+
+from __future__ import annotations
 
 import base64
 import html
@@ -14,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.drawing.grids import labelled_grid
-from pipelines.evaluation.alignment import AlignmentSet, is_right
+from pipelines.evaluation.alignment import AlignmentSet, PictureKind, is_right
 from pipelines.evaluation.codebook_plot import CodebookView, codebook_figure
 from pipelines.evaluation.reconstruction import TokenizerFigures
 
@@ -56,14 +58,13 @@ def write_report(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    found = tokenizer_figures
-    pictures = {"Pictures and their reconstructions": ("reconstructions.png", _pairs(found))}
-    for one in sets:
-        title = f"Captions, {one.name.replace('_', '-')}: {', '.join(one.pictures)}"
-        pictures[title] = (f"alignment_{one.name}.png", alignment_sheet(one))
+    pictures = {"Pictures and their reconstructions": ("reconstructions.png", _pairs(tokenizer_figures))}
+    for scene_set in sets:
+        title = f"Captions, {scene_set.name.replace('_', '-')}: {', '.join(scene_set.pictures)}"
+        pictures[title] = (f"alignment_{scene_set.name}.png", alignment_sheet(scene_set))
     if samples:
         pictures["Samples"] = ("samples.png", labelled_grid(samples, min_side=_SIDE, smooth=False))
-    pictures |= _plots(report, found, codebooks)
+    pictures |= _plots(report, tokenizer_figures, codebooks)
     parts = [f"<h2>Figures</h2><pre>{html.escape(table)}</pre>"]
     paths = []
     for title, (name, image) in pictures.items():
@@ -82,17 +83,15 @@ def write_report(
     return [page, *paths]
 
 
-def alignment_sheet(one: AlignmentSet, count: int = 16) -> Image.Image:
-    """Under each caption the real picture, its reconstruction and the sample, and what was wrong."""
+def alignment_sheet(scene_set: AlignmentSet, count: int = 16) -> Image.Image:
+    """Under each caption the real picture, its reconstruction and the sample, and what the probe read wrong."""
+    images = {kind: to_images(pictures[:count]) for kind, pictures in scene_set.pictures.items()}
+    judged: PictureKind = "sampled" if "sampled" in images else "reconstructed"
     rows = []
-    images = {kind: to_images(pictures[:count]) for kind, pictures in one.pictures.items()}
-    judged = "sampled" if "sampled" in images else "reconstructed"
-    for number, (scene, caption) in enumerate(zip(one.scenes, one.captions, strict=True)):
-        if number >= min(count, len(images["real"])):
-            break
-        verdict = is_right(scene, one.readings[judged][number])
+    for number in range(len(images["real"])):
+        verdict = is_right(scene_set.scenes[number], scene_set.readings[judged][number])
         wrong = [name for name, right in verdict.items() if not right and name != "all"]
-        label = f"{caption} ({judged}: {'right' if not wrong else 'wrong ' + ', '.join(wrong)})"
+        label = f"{scene_set.captions[number]} ({judged}: {'right' if not wrong else 'wrong ' + ', '.join(wrong)})"
         rows.append((label, [images[kind][number] for kind in images]))
     columns = [rows[start : start + 4] for start in range(0, len(rows), 4)]
     sheets = [labelled_grid(column, min_side=_SIDE, smooth=False, font_size=13) for column in columns]
@@ -110,9 +109,9 @@ def to_images(pictures: Tensor) -> list[Image.Image]:
     return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
 
 
-def _pairs(found: TokenizerFigures, columns: int = 8) -> Image.Image:
-    """Rows of pictures, each with the row of their reconstructions below."""
-    originals, copies = to_images(found.pictures), to_images(found.reconstructions)
+def _pairs(figures: TokenizerFigures, columns: int = 8) -> Image.Image:
+    """Rows of pictures, with the row of their reconstructions below each."""
+    originals, copies = to_images(figures.pictures), to_images(figures.reconstructions)
     rows: list[tuple[str, list[Image.Image]]] = []
     for start in range(0, len(originals), columns):
         rows += [("", originals[start : start + columns]), ("", copies[start : start + columns])]
@@ -120,9 +119,9 @@ def _pairs(found: TokenizerFigures, columns: int = 8) -> Image.Image:
 
 
 def _plots(
-    report: Mapping[str, Any], found: TokenizerFigures, codebooks: Sequence[CodebookView]
+    report: Mapping[str, Any], figures: TokenizerFigures, codebooks: Sequence[CodebookView]
 ) -> dict[str, tuple[str, Image.Image]]:
-    """Plots, or nothing but a message where matplotlib is missing."""
+    """Title -> file name and plot; none, and a message, where matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -130,9 +129,9 @@ def _plots(
         return {}
     figure = Figure(figsize=(9, 3), layout="tight")
     quality, codes = figure.subplots(1, 2)
-    quality.hist(found.per_picture["psnr"].numpy(), bins=40)
+    quality.hist(figures.per_picture["psnr"].numpy(), bins=40)
     quality.set(xlabel="PSNR of a picture (dB)", ylabel="pictures")
-    counts = torch.bincount(found.codes.reshape(-1), minlength=report["codebook"]["num_codes"])
+    counts = torch.bincount(figures.codes.reshape(-1), minlength=report["codebook"]["num_codes"])
     share = np.sort(counts.numpy())[::-1] / max(1, int(counts.sum()))
     codes.plot(np.arange(1, len(share) + 1), np.maximum(share, 0.1 / max(1, int(counts.sum()))))
     codes.set(xlabel="code, most frequent first", ylabel="share of all codes", yscale="log")

@@ -1,0 +1,99 @@
+"""The figures of a report as lines of text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+Report = Mapping[str, Any]
+
+
+def figures_table(report: Report) -> str:
+    """The main figures of a report (`pipelines.evaluation.evaluation.evaluate`)."""
+    lines = [*tokenizer_table(report)]
+    if "likelihood" in report:
+        lines.append(likelihood_line(report["likelihood"]))
+    if "alignment" in report:
+        lines += ["", *alignment_table(report["alignment"]), *comparison_table(report["alignment"])]
+    if "captions" in report:
+        lines += ["", *captions_table(report["captions"])]
+    return "\n".join(lines)
+
+
+def tokenizer_table(report: Report) -> list[str]:
+    """Reconstruction, and use of the codebook: of all codes, and of each level and depth where there are several."""
+    quality, codebook = report["reconstruction"], report["codebook"]
+    lines = [
+        f"reconstruction   PSNR {quality['psnr']:.2f} dB, SSIM {quality['ssim']:.4f}, "
+        f"MSE {quality['mse']:.6f} ({quality['n']:,} pictures)",
+        f"codebook         {codebook['usage']:.1%} of {codebook['num_codes']:,} codes in use, "
+        f"perplexity {codebook['perplexity']:.0f}, {codebook['tokens_per_image']} codes a picture",
+    ]
+    for part in codebook.get("parts", []):
+        lines.append(
+            f"                 level {part['level']} depth {part['depth']}: {part['usage']:.1%} of "
+            f"{part['codebook_size']:,}, perplexity {part['perplexity']:.0f}"
+        )
+    return lines
+
+
+def likelihood_line(likelihood: Report) -> str:
+    """Nats a code, with captions where the pictures have some that the model was trained to draw from."""
+    alone = f"{likelihood['nats_per_code_without_caption']:.3f}"
+    if not likelihood["num_captioned"]:
+        return f"language model   {alone} nats a code, without captions"
+    return f"language model   {likelihood['nats_per_code']:.3f} nats a code with captions, {alone} without"
+
+
+def alignment_table(alignment: Report) -> list[str]:
+    """What the probe reads right, in percent: one line for each set of scenes and kind of picture."""
+    lines: list[str] = []
+    for title, names, scores in (
+        ("read right, %", ("seen", "held_out"), ("thing", "colour", "size", "position", "background", "all")),
+        ("two objects, %", ("relation",), ("things", "colours", "all")),
+    ):
+        lines.append(f"{title:28}" + "".join(f"{score:>11}" for score in scores) + f"{'n':>7}")
+        for name in names:
+            for kind in ("samples", "reconstructed", "real"):
+                group = alignment if kind == "samples" else alignment[kind]
+                if name in group:
+                    numbers = "".join(f"{100 * group[name][score]:11.1f}" for score in scores)
+                    lines.append(f"  {name.replace('_', '-') + ', ' + kind:26}{numbers}{group[name]['n']:7}")
+    return lines
+
+
+def comparison_table(alignment: Report) -> list[str]:
+    """Best of n and completion beside plain drawing (`pipelines.evaluation.drawing_comparison`): one line a score."""
+    lines: list[str] = []
+    for use, plain, other, change in (
+        ("best_of", "single", "best", "misses_removed"),
+        ("completion", "plain", "completed", "difference"),
+    ):
+        if use not in alignment:
+            continue
+        comparison = alignment[use]
+        for score, value in comparison[change].items():
+            if score != "interval":
+                low, high = comparison[change]["interval"][score] or (math.nan, math.nan)
+                value = math.nan if value is None else value
+                lines.append(
+                    f"{use.replace('_', ' ')}, {score.replace('_', ' ')}: {plain} {comparison[plain][score]:.1%}, "
+                    f"{other} {comparison[other][score]:.1%}, {change.replace('_', ' ')} {value:.1%} "
+                    f"({low:.1%} to {high:.1%})"
+                )
+    return lines
+
+
+def captions_table(captions: Report) -> list[str]:
+    """What captions of pictures state rightly, in percent: one line a set of scenes, and one for its best of n."""
+    columns = ("thing", "colour", "both", "no error", "n")
+    lines = [f"{'captions state rightly, %':28}" + "".join(f"{column:>11}" for column in columns)]
+    not_shown = ("n", "interval", "examples", "states_colour", "captions_each", "best_of")
+    for name, scores in captions.items():
+        label, best = name.replace("_", "-"), scores.get("best_of")
+        rows = {label: scores} | ({f"{label}, best of {best['captions_each']}": best} if best else {})
+        for label, row in rows.items():
+            numbers = "".join(f"{100 * row[score]:11.1f}" for score in row if score not in not_shown)
+            lines.append(f"  {label:26}{numbers}{row['n']:11}")
+    return lines
