@@ -1,1 +1,1 @@
-"""One file per benchmark; `figures.py` times and prints."""
+"""One file per benchmark; `figures.py` has their common options, timing, and rows."""

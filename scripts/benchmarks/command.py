@@ -1,24 +1,47 @@
-"""Run a command and tell how long it took and how much memory its whole process tree held at most.
+"""Run a command; report its wall time and the peak memory of its whole process tree.
 
     python scripts/benchmarks/command.py --output row.json -- python scripts/generate.py --model runs/demo "a dog"
 
-Memory is the sum of the processes' proportional set sizes where the system tells them (Linux: pages that several
+Memory is the sum of the processes' proportional set sizes where the system reports them (Linux; pages that several
 processes share count once), else of their resident set sizes.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 
+from pipelines.machine.destinations import check_file
+from pipelines.options.option import option
+from pipelines.options.parser import parse_options
 from scripts.benchmarks.figures import row, show, write_rows
 
 INTERVAL = 1.0  # seconds between two looks at the processes
+COMMAND = {"command": {"nargs": "*", "metavar": "COMMAND", "help": "the command and its arguments, after --"}}
+
+
+@dataclass
+class Options:
+    """Wall time and peak memory of a command."""
+
+    command: list[str] = field(default_factory=list)
+    runs: int = option(1, "how often to run it; the time is the median, the memory the most")
+    name: str = option("command", "prefix of the rows' names")
+    output: str | None = option(None, "JSON file for the rows")
+
+    def __post_init__(self) -> None:
+        if not self.command:
+            raise ValueError("no command: give one after --, for example -- make demo")
+        if self.runs < 1:
+            raise ValueError(f"--runs must be at least 1, got {self.runs}")
+        if self.output is not None:
+            check_file(self.output, "--output", "rows.json")
 
 
 def tree_memory(process: psutil.Process) -> int:
@@ -33,8 +56,12 @@ def tree_memory(process: psutil.Process) -> int:
     return total
 
 
-def measure(command: list[str]) -> tuple[float, float, int]:
-    """Wall seconds, peak memory in GB, exit code."""
+def measure(command: list[str]) -> tuple[float, float]:
+    """Wall seconds and peak memory in GB.
+
+    Raises:
+        ValueError: the command fails.
+    """
     start = time.monotonic()
     with subprocess.Popen(command) as child:
         process, peak = psutil.Process(child.pid), 0
@@ -45,31 +72,24 @@ def measure(command: list[str]) -> tuple[float, float, int]:
                 break
             time.sleep(INTERVAL)
         code = child.wait()
-    return time.monotonic() - start, peak / 1e9, code
+    if code:
+        raise ValueError(f"{command[0]} ended with exit code {code}: nothing measured")
+    return time.monotonic() - start, peak / 1e9
 
 
-def main() -> None:
-    """Measure the command given after --."""
-    parser = argparse.ArgumentParser(description="Wall time and peak memory of a command, its process tree included.")
-    parser.add_argument("--runs", type=int, default=1, help="how often; medians are told (default 1)")
-    parser.add_argument("--name", default="command", help="prefix of the rows' names")
-    parser.add_argument("--output", help="JSON file for the rows")
-    parser.add_argument("command", nargs="+", help="the command, after --")
-    options = parser.parse_args()
-    results = []
-    for _ in range(options.runs):
-        seconds, memory, code = measure(options.command)
-        if code:
-            sys.exit(f"{options.command[0]} ended with exit code {code}: nothing measured")
-        results.append((seconds, memory))
-    seconds, memory = zip(*results, strict=True)
+def main(options: Options) -> None:
+    """Measure; a table on the screen, rows in the file."""
+    times, memories = zip(*(measure(options.command) for _ in range(options.runs)), strict=True)
     rows = [
-        row(f"{options.name}/seconds", round(statistics.median(seconds), 3), "s"),
-        row(f"{options.name}/peak_memory", round(max(memory), 3), "GB"),
+        row(f"{options.name}/seconds", round(statistics.median(times), 3), "s"),
+        row(f"{options.name}/peak_memory", round(max(memories), 3), "GB"),
     ]
     show(rows)
     write_rows(options.output, rows)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main(parse_options(Options, description=__doc__, positional=COMMAND))
+    except (ValueError, OSError) as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")

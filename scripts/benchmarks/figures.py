@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: rows of figures, on the screen and in a file."""
+"""What the benchmarks share: their common options, rows of figures, and timing."""
 
 from __future__ import annotations
 
@@ -6,28 +6,56 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pipelines.machine.destinations import check_file
+from pipelines.machine.processors import usable_cores
+from pipelines.options.option import option
 
 Row = dict[str, Any]
 
 
+@dataclass(kw_only=True)
+class BenchmarkOptions:
+    """Options of every benchmark."""
+
+    output: str | None = option(None, "JSON file for the rows")
+    cpu_threads: int | None = option(None, "PyTorch's threads (default: cores)")
+
+    def __post_init__(self) -> None:
+        if self.output is not None:
+            check_file(self.output, "--output", "rows.json")
+        if self.cpu_threads is not None and self.cpu_threads < 1:
+            raise ValueError(f"--cpu_threads must be at least 1, got {self.cpu_threads}")
+
+    def set_threads(self) -> int:
+        """Have PyTorch use --cpu_threads; how many these are."""
+        import torch
+
+        threads = self.cpu_threads or usable_cores()
+        torch.set_num_threads(threads)
+        return threads
+
+
 def row(what: str, value: float | None, unit: str, target: float | None = None, higher_is_better: bool = False) -> Row:
-    """One figure; a value of None: it could not be had."""
+    """One figure; its value is None where it could not be measured."""
     return {"what": what, "value": value, "unit": unit, "target": target, "higher_is_better": higher_is_better}
 
 
-def show(rows: list[Row], missing: str = "none") -> None:
-    """Print rows, one a line; `missing` stands for a value that could not be had."""
-    for one in rows:
-        value = missing if one["value"] is None else f"{one['value']:.4g} {one['unit']}"
-        target = "" if one["target"] is None else f"target {one['target']:g}"
-        print(f"{one['what']:<50} {value:>24}  {target}".rstrip(), flush=True)
+def show(rows: list[Row], missing: str = "not measured") -> None:
+    """Print rows, one a line; `missing` stands for a value that could not be measured."""
+    for figure in rows:
+        value = missing if figure["value"] is None else f"{figure['value']:.4g} {figure['unit']}"
+        target = "" if figure["target"] is None else f"target {figure['target']:g}"
+        print(f"{figure['what']:<50} {value:>24}  {target}".rstrip(), flush=True)
 
 
 def write_rows(path: str | Path | None, rows: list[Row]) -> None:
     """Write rows as JSON, if there is a path."""
     if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(rows, indent=1) + "\n")
 
 
@@ -39,11 +67,11 @@ def seconds(call: Callable[[], Any]) -> float:
 
 
 def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each call; they take turns, so that all see the same machine."""
+    """Median seconds of each call. The calls take turns, so that changes of the machine's speed meet all alike."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name, call in calls.items():
-            took = seconds(call)
-            if turn:  # the first warms up
-                times[name].append(took)
+            duration = seconds(call)
+            if turn:  # the first turn warms up
+                times[name].append(duration)
     return {name: statistics.median(values) for name, values in times.items()}

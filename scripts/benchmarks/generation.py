@@ -2,9 +2,10 @@
 
     python scripts/benchmarks/generation.py --output rows.json
 
-Both draw 256 codes of a picture with guidance, taking turns, and medians are told. The limit is what memory allows: the
-bytes that a token must read (weights outside the embedding, output rows of the codes, keys and values in use) over the
-read bandwidth measured in the same run. The cold start is `scripts/generate.py` on a trained model, where there is one.
+Both draw 256 codes of a picture with guidance, taking turns; the rows are medians. The limit is what memory bandwidth
+allows: the bytes that drawing a token must read (weights outside the embedding, output rows of the codes, keys and
+values in use) over the read bandwidth measured in the same run. The cold start is that of `scripts/generate.py`,
+measured only where --model is a trained model.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from pipelines.machine.processors import usable_cores
+from pipelines.options.option import option
 from pipelines.options.parser import run_command
-from scripts.benchmarks.figures import Row, interleaved, row, seconds, show, write_rows
+from scripts.benchmarks.figures import BenchmarkOptions, Row, interleaved, row, seconds, show, write_rows
 
 if TYPE_CHECKING:
     import torch
@@ -30,22 +31,26 @@ if TYPE_CHECKING:
 
 TEXT_TOKENS, NUM_CODES = 16_384, 8_192
 PROMPT_LENGTH, TOKENS, GUIDANCE = 16, 256, 3.0
-READ_MB = 256  # of the buffer that the bandwidth is measured on
+READ_MB = 256  # size of the buffer that the bandwidth is measured on
 
 
-@dataclass
-class BenchOptions:
+@dataclass(kw_only=True)
+class Options(BenchmarkOptions):
     """Our sampler beside transformers' `generate`."""
 
-    output: str | None = field(default=None, metadata={"help": "JSON file for the rows"})
-    repeats: int = field(default=3, metadata={"help": "of each measurement; medians are told"})
-    cpu_threads: int | None = field(default=None, metadata={"help": "PyTorch's threads (default: cores)"})
-    only: str | None = field(default=None, metadata={"help": "one part, e.g. one_picture"})
-    model: str = field(default="runs/demo", metadata={"help": "model folder that the cold start is measured on"})
+    repeats: int = option(3, "how often each is measured; the rows are medians")
+    only: str | None = option(None, "one part, e.g. one_picture")
+    model: str = option("runs/demo", "model folder that the cold start is measured on")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = [part.__name__ for part in PARTS]
+        if self.only not in (None, *names):
+            raise ValueError(f"--only {self.only}: choose one of {', '.join(names)}")
 
 
 def vocabulary_of(tokens_per_image: int) -> MultimodalVocabulary:
-    """A vocabulary of 24,576 ids: the last 8,192 are image codes, and any of them may stand at any place."""
+    """A vocabulary of 24,576 ids: the last 8,192 are image codes, each of them valid at every position."""
     from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 
     side = range(tokens_per_image)
@@ -59,7 +64,7 @@ def vocabulary_of(tokens_per_image: int) -> MultimodalVocabulary:
 
 
 def random_model(size: str, dtype: torch.dtype, device: str = "cpu") -> Any:
-    """A stock Llama with the weights it starts training with; 25M of layers are 51M with both embeddings."""
+    """A stock Llama with random weights; the size "25M" has 51M parameters with its input and output embeddings."""
     import torch
 
     from lm.model import build_configuration, build_model
@@ -97,7 +102,7 @@ def theirs(model: Any, pictures: int, temperature: float = 1.0) -> torch.Tensor:
     text[:TEXT_TOKENS] = -torch.inf
 
     class ImageTokensOnly(LogitsProcessor):
-        """One addition a step; transformers' SuppressTokens would make its mask anew each time."""
+        """Masks the text ids by one addition a step; transformers' SuppressTokens rebuilds its mask at each step."""
 
         def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             return scores + text
@@ -113,7 +118,8 @@ def theirs(model: Any, pictures: int, temperature: float = 1.0) -> torch.Tensor:
 
 
 def bytes_read(model: Any, rows: int, length: float) -> float:
-    """Bytes that drawing a token must read: layers, output rows of the codes, and `length` keys and values a row."""
+    """Bytes that drawing a token must read: layers, output rows of the codes, and keys and values of `length` tokens a
+    row."""
     config = model.config
     embedded = 2 * config.vocab_size * config.hidden_size
     weights = sum(parameter.numel() for parameter in model.parameters()) - embedded
@@ -130,12 +136,12 @@ def reader(device: str = "cpu") -> Callable[[], Any]:
 
 
 def share_of_limit(model: Any, took: float, read: float) -> float:
-    """The time that reading alone takes, of the time that one picture took."""
+    """Share of the `took` seconds of one picture that reading alone would take; `read`: seconds to read READ_MB."""
     limit = TOKENS * bytes_read(model, 2, PROMPT_LENGTH + TOKENS / 2) / (READ_MB * 1e6 / read)
     return limit / took
 
 
-def one_picture(options: BenchOptions) -> list[Row]:
+def one_picture(options: Options) -> list[Row]:
     """One picture with guidance, in bf16 and in float32."""
     import torch
 
@@ -155,7 +161,7 @@ def one_picture(options: BenchOptions) -> list[Row]:
     return [*rows, row("read_bandwidth", READ_MB / 1e3 / took["read"], "GB/s", None, True)]
 
 
-def eight_pictures(options: BenchOptions) -> list[Row]:
+def eight_pictures(options: Options) -> list[Row]:
     """Eight pictures with guidance in one batch."""
     import torch
 
@@ -163,13 +169,13 @@ def eight_pictures(options: BenchOptions) -> list[Row]:
     took = interleaved({"generate": lambda: theirs(default, 8), "bf16": lambda: ours(half, 8)}, options.repeats)
     return [
         row("eight_pictures/bf16/speedup", took["generate"] / took["bf16"], "x", 6, True),
-        *(row(f"eight_pictures/{name}/tokens_per_second", 8 * TOKENS / one, "/s", None, True)
-          for name, one in took.items()),
+        *(row(f"eight_pictures/{name}/tokens_per_second", 8 * TOKENS / duration, "/s", None, True)
+          for name, duration in took.items()),
     ]  # fmt: skip
 
 
-def growth(options: BenchOptions) -> list[Row]:
-    """How the time of a token grows with what was drawn before it; one picture in bf16."""
+def growth(options: Options) -> list[Row]:
+    """How the time of a token grows with the number of tokens before it; one picture in bf16."""
     import torch
 
     model = random_model("25M", torch.bfloat16)
@@ -191,8 +197,8 @@ def growth(options: BenchOptions) -> list[Row]:
     ]
 
 
-def cold_start(options: BenchOptions) -> list[Row]:
-    """From the command line to four pictures on disk; the first turn puts the files into the page cache."""
+def cold_start(options: Options) -> list[Row]:
+    """Seconds from the command line to four pictures on disk; the first turn loads the files into the page cache."""
     took = None
     if (Path(options.model) / "model_index.json").is_file():
         with tempfile.TemporaryDirectory() as folder:
@@ -202,7 +208,7 @@ def cold_start(options: BenchOptions) -> list[Row]:
     return [row("cold_start", took, "s", None if took is None else 6)]
 
 
-def gpu(options: BenchOptions) -> list[Row]:
+def gpu(options: Options) -> list[Row]:
     """One picture by a random model of 1B parameters, in bf16 on a GPU."""
     import torch
 
@@ -218,21 +224,17 @@ def gpu(options: BenchOptions) -> list[Row]:
 PARTS = (one_picture, eight_pictures, growth, cold_start, gpu)
 
 
-def main(options: BenchOptions) -> None:
+def main(options: Options) -> None:
     """Measure; a table on the screen, rows in the file."""
-    import torch
-
-    torch.set_num_threads(options.cpu_threads or usable_cores())
-    names = [part.__name__ for part in PARTS]
-    if options.only not in (None, *names):
-        raise ValueError(f"--only {options.only}: choose one of {', '.join(names)}")
+    options.set_threads()
     rows: list[Row] = []
     for part in PARTS:
         if options.only in (None, part.__name__):
-            rows += (found := part(options))
-            show(found, missing="not measured")
+            part_rows = part(options)
+            show(part_rows)
+            rows += part_rows
     write_rows(options.output, rows)
 
 
 if __name__ == "__main__":
-    run_command(main, BenchOptions, __doc__)
+    run_command(main, Options, __doc__)

@@ -1,37 +1,36 @@
-"""Pictures a second that stage 1 trains on, beside the same network in float32, channels first, read as it goes.
+"""Pictures a second that stage 1 trains on, beside a plain baseline: the same network in float32, channels first, its
+batches read in the training loop.
 
     python scripts/benchmarks/image_tokenizer.py --output rows.json
 
-Both do whole steps with the same optimizer: read a batch, forward, backward, clip, update. Ours is what
-scripts/train_tokenizer.py does, with Muon or AdamW; the rows after these take one of its parts away each. They take
-turns, and medians are told. Then a profile of our step.
+Both do whole steps with the same optimizer: read a batch, forward, backward, clip, update. Ours is the step of
+scripts/train_tokenizer.py, with Muon or AdamW; the other rows each leave out one of its optimizations. All take turns;
+the rows are medians. Last comes a profile of our step.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.machine.processors import usable_cores
+from pipelines.options.option import option
 from pipelines.options.parser import run_command
-from scripts.benchmarks.figures import Row, interleaved, row, show, write_rows
+from scripts.benchmarks.figures import BenchmarkOptions, Row, interleaved, row, show, write_rows
 
 TARGET = 1.5
 
 
-@dataclass
-class BenchOptions:
+@dataclass(kw_only=True)
+class Options(BenchmarkOptions):
     """Stage 1's speed."""
 
-    output: str | None = field(default=None, metadata={"help": "JSON file for the rows"})
-    dataset: str = field(default="sprites", metadata={"help": "'sprites', a folder of pictures, or a name on the Hub"})
-    image_size: int = field(default=32, metadata={"help": "side of the pictures in pixels"})
-    batch_size: int = field(default=64, metadata={"help": "pictures a step"})
-    steps: int = field(default=10, metadata={"help": "in a turn"})
-    repeats: int = field(default=9, metadata={"help": "turns of each; medians are told"})
-    cpu_threads: int | None = field(default=None, metadata={"help": "PyTorch's threads (default: cores)"})
+    dataset: str = option("sprites", "'sprites', a folder of pictures, or a name on the Hub")
+    image_size: int = option(32, "side of the pictures in pixels")
+    batch_size: int = option(64, "pictures a step")
+    steps: int = option(10, "steps in a turn")
+    repeats: int = option(9, "turns of each; the rows are medians")
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,10 @@ SETUPS = {
     "ours_channels_first": replace(OURS, channels_last=False),
     "ours_without_prefetch": replace(OURS, prefetch=False),
 }
-Mark = Callable[[str], None]  # told after each part of a step
+Mark = Callable[[str], None]  # called after each part of a step, with its name
 
 
-def stepper(setup: Setup, options: BenchOptions, pictures: Any) -> Callable[[Mark], None]:
+def stepper(setup: Setup, options: Options, pictures: Any) -> Callable[[Mark], None]:
     """A function that does one training step of a model of its own."""
     from types import SimpleNamespace
 
@@ -115,7 +114,7 @@ def stepper(setup: Setup, options: BenchOptions, pictures: Any) -> Callable[[Mar
 
 
 def silent(part: str) -> None:
-    """A mark that nobody reads."""
+    """A mark that does nothing."""
 
 
 def shares(step: Callable[[Mark], None], steps: int) -> dict[str, float]:
@@ -135,7 +134,8 @@ def shares(step: Callable[[Mark], None], steps: int) -> dict[str, float]:
 
 
 def operations(step: Callable[[Mark], None], steps: int, most: int = 12) -> dict[str, float]:
-    """Share of the time that PyTorch's operations take, the longest first, without what they call."""
+    """Share of the time that each of PyTorch's operations takes itself, without those that it calls: the `most`
+    longest, longest first."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU]) as record:
@@ -146,24 +146,22 @@ def operations(step: Callable[[Mark], None], steps: int, most: int = 12) -> dict
     return {event.key: event.self_cpu_time_total / total for event in events[:most]}
 
 
-def main(options: BenchOptions) -> None:
+def main(options: Options) -> None:
     """Measure; a table on the screen, rows in the file."""
-    import torch
-
     from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, load_pictures
 
-    torch.set_num_threads(options.cpu_threads or usable_cores())
+    options.set_threads()
     source = load_pictures(options.dataset, "train", max_examples=4096)
     pictures = decode_pictures(source, Preprocessing(image_size=options.image_size))
     steps = {name: stepper(setup, options, pictures) for name, setup in SETUPS.items()}
-    for step in steps.values():  # codebooks start in the first step
+    for step in steps.values():  # the first step starts the codebooks
         step(silent)
 
     def turn(step: Callable[[Mark], None]) -> Callable[[], None]:
         return lambda: [step(silent) for _ in range(options.steps)] and None
 
-    found = interleaved({name: turn(step) for name, step in steps.items()}, options.repeats)
-    images = {name: options.steps * options.batch_size / seconds for name, seconds in found.items()}
+    durations = interleaved({name: turn(step) for name, step in steps.items()}, options.repeats)
+    images = {name: options.steps * options.batch_size / duration for name, duration in durations.items()}
     rows: list[Row] = [
         row(f"stage1/speedup{name}", images[f"ours{name}"] / images[f"baseline{name}"], "x", TARGET, True)
         for name in ("", "_adamw")
@@ -176,4 +174,4 @@ def main(options: BenchOptions) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, BenchOptions, __doc__)
+    run_command(main, Options, __doc__)

@@ -1,50 +1,45 @@
-"""Stage 2's speed and memory, beside the same model trained the plain way.
+"""Speed of stage 2, beside a plain baseline, and memory of its loss.
 
     python scripts/benchmarks/language_model.py --output rows.json
 
-Useful tokens (those that are not padding) a second of whole training steps, on captions of sprites and codes of their
-number. Ours is what scripts/train_lm.py --compile does; how long compiling took is said, and not counted. The baseline
-has the same stock model, batch size and optimizer: rows in random order padded to the longest, float32, the model's own
-loss over all tokens. They take turns; medians are told.
+Useful tokens (those that are not padding) a second of whole training steps, on captions of sprites and as many codes as
+their pictures have. Ours is the step of scripts/train_lm.py --compile; the time that compiling takes is not counted.
+The baseline has the same stock model, batch size and optimizer, but pads rows in random order to the longest, computes
+in float32, and uses the model's own loss over all tokens. They take turns; the rows are medians.
 
-MFU is the floating-point operations of the matrix products that a step executes (no embedding lookups, no skipped rows
-of the output layer) over what the fastest square bfloat16 product of 1,024 to 4,096 reaches in the same run.
+MFU is the floating-point operations a second of the matrix products that a step executes (no embedding lookups, no
+skipped rows of the output layer), over those of the fastest square bfloat16 product of 1,024 to 4,096 in the same run.
 
-The memory of the loss is the most that computing it, and its gradients, adds to a process of its own.
+The memory of the loss is measured by `scripts/benchmarks/loss_memory.py`.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.machine.devices import choose_device
-from pipelines.machine.processors import usable_cores
+from pipelines.options.option import option
 from pipelines.options.parser import run_command
-from scripts.benchmarks.figures import Row, interleaved, row, show, write_rows
+from scripts.benchmarks.figures import BenchmarkOptions, Row, interleaved, row, show, write_rows
+from scripts.benchmarks.loss_memory import loss_memory
 
 ROWS, BATCH = 8192, 64
-ROWS_5M = 48  # of 43 places in the mean: a batch of about 2,048 tokens for the MFU row
-VOCABULARY, PLACES, WIDTH = 131_072, 4096, 512  # of the memory row
+ROWS_5M = 48  # sequences of 43 tokens on average: a batch of about 2,048 tokens for the MFU row
 SIDES = (1024, 2048, 4096)
 FIVE_MILLION = {"num_layers": 6, "hidden_size": 256, "intermediate_size": 704, "num_heads": 4}
 
 
-@dataclass
-class BenchOptions:
+@dataclass(kw_only=True)
+class Options(BenchmarkOptions):
     """Stage 2's speed and memory."""
 
-    output: str | None = field(default=None, metadata={"help": "JSON file for the rows"})
-    steps: int = field(default=4, metadata={"help": "in a turn"})
-    repeats: int = field(default=9, metadata={"help": "turns of each; medians are told"})
-    compile: bool = field(default=True, metadata={"help": "compile our layers (train_lm.py --compile)"})
-    cpu_threads: int | None = field(default=None, metadata={"help": "PyTorch's threads (default: cores)"})
+    steps: int = option(4, "steps in a turn")
+    repeats: int = option(9, "turns of each; the rows are medians")
+    compile: bool = option(True, "compile our layers (train_lm.py --compile)")
 
 
 @dataclass
@@ -117,14 +112,14 @@ def plain_trainer(data: Data, sizes: dict[str, Any]) -> tuple[Callable[[], float
 
 @dataclass
 class Ours:
-    """What scripts/train_lm.py does in a step."""
+    """The training step of scripts/train_lm.py."""
 
     step: Callable[[], tuple[float, float]]  # tokens and FLOPs
     inner_parameters: int  # without embeddings and output layer
 
 
 def our_trainer(
-    data: Data, sizes: dict[str, Any], options: BenchOptions, batch_size: int = BATCH, pack_length: int | None = None
+    data: Data, sizes: dict[str, Any], options: Options, batch_size: int = BATCH, pack_length: int | None = None
 ) -> Ours:
     """A model, its order of data and its optimizers."""
     import torch
@@ -172,7 +167,7 @@ def our_trainer(
     return Ours(step, inner)
 
 
-def useful_tokens(data: Data, options: BenchOptions) -> list[Row]:
+def useful_tokens(data: Data, options: Options) -> list[Row]:
     """Tokens a second, ours over the baseline's."""
     from lm.model import default_size
 
@@ -198,7 +193,7 @@ def useful_tokens(data: Data, options: BenchOptions) -> list[Row]:
 
 
 def square_products(device: Any) -> dict[str, Callable[[], Any]]:
-    """Calls of square products in the precision of training."""
+    """Calls of square products in the precision of training, by side; each computes about as much as the largest."""
     import torch
 
     from pipelines.machine.devices import computes_bf16
@@ -208,7 +203,7 @@ def square_products(device: Any) -> dict[str, Callable[[], Any]]:
 
     def product(side: int) -> Callable[[], None]:
         def call() -> None:
-            for _ in range((SIDES[-1] // side) ** 2):  # in a turn, as long as the largest takes, about
+            for _ in range((SIDES[-1] // side) ** 2):
                 matrices[side] @ matrices[side]
             if matrices[side].is_cuda:
                 torch.cuda.synchronize()
@@ -218,7 +213,7 @@ def square_products(device: Any) -> dict[str, Callable[[], Any]]:
     return {str(side): product(side) for side in SIDES}
 
 
-def utilization(data: Data, options: BenchOptions, sizes: dict[str, Any], name: str, target: float) -> list[Row]:
+def utilization(data: Data, options: Options, sizes: dict[str, Any], name: str, target: float) -> list[Row]:
     """MFU of our step on batches of `ROWS_5M` sequences (32 times as many on a GPU)."""
 
     device = choose_device()
@@ -239,58 +234,11 @@ def utilization(data: Data, options: BenchOptions, sizes: dict[str, Any], name: 
     return [row(name, reached / peaks[side], "of peak", target, True)]
 
 
-def measure_loss(which: str, vocabulary: int, places: int, pipe: Any) -> None:
-    """Peak memory and seconds of one loss and its gradients; in a process of its own."""
-    import resource
-
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from lm.training.losses import NextTokenLoss
-
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=vocabulary, hidden_size=WIDTH, num_hidden_layers=0, num_attention_heads=8,
-                         num_key_value_heads=8, intermediate_size=64, max_position_embeddings=places + 1)  # fmt: skip
-    model = LlamaForCausalLM(config)
-    ids = torch.randint(0, vocabulary, (1, places + 1))
-    page = os.sysconf("SC_PAGE_SIZE")
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * page
-    started = time.perf_counter()
-    if which == "plain":
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-    else:
-        positions, weights = torch.arange(places + 1)[None], torch.ones(1, places + 1)
-        loss = NextTokenLoss(model, [(0, vocabulary)])(ids, ids, positions, weights)["loss"] / places
-    loss.backward()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    pipe.send((peak - before, time.perf_counter() - started, float(loss.detach())))
-
-
-def loss_memory(vocabulary: int = VOCABULARY, places: int = PLACES) -> list[Row]:
-    """Peak memory of our loss over the plain one's."""
-    if not Path("/proc/self/statm").exists():
-        return [row(f"loss_memory/{vocabulary}", None, "of plain")]
-    found: dict[str, tuple[float, float, float]] = {}
-    context = multiprocessing.get_context("spawn")
-    for which in ("plain", "ours"):
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=measure_loss, args=(which, vocabulary, places, sender))
-        process.start()
-        found[which] = receiver.recv()
-        process.join()
-    (plain, plain_seconds, expected), (ours, our_seconds, loss) = found["plain"], found["ours"]
-    if abs(loss - expected) > 1e-3 * expected:
-        raise RuntimeError(f"the losses differ: {loss} and {expected}")
-    print(f"loss: {ours / 1e6:.0f} MB and {our_seconds:.1f} s, plain {plain / 1e6:.0f} MB and {plain_seconds:.1f} s")
-    return [row(f"loss_memory/{vocabulary}", ours / plain, "of plain", 0.25),
-            row(f"loss_seconds/{vocabulary}", our_seconds / plain_seconds, "of plain")]  # fmt: skip
-
-
-def main(options: BenchOptions) -> None:
-    """All rows."""
+def main(options: Options) -> None:
+    """Measure; a table on the screen, rows in the file."""
     import torch
 
-    torch.set_num_threads(options.cpu_threads or usable_cores())
+    options.set_threads()
     rows = loss_memory()
     with tempfile.TemporaryDirectory() as folder:
         data = make_data(Path(folder) / "cache")
@@ -305,4 +253,4 @@ def main(options: BenchOptions) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, BenchOptions, __doc__)
+    run_command(main, Options, __doc__)

@@ -1,39 +1,37 @@
-"""An image tokenizer at the rate and in the time of the reference library's own example.
+"""Our image tokenizer beside the reference library's own example, at the same bits a picture and training time.
 
     python scripts/benchmarks/mnist.py --dataset path/to/mnist --output rows.json
 
 The example of vector-quantize-pytorch is a small convolutional autoencoder with 7x7 codes of 8 bits for 28x28 grey
-pictures, trained for 1,000 steps of 256. It runs first, from its first step to its last; then
-`scripts/train_tokenizer.py` trains for as long, with as many bits. Both are measured on the whole test split.
+pictures, trained for 1,000 steps of 256. It trains first; then `scripts/train_tokenizer.py` trains for as many seconds,
+with as many bits a picture. Both are measured on the whole test split.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass
 from typing import Any
 
-from pipelines.machine.processors import usable_cores
+from pipelines.options.option import option
 from pipelines.options.parser import run_command
-from scripts.benchmarks.figures import row, show, write_rows
+from scripts.benchmarks.figures import BenchmarkOptions, row, show, write_rows
 
 SIDE, CODES = 28, 256
 TARGET = 0.0025  # test MSE on [0, 1]
 
 
-@dataclass
-class BenchOptions:
+@dataclass(kw_only=True)
+class Options(BenchmarkOptions):
     """Our tokenizer beside the reference library's example."""
 
-    dataset: str = field(metadata={"help": "MNIST, or pictures like it, as a folder or a name on the Hub"})
-    output: str | None = field(default=None, metadata={"help": "JSON file for the rows"})
-    steps: int = field(default=1000, metadata={"help": "of the example, with batches of 256"})
-    cpu_threads: int | None = field(default=None, metadata={"help": "PyTorch's threads (default: cores)"})
+    dataset: str = option(MISSING, "MNIST, or pictures like it, as a folder or a name on the Hub")
+    steps: int = option(1000, "steps of the example, with batches of 256")
 
 
 def example() -> Any:
-    """The library's example: convolutions of 3x3, max-pooling twice, 256 codes of 32 numbers, and the way back."""
+    """The library's example: 3x3 convolutions, max-pooling twice, 256 codes of 32 numbers, and a mirrored decoder."""
     from torch import nn
     from vector_quantize_pytorch import VectorQuantize
 
@@ -94,17 +92,14 @@ def test_error(restore: Any, pictures: Any) -> float:
     return total / len(pictures)
 
 
-def main(options: BenchOptions) -> None:
+def main(options: Options) -> None:
     """Measure both; a table on the screen, rows in the file."""
-    import torch
-
     from pipelines.options.image_tokenizer import ImageTokenizerOptions
     from scripts import train_tokenizer
     from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, load_pictures
     from tokenizer_image.vqvae import load_tokenizer
 
-    threads = options.cpu_threads or usable_cores()
-    torch.set_num_threads(threads)
+    threads = options.set_threads()
     settings = Preprocessing(image_size=SIDE, num_channels=1)
     train, test = (decode_pictures(load_pictures(options.dataset, split), settings) for split in ("train", "test"))
     model, seconds = train_example(train, options.steps)
@@ -132,4 +127,4 @@ def main(options: BenchOptions) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, BenchOptions, __doc__)
+    run_command(main, Options, __doc__)

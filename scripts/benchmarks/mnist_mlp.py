@@ -1,39 +1,43 @@
-"""The exercise of many courses: an MLP VQ-VAE on MNIST, with our layer and with the reference library's in its place.
+"""An MLP VQ-VAE on MNIST, an exercise of many courses, with our quantizer and with the reference library's.
 
     python scripts/benchmarks/mnist_mlp.py --dataset path/to/mnist --picture mnist.png
 
 Trains the same network twice with scripts/train_tokenizer.py, once with each vector quantizer, and draws test pictures,
-their reconstructions, and what *random* codes decode to. The library's layer is plugged in as any quantizer of one's
-own.
+their reconstructions, and the pictures that random codes decode to. The library's layer is plugged in by
+`register_quantizer`, as a quantizer of your own would be.
 """
 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 import torch
 
+from pipelines.machine.destinations import check_file
+from pipelines.options.option import option
 from pipelines.options.parser import run_command
-from scripts.benchmarks.figures import Row, row, show, write_rows
+from scripts.benchmarks.figures import BenchmarkOptions, Row, row, show, write_rows
 from tokenizer_image import VQVAE, Quantizer, QuantizerOutput, register_quantizer
 
 SIDE, CODES, DIM = 28, 512, 16
 KINDS = {"ours": "ema", "library": "vector_quantize_pytorch"}
-SHOWN = 12
+SHOWN = 12  # pictures in a row of the figure
 
 
-@dataclass
-class BenchOptions:
+@dataclass(kw_only=True)
+class Options(BenchmarkOptions):
     """An MLP VQ-VAE on MNIST, with two quantizers."""
 
-    dataset: str = field(metadata={"help": "MNIST, or pictures like it, as a folder or a name on the Hub"})
-    picture: str = field(default="mnist_mlp.png", metadata={"help": "file for the pictures"})
-    max_minutes: float = field(default=2.0, metadata={"help": "of training, each"})
-    output: str | None = field(default=None, metadata={"help": "JSON file for the rows"})
-    seed: int = field(default=0, metadata={"help": "of training and of the random codes"})
-    cpu_threads: int | None = field(default=None, metadata={"help": "PyTorch's threads (default: cores)"})
+    dataset: str = option(MISSING, "MNIST, or pictures like it, as a folder or a name on the Hub")
+    picture: str = option("mnist_mlp.png", "file for the pictures")
+    max_minutes: float = option(2.0, "minutes of training, each")
+    seed: int = option(0, "seed of training and of the random codes")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_file(self.picture, "--picture", "mnist_mlp.png")
 
 
 class LibraryQuantizer(Quantizer):
@@ -63,12 +67,12 @@ class LibraryQuantizer(Quantizer):
 
     def decode(self, codes: torch.Tensor, absent: torch.Tensor | None = None) -> torch.Tensor:
         table = self.layer.codebook
-        found = table[codes[..., 0]]
-        return found if absent is None else torch.where(absent, table.mean(0), found)
+        vectors = table[codes[..., 0]]
+        return vectors if absent is None else torch.where(absent, table.mean(0), vectors)
 
 
-def train(kind: str, folder: Path, options: BenchOptions) -> VQVAE:
-    """The MLP with this quantizer, trained."""
+def train(kind: str, folder: Path, options: Options) -> VQVAE:
+    """The MLP with a quantizer of this kind, trained."""
     from pipelines.options.image_tokenizer import ImageTokenizerOptions
     from scripts import train_tokenizer
     from tokenizer_image.vqvae import load_tokenizer
@@ -85,12 +89,12 @@ def train(kind: str, folder: Path, options: BenchOptions) -> VQVAE:
 
 
 def random_pictures(tokenizer: VQVAE, seed: int) -> torch.Tensor:
-    """What codes drawn at random, each as likely, decode to: (SHOWN, 1, 28, 28) in [-1, 1]."""
+    """The pictures that uniformly random codes decode to: (SHOWN, 1, 28, 28) in [-1, 1]."""
     generator = torch.Generator().manual_seed(seed)
     return tokenizer.decode(torch.randint(CODES, (SHOWN, tokenizer.tokens_per_image), generator=generator))
 
 
-def main(options: BenchOptions) -> None:
+def main(options: Options) -> None:
     """Train both; a table on the screen, rows and pictures in files."""
     import json
 
@@ -107,19 +111,20 @@ def main(options: BenchOptions) -> None:
     for name, kind in KINDS.items():
         with tempfile.TemporaryDirectory() as folder:
             tokenizer = train(kind, Path(folder), options)
-            told = json.loads((Path(folder) / "run.json").read_text())
-        found = measure_tokenizer(tokenizer, test)
+            run = json.loads((Path(folder) / "run.json").read_text())
+        measured = measure_tokenizer(tokenizer, test)
         label = "our layer" if name == "ours" else "the library's layer"
-        restored.append((f"reconstructions, {label}", to_images(found.reconstructions[:SHOWN])))
+        restored.append((f"reconstructions, {label}", to_images(measured.reconstructions[:SHOWN])))
         drawn.append((f"random codes, {label}", postprocess(random_pictures(tokenizer, options.seed))))
         rows += [
-            row(f"mnist_mlp/{name}/test_mse", found.figures["reconstruction"]["mse"], ""),
-            row(f"mnist_mlp/{name}/usage", found.figures["codebook"]["usage"], "", None, True),
-            row(f"mnist_mlp/{name}/perplexity", found.figures["codebook"]["perplexity"], f"of {CODES}", None, True),
-            row(f"mnist_mlp/{name}/steps", told["steps"], "", None, True),
-            row(f"mnist_mlp/{name}/seconds_per_step", 60 * told["minutes"] / told["steps"], "s"),
+            row(f"mnist_mlp/{name}/test_mse", measured.figures["reconstruction"]["mse"], ""),
+            row(f"mnist_mlp/{name}/usage", measured.figures["codebook"]["usage"], "", None, True),
+            row(f"mnist_mlp/{name}/perplexity", measured.figures["codebook"]["perplexity"], f"of {CODES}", None, True),
+            row(f"mnist_mlp/{name}/steps", run["steps"], "", None, True),
+            row(f"mnist_mlp/{name}/seconds_per_step", 60 * run["minutes"] / run["steps"], "s"),
         ]
-    inputs = [("test pictures", to_images(found.pictures[:SHOWN]))]
+    inputs = [("test pictures", to_images(measured.pictures[:SHOWN]))]
+    Path(options.picture).parent.mkdir(parents=True, exist_ok=True)
     labelled_grid([*inputs, *restored, *drawn], min_side=56, smooth=False, margin=4).save(options.picture)
     show(rows)
     write_rows(options.output, rows)
@@ -127,4 +132,4 @@ def main(options: BenchOptions) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, BenchOptions, __doc__)
+    run_command(main, Options, __doc__)

@@ -4,7 +4,7 @@
 
 For each size: a training step (forward, EMA, backward; interleaved with the library's, medians), `encode` beside the
 matrix product alone in its best block size, and the memory that a training step needs beyond inputs, outputs and
-gradients, in a process of its own.
+gradients, measured in a separate process.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.machine.processors import usable_cores
+from pipelines.options.option import option
 from pipelines.options.parser import run_command
-from scripts.benchmarks.figures import Row, interleaved, row, seconds, show, write_rows
+from scripts.benchmarks.figures import BenchmarkOptions, Row, interleaved, row, seconds, show, write_rows
 
 # (vectors N, code_dim D, codebook_size K), and the targets: speed-up of a step, encode over product, extra MB.
 SIZES: dict[tuple[int, int, int], tuple[float | None, float | None, float]] = {
@@ -28,20 +28,24 @@ SIZES: dict[tuple[int, int, int], tuple[float | None, float | None, float]] = {
     (16384, 64, 8192): (13.0, 1.25, 64),
     (65536, 8, 16384): (None, 1.5, 256),
 }
-LIMIT_GB = 16  # for the library where it runs out of memory
+LIMIT_GB = 16  # address space that the library may take
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048)
 KINDS = ("ours", "library", "library_defaults")
 
 
-@dataclass
-class BenchOptions:
+@dataclass(kw_only=True)
+class Options(BenchmarkOptions):
     """Our quantizer beside vector-quantize-pytorch."""
 
-    output: str | None = field(default=None, metadata={"help": "JSON file for the rows"})
-    repeats: int = field(default=7, metadata={"help": "of each measurement; medians are told"})
-    cpu_threads: int | None = field(default=None, metadata={"help": "PyTorch's threads (default: cores)"})
-    only: str | None = field(default=None, metadata={"help": "one size, e.g. 8192x64x512"})
-    child: str | None = field(default=None, metadata={"help": "used by the script itself: measure memory of one kind"})
+    repeats: int = option(7, "how often each is measured; the rows are medians")
+    only: str | None = option(None, "one size, e.g. 8192x64x512")
+    child: str | None = option(None, "used by the script itself: measure the memory of one kind")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = ["x".join(map(str, shape)) for shape in SIZES]
+        if self.only not in (None, *names):
+            raise ValueError(f"--only {self.only}: choose one of {', '.join(names)}")
 
 
 def build(kind: str, dim: int, size: int) -> Any:
@@ -95,13 +99,13 @@ def speeds(n: int, dim: int, size: int, repeats: int, with_library: bool) -> dic
     for kind in KINDS if with_library else KINDS[:1]:
         quantizer = build(kind, dim, size)
         calls[kind] = lambda quantizer=quantizer: training_step(quantizer, latents, weights)
-    found = interleaved(calls, repeats)
+    steps = interleaved(calls, repeats)
     with torch.no_grad():
         pair = {"encode": lambda: ours.encode(vectors), "product": product(vectors, ours.codebook, best)}
-        return {**found, **interleaved(pair, 2 * repeats)}
+        return {**steps, **interleaved(pair, 2 * repeats)}
 
 
-def child(options: BenchOptions) -> None:
+def child(options: Options) -> None:
     """Print the MB that one training step adds at most, beyond inputs, outputs and gradients."""
     import torch
 
@@ -109,26 +113,26 @@ def child(options: BenchOptions) -> None:
     n, dim, size = map(int, name.split("x"))
     torch.manual_seed(0)
     small = torch.randn(64, dim, requires_grad=True)
-    training_step(build(kind, dim, 64), small, torch.ones(64, dim))  # what libraries load once
+    training_step(build(kind, dim, 64), small, torch.ones(64, dim))  # loads what libraries load at first use
     latents, weights = torch.randn(n, dim, requires_grad=True), torch.randn(n, dim)
     quantizer = build(kind, dim, size)
     if kind != "ours":
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         limit = taken + LIMIT_GB * 10**9
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    # Quantized latents, their gradient and the latents' gradient are not extra: held here, then given back. The ballast
-    # brings what is held now up to the most that was ever held, so that the system's peak begins to count.
-    kept = torch.zeros(3 * n * dim)
+    # Quantized latents, their gradient and the latents' gradient do not count as extra: as much memory is held here and
+    # freed before the step. The ballast raises the memory in use to the peak so far, above which the peak counts.
+    outputs = torch.zeros(3 * n * dim)
     ballast = torch.zeros(max(0, peak_memory() - held_memory()) // 4)
     before = peak_memory()
-    del kept
+    del outputs
     training_step(quantizer, latents, weights)
     print(f"extra_mb {(peak_memory() - before) / 1e6:.1f}")
     del ballast
 
 
 def peak_memory() -> int:
-    """The most bytes that this process ever held."""
+    """The most bytes that this process has held so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -138,7 +142,7 @@ def held_memory() -> int:
 
 
 def extra_memory(kind: str, name: str) -> float | None:
-    """MB beyond inputs, outputs and gradients, measured in a process of its own; None if it ran out of memory."""
+    """MB beyond inputs, outputs and gradients, measured in a separate process; None if it ran out of memory."""
     command = [sys.executable, __file__, "--child", f"{kind}:{name}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
@@ -148,42 +152,39 @@ def extra_memory(kind: str, name: str) -> float | None:
     return None
 
 
-def rows_of(shape: tuple[int, int, int], options: BenchOptions) -> list[Row]:
+def rows_of(shape: tuple[int, int, int], options: Options) -> list[Row]:
     """The rows of one size."""
     name = "x".join(map(str, shape))
     speedup, over_product, extra = SIZES[shape]
-    found = speeds(*shape, options.repeats, with_library=speedup is not None)
+    times = speeds(*shape, options.repeats, with_library=speedup is not None)
     rows = []
     if speedup is not None:
-        ratio = found["library"] / found["ours"]
+        ratio = times["library"] / times["ours"]
         rows.append(row(f"train_step/{name}/speedup", ratio, "x", speedup, True))
-        defaults = found["library_defaults"] / found["ours"]
+        defaults = times["library_defaults"] / times["ours"]
         rows.append(row(f"train_step/{name}/speedup_defaults", defaults, "x", None, True))
-    rows.append(row(f"train_step/{name}/over_product", found["ours"] / found["product"], "x"))
-    rows.append(row(f"encode/{name}/over_product", found["encode"] / found["product"], "x", over_product))
-    rows.append(row(f"train_step/{name}/ms", 1e3 * found["ours"], "ms"))
+    rows.append(row(f"train_step/{name}/over_product", times["ours"] / times["product"], "x"))
+    rows.append(row(f"encode/{name}/over_product", times["encode"] / times["product"], "x", over_product))
+    rows.append(row(f"train_step/{name}/ms", 1e3 * times["ours"], "ms"))
     rows.append(row(f"train_step/{name}/extra_mb", extra_memory("ours", name), "MB", extra))
     rows.append(row(f"train_step/{name}/extra_mb_library", extra_memory("library", name), "MB"))
     return rows
 
 
-def main(options: BenchOptions) -> None:
+def main(options: Options) -> None:
     """Measure all sizes; a table on the screen, rows in the file."""
-    import torch
-
-    torch.set_num_threads(options.cpu_threads or usable_cores())
+    options.set_threads()
     if options.child:
         child(options)
         return
     rows: list[Row] = []
     for shape in SIZES:
         if options.only in (None, "x".join(map(str, shape))):
-            rows += (found := rows_of(shape, options))
-            show(found, missing=f"out of memory ({LIMIT_GB} GB)")
-    if not rows:
-        raise ValueError(f"--only {options.only}: choose one of {', '.join('x'.join(map(str, s)) for s in SIZES)}")
+            size_rows = rows_of(shape, options)
+            show(size_rows, missing=f"out of memory ({LIMIT_GB} GB)")
+            rows += size_rows
     write_rows(options.output, rows)
 
 
 if __name__ == "__main__":
-    run_command(main, BenchOptions, __doc__)
+    run_command(main, Options, __doc__)

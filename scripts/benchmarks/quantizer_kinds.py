@@ -1,9 +1,9 @@
-"""All kinds of quantizers at (nearly) equal bits a picture, and what their settings contribute.
+"""All kinds of quantizers at equal or nearly equal bits a picture, and the effect of their settings.
 
     python scripts/benchmarks/quantizer_kinds.py --dataset path/to/cifar10 --output_dir runs/kinds
 
 Trains a tokenizer for each with scripts/train_tokenizer.py, measures it on the test split with scripts/evaluate.py, and
-prints a table in Markdown. What --output_dir holds already is not trained again.
+prints a table in Markdown. Tokenizers that --output_dir already holds are not trained again.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import math
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.machine.destinations import check_folder
+from pipelines.options.option import option
 from pipelines.options.parser import run_command
-from scripts.benchmarks.figures import Row, row, write_rows
+from scripts.benchmarks.figures import BenchmarkOptions, Row, row, write_rows
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 NETWORK = "--image_size 32 --patch_size 4 --hidden_sizes 128"  # 8x8 places
@@ -54,23 +56,20 @@ LARGE = {
 TABLES = {"kinds": (KINDS, 4.0), "settings": (SETTINGS, 4.0), "large": (LARGE, 15.0)}
 
 
-@dataclass
-class BenchOptions:
+@dataclass(kw_only=True)
+class Options(BenchmarkOptions):
     """Quantizers side by side."""
 
-    dataset: str = field(metadata={"help": "pictures with splits train and test: a folder, or a name on the Hub"})
-    output_dir: str = field(default="runs/kinds", metadata={"help": "folder of the tokenizers, one for each row"})
-    table: str = field(
-        default="kinds",
-        metadata={"help": "'kinds'; 'settings': of the codebook; 'large': 16,384 codes (15 minutes each)"},
-    )
-    minutes: float | None = field(default=None, metadata={"help": "of training, each (default: 4; of 'large' 15)"})
-    only: list[str] | None = field(default=None, metadata={"help": "rows of the table, by name"})
-    jobs: int = field(default=1, metadata={"help": "how many to train at a time"})
-    cpu_threads: int | None = field(default=None, metadata={"help": "PyTorch's threads of each (default: cores)"})
-    output: str | None = field(default=None, metadata={"help": "JSON file for the rows"})
+    dataset: str = option(MISSING, "pictures with splits train and test: a folder, or a name on the Hub")
+    output_dir: str = option("runs/kinds", "folder of the tokenizers, one for each row")
+    table: str = option("kinds", "'kinds'; 'settings' of the codebook; 'large': 16,384 codes (15 minutes each)")
+    minutes: float | None = option(None, "minutes of training, each (default: 4; of 'large' 15)")
+    only: list[str] | None = option(None, "rows of the table, by name")
+    jobs: int = option(1, "how many to train at a time")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_folder(self.output_dir, "--output_dir")
         if self.table not in TABLES:
             raise ValueError(f"--table {self.table}: choose one of {', '.join(TABLES)}")
         for name in self.only or []:
@@ -79,7 +78,7 @@ class BenchOptions:
 
 
 def run(script: str, *arguments: str, log: Path) -> None:
-    """Run one of our scripts to its end; what it prints goes to `log`."""
+    """Run one of our scripts to its end; its output goes to `log`."""
     command = [sys.executable, str(SCRIPTS / script), *arguments]
     with log.open("w") as file:
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
@@ -87,8 +86,8 @@ def run(script: str, *arguments: str, log: Path) -> None:
         raise ValueError(f"{script} ended with exit code {done.returncode}: see {log}")
 
 
-def measure(name: str, arguments: str, options: BenchOptions) -> dict[str, Any]:
-    """Train and measure one row, or read what an earlier call has left."""
+def measure(name: str, arguments: str, options: Options) -> dict[str, Any]:
+    """The figures of one row: train and measure its tokenizer, unless --output_dir holds its report already."""
     folder = Path(options.output_dir) / options.table / name.replace(",", "").replace(" ", "_")
     folder.mkdir(parents=True, exist_ok=True)
     minutes = TABLES[options.table][1] if options.minutes is None else options.minutes
@@ -109,63 +108,72 @@ def measure(name: str, arguments: str, options: BenchOptions) -> dict[str, Any]:
 
 
 def figures(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
-    """What the table tells of one tokenizer."""
+    """The figures of one tokenizer that the table shows."""
     from tokenizer_image.vqvae import load_tokenizer
 
-    tokenizer, told = load_tokenizer(folder), json.loads((folder / "run.json").read_text())
+    tokenizer, run = load_tokenizer(folder), json.loads((folder / "run.json").read_text())
     layout = tokenizer.layout()
     return {
         "bits": sum(math.log2(high - low) for low, high in zip(layout.low, layout.high, strict=True)),
         **{name: report["reconstruction"][name] for name in ("mse", "psnr", "ssim")},
         **{name: report["codebook"][name] for name in ("usage", "perplexity")},
         "num_codes": tokenizer.num_codes,
-        "steps": told["steps"],
-        "seconds_per_step": 60 * told["minutes"] / told["steps"],
+        "steps": run["steps"],
+        "seconds_per_step": 60 * run["minutes"] / run["steps"],
     }
 
 
-def line(name: str, found: dict[str, Any]) -> str:
+def line(name: str, measured: dict[str, Any]) -> str:
     """A row in Markdown."""
-    return (
-        f"| {name} | {found['bits']:.0f} | {found['mse']:.5f} | {found['psnr']:.2f} | {found['ssim']:.3f} | "
-        f"{100 * found['usage']:.1f}% | {found['perplexity']:,.0f} of {found['num_codes']:,} | {found['steps']:,} | "
-        f"{found['seconds_per_step']:.3f} |"
-    )
+    cells = [
+        name,
+        f"{measured['bits']:.0f}",
+        f"{measured['mse']:.5f}",
+        f"{measured['psnr']:.2f}",
+        f"{measured['ssim']:.3f}",
+        f"{100 * measured['usage']:.1f}%",
+        f"{measured['perplexity']:,.0f} of {measured['num_codes']:,}",
+        f"{measured['steps']:,}",
+        f"{measured['seconds_per_step']:.3f}",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
-def rows_of(table: str, name: str, found: dict[str, Any]) -> list[Row]:
-    """Rows for the file; of 16,384 codes, with what is wanted of them."""
+def rows_of(table: str, name: str, measured: dict[str, Any]) -> list[Row]:
+    """Rows for the file; those of the table 'large' have targets."""
     large = table == "large"
+    share = measured["perplexity"] / measured["num_codes"]
     start = f"{table}/{name.replace(', ', '_').replace(' ', '_')}"
     return [
-        row(f"{start}/bits", found["bits"], "bits a picture"),
-        row(f"{start}/mse", found["mse"], ""),
-        row(f"{start}/psnr", found["psnr"], "dB", None, True),
-        row(f"{start}/ssim", found["ssim"], "", None, True),
-        row(f"{start}/usage", found["usage"], "", 0.99 if large else None, True),
-        row(f"{start}/perplexity_share", found["perplexity"] / found["num_codes"], "", 0.5 if large else None, True),
-        row(f"{start}/seconds_per_step", found["seconds_per_step"], "s"),
+        row(f"{start}/bits", measured["bits"], "bits a picture"),
+        row(f"{start}/mse", measured["mse"], ""),
+        row(f"{start}/psnr", measured["psnr"], "dB", None, True),
+        row(f"{start}/ssim", measured["ssim"], "", None, True),
+        row(f"{start}/usage", measured["usage"], "", 0.99 if large else None, True),
+        row(f"{start}/perplexity_share", share, "", 0.5 if large else None, True),
+        row(f"{start}/seconds_per_step", measured["seconds_per_step"], "s"),
     ]
 
 
-def main(options: BenchOptions) -> None:
+def main(options: Options) -> None:
     """Train and measure all rows; a table on the screen as they come, rows in the file."""
     import transformers
     from tqdm import tqdm
 
-    transformers.logging.disable_progress_bar()  # of loading, which takes no time to speak of
+    transformers.logging.disable_progress_bar()  # models load in seconds
     table = TABLES[options.table][0]
     names = options.only or list(table)
     rows: list[Row] = []
     print("| quantizer | bits | MSE | PSNR | SSIM | usage | perplexity | steps | seconds a step |")
     print("|" + "---|" * 9, flush=True)
     with ThreadPoolExecutor(options.jobs) as pool, tqdm(total=len(names), desc="tokenizers") as bar:
-        for name, found in zip(names, pool.map(lambda name: measure(name, table[name], options), names), strict=True):
+        results = pool.map(lambda name: measure(name, table[name], options), names)
+        for name, measured in zip(names, results, strict=True):
             bar.update()
-            tqdm.write(line(name, found), file=sys.stdout)
-            rows += rows_of(options.table, name, found)
+            tqdm.write(line(name, measured), file=sys.stdout)
+            rows += rows_of(options.table, name, measured)
     write_rows(options.output, rows)
 
 
 if __name__ == "__main__":
-    run_command(main, BenchOptions, __doc__)
+    run_command(main, Options, __doc__)

@@ -1,9 +1,9 @@
-"""Kill training at random instants, resume it, and compare the final weights with those of a run that nobody disturbed.
+"""Kill training at random instants, resume it, and compare the final weights with those of an uninterrupted run.
 
     python scripts/benchmarks/resume.py --output rows.json
 
-Runs scripts/train_lm.py on a small model (float32, so that weights can be equal to the last bit). Every other kill
-waits until a checkpoint is being written; the rest come at any time after the first checkpoint has begun.
+Runs scripts/train_lm.py on a small model, in float32, in which the weights can be equal to the last bit. Every other
+kill waits until a checkpoint is being written; the others come at any time after the first checkpoint has begun.
 """
 
 from __future__ import annotations
@@ -16,32 +16,33 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.options.option import option
 from pipelines.options.parser import run_command
-from scripts.benchmarks.figures import Row, row, show, write_rows
+from scripts.benchmarks.figures import BenchmarkOptions, Row, row, show, write_rows
 
 SCRIPTS = Path(__file__).resolve().parents[1]
-PATIENCE = 600.0  # seconds that a run may take
+TIMEOUT = 600.0  # seconds that a run may take
 
 
-@dataclass
-class BenchOptions:
-    """Training that is killed."""
+@dataclass(kw_only=True)
+class Options(BenchmarkOptions):
+    """Training that is killed and resumed."""
 
-    kills: int = field(default=20, metadata={"help": "how many runs to kill, each once"})
-    max_steps: int = field(default=60, metadata={"help": "of each run"})
-    checkpoint_every: int = field(default=4, metadata={"help": "steps between checkpoints"})
-    lm_size: str = field(default="2M", metadata={"help": "of the language model: how long a checkpoint takes"})
-    seed: int = field(default=0, metadata={"help": "of the instants"})
-    output: str | None = field(default=None, metadata={"help": "JSON file for the rows"})
+    kills: int = option(20, "how many runs to kill, each once")
+    max_steps: int = option(60, "steps of each run")
+    checkpoint_every: int = option(4, "steps between checkpoints")
+    lm_size: str = option("2M", "size of the language model; checkpoints of larger ones take longer to write")
+    seed: int = option(0, "seed of the instants")
+    cpu_threads: int | None = option(1, "PyTorch's threads")
 
 
 class Training:
     """One run of scripts/train_lm.py in a folder of its own."""
 
-    def __init__(self, root: Path, name: str, options: BenchOptions) -> None:
+    def __init__(self, root: Path, name: str, options: Options) -> None:
         self.root, self.folder, self.options = root, root / name, options
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -51,15 +52,16 @@ class Training:
             sys.executable, str(SCRIPTS / "train_lm.py"), "--image_tokenizer", str(self.root / "tokenizer"),
             "--token_cache", str(self.root / "cache"), "--max_examples", "2000", "--output_dir", str(self.folder),
             "--max_steps", str(self.options.max_steps), "--checkpoint_every", str(self.options.checkpoint_every),
-            "--lm_size", self.options.lm_size, "--mixed_precision", "no", "--cpu_threads", "1", "--batch_size", "8",
+            "--lm_size", self.options.lm_size, "--mixed_precision", "no", "--batch_size", "8",
             "--validate_every", "10", "--sample_every", "0", "--log_every", "1", "--resume",
+            *([] if self.options.cpu_threads is None else ["--cpu_threads", str(self.options.cpu_threads)]),
         ]  # fmt: skip
         with (self.folder / "log.txt").open("a") as log:
             return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
     def finish(self) -> bool:
         """Resume and wait; whether it ended well."""
-        return self.start().wait(PATIENCE) == 0
+        return self.start().wait(TIMEOUT) == 0
 
     def writes(self) -> bool:
         """Whether a checkpoint is being written."""
@@ -70,7 +72,7 @@ class Training:
         return any((self.folder / "checkpoints").glob("checkpoint-*"))
 
     def weights(self) -> bytes:
-        """The final weights, as they lie in their file."""
+        """The file of the final weights."""
         return (self.folder / "lm" / "model.safetensors").read_bytes()
 
     def losses(self) -> list[tuple[int, float]]:
@@ -89,8 +91,8 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) ->
 
 
 def kill(training: Training, while_writing: bool, after: float) -> bool:
-    """Start, SIGKILL `after` seconds after the first checkpoint began (and then while one is written, if asked for);
-    whether it was writing."""
+    """Start, and SIGKILL `after` seconds after the first checkpoint began, or with `while_writing` at the first moment
+    from then on at which a checkpoint is being written; whether one was."""
     process = training.start()
     wait_for(training.began_checkpoints, process)
     until = time.monotonic() + after
@@ -102,7 +104,7 @@ def kill(training: Training, while_writing: bool, after: float) -> bool:
     return training.writes()
 
 
-def main(options: BenchOptions) -> None:
+def main(options: Options) -> None:
     """Kill and resume; a table on the screen, rows in the file."""
     from tqdm import tqdm
 
@@ -139,4 +141,4 @@ def main(options: BenchOptions) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, BenchOptions, __doc__)
+    run_command(main, Options, __doc__)

@@ -1,11 +1,11 @@
-"""What a token cache of a million rows costs: bytes a row, time to open it, time until training has made a step.
+"""Costs of a token cache of a million rows: bytes a row, time to open it, time to the first training step.
 
     python scripts/benchmarks/token_cache.py --output rows.json
 
-A cache of random codes and drawn-up captions is written by the project's own writer, in a temporary folder (about
-0.6 GB), and removed at the end. The time to the first step is that of `scripts/train_lm.py` from its launch, with a
-small language model, imports and all, to the first line in its metrics.jsonl; its peak memory is what the system says
-of that process until then.
+A cache of random codes and invented captions is written by the project's own writer to a temporary folder (about
+0.6 GB), which is removed at the end. The time to the first step runs from the launch of `scripts/train_lm.py`, with a
+small language model, to the first line in its metrics.jsonl, and so includes imports; the peak memory is the most that
+this process holds until then.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from pipelines.options.option import option
 from pipelines.options.parser import run_command
-from scripts.benchmarks.figures import Row, row, seconds, show, write_rows
+from scripts.benchmarks.figures import BenchmarkOptions, Row, row, seconds, show, write_rows
 
 SIDE, CODES, NUM_CODES = 64, 256, 1024  # pictures of 64x64 become 16x16 codes of two bytes
 WORDS = (
@@ -30,15 +31,18 @@ WORDS = (
 )
 
 
-@dataclass
-class BenchOptions:
+@dataclass(kw_only=True)
+class Options(BenchmarkOptions):
     """A large token cache."""
 
-    rows: int = field(default=1_000_000, metadata={"help": "of the cache"})
-    shard_rows: int = field(default=8192, metadata={"help": "of a shard"})
-    cpu_threads: int | None = field(default=None, metadata={"help": "PyTorch's threads (default: cores)"})
-    folder: str | None = field(default=None, metadata={"help": "where to write (default: the system's temporary one)"})
-    output: str | None = field(default=None, metadata={"help": "JSON file for the rows"})
+    rows: int = option(1_000_000, "rows of the cache")
+    shard_rows: int = option(8192, "rows of a shard")
+    folder: str | None = option(None, "where to write (default: the system's temporary folder)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.folder is not None and not Path(self.folder).is_dir():
+            raise ValueError(f"--folder {self.folder}: there is no such folder; make it, or name another")
 
 
 def save_tokenizer(folder: Path) -> Any:
@@ -100,7 +104,7 @@ def first_batch(folder: Path, tokenizer: Any) -> float:
     return seconds(run)
 
 
-def first_step(root: Path, options: BenchOptions) -> tuple[float, float, float]:
+def first_step(root: Path, options: Options) -> tuple[float, float, float]:
     """(seconds from the launch of train_lm.py to its first step, processor seconds by then, most GB resident)."""
     import psutil
 
@@ -130,14 +134,11 @@ def first_step(root: Path, options: BenchOptions) -> tuple[float, float, float]:
     return took, used, peak / 1e9
 
 
-def main(options: BenchOptions) -> None:
+def main(options: Options) -> None:
     """Write, open, train one step; a table on the screen, rows in the file."""
-    import torch
-
     from lm.data.token_cache import TokenCache
 
-    if options.cpu_threads is not None:
-        torch.set_num_threads(options.cpu_threads)
+    options.set_threads()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         root = Path(name)
         tokenizer = save_tokenizer(root / "tokenizer")
@@ -160,7 +161,7 @@ def main(options: BenchOptions) -> None:
         took, used, peak = first_step(root, options)
         rows += [
             row("token_cache/first_step", took, "s", 10),
-            row("token_cache/first_step_processor", used, "s"),  # where others use the machine, this tells more
+            row("token_cache/first_step_processor", used, "s"),  # steadier on a busy machine
             row("token_cache/peak_resident", peak, "GB", 1.5),
         ]
     show(rows)
@@ -168,4 +169,4 @@ def main(options: BenchOptions) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, BenchOptions, __doc__)
+    run_command(main, Options, __doc__)

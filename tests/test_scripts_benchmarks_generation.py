@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from scripts.benchmarks.generation import TEXT_TOKENS, BenchOptions, bytes_read, main, ours, random_model, vocabulary_of
+from scripts.benchmarks.generation import TEXT_TOKENS, Options, bytes_read, main, ours, random_model, vocabulary_of
 
 
 def test_the_model_of_the_rows():
@@ -20,16 +20,16 @@ def test_the_model_of_the_rows():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="measures where there is a GPU")
 def test_a_row_without_a_gpu(tmp_path):
-    main(BenchOptions(only="gpu", output=str(tmp_path / "rows.json")))
+    main(Options(only="gpu", output=str(tmp_path / "rows.json")))
     assert json.loads((tmp_path / "rows.json").read_text()) == [
         {"what": "gpu/1B/share_of_limit", "value": None, "unit": "", "target": None, "higher_is_better": True}
     ]
     with pytest.raises(ValueError, match="--only two_pictures: choose one of one_picture, "):
-        main(BenchOptions(only="two_pictures"))
+        main(Options(only="two_pictures"))
 
 
 def test_a_row_without_a_trained_model(tmp_path):
-    main(BenchOptions(only="cold_start", model=str(tmp_path / "none"), output=str(tmp_path / "rows.json")))
+    main(Options(only="cold_start", model=str(tmp_path / "none"), output=str(tmp_path / "rows.json")))
     assert json.loads((tmp_path / "rows.json").read_text()) == [
         {"what": "cold_start", "value": None, "unit": "s", "target": None, "higher_is_better": False}
     ]
