@@ -12,32 +12,28 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 
 import psutil
 
 from pipelines.machine.destinations import check_file
 from pipelines.options.option import option
-from pipelines.options.parser import parse_options
+from pipelines.options.parser import run_command
 from scripts.benchmarks.figures import row, show, write_rows
 
 INTERVAL = 1.0  # seconds between two looks at the processes
-COMMAND = {"command": {"nargs": "*", "metavar": "COMMAND", "help": "the command and its arguments, after --"}}
 
 
 @dataclass
 class Options:
     """Wall time and peak memory of a command."""
 
-    command: list[str] = field(default_factory=list)
     runs: int = option(1, "how often to run it; the time is the median, the memory the most")
     name: str = option("command", "prefix of the rows' names")
     output: str | None = option(None, "JSON file for the rows")
 
     def __post_init__(self) -> None:
-        if not self.command:
-            raise ValueError("no command: give one after --, for example -- make demo")
         if self.runs < 1:
             raise ValueError(f"--runs must be at least 1, got {self.runs}")
         if self.output is not None:
@@ -77,9 +73,11 @@ def measure(command: list[str]) -> tuple[float, float]:
     return time.monotonic() - start, peak / 1e9
 
 
-def main(options: Options) -> None:
+def main(options: Options, command: list[str]) -> None:
     """Measure; a table on the screen, rows in the file."""
-    times, memories = zip(*(measure(options.command) for _ in range(options.runs)), strict=True)
+    if not command:
+        raise ValueError("no command: give one after --, for example -- make demo")
+    times, memories = zip(*(measure(command) for _ in range(options.runs)), strict=True)
     rows = [
         row(f"{options.name}/seconds", round(statistics.median(times), 3), "s"),
         row(f"{options.name}/peak_memory", round(max(memories), 3), "GB"),
@@ -89,7 +87,7 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_options(Options, description=__doc__, positional=COMMAND))
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    command = sys.argv[end + 1 :]
+    del sys.argv[end:]  # what follows is the command's
+    run_command(partial(main, command=command), Options, __doc__)
