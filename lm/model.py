@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,6 +20,11 @@ from lm.vocabulary import MultimodalVocabulary
 
 ARCHITECTURES = ("qwen3", "llama", "gpt2")
 HEAD_DIM = 64
+# Classes whose logits are one linear map of the backbone's output. Others (soft-capped or scaled logits, wrapped or
+# quantized models) compute logits in their own forward.
+PLAIN_HEADS = frozenset(
+    {"LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM", "GPT2LMHeadModel"}
+)
 # Standard deviations that the rows of image codes start with.
 EMBEDDING_SCALE, OUTPUT_SCALE = 0.3, 0.15
 
@@ -156,6 +162,12 @@ def recompute_layers(model: PreTrainedModel) -> None:
     # Named anew in transformers 5; the older name goes in 6.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
+
+
+def plain_head(model: Any) -> nn.Linear | None:
+    """The output layer of `model` where its logits are that layer's product and nothing more, else None."""
+    head = model.get_output_embeddings()
+    return head if type(model).__name__ in PLAIN_HEADS and type(head) is nn.Linear else None
 
 
 def load_model(folder: str, **options: Any) -> PreTrainedModel:

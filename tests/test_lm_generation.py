@@ -22,7 +22,7 @@ from lm.generation import native_stepper as native
 from lm.generation.direct_stepper import DirectModel
 from lm.generation.images import DrawingInterrupted, DrawingStopped, draw, generate_codes
 from lm.generation.sampling import SamplingSettings, choose, settings_by_position
-from lm.model import build_configuration, build_model
+from lm.model import build_configuration, build_model, plain_head
 from lm.sequences import image_prompt
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from tokenizer_image.layout import build_layout
@@ -235,8 +235,6 @@ def test_no_prompts(model, vocabulary):
 
 
 def test_one_linear_map_where_it_is_one(vocabulary):
-    from lm.generation.stepper import plain_head
-
     found = {name: plain_head(random_model(vocabulary, name)) is not None for name in ARCHITECTURES}
     assert found == {"qwen3": True, "llama": True, "gpt2": True, "gemma2": False}
 

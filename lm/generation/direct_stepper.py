@@ -18,7 +18,8 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from lm.generation.stepper import Stepper, plain_head
+from lm.generation.stepper import Stepper
+from lm.model import plain_head
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 

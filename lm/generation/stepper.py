@@ -6,14 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional
 
-# Classes whose logits are one linear map of the backbone's output. Others (soft-capped or scaled logits,
-# wrapped or quantized models) answer through their own forward.
-_PLAIN_HEADS = frozenset(
-    {"LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM", "GPT2LMHeadModel"}
-)
+from lm.model import plain_head
 
 
 class Stepper:
@@ -72,10 +67,3 @@ class Stepper:
         if self._head is not None:
             return self._model.base_model(**inputs).last_hidden_state[:, -1]
         return self._model(**inputs, logits_to_keep=1).logits[:, -1]
-
-
-def plain_head(model: Any) -> nn.Linear | None:
-    """The output layer, where logits are that layer's product and nothing more."""
-    head = model.get_output_embeddings()
-    plain = type(model).__name__ in _PLAIN_HEADS and type(head) is nn.Linear
-    return head if plain else None

@@ -10,7 +10,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lm.generation.stepper import plain_head
+from lm.model import plain_head
 
 NAME = "tessera_short_causal"
 # Above this many tokens the (L, L) scores cost more memory traffic than the fused kernel's slower products.

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from lm.generation.stepper import plain_head
+from lm.model import plain_head
 from lm.sequences import IGNORED
 
 # Logits of more floats than this (256 MB) are made, used and dropped in parts.
