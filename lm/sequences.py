@@ -267,10 +267,7 @@ def _sequence(stretches: Sequence[_Stretch]) -> TokenSequence:
 
 
 def collate(
-    rows: Sequence[TokenSequence | Sequence[TokenSequence]],
-    pad_id: int,
-    length: int | None = None,
-    multiple_of: int = 1,
+    rows: Sequence[TokenSequence | Sequence[TokenSequence]], pad_id: int, length: int | None = None
 ) -> dict[str, torch.Tensor]:
     """Rows of one or several sequences as (B, L) input_ids, labels, position_ids (int64) and loss_weights (float32).
 
@@ -280,12 +277,12 @@ def collate(
 
     Args:
         rows: each a sequence, or several to stand one after the other.
-        length: L; default: the longest row's, as a multiple of `multiple_of`.
+        length: L; default: that of the longest row.
     """
     packs = [[row] if isinstance(row, TokenSequence) else row for row in rows]
     sizes = [sum(map(len, pack)) for pack in packs]
     packed = length is not None or any(len(pack) > 1 for pack in packs)
-    length = length or -(-max(sizes) // multiple_of) * multiple_of
+    length = length or max(sizes)
     shape = (len(rows), length)
     input_ids, labels = np.full(shape, pad_id, np.int64), np.full(shape, IGNORED, np.int64)
     loss_weights, positions = np.zeros(shape, np.float32), np.empty(shape, np.int64)

@@ -33,15 +33,21 @@ def sequences() -> list[TokenSequence]:
     return found
 
 
-@pytest.mark.parametrize("multiple", [1, 16])
+def batch_of(length: int = 20) -> dict[str, torch.Tensor]:
+    """The sequences, padded to `length`; positions go on over the padding."""
+    batch = collate(sequences(), pad_id=0, length=length)
+    return {**batch, "position_ids": torch.arange(length).expand(len(batch["labels"]), -1)}
+
+
+@pytest.mark.parametrize("length", [20, 32])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_what_is_counted_is_what_is_executed(name, multiple):
+def test_what_is_counted_is_what_is_executed(name, length):
     model = AutoModelForCausalLM.from_config(CONFIGS[name]).train()
     use_fastest_attention(model, 40)
     assert model.config._attn_implementation == NAME
-    batch = collate(sequences(), pad_id=0, multiple_of=multiple)
+    batch = batch_of(length)
     read = places_read(model.config, batch["position_ids"])
-    assert batch["input_ids"].shape[1] - read == (1 if multiple == 1 else 0)
+    assert batch["input_ids"].shape[1] - read == (1 if length == 20 else 0)
     module = NextTokenLoss(model, RANGES)
     with FlopCounterMode(display=False) as counter:
         loss = module(**batch)["loss"]
@@ -55,7 +61,7 @@ def test_what_is_counted_is_what_is_executed(name, multiple):
 
 
 def test_attention_that_leaves_the_future_out_and_heads_of_all_rows():
-    config, batch = CONFIGS["llama"], collate(sequences(), pad_id=0)
+    config, batch = CONFIGS["llama"], batch_of()
     config._attn_implementation = "sdpa"
     half = forward_flops(config, RANGES, batch)
     config._attn_implementation = NAME
@@ -72,7 +78,7 @@ def test_attention_that_leaves_the_future_out_and_heads_of_all_rows():
 
 
 def test_longer_padding_costs():
-    batches = [collate(sequences(), pad_id=0, multiple_of=multiple) for multiple in (1, 40)]
+    batches = [batch_of(length) for length in (20, 40)]
     costs = [forward_flops(CONFIGS["gpt2"], RANGES, batch) for batch in batches]
     assert 1.9 < costs[1] / costs[0] < 2.6
     assert torch.equal(batches[0]["labels"], batches[1]["labels"][:, :20])

@@ -202,11 +202,6 @@ def test_collate_pads_on_the_right(vocabulary):
         assert batch["position_ids"][row].tolist() == list(range(10))
 
 
-def test_collate_to_a_multiple(vocabulary):
-    rows = [token_sequence(vocabulary, "image", None, CODES)]
-    assert [collate(rows, 0, multiple_of=m)["input_ids"].shape[1] for m in (1, 3, 4, 6, 16)] == [6, 6, 8, 6, 16]
-
-
 def test_padding_of_a_packed_row_needs_no_more_positions_than_its_sequences(vocabulary):
     """Also where each row has one sequence alone: a model may have fewer positions than a row has tokens."""
     rows = [[token_sequence(vocabulary, "image", None, CODES)]]
