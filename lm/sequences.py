@@ -28,7 +28,7 @@ losses are put together (`lm.training.losses.balance`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -160,6 +160,20 @@ def parse_mixture(words: Sequence[str]) -> dict[str, float]:
             raise ValueError(f"sequence format {word!r}: write {name}=NUMBER, for example {name}=1") from None
     check_mixture(weights)
     return {name: weight for name, weight in weights.items() if weight > 0}
+
+
+def learned_kinds(names: Collection[str]) -> tuple[bool, bool]:
+    """Whether text, and whether image codes, are learned in any of the formats of these names."""
+    formats = [FORMATS[name] for name in names]
+    return any(each.writes for each in formats), any(each.draws for each in formats)
+
+
+def loss_shares(names: Collection[str], text_loss_weight: float, image_loss_weight: float) -> tuple[float, float]:
+    """Shares of text and of image codes in the loss, with sum 1: in proportion to the weights (above zero) where the
+    formats of these names learn both, (1, 0) or (0, 1) where they learn one kind alone."""
+    text, image = learned_kinds(names)
+    total = text_loss_weight * text + image_loss_weight * image
+    return text_loss_weight * text / total, image_loss_weight * image / total
 
 
 @dataclass

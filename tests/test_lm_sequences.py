@@ -19,6 +19,7 @@ from lm.sequences import (
     description_prompt,
     document_sequence,
     image_prompt,
+    loss_shares,
     parse_mixture,
     token_sequence,
 )
@@ -207,3 +208,12 @@ def test_padding_of_a_packed_row_needs_no_more_positions_than_its_sequences(voca
     rows = [[token_sequence(vocabulary, "image", None, CODES)]]
     positions = collate(rows, vocabulary.pad_id, length=40)["position_ids"][0]
     assert positions[:6].tolist() == list(range(6)) and len(positions) == 40 and int(positions.max()) == 5
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [(["caption_to_image"], (0, 1)), (["image_to_caption", "text"], (1, 0)), (["caption_and_image"], (0.25, 0.75)),
+     (["image_to_caption", "image"], (0.25, 0.75)), (["document"], (0.25, 0.75))],
+)  # fmt: skip
+def test_shares_of_the_loss_are_by_weight_where_both_kinds_are_learned(names, expected):
+    assert loss_shares(names, 0.5, 1.5) == expected

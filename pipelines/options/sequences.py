@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from pipelines.options.data import DataOptions
@@ -82,27 +82,26 @@ class SequenceOptions(DataOptions):
             return self.caption_dropout
         return 0.0 if set(self.mixture()) & set(DRAWING_ALONE) else CAPTION_DROPOUT
 
-    def loss_shares(self, names: Iterable[str]) -> tuple[float, float]:
-        """What text and image codes count in the loss, with sum 1: by the weights where formats of these names learn
-        both.
+    def loss_shares(self, formats: Collection[str]) -> tuple[float, float]:
+        """Shares of text and of image codes in the loss, with sum 1, where the `formats` are learned.
 
         Raises:
-            ValueError: the weights were changed, but only one of both is learned.
+            ValueError: --text_loss_weight or --image_loss_weight was given, but only one of both kinds is learned.
         """
-        from lm.sequences import FORMATS
+        from lm.sequences import learned_kinds, loss_shares
 
-        formats = [FORMATS[name] for name in names]
-        weights = {"text_loss_weight": self.text_loss_weight, "image_loss_weight": self.image_loss_weight}
-        learned = any(one.writes for one in formats), any(one.draws for one in formats)
-        changed = [f"--{name} {weights[name]:g}" for name in weights if weights[name] != getattr(type(self), name)]
-        if changed and not all(learned):
+        text, image = learned_kinds(formats)
+        names = ("text_loss_weight", "image_loss_weight")
+        changed = [
+            f"--{name} {getattr(self, name):g}" for name in names if getattr(self, name) != getattr(type(self), name)
+        ]
+        if changed and not (text and image):
             raise ValueError(
                 f"{' and '.join(changed)} has no effect: --formats {' '.join(self.mixture())} learns only "
-                f"{'text' if learned[0] else 'image codes'}; leave it out, or add a format "
-                "(caption_and_image learns both; so does document, of interleaved rows)"
+                f"{'text' if text else 'image codes'}; leave it out, or add a format (caption_and_image learns both; "
+                "so does document, of interleaved rows)"
             )
-        text, image = (weight * kind for weight, kind in zip(weights.values(), learned, strict=True))
-        return text / (text + image), image / (text + image)
+        return loss_shares(formats, self.text_loss_weight, self.image_loss_weight)
 
     @property
     def needs_captions(self) -> bool:
