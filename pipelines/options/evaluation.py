@@ -17,35 +17,40 @@ class EvaluationOptions(DataOptions):
     model: str = option("runs/model", "model folder, or the name of a model on the Hub")
     image_tokenizer: str | None = option(None, "measure this image tokenizer alone, instead of a model")
     split: str = option("validation", "split of the data set")
-    max_examples: int | None = option(None, "measure on this many pictures (default: all of the split)")
+    max_examples: int | None = option(
+        None, "measure on this many pictures (default: all of the split)", above_zero=True
+    )
     output: str = option("report.json", "file for the figures")
     report: str | None = option(None, "folder for a page with pictures and plots (default: none)")
-    num_captions: int = option(500, "captions of seen and of held-out pairs each; half as many of two objects")
-    best_of: int = option(1, "on sprites, also draw so many pictures a caption and choose one; 1: do not")
-    best_of_captions: int = option(2000, "captions of held-out pairs for --best_of")
-    completion_captions: int = option(0, "on sprites, also complete the upper half of so many held-out pictures")
+    num_captions: int = option(
+        500, "captions of seen and of held-out pairs each; half as many of two objects", above_zero=True
+    )
+    best_of: int = option(
+        1, "on sprites, also draw so many pictures a caption and choose one; 1: do not", above_zero=True
+    )
+    best_of_captions: int = option(2000, "captions of held-out pairs for --best_of", above_zero=True)
+    completion_captions: int = option(
+        0, "on sprites, also complete the upper half of so many held-out pictures", not_negative=True
+    )
     describe_best_of: int | None = option(
         None,
         "on sprites, also write so many captions a picture and choose one; 1: do not (default: 16 where the model "
         "draws from captions, too)",
+        above_zero=True,
     )
-    batch_size: int = option(100, "pictures worked on at once")
+    batch_size: int = option(100, "pictures worked on at once", above_zero=True)
     guidance_scale: float | None = option(None, "of the samples (default: the model's own)")
     temperature: float = option(1.0, "of the samples")
     top_k: int = option(0, "of the samples; 0: all codes")
     top_p: float = option(1.0, "of the samples")
-    seed: int = option(0, "of scenes, captions and samples")
+    seed: int = option(0, "of scenes, captions and samples", not_negative=True)
     device: str = option("auto", "cpu, cuda, ...; auto: a GPU where there is one")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the language model")
-    cpu_threads: int | None = option(None, "PyTorch's threads (default: cores)")
+    cpu_threads: int | None = option(None, "PyTorch's threads (default: cores)", above_zero=True)
     num_workers: int = option(2, "processes that read pictures; -1: one per core that the process may use")
 
     def __post_init__(self) -> None:
-        at_least_one = ("num_captions", "batch_size", "best_of", "best_of_captions", "describe_best_of", "cpu_threads")
-        for name, least in (dict.fromkeys(at_least_one, 1) | {"completion_captions": 0, "seed": 0}).items():
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
-        self.check()
+        super().__post_init__()
         check_file(self.output, "--output", "report.json")
         if self.report is not None:
             check_folder(self.report, "--report")
