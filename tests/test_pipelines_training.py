@@ -419,7 +419,7 @@ def test_only_the_main_process_writes(tmp_path):
 class Training:
     """The smallest script: a linear map learns to give zero."""
 
-    def __init__(self, folder: Path, **settings) -> None:
+    def __init__(self, folder: Path, muon: bool = False, **settings) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
         torch.manual_seed(0)
         chosen = {"learning_rate": 0.1, "warmup_steps": 2, "log_every": 2, "validate_every": 0, "sample_every": 0,
@@ -430,7 +430,8 @@ class Training:
         self.run = Run(folder, self.options, resume=self.options.resume)
         self.run.begin()
         self.model = nn.Linear(4, 2)
-        optimizers = build_optimizers(self.model, learning_rate=0.1, weight_decay=0.0)
+        rate = 0.1 if muon else None
+        optimizers = build_optimizers(self.model, learning_rate=0.1, weight_decay=0.0, muon_learning_rate=rate)
         self.validated: list[torch.Tensor] = []
         self.sampled: list[int] = []
         accelerator = Accelerator(cpu=True)
@@ -451,7 +452,7 @@ class Training:
         return {"mse": 0.5}
 
     def train(self, bad_step: int | None = None, kill_at: int | None = None,
-              terminate_at: int | None = None) -> list[int]:  # fmt: skip
+              terminate_at: int | None = None, number: int = signal.SIGTERM) -> list[int]:  # fmt: skip
         steps = []
         self.model.train()
         for step in self.loop.steps():
@@ -464,7 +465,7 @@ class Training:
                 optimizer.zero_grad()
             self.loop.finish_step(loss * float("nan") if step == bad_step else loss, extra=1.5)
             if step == terminate_at:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
             if step == kill_at:
                 break
         return steps
@@ -782,3 +783,57 @@ def test_prefetch_keeps_order_hands_errors_on_and_stops():
     assert next(items) == 0 and threading.active_count() == threads + 1
     items.close()
     assert threading.active_count() == threads, "no thread is left at work"
+
+
+# Signals, damaged checkpoints, other optimizers, longer budgets
+
+
+def test_ctrl_c_writes_a_checkpoint_and_a_second_one_ends_at_once(tmp_path, capsys):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as end:
+        Training(tmp_path / "once").train(terminate_at=4, number=signal.SIGINT)
+    assert end.value.code == 130 and signal.getsignal(signal.SIGINT) is before
+    assert "SIGINT: stopped after step 5, checkpoint written; go on with --resume" in capsys.readouterr().out
+    assert Training(tmp_path / "once", resume=True).train() == [5, 6, 7]
+    with termination() as received:
+        received.receive(signal.SIGINT, None)
+        with pytest.raises(KeyboardInterrupt):
+            received.receive(signal.SIGINT, None)
+
+
+def test_a_damaged_checkpoint_makes_way_for_the_one_before(tmp_path, capsys):
+    whole = Training(tmp_path / "whole")
+    whole.train()
+    Training(tmp_path / "run").train(kill_at=6)
+    newest = tmp_path / "run" / "checkpoints" / "checkpoint-6" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-40])
+    resumed = Training(tmp_path / "run", resume=True)
+    assert resumed.loop.progress.step == 3
+    assert "checkpoint-6 is damaged" in capsys.readouterr().out
+    assert [line["step"] for line in resumed.lines()] == [2], "the log is cut back to it"
+    assert resumed.train() == [3, 4, 5, 6, 7] and torch.equal(resumed.model.weight, whole.model.weight)
+    for name in ("checkpoint-6", "checkpoint-8"):
+        (tmp_path / "run" / "checkpoints" / name / "state.json").write_text("{")
+    with pytest.raises(ValueError, match="checkpoint-6 is damaged .*, and there is no older one: start again"):
+        Training(tmp_path / "run", resume=True)
+
+
+def test_another_optimizer_starts_anew_where_changes_are_allowed(tmp_path, capsys):
+    Training(tmp_path).train(kill_at=4)
+    resumed = Training(tmp_path, resume=True, allow_changes=True, muon=True)
+    assert resumed.loop.progress.step == 3 and "this one starts anew" in capsys.readouterr().out
+    assert resumed.train() == [3, 4, 5, 6, 7]
+    back = Training(tmp_path, resume=True, allow_changes=True, max_steps=10)
+    assert back.train() == [8, 9], "and the other way round"
+    with pytest.raises(ValueError, match="does not fit this model: .*optimizer.*Give the sizes and the optimizer"):
+        Training(tmp_path, resume=True, muon=True)
+
+
+def test_a_finished_run_goes_on_with_a_larger_budget(tmp_path):
+    begun(tmp_path).write_end(5, 60.0, 64, {})
+    assert Run(tmp_path, Settings(max_steps=5), resume=True).finished
+    assert Run(tmp_path, Settings(max_steps=3), resume=True).finished
+    assert not Run(tmp_path, Settings(max_steps=6), resume=True).finished
+    minutes = dataclasses.make_dataclass("Minutes", [("max_minutes", float, 1.0)], bases=(Settings,))
+    assert Run(tmp_path, minutes(max_steps=None), resume=True).finished
+    assert not Run(tmp_path, minutes(max_steps=None, max_minutes=1.5), resume=True).finished

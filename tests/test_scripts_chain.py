@@ -11,13 +11,14 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
@@ -27,9 +28,13 @@ from lm.data.token_cache import TokenCache
 from lm.vocabulary import MultimodalVocabulary
 from pipelines import InterleavedPipeline, TextToImagePipeline
 from pipelines.options.evaluation import EvaluationOptions
+from pipelines.options.image_tokenizer import ImageTokenizerOptions
+from pipelines.options.training import TrainingOptions
 from pipelines.training import start as training
-from pipelines.training.image_tokenizer import training_batches
+from pipelines.training.image_tokenizer import build_tokenizer, training_batches
+from pipelines.training.language_model import build_parts, check_parts
 from pipelines.training.loop import Loop
+from pipelines.training.start import start_accelerator
 from scripts import evaluate, train_lm, train_tokenizer
 from tokenizer_image.vqvae import load_tokenizer
 
@@ -718,3 +723,92 @@ def test_a_learning_rate_that_breaks_the_loss(tokenizer_folder, model_folder, tm
         assert names == {"checkpoint-3"}
         train(replace(options, learning_rate=5e-4, muon_learning_rate=1e-3, resume=True))
         assert json.loads((Path(options.output_dir) / "run.json").read_text())["finished"]
+
+
+# Options of the two commands
+
+
+def test_every_option_of_stage_1_is_applied_or_refused_beside_init_from(tokenizer_folder, tmp_path):
+    """An option that --init_from cannot follow is named; none is ignored."""
+    changes = dict(
+        image_size=32, num_channels=1, resize="squash", patch_size=8, network="mlp", hidden_sizes=[8, 8], num_levels=2,
+        codebook_sizes=[16, 16], quantizer="ema", encoder_kernel_size=3, num_res_blocks=3, code_dim=5,
+        shared_codebook=True, num_groups=3, codebook_dim=3, level_dropout=0.3, commitment_weight=0.5,
+        codebook_decay=0.9, revival_threshold=0.2, kmeans_start=False, rotation_trick=True, code_temperature=0.5,
+        entropy_weight=0.2,
+    )  # fmt: skip
+    own = {field.name for field in fields(ImageTokenizerOptions)} - {field.name for field in fields(TrainingOptions)}
+    assert own == {*changes, "random_flip"}, "which concerns batches alone"
+    applied = {
+        "level_dropout": ("level_dropout", 0.3), "commitment_weight": ("commitment_weight", 0.5),
+        "codebook_decay": ("ema_decay", 0.9), "revival_threshold": ("revival_threshold", 0.2),
+        "kmeans_start": ("kmeans_start", False), "rotation_trick": ("rotation_trick", True),
+        "code_temperature": ("temperature", 0.5),
+    }  # fmt: skip
+    for name, value in changes.items():
+        options = ImageTokenizerOptions(init_from=str(tokenizer_folder), **{name: value})
+        if name in applied:
+            config = build_tokenizer(options).config
+            inner, expected = applied[name]
+            assert {**config.to_dict(), **config.quantizer_options}[inner] == expected, name
+        else:
+            with pytest.raises(ValueError, match=name if name == "entropy_weight" else f"fixes --{name}: leave"):
+                build_tokenizer(options)
+
+
+def test_sizes_of_ones_own_keep_the_codebooks_of_the_picture_size():
+    config = build_tokenizer(ImageTokenizerOptions(patch_size=4, hidden_sizes=[8, 16])).config
+    assert config.codebook_sizes == [512, 512] and config.hidden_sizes == [8, 16]
+    config = build_tokenizer(ImageTokenizerOptions(image_size=50, patch_size=5, hidden_sizes=[8, 16])).config
+    assert config.image_size == 50, "a size that no preset's downsampling divides"
+
+
+def test_earlier_models_go_on_in_float32(tokenizer_folder, model_folder, tmp_path):
+    tokenizer = load_tokenizer(tokenizer_folder)
+    TextToImagePipeline.from_pretrained(model_folder, dtype=torch.bfloat16).save_pretrained(tmp_path / "model")
+    options = stage_2(tmp_path / "out", tokenizer_folder, init_from=str(tmp_path / "model"), **RESET)
+    model, _ = build_parts(options, tokenizer, TokenCache(model_folder / "token_cache" / "train"))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    tokenizer.bfloat16().save_pretrained(tmp_path / "tokenizer")
+    earlier = build_tokenizer(ImageTokenizerOptions(init_from=str(tmp_path / "tokenizer")))
+    assert {parameter.dtype for parameter in earlier.parameters()} == {torch.float32}
+
+
+RESET = dict(architecture="llama", num_layers=None, hidden_size=None, intermediate_size=None, num_heads=None,
+             text_vocab_size=4096)  # fmt: skip
+
+
+def test_stage_2_takes_the_image_size_of_its_tokenizer(tokenizer_folder, tmp_path):
+    tokenizer = load_tokenizer(tokenizer_folder)
+    check_parts(stage_2(tmp_path, tokenizer_folder, image_size=16), tokenizer)
+    check_parts(stage_2(tmp_path, tokenizer_folder, image_size=32, image_sizes=["16x16", "32x32"][1:]), tokenizer)
+    with pytest.raises(ValueError, match="--image_size 32: the image tokenizer .* encodes 16x16 pictures; leave"):
+        check_parts(stage_2(tmp_path, tokenizer_folder, image_size=32), tokenizer)
+
+
+def test_a_length_that_the_earlier_model_cannot_take_is_refused(tokenizer_folder, model_folder, tmp_path):
+    options = stage_2(tmp_path, tokenizer_folder, init_from=str(model_folder), max_length=5000, **RESET)
+    with pytest.raises(ValueError, match="--max_length 5000: --init_from .* takes at most .* tokens; give no more"):
+        check_parts(options, load_tokenizer(tokenizer_folder))
+
+
+def test_validation_of_stage_1_measures_what_would_be_saved(tmp_path):
+    """With the codebook fitted to the averaged weights: the last figures in training are those of the saved folder."""
+    folder = train(stage_1(tmp_path / "tokenizer"))
+    figures = {name: value for line in lines(folder) for name, value in line.items() if line["step"] == 6}
+    for name in ("mse", "psnr", "usage", "perplexity"):
+        assert figures[f"validation_{name}"] == pytest.approx(figures[f"final_{name}"], rel=1e-5), name
+
+
+def test_deepspeed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="configured for DeepSpeed, which training does not support: .*fsdp2.yaml"):
+        train(stage_1(tmp_path / "tokenizer"))
+
+
+def test_processes_wait_as_long_as_they_are_told_to(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("pipelines.training.start.InitProcessGroupKwargs", lambda timeout: seen.append(timeout))
+    monkeypatch.setattr("pipelines.training.start.Accelerator", lambda **settings: Accelerator(cpu=True))
+    start_accelerator(TrainingOptions(output_dir=str(tmp_path), timeout_minutes=90, cpu_threads=1))
+    assert [timeout.total_seconds() for timeout in seen] == [5400]
