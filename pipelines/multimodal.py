@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from lm.vocabulary import MultimodalVocabulary, Size
 from pipelines.model_card import model_card
 from pipelines.model_folder import INDEX_FILE, local_folder, read_index, write_index
+from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.preprocessing import nearest_size, preprocess, preprocessing_of, to_pixel_values
 
@@ -51,11 +52,11 @@ class MultimodalPipeline:
         from lm.model import check_vocabulary
 
         check_vocabulary(model.config, vocabulary)
-        found, expected = image_tokenizer.fingerprint, vocabulary.image_tokenizer_fingerprint
-        if found != expected:
+        if not accepts_fingerprint(image_tokenizer, vocabulary.image_tokenizer_fingerprint):
             raise ValueError(
-                f"the language model belongs to the image tokenizer with fingerprint {expected}, this one"
-                f" has {found}: use that tokenizer, or train the language model on this one's codes"
+                "the language model belongs to the image tokenizer with fingerprint "
+                f"{vocabulary.image_tokenizer_fingerprint}, this one has {image_tokenizer.fingerprint}: use that "
+                "tokenizer, or train the language model on this one's codes"
             )
         self.image_tokenizer = image_tokenizer
         self.model = model
@@ -108,8 +109,8 @@ class MultimodalPipeline:
         self.image_tokenizer.save_pretrained(str(folder / "image_tokenizer"))
         self.model.save_pretrained(folder / "lm")
         self.vocabulary.save_pretrained(folder / "lm")
-        # Last: a folder with an index is whole.
-        write_index(folder, CLASS_NAME, self.image_tokenizer.fingerprint)
+        # Last: a folder with an index is whole. Index and vocabulary have the same fingerprint, a legacy one, too.
+        write_index(folder, CLASS_NAME, self.vocabulary.image_tokenizer_fingerprint)
 
     def push_to_hub(
         self,

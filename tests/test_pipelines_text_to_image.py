@@ -237,6 +237,30 @@ def test_save_and_load(pipe, folder):
     assert images[0].equal(images[1])
 
 
+def test_a_folder_with_the_legacy_fingerprint(pipe, copy, tmp_path):
+    """Index and vocabulary of earlier versions have a hash of the tokenizer's decoder, too."""
+    for file in (copy / "model_index.json", copy / "lm" / "vocabulary.json"):
+        values = json.loads(file.read_text())
+        file.write_text(json.dumps(values | {"image_tokenizer_fingerprint": pipe.image_tokenizer.legacy_fingerprint}))
+    loaded = TextToImagePipeline.from_pretrained(copy)
+    assert loaded("a dog", seed=0).codes.equal(pipe("a dog", seed=0).codes)
+    loaded.save_pretrained(tmp_path / "again")
+    again = TextToImagePipeline.from_pretrained(tmp_path / "again")
+    with torch.no_grad():
+        again.image_tokenizer.decoder.to_pixels.weight.mul_(1.5)
+    with pytest.raises(ValueError, match="language model belongs to the image tokenizer with fingerprint"):
+        TextToImagePipeline(again.image_tokenizer, again.model, again.vocabulary)
+
+
+def test_a_decoder_that_is_trained_further_keeps_its_language_model(pipe, folder):
+    loaded = TextToImagePipeline.from_pretrained(folder)
+    with torch.no_grad():
+        loaded.image_tokenizer.decoder.to_pixels.bias.add_(0.5)
+    changed = TextToImagePipeline(loaded.image_tokenizer, loaded.model, loaded.vocabulary)
+    outputs = [p("a dog", seed=0, output_type="pt") for p in (changed, pipe)]
+    assert outputs[0].codes.equal(outputs[1].codes) and not outputs[0].images.equal(outputs[1].images)
+
+
 def test_the_language_model_alone_is_an_ordinary_one(pipe, folder):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

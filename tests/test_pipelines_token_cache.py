@@ -126,6 +126,26 @@ def test_a_tokenizer_without_preprocessing_settings_encodes_at_its_size(tokenize
     assert encoder({"image": [source.image(0)]})["codes"] == expected[:1]
 
 
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_cache_with_the_legacy_fingerprint(tokenizer, tokenizer_folder, tmp_path, is_whole, monkeypatch):
+    """Of earlier versions, whole or interrupted: nothing in it is encoded again."""
+    made = options(tokenizer_folder, tmp_path, dataset=str(write_pictures(tmp_path / "pictures", 12)))
+    cache = open_cache(made, tokenizer, "train", Accelerator())
+    manifest = cache.folder / "manifest.json"
+    values = json.loads(manifest.read_text()) | {"image_tokenizer_fingerprint": tokenizer.legacy_fingerprint}
+    manifest.write_text(json.dumps(values))
+    if not is_whole:
+        manifest.rename(cache.folder / "building.json")
+    monkeypatch.setattr(VQVAE, "encode", None)
+    again = open_cache(made, tokenizer, "train", Accelerator())
+    assert [again.codes(row).tolist() for row in range(len(again))] == [
+        cache.codes(r).tolist() for r in range(len(cache))
+    ]
+    tokenizer.encoder.head.bias.data[0] += 1
+    with pytest.raises(ValueError, match="belongs to another image tokenizer"):
+        open_cache(made, tokenizer, "train", Accelerator())
+
+
 # Documents
 
 

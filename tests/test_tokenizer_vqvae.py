@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import fields
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from tokenizer_image import VQVAE, CodeLayout, ImageTokenizer, VQVAEConfig
 from tokenizer_image.configuration import preset
+from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import build_layout
 from tokenizer_image.networks import ResidualBlock
 from tokenizer_image.preprocessing import Preprocessing
@@ -487,6 +489,45 @@ def test_fingerprint_follows_what_changes_codes_and_nothing_else(tmp_path):
     assert changed != fingerprint
     tokenizer.quantizer.depths[0].codebook[3, 1] += 1e-3
     assert tokenizer.fingerprint not in (changed, fingerprint)
+
+
+@pytest.mark.parametrize("settings, ignored", [
+    ({}, ()),
+    ({"quantizer": "gradient", "codebook_sizes": (16,)}, ()),
+    ({"quantizer": "cosine", "codebook_sizes": (16,)}, ("quantizer.out_of.",)),
+    ({"network": "mlp", "hidden_sizes": [32]}, ()),
+    ({"image_size": 32, "num_levels": 2, "codebook_sizes": (8, 8), "quantizer": "cosine"}, ("quantizer.out_of.",)),
+])  # fmt: skip
+def test_fingerprint_ignores_the_finest_decoder_and_moving_averages(settings, ignored):
+    """Each weight and buffer changes it or not, as codes depend on it or not."""
+    tokenizer = tiny(**settings)
+    fingerprint, unread = tokenizer.fingerprint, set()
+    for name, tensor in tokenizer.state_dict().items():
+        before = tensor.clone()
+        tensor.copy_(~tensor if tensor.dtype == torch.bool else tensor + 1e-3)
+        if tokenizer.fingerprint == fingerprint:
+            unread.add(name)
+        tensor.copy_(before)
+    averages = ("ema_counts", "ema_sums", "initialized")
+    assert unread == {n for n in tokenizer.state_dict() if n.startswith(("decoder.", *ignored)) or n.endswith(averages)}
+    assert any("decoder" in name for name in unread) and tokenizer.fingerprint == fingerprint
+
+
+def legacy_fingerprint(tokenizer: VQVAE) -> str:
+    """As earlier versions computed it: of all weights and buffers."""
+    fields = ("image_size", "num_channels", "network", "patch_size", "hidden_sizes", "num_levels", "quantizer",
+              "codebook_sizes", "preprocessing")  # fmt: skip
+    digest = hashlib.sha256(json.dumps({n: getattr(tokenizer.config, n) for n in fields}, sort_keys=True).encode())
+    for name, tensor in sorted(tokenizer.state_dict().items()):
+        digest.update(name.encode() + tensor.float().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def test_a_legacy_fingerprint_is_accepted(tokenizer):
+    legacy = legacy_fingerprint(tokenizer)
+    assert legacy != tokenizer.fingerprint
+    assert accepts_fingerprint(tokenizer, legacy) and accepts_fingerprint(tokenizer, tokenizer.fingerprint)
+    assert not accepts_fingerprint(tiny(seed=1), legacy) and not accepts_fingerprint(tokenizer, "")
 
 
 def test_fingerprint_follows_the_kind_of_quantizer():

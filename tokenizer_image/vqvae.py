@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,26 +15,13 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from tokenizer_image.configuration import VQVAEConfig
+from tokenizer_image.fingerprint import fingerprint_of
 from tokenizer_image.hierarchy import CoarseLevel, with_context
 from tokenizer_image.layout import CodeLayout, build_layout
 from tokenizer_image.networks import Decoder, Encoder, MLPDecoder, MLPEncoder
 from tokenizer_image.quantizers import Quantizer, QuantizerOutput
 from tokenizer_image.quantizers.kinds import build_levels
 
-# Configuration fields that decide, with the weights, which codes a picture gets.
-FINGERPRINT_FIELDS = (
-    "image_size",
-    "num_channels",
-    "network",
-    "patch_size",
-    "hidden_sizes",
-    "num_levels",
-    "quantizer",
-    "codebook_sizes",
-    "preprocessing",
-)
-# Quantizer options that decide codes; the others set how the quantizer learns.
-FINGERPRINT_OPTIONS = ("shared_codebook", "num_groups", "codebook_dim", "levels")
 MAX_CODES = 2**32  # a token cache stores codes as uint32 at most
 
 
@@ -149,16 +135,25 @@ class VQVAE(PreTrainedModel):
 
     @property
     def fingerprint(self) -> str:
-        """32 hexadecimal digits: a hash of the float32 weights and of the settings that decide codes."""
-        digest = hashlib.sha256()
-        settings = {name: getattr(self.config, name) for name in FINGERPRINT_FIELDS}
-        options = self.config.quantizer_options
-        settings |= {name: options[name] for name in FINGERPRINT_OPTIONS if name in options}
-        digest.update(json.dumps(settings, sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:32]
+        """32 hexadecimal digits that change whenever the same picture may get other codes.
+
+        A hash of the configuration and the float32 state that decide codes: encoder, heads, codebooks, and in a
+        hierarchy the decoders of the coarse levels, which finer codes depend on. The finest decoder and moving averages
+        are not in it, so that a decoder can be trained further without a new token cache or language model.
+        """
+        ignored = ["decoder."]
+        for path, module in self.named_modules():
+            if isinstance(module, Quantizer):
+                is_finest = not path.startswith("coarser.")
+                names = module.learning_state + (module.decoding_state if is_finest else ())
+                ignored += [f"{path}.{name}" for name in names]
+        state = {name: value for name, value in self.state_dict().items() if not name.startswith(tuple(ignored))}
+        return fingerprint_of(self.config, state)
+
+    @property
+    def legacy_fingerprint(self) -> str:
+        """The fingerprint that earlier versions wrote: a hash that also covers decoder and moving averages."""
+        return fingerprint_of(self.config, self.state_dict())
 
     def code_vectors(self) -> torch.Tensor | None:
         """(num_codes, code_dim) float32: each code's contribution to a quantized latent of its level.

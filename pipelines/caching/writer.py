@@ -19,6 +19,7 @@ from lm.data.token_cache import MANIFEST, Document, TokenCache, code_dtype, dama
 from pipelines.caching.encoder import check_sizes, encode_pictures
 from pipelines.caching.rows import CacheRow, CacheRows, count_rows
 from pipelines.training import start as training
+from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.pictures.documents import DocumentPictures
 from tokenizer_image.pictures.loading import DecodedPictures, PictureDataset, SelectedPictures
@@ -103,6 +104,8 @@ class TokenCacheWriter:
             "image_sizes": "other --image_sizes", "shard_rows": "another --shard_rows, or version of tessera",
         }  # fmt: skip
         for key, what in kinds.items():
+            if key == "image_tokenizer_fingerprint" and accepts_fingerprint(self.tokenizer, found.get(key, "")):
+                continue
             if found.get(key) != self.identity[key]:
                 raise ValueError(
                     f"the token cache {self.folder} belongs to {what} ({found.get(key)}, not "
@@ -217,7 +220,8 @@ def open_cache(options: Any, tokenizer: Any, split: str, accelerator: Accelerato
     if not is_remote(folder):
         _build(options, tokenizer, split, Path(folder), accelerator)
     cache = TokenCache(folder)
-    cache.check_fingerprint(tokenizer.fingerprint)
+    if not accepts_fingerprint(tokenizer, cache.fingerprint):
+        cache.check_fingerprint(tokenizer.fingerprint)
     check_settings(cache, source_settings(options, split))
     check_image_sizes(cache, check_sizes(tokenizer, options.picture_sizes()))
     if split == "train" and options.needs_captions and not cache.has_texts:

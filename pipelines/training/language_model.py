@@ -27,6 +27,7 @@ from lm.sequences import FORMATS
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines.options.language_model import LanguageModelOptions
 from pipelines.training.sequences import longest_sequence
+from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import ImageTokenizer
 
 BPE_ROWS = 50_000  # whose captions a BPE is trained on; more change it little, and take longer
@@ -74,7 +75,7 @@ def load_text_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def load_vocabulary(options: LanguageModelOptions, tokenizer: ImageTokenizer) -> MultimodalVocabulary:
     """The vocabulary of --init_from."""
     vocabulary = MultimodalVocabulary.from_pretrained(Path(str(options.init_from)) / "lm")
-    if vocabulary.image_tokenizer_fingerprint != tokenizer.fingerprint:
+    if not accepts_fingerprint(tokenizer, vocabulary.image_tokenizer_fingerprint):
         raise ValueError(
             f"--init_from {options.init_from} was trained with another image tokenizer: give its own as "
             f"--image_tokenizer {Path(str(options.init_from)) / 'image_tokenizer'}"

@@ -38,10 +38,15 @@ class Quantizer(nn.Module):
         code_dim: size of a latent.
         shares_codebook: whether all codes of a position come from one codebook (and so from one range of codes).
         frozen: whether the codebook stays as it is in train mode, too.
+        learning_state: names of its parameters, buffers and sub-modules that neither codes nor their decoding depend
+            on, such as moving averages.
+        decoding_state: names of those that only `decode` depends on. Neither is part of the tokenizer's fingerprint.
     """
 
     code_dim: int
     shares_codebook: bool = False
+    learning_state: tuple[str, ...] = ()
+    decoding_state: tuple[str, ...] = ()
 
     @property
     def codebook_sizes(self) -> list[int]:

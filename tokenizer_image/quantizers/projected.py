@@ -22,6 +22,8 @@ class ProjectedQuantizer(Quantizer):
         code_dim: size of a latent.
     """
 
+    decoding_state = ("out_of",)
+
     def __init__(self, inner: Quantizer, code_dim: int) -> None:
         super().__init__()
         self.inner = inner

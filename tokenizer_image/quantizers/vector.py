@@ -55,6 +55,7 @@ class VectorQuantizer(Quantizer):
         ValueError: a setting out of its range.
     """
 
+    learning_state = ("ema_counts", "ema_sums", "initialized")
     codebook: torch.Tensor
     ema_counts: torch.Tensor
     ema_sums: torch.Tensor
