@@ -100,7 +100,7 @@ def main(options: LanguageModelOptions) -> None:
     def write(plain: Any, folder: Path) -> None:
         TextToImagePipeline(tokenizer, plain, vocabulary).save_pretrained(folder)
 
-    throughput = Throughput(total_peak(accelerator))
+    throughput = Throughput(total_peak(accelerator), lambda: total_peak(accelerator, again=True))
     loop = Loop(
         accelerator, run, options,
         TrainingState(accelerator, model, optimizers, AveragedWeights(model, options.ema_decay), prepared),

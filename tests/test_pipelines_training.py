@@ -27,6 +27,7 @@ from torch import nn
 from pipelines.options.training import TrainingOptions
 from pipelines.training import run_folder as run_module
 from pipelines.training import termination as termination_module
+from pipelines.training import throughput
 from pipelines.training.averages import AveragedWeights
 from pipelines.training.loop import Loop, Validation
 from pipelines.training.metrics_log import MetricsLog
@@ -37,7 +38,7 @@ from pipelines.training.run_folder import Run
 from pipelines.training.schedule import FINAL_SHARE, Budget, learning_rate_share, set_learning_rate
 from pipelines.training.state import TrainingState
 from pipelines.training.termination import termination
-from pipelines.training.throughput import PATIENCE, Throughput, measured_peak, peak_flops
+from pipelines.training.throughput import PATIENCE, Throughput, peak_flops
 
 
 @pytest.fixture(autouse=True)
@@ -698,11 +699,29 @@ def test_rates_leave_validation_out(tmp_path):
 
 
 def test_the_peak_is_measured_once_and_quickly():
-    measured_peak.cache_clear()
+    throughput._measured.clear()
     before = time.perf_counter()
     peak = peak_flops(torch.device("cpu"), torch.float32)
     assert time.perf_counter() - before < 3 * PATIENCE and 1e9 < peak < 1e15
     assert peak_flops(torch.device("cpu"), torch.float32) == peak
+
+
+def test_a_peak_of_a_busy_machine_is_raised(monkeypatch):
+    """Products reach 100 FLOPs a second at first and more later on; training 300 to 1,200."""
+    speeds = iter([100.0, 400.0, 1000.0])
+    monkeypatch.setattr(throughput, "_measured", {})
+    monkeypatch.setattr(throughput, "_fastest_product", lambda *_: next(speeds))
+
+    def peak(again: bool = False) -> float:
+        return peak_flops(torch.device("cpu"), torch.float32, again=again)
+
+    rates = Throughput(peak(), lambda: peak(again=True))
+    shares = []
+    for flops in (300, 500, 400, 500, 1200):
+        rates.add(1, flops)
+        shares.append(rates.figures(seconds=1)["mfu"])
+    assert shares == [300 / 400, 1, 400 / 500, 500 / 1000, 1], "measured at lines 1 and 4, and never exceeded"
+    assert peak() == 1000, "the fastest measured so far"
 
 
 @pytest.mark.parametrize("name, peak", [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12),

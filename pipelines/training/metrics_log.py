@@ -70,8 +70,9 @@ class MetricsLog:
         """Write a line of `means` and rates; what it says, for the progress bar."""
         elapsed = max(seconds - self._last[1] - self._paused, 1e-9)
         means[f"{self.unit}_per_second"] = (step - self._last[0]) * self.units_per_step / elapsed
-        means |= self.throughput.figures(elapsed)
         self._last, self._paused = (step, seconds), 0.0
+        with self.paused():  # it measures the machine's peak now and then
+            means |= self.throughput.figures(elapsed)
         self.run.log(step, **means, seconds=round(seconds, 2))
         self._track(means, step)
         return " ".join(f"{name}={value:.4g}" for name, value in means.items())
