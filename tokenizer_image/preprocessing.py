@@ -78,7 +78,7 @@ def preprocessing_of(image_tokenizer: Any) -> Preprocessing:
         image_tokenizer: an `ImageTokenizer`.
     """
     config = image_tokenizer.config
-    stored = getattr(config, "preprocessing", None)
+    stored = config.preprocessing
     if stored:
         return Preprocessing.from_dict(stored)
     return Preprocessing(image_size=config.image_size, num_channels=config.num_channels)
