@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipelines.machine.destinations import make_folder
 from pipelines.machine.processors import usable_cores
 from pipelines.options.evaluation import EvaluationOptions
 from pipelines.options.parser import run_command
@@ -29,9 +30,9 @@ def main(options: EvaluationOptions) -> dict[str, Any]:
     transformers.logging.disable_progress_bar()  # models load in seconds
     torch.set_num_threads(options.cpu_threads or usable_cores())
     output = Path(options.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent, "--output")
     if options.report is not None:
-        Path(options.report).mkdir(parents=True, exist_ok=True)
+        make_folder(options.report, "--report")
     evaluation = evaluate(options)
     # The figures come first: drawing samples or plotting may fail after everything has been measured.
     output.write_text(json.dumps(evaluation.report, indent=2) + "\n", encoding="utf-8")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pipelines.drawing.captions import caption_room, cut_caption
 from pipelines.evaluation.intervals import shares
 from pipelines.evaluation.reconstruction import NUM_EXAMPLES, as_8_bit, reconstruct
 from pipelines.evaluation.sprites_probe import SpritesProbe, answers
@@ -179,8 +180,11 @@ def _samples(
     keys: Sequence[tuple[int, ...]],
     sampling: Mapping[str, Any],
 ) -> Tensor:
-    """One picture for each caption, each from its own random stream: uint8 (B, C, H, W)."""
-    images = pipeline(list(captions), generator=picture_streams(keys), output_type="pt", **sampling).images
+    """One picture for each caption, each from its own random stream: uint8 (B, C, H, W). Captions that leave no room
+    for the picture lose their last words, as in training."""
+    room = caption_room(pipeline.model, pipeline.vocabulary)
+    captions = [cut_caption(pipeline.vocabulary, caption, room) for caption in captions]
+    images = pipeline(captions, generator=picture_streams(keys), output_type="pt", **sampling).images
     assert isinstance(images, Tensor)  # [0, 1]
     return as_8_bit(images * 2 - 1).cpu()
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from lm.generation.images import UNDRAWN, generate_codes
 from pipelines.drawing.best_of import best_rows, caption_scores, check_can_rank
+from pipelines.drawing.captions import caption_room, cut_caption, ranking_room
 from pipelines.drawing.completion import kept_places, to_redraw
 from pipelines.drawing.request import drawing_request
 from pipelines.evaluation.alignment import AlignmentSet, alignment_sets, picture_streams, real_pictures
@@ -55,7 +56,7 @@ def best_of_report(
     Raises:
         ValueError: the model cannot rank its pictures by their captions.
     """
-    held_out = _held_out(num_captions, seed)
+    held_out = _held_out(num_captions, seed, pipeline, ranking_room(pipeline.model, pipeline.vocabulary))
     check_can_rank(pipeline, held_out.captions)
     single: list[Verdicts] = []
     best: list[Verdicts] = []
@@ -94,7 +95,8 @@ def completion_report(
         `kept_exactly`, the share of kept codes that came back as they were; `plain` and `completed` with shares of
         `SCORES` and their 95% Wilson intervals; `difference`, completed less plain, with 95% bootstrap intervals.
     """
-    held_out, vocabulary = _held_out(num_captions, seed), pipeline.vocabulary
+    vocabulary = pipeline.vocabulary
+    held_out = _held_out(num_captions, seed, pipeline, caption_room(pipeline.model, vocabulary))
     settings = preprocessing_of(pipeline.image_tokenizer)
     kept = kept_places(vocabulary.layout, to_redraw(vocabulary.image_size, keep_rows=vocabulary.image_size[0] // 2))
     verdicts: dict[str, list[Verdicts]] = {"plain": [], "completed": []}
@@ -122,10 +124,12 @@ def completion_report(
     }
 
 
-def _held_out(num_captions: int, seed: int) -> AlignmentSet:
-    """The first captions of the set `held_out` of `alignment_sets`."""
+def _held_out(num_captions: int, seed: int, pipeline: TextToImagePipeline, room: int | None) -> AlignmentSet:
+    """The first scenes of the set `held_out` of `alignment_sets`, with captions of at most `room` tokens."""
     sets = alignment_sets(num_captions, num_relation_captions=1, seed=seed)
-    return next(scenes for scenes in sets if scenes.name == "held_out")
+    held_out = next(scenes for scenes in sets if scenes.name == "held_out")
+    held_out.captions = [cut_caption(pipeline.vocabulary, caption, room) for caption in held_out.captions]
+    return held_out
 
 
 def _batches(count: int, batch_size: int, progress: bool, description: str) -> Iterator[range]:

@@ -24,6 +24,17 @@ def check_folder(path: str | Path, option: str) -> None:
     _check_nearest(path.absolute(), path, option)
 
 
+def make_folder(path: str | Path, option: str) -> Path:
+    """Make a folder, if it is not there; ValueError, naming the `option`, if that fails."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{option}: the folder {path} cannot be made ({error.strerror}); name another place"
+        ) from error
+    return Path(path)
+
+
 def _check_nearest(place: Path, path: Path, option: str) -> None:
     """Check the nearest of `place` and the folders above it that exists."""
     nearest = next(parent for parent in (place, *place.parents) if parent.exists())

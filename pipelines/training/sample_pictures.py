@@ -14,6 +14,7 @@ from PIL import Image
 from lm.data.sequence_source import SequenceSource
 from lm.sequences import DESCRIBING, DRAWING_ALONE, DRAWING_CAPTIONS, FORMATS, Picture
 from lm.vocabulary import Size
+from pipelines.drawing.captions import cut_caption
 from pipelines.drawing.grids import labelled_grid
 from pipelines.image_to_text import ImageToTextPipeline
 from pipelines.interleaved import InterleavedPipeline
@@ -50,7 +51,7 @@ def choose_shown(source: SequenceSource) -> Shown:
         texts = dict.fromkeys(text for row in single for text in cache.texts(row)[:1])
         frame = max(FORMATS[name].frame for name in formats)
         room = source.max_length - source.vocabulary.longest_picture - frame
-        cut = [_cut(source, text, room) for text in list(texts)[:CAPTIONS]]
+        cut = [cut_caption(source.vocabulary, text, room) for text in list(texts)[:CAPTIONS]]
         captions = [text for text in cut if text]
     if not captions and formats & set(DRAWING_ALONE):
         captions = [None, None]
@@ -61,7 +62,7 @@ def choose_shown(source: SequenceSource) -> Shown:
     openings = []
     if "document" in formats:
         texts = dict.fromkeys(cache.texts(row)[0] for row in rows if cache.order(row)[1:] and cache.texts(row))
-        cut = [_cut(source, text, source.max_length // 2 - 2) for text in list(texts)[:DOCUMENTS]]
+        cut = [cut_caption(source.vocabulary, text, source.max_length // 2 - 2) for text in list(texts)[:DOCUMENTS]]
         openings = [text for text in cut if text]
     frame = 4 + (source.vocabulary.longest_picture if pictures else 0)
     return Shown(captions, pictures, openings, max(1, (source.max_length - frame) // 2))
@@ -69,14 +70,6 @@ def choose_shown(source: SequenceSource) -> Shown:
 
 def _size(source: SequenceSource, row: int) -> Size | None:
     return source.cache.image_sizes(row)[0] if source.vocabulary.other_layouts else None
-
-
-def _cut(source: SequenceSource, text: str, room: int) -> str:
-    """A text, cut at a word where it has more than `room` tokens."""
-    words = text.split()
-    while words and len(source.vocabulary.encode_text(" ".join(words))) > room:
-        words.pop()
-    return " ".join(words)
 
 
 @torch.no_grad()
