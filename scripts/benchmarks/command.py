@@ -18,7 +18,7 @@ from functools import partial
 import psutil
 
 from pipelines.machine.destinations import check_file
-from pipelines.options.option import option
+from pipelines.options.option import check_values, option
 from pipelines.options.parser import run_command
 from scripts.benchmarks.figures import row, show, write_rows
 
@@ -29,13 +29,12 @@ INTERVAL = 1.0  # seconds between two looks at the processes
 class Options:
     """Wall time and peak memory of a command."""
 
-    runs: int = option(1, "how often to run it; the time is the median, the memory the most")
+    runs: int = option(1, "how often to run it; the time is the median, the memory the most", above_zero=True)
     name: str = option("command", "prefix of the rows' names")
     output: str | None = option(None, "JSON file for the rows")
 
     def __post_init__(self) -> None:
-        if self.runs < 1:
-            raise ValueError(f"--runs must be at least 1, got {self.runs}")
+        check_values(self)
         if self.output is not None:
             check_file(self.output, "--output", "rows.json")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.machine.destinations import check_file
 from pipelines.machine.processors import usable_cores
-from pipelines.options.option import option
+from pipelines.options.option import check_values, option
 
 Row = dict[str, Any]
 
@@ -22,13 +22,12 @@ class BenchmarkOptions:
     """Options of every benchmark."""
 
     output: str | None = option(None, "JSON file for the rows")
-    cpu_threads: int | None = option(None, "PyTorch's threads (default: cores)")
+    cpu_threads: int | None = option(None, "PyTorch's threads (default: cores)", above_zero=True)
 
     def __post_init__(self) -> None:
+        check_values(self)
         if self.output is not None:
             check_file(self.output, "--output", "rows.json")
-        if self.cpu_threads is not None and self.cpu_threads < 1:
-            raise ValueError(f"--cpu_threads must be at least 1, got {self.cpu_threads}")
 
     def set_threads(self) -> int:
         """Have PyTorch use --cpu_threads; how many these are."""

@@ -38,7 +38,7 @@ READ_MB = 256  # size of the buffer that the bandwidth is measured on
 class Options(BenchmarkOptions):
     """Our sampler beside transformers' `generate`."""
 
-    repeats: int = option(3, "how often each is measured; the rows are medians")
+    repeats: int = option(3, "how often each is measured; the rows are medians", above_zero=True)
     only: str | None = option(None, "one part, e.g. one_picture")
     model: str = option("runs/demo", "model folder that the cold start is measured on")
 

@@ -27,10 +27,10 @@ class Options(BenchmarkOptions):
     """Stage 1's speed."""
 
     dataset: str = option("sprites", "'sprites', a folder of pictures, or a name on the Hub")
-    image_size: int = option(32, "side of the pictures in pixels")
-    batch_size: int = option(64, "pictures a step")
-    steps: int = option(10, "steps in a turn")
-    repeats: int = option(9, "turns of each; the rows are medians")
+    image_size: int = option(32, "side of the pictures in pixels", above_zero=True)
+    batch_size: int = option(64, "pictures a step", above_zero=True)
+    steps: int = option(10, "steps in a turn", above_zero=True)
+    repeats: int = option(9, "turns of each; the rows are medians", above_zero=True)
 
 
 @dataclass(frozen=True)

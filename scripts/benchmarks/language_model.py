@@ -37,8 +37,8 @@ FIVE_MILLION = {"num_layers": 6, "hidden_size": 256, "intermediate_size": 704, "
 class Options(BenchmarkOptions):
     """Stage 2's speed and memory."""
 
-    steps: int = option(4, "steps in a turn")
-    repeats: int = option(9, "turns of each; the rows are medians")
+    steps: int = option(4, "steps in a turn", above_zero=True)
+    repeats: int = option(9, "turns of each; the rows are medians", above_zero=True)
     compile: bool = option(True, "compile our layers (train_lm.py --compile)")
 
 

@@ -25,8 +25,8 @@ WIDTH = 512  # of the hidden states
 class Options(BenchmarkOptions):
     """Memory of stage 2's loss."""
 
-    vocabulary: int = option(131_072, "token ids")
-    tokens: int = option(4096, "tokens of the sequence")
+    vocabulary: int = option(131_072, "token ids", above_zero=True)
+    tokens: int = option(4096, "tokens of the sequence", above_zero=True)
 
 
 def measure_loss(which: str, vocabulary: int, tokens: int, pipe: Connection) -> None:

@@ -27,7 +27,7 @@ class Options(BenchmarkOptions):
     """Our tokenizer beside the reference library's example."""
 
     dataset: str = option(MISSING, "MNIST, or pictures like it, as a folder or a name on the Hub")
-    steps: int = option(1000, "steps of the example, with batches of 256")
+    steps: int = option(1000, "steps of the example, with batches of 256", above_zero=True)
 
 
 def example() -> Any:

@@ -32,7 +32,7 @@ class Options(BenchmarkOptions):
 
     dataset: str = option(MISSING, "MNIST, or pictures like it, as a folder or a name on the Hub")
     picture: str = option("mnist_mlp.png", "file for the pictures")
-    max_minutes: float = option(2.0, "minutes of training, each")
+    max_minutes: float = option(2.0, "minutes of training, each", above_zero=True)
     seed: int = option(0, "seed of training and of the random codes")
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ KINDS = ("ours", "library", "library_defaults")
 class Options(BenchmarkOptions):
     """Our quantizer beside vector-quantize-pytorch."""
 
-    repeats: int = option(7, "how often each is measured; the rows are medians")
+    repeats: int = option(7, "how often each is measured; the rows are medians", above_zero=True)
     only: str | None = option(None, "one size, e.g. 8192x64x512")
     child: str | None = option(None, "used by the script itself: measure the memory of one kind")
 

@@ -63,9 +63,9 @@ class Options(BenchmarkOptions):
     dataset: str = option(MISSING, "pictures with splits train and test: a folder, or a name on the Hub")
     output_dir: str = option("runs/kinds", "folder of the tokenizers, one for each row")
     table: str = option("kinds", "'kinds'; 'settings' of the codebook; 'large': 16,384 codes (15 minutes each)")
-    minutes: float | None = option(None, "minutes of training, each (default: 4; of 'large' 15)")
+    minutes: float | None = option(None, "minutes of training, each (default: 4; of 'large' 15)", above_zero=True)
     only: list[str] | None = option(None, "rows of the table, by name")
-    jobs: int = option(1, "how many to train at a time")
+    jobs: int = option(1, "how many to train at a time", above_zero=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -31,9 +31,9 @@ TIMEOUT = 600.0  # seconds that a run may take
 class Options(BenchmarkOptions):
     """Training that is killed and resumed."""
 
-    kills: int = option(20, "how many runs to kill, each once")
-    max_steps: int = option(60, "steps of each run")
-    checkpoint_every: int = option(4, "steps between checkpoints")
+    kills: int = option(20, "how many runs to kill, each once", above_zero=True)
+    max_steps: int = option(60, "steps of each run", above_zero=True)
+    checkpoint_every: int = option(4, "steps between checkpoints", above_zero=True)
     lm_size: str = option("2M", "size of the language model; checkpoints of larger ones take longer to write")
     seed: int = option(0, "seed of the instants")
     cpu_threads: int | None = option(1, "PyTorch's threads")

@@ -35,8 +35,8 @@ WORDS = (
 class Options(BenchmarkOptions):
     """A large token cache."""
 
-    rows: int = option(1_000_000, "rows of the cache")
-    shard_rows: int = option(8192, "rows of a shard")
+    rows: int = option(1_000_000, "rows of the cache", above_zero=True)
+    shard_rows: int = option(8192, "rows of a shard", above_zero=True)
     folder: str | None = option(None, "where to write (default: the system's temporary folder)")
 
     def __post_init__(self) -> None:
