@@ -1,1 +1,1 @@
-"""What the commands can be told, and how it is read and checked."""
+"""Options of the commands: what they are, how they are read and checked."""

@@ -1,4 +1,4 @@
-"""What commands that read pictures let their users say about them: no torch, so that --help is quick."""
+"""Options of commands that read pictures. No torch, so that --help is quick."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class CacheOptions(DataOptions):
         self.picture_sizes()
 
     def picture_sizes(self) -> list[tuple[int, int]]:
-        """--image_sizes as (height, width) each; [] for the tokenizer's own square."""
+        """--image_sizes as (height, width) each; [] for the square that the tokenizer was trained on."""
         return parse_image_sizes(self.image_sizes)
 
 

@@ -1,4 +1,4 @@
-"""What `scripts/train_tokenizer.py` can be told."""
+"""Options of `scripts/train_tokenizer.py`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ class ImageTokenizerOptions(TrainingOptions):
         "'grouped', 'residual' or 'grouped_residual' for several codes a place; 'ema', 'gradient', 'cosine', "
         "'finite_scalar', 'lookup_free' or 'binary_spherical' for one; or one a level, with commas between",
     )
-    encoder_kernel_size: int = option(1, "1: a code sees the pixels of its own place alone; 3: a patch further a block")
+    encoder_kernel_size: int = option(
+        1, "1: a code depends on the pixels of its own place alone; 3: each block sees one patch further"
+    )
     num_res_blocks: int = option(2, "residual blocks at each resolution")
     code_dim: int = option(32, "size of a latent and of a code")
     commitment_weight: float | None = option(None, "weight of the commitment loss (default 0.25)")
@@ -55,12 +57,12 @@ class ImageTokenizerOptions(TrainingOptions):
     entropy_weight: float | None = option(None, "lookup_free, binary_spherical: weight of the entropy loss")
 
     def quantizer_options(self) -> dict[str, Any]:
-        """What was said about the quantizer, in its own words."""
-        said = {
+        """The options that were given of those that concern the quantizer, under the names of its arguments."""
+        options = {
             "commitment_weight": self.commitment_weight, "ema_decay": self.codebook_decay,
             "revival_threshold": self.revival_threshold, "kmeans_start": self.kmeans_start,
             "rotation_trick": self.rotation_trick, "temperature": self.code_temperature,
             "shared_codebook": self.shared_codebook, "num_groups": self.num_groups,
             "codebook_dim": self.codebook_dim, "entropy_weight": self.entropy_weight,
         }  # fmt: skip
-        return {name: value for name, value in said.items() if value is not None}
+        return {name: value for name, value in options.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What `scripts/train_lm.py` can be told."""
+"""Options of `scripts/train_lm.py`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class LanguageModelOptions(SequenceOptions, CacheOptions, TrainingOptions):
     keep_best: bool = option(True, "keep the averaged weights of the best validation in checkpoints/best")
 
     def sizes(self, tokens_per_image: int) -> dict[str, Any]:
-        """What is said about the shape of the language model."""
+        """The options that give the shape of the language model, under the names of `lm.model.build_configuration`."""
         from lm.model import default_size
 
         names = ("architecture", "num_layers", "hidden_size", "intermediate_size", "num_heads")

@@ -1,4 +1,4 @@
-"""What stage 2 lets its users say about sequences: no torch, so that --help is quick."""
+"""Options about the sequences of stage 2. No torch, so that --help is quick."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the two training commands let their users set, and how it is checked: no torch, so that --help is quick."""
+"""Options of both training commands. No torch, so that --help is quick."""
 
 from __future__ import annotations
 

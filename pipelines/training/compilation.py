@@ -1,5 +1,5 @@
-"""Compiled layers (torch.compile): tried before training starts, so that neither a missing compiler nor the time that
-compiling takes comes as a surprise in it."""
+"""Compiled layers (torch.compile), tried out before training starts: a missing compiler shows early, and the time that
+compiling takes is not training time."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ def repeated_layers(model: Any) -> list[nn.Module]:
 def compile_layers(accelerator: Accelerator, module: NextTokenLoss, order: BatchOrder) -> bool:
     """Compile each layer of the language model, and try them on two small batches of different shapes.
 
-    One compilation serves all layers, and lengths of all kinds. Where it fails in any process, nothing is compiled in
-    all of them, and the reason is said. Returns whether it worked.
+    The layers share one compilation, which takes sequences of any length. Where it fails in one process, no process
+    compiles, and the reason is printed.
+
+    Returns:
+        whether the layers are compiled.
     """
     layers = repeated_layers(module.model)
     started, reason = time.monotonic(), "" if layers else f"{module.model.config.model_type} names no layers"
@@ -35,7 +38,7 @@ def compile_layers(accelerator: Accelerator, module: NextTokenLoss, order: Batch
         for layer in layers:
             layer.compile(dynamic=True)
         _try(accelerator, module, order)
-    except Exception as error:  # whatever a compiler, or the search for one, raises
+    except Exception as error:  # compilers, and the search for one, raise errors of many kinds
         lines = [line for line in str(error).splitlines() if line.strip()]
         reason = f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
     module.zero_grad(set_to_none=True)
@@ -53,7 +56,7 @@ def compile_layers(accelerator: Accelerator, module: NextTokenLoss, order: Batch
 
 @contextmanager
 def eager(model: nn.Module) -> Iterator[None]:
-    """Inside, compiled layers run uncompiled: without gradients, or with a cache, each would be compiled once more."""
+    """Inside, compiled layers run uncompiled: a forward without gradients, or with a cache, would compile each anew."""
     compiled = [(module, module._compiled_call_impl) for module in model.modules() if module._compiled_call_impl]
     for module, _ in compiled:
         module._compiled_call_impl = None
@@ -65,7 +68,7 @@ def eager(model: nn.Module) -> Iterator[None]:
 
 
 def _try(accelerator: Accelerator, module: NextTokenLoss, order: BatchOrder) -> None:
-    """Forward and backward; nothing is left of it but the compiled code."""
+    """Run forward and backward. Random state stays as it was; gradients are the caller's to clear."""
     device = accelerator.device
     cuda = [device] if device.type == "cuda" else []
     home = next(module.parameters()).device

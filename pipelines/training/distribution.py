@@ -37,9 +37,9 @@ def refuse_deepspeed() -> None:
 
 
 def shard_on_cpu(accelerator: Accelerator) -> None:
-    """Have FSDP on CPUs where it is asked for: PyTorch's works with gloo, and Accelerate would quietly use DDP."""
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if not asked or accelerator.distributed_type != DistributedType.MULTI_CPU:
+    """Use FSDP on CPUs where it is configured: PyTorch's works with gloo; Accelerate would silently use DDP."""
+    configured = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if not configured or accelerator.distributed_type != DistributedType.MULTI_CPU:
         return
     plugin = FullyShardedDataParallelPlugin()
     if accelerator.mixed_precision != "no":

@@ -1,4 +1,4 @@
-"""Options of stage 1 to an image tokenizer, and the batches, figures and pictures of its training."""
+"""From the options of stage 1 to an image tokenizer; its training batches, figures and sample pictures."""
 
 from __future__ import annotations
 
@@ -103,11 +103,11 @@ def training_batches(
         flips = np.random.default_rng([options.seed, epoch, 1]).random(len(pictures)) < 0.5  # keyed by row
         for index in range(batch, per_epoch):
             rows = order[index * options.batch_size : (index + 1) * options.batch_size]
-            mine = np.sort(rows[rank::world])
-            chosen = pictures.batch(mine)
+            share = np.sort(rows[rank::world])
+            batch_pictures = pictures.batch(share)
             if options.random_flip:
-                chosen[flips[mine]] = chosen[flips[mine]][..., ::-1]
-            yield torch.from_numpy(chosen)
+                batch_pictures[flips[share]] = batch_pictures[flips[share]][..., ::-1]
+            yield torch.from_numpy(batch_pictures)
         epoch, batch = epoch + 1, 0
 
 

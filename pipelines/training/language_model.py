@@ -42,8 +42,8 @@ def build_vocabulary(
         text = given_tokenizer(options)
     else:
         text = train_text_tokenizer(cache.some_texts(BPE_ROWS), options.text_vocab_size)
-    own = tokenizer.config.image_size
-    first, *others = options.picture_sizes() or [(own, own)]
+    side = tokenizer.config.image_size
+    first, *others = options.picture_sizes() or [(side, side)]
     return MultimodalVocabulary.build(
         text, num_codes=tokenizer.num_codes, layout=tokenizer.layout(first).to_dict(), image_size=list(first),
         image_tokenizer_fingerprint=tokenizer.fingerprint, default_guidance=options.default_guidance,
@@ -95,7 +95,7 @@ def _sizes_line(sizes: Iterable[tuple[int, int]]) -> str:
 
 
 def check_parts(options: LanguageModelOptions, tokenizer: ImageTokenizer) -> None:
-    """Raise ValueError for what can be told about `build_parts` before pictures are encoded."""
+    """Raise ValueError where `build_parts` could not succeed, before any picture is encoded."""
     if options.init_from and options.lm_name_or_path:
         raise ValueError(
             f"--init_from {options.init_from} and --lm_name_or_path {options.lm_name_or_path} exclude each other: give "
@@ -131,10 +131,10 @@ def check_parts(options: LanguageModelOptions, tokenizer: ImageTokenizer) -> Non
 
 def _check_image_size(options: LanguageModelOptions, tokenizer: ImageTokenizer) -> None:
     """Raise ValueError unless --image_size, where it is given, is a size that pictures are encoded at."""
-    size, own = options.image_size, tokenizer.config.image_size
-    if size is not None and (size, size) not in (options.picture_sizes() or [(own, own)]):
+    size, side = options.image_size, tokenizer.config.image_size
+    if size is not None and (size, size) not in (options.picture_sizes() or [(side, side)]):
         raise ValueError(
-            f"--image_size {size}: the image tokenizer {options.image_tokenizer} encodes {own}x{own} pictures; leave "
+            f"--image_size {size}: the image tokenizer {options.image_tokenizer} encodes {side}x{side} pictures; leave "
             f"--image_size out, or give --image_sizes {size}x{size} to have it encode that size"
         )
 

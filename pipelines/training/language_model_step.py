@@ -119,12 +119,13 @@ def validate(loss_module: NextTokenLoss, source: SequenceSource, accelerator: Ac
     with torch.no_grad():  # not inference_mode: FSDP2 would go on with the tensors that it gathers here
         for name, start in product(names, range(0, len(rows), VALIDATION_ROWS * world)):
             part = rows[start : start + VALIDATION_ROWS * world]
-            mine = part[rank::world]  # maybe none; yet all processes must call a sharded module together
-            items = source.items(mine or part[:1], first_choices(source, name, mine or part[:1]))
+            share = part[rank::world]  # may be empty; all processes must still call a sharded module together
+            rows_read = share or part[:1]
+            items = source.items(rows_read, first_choices(source, name, rows_read))
             batch = collate([source.sequence(item) for item in items], source.vocabulary.pad_id)
             sums = loss_module(**{key: tensor.to(accelerator.device) for key, tensor in batch.items()})
             found = totals.setdefault(name, dict.fromkeys(keys, 0.0))
-            for key in keys if mine else ():
+            for key in keys if share else ():
                 found[key] += float(sums[key])
     for found in totals.values():
         sums = accelerator.reduce(torch.tensor(list(found.values()), device=accelerator.device), "sum")

@@ -35,9 +35,8 @@ from pipelines.machine.provenance import commit, versions
 # Learning rates are among them, since a lower one is the way out of a loss that became NaN.
 FREE_OPTIONS = {
     "resume", "overwrite", "allow_changes", "output_dir", "cpu_threads", "num_workers", "tracker", "max_steps",
-    "max_minutes", "timeout_minutes",
-    "learning_rate", "muon_learning_rate", "log_every", "validate_every", "sample_every",
-    "checkpoint_every", "keep_best", "compile", "gradient_checkpointing",
+    "max_minutes", "timeout_minutes", "learning_rate", "muon_learning_rate", "log_every", "validate_every",
+    "sample_every", "checkpoint_every", "keep_best", "compile", "gradient_checkpointing",
 }  # fmt: skip
 
 
@@ -103,8 +102,8 @@ class Run:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def _check_options(self) -> None:
-        """A continued run must have the settings that it started with, but for where and how long it runs, unless it is
-        told to go on; then run.json lists what changed."""
+        """Raise ValueError where a continued run has other settings than it started with, `FREE_OPTIONS` apart. With
+        --allow_changes, run.json lists the changes instead."""
         if self.info and self.info.get("script", self.script) != self.script:
             raise ValueError(
                 f"{self.folder} holds a run of another command ({self.info.get('script')}, not {self.script}): name "
@@ -130,9 +129,8 @@ class Run:
         if not self.info.get("finished"):
             return False
         budgets = {"max_steps": self.info.get("steps"), "max_minutes": self.info.get("minutes")}
-        asked = {name: self.options.get(name) for name in budgets}
-        return not any(asked[name] is not None and used is not None and asked[name] > used
-                       for name, used in budgets.items())  # fmt: skip
+        larger = [name for name, used in budgets.items() if used is not None and (self.options.get(name) or 0) > used]
+        return not larger
 
     def write_info(self, **values: Any) -> None:
         """Merge `values` into run.json, beside command, options, versions and commit."""

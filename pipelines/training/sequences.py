@@ -30,10 +30,10 @@ def build_source(
     model: PreTrainedModel,
     validation: bool = False,
 ) -> SequenceSource:
-    """The rows of a cache in the options' formats, no longer than what the options allow and the model can take."""
+    """The rows of a cache in the formats of the options, cut to what the options allow and the model can take."""
     longest = min(longest_sequence(options, vocabulary.longest_picture, cache.interleaved), max_positions(model.config))
     dropout = 0.0 if validation else options.dropout()
-    drop = options.long_sequences == "drop" and not validation  # every row is validated on, cropped where need be
+    drop = options.long_sequences == "drop" and not validation  # validation keeps every row, and crops long ones
     return SequenceSource(cache, vocabulary, dropout, options.mixture(), longest, drop, options.max_caption_tokens)
 
 
@@ -50,19 +50,19 @@ def formats_line(source: SequenceSource) -> str:
 
 
 def first_choices(source: SequenceSource, name: str, rows: Iterable[int]) -> list[tuple[str, str | None]]:
-    """`SequenceSource.choose` for validation: every row in the format `name` with its first text, or in one that it
-    can take."""
-    chosen: list[tuple[str, str | None]] = []
+    """What `SequenceSource.choose` returns, for validation: each row's first text, in the format `name` where the row
+    has what that needs, else in the first format that it fits."""
+    choices: list[tuple[str, str | None]] = []
     for row in rows:
         texts = source.cache.texts(row)
-        has = bool(texts), len(source.cache.codes(row)) > 0, len(source.cache.order(row)) > 1
-        takes = name if FORMATS[name].fits(*has) else next(iter(source.possible(*has)))
-        chosen.append((takes, texts[0] if FORMATS[takes].has_text else None))
-    return chosen
+        contents = bool(texts), len(source.cache.codes(row)) > 0, len(source.cache.order(row)) > 1
+        format_name = name if FORMATS[name].fits(*contents) else next(iter(source.possible(*contents)))
+        choices.append((format_name, texts[0] if FORMATS[format_name].has_text else None))
+    return choices
 
 
 def count_long(source: SequenceSource) -> int:
-    """How many rows, each with its first text, are too long in one of the formats: cropped, or left out."""
+    """How many rows, each with its first text, are too long in the longest of the formats: cropped, or left out."""
     rows = range(len(source.cache))
     longest = max(source.mixture, key=lambda name: FORMATS[name].frame * FORMATS[name].has_text)
     before = source.cropped + source.dropped
@@ -71,7 +71,7 @@ def count_long(source: SequenceSource) -> int:
 
 
 def long_line(long: int, source: SequenceSource, rows: int) -> str:
-    """What happens to sequences that are too long, of which there are so many among the validation rows."""
+    """A line about sequences that are too long: `long` of the `rows` validation rows."""
     return (
         f"{long} of {rows} validation rows, and about that share of all, are longer than {source.max_length} tokens "
         f"and are {'left out' if source.drop_long else 'cropped'} (--max_caption_tokens, --max_length, "

@@ -1,4 +1,4 @@
-"""What a run goes on from, and what a checkpoint holds of it: whole tensors, the same whatever the processes.
+"""The state that a run resumes from, as a checkpoint holds it: whole tensors, for any number and kind of processes.
 
 model/{name}        parameters, each once where layers share them, and buffers
 averaged/{name}     averaged parameters
@@ -42,7 +42,7 @@ class Progress:
     best: float = math.inf
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, without the step, which names the checkpoint."""
+        """For JSON; without the step, which is in the checkpoint's name."""
         best = self.best if math.isfinite(self.best) else None
         return {"seconds": self.seconds, "place": list(self.place), "tokens": self.tokens, "best": best}
 
@@ -73,8 +73,8 @@ class TrainingState:
     progress: Progress = field(default_factory=Progress)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything that a run goes on from, in the main process; in others, nothing that is sharded. To be called in
-        all processes."""
+        """Everything that a run resumes from, in the main process; in others, only what is not sharded. To be called
+        in all processes."""
         reshard(self.prepared)
         tensors = {f"model/{name}": tensor for name, tensor in model_tensors(self.model).items()}
         tensors |= {f"averaged/{name}": tensor for name, tensor in self.averages.state().items()}
