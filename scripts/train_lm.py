@@ -40,7 +40,7 @@ def main(options: LanguageModelOptions) -> None:
     from pipelines.training.metrics_log import MetricsLog
     from pipelines.training.optimizers import optimizers_of
     from pipelines.training.prefetch import prefetch
-    from pipelines.training.sample_pictures import choose_shown, draw_samples, next_commands
+    from pipelines.training.sample_pictures import choose_prompts, draw_samples, next_commands
     from pipelines.training.sequences import build_source, count_long, formats_line, long_line
     from pipelines.training.start import check_batch_size, count_parameters, say, start_run, warn_small_data_set
     from pipelines.training.state import TrainingState
@@ -85,7 +85,7 @@ def main(options: LanguageModelOptions) -> None:
     optimizers = optimizers_of(options, model, default_learning_rate(options, model), BETAS)
     prepared = prepare(accelerator, loss_module, optimizers)
     shares = options.loss_shares(vocabulary.formats)
-    shown = choose_shown(validation_source)
+    prompts = choose_prompts(validation_source)
 
     def measure() -> dict[str, float]:
         return validate(loss_module, validation_source, accelerator)
@@ -93,7 +93,7 @@ def main(options: LanguageModelOptions) -> None:
     def sample(plain: Any, step: int) -> None:
         pipe = TextToImagePipeline(tokenizer, plain, vocabulary)
         try:
-            draw_samples(pipe, shown, run.samples / f"step-{step:06d}.png")
+            draw_samples(pipe, prompts, run.samples / f"step-{step:06d}.png")
         except (ValueError, RuntimeError) as error:  # a picture to look at is not worth a run
             say(accelerator, f"no samples of step {step}: {error}")
 
@@ -127,7 +127,7 @@ def main(options: LanguageModelOptions) -> None:
         loop.count(figures.tokens, figures.flops)
         loop.finish_step(figures.loss, **figures.metrics)
     run.write_info(cropped=source.cropped, left_out=source.dropped)  # read ahead by a few batches
-    finish(loop, write, next_commands(run.folder, shown))
+    finish(loop, write, next_commands(run.folder, prompts))
 
 
 def finish(loop: Loop, write: Callable[[Any, Path], None], commands: list[str]) -> None:

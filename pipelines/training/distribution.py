@@ -23,7 +23,7 @@ PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GP
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether each process holds a part of every weight alone (FSDP2)."""
+    """Whether every weight is split over the processes (FSDP2)."""
     return accelerator.distributed_type == DistributedType.FSDP
 
 
@@ -45,12 +45,12 @@ def shard_on_cpu(accelerator: Accelerator) -> None:
     if accelerator.mixed_precision != "no":
         plugin.set_mixed_precision(accelerator.mixed_precision)
     accelerator.state.fsdp_plugin = plugin
-    for state in (accelerator.state, PartialState()):  # the first takes over what the second has
+    for state in (accelerator.state, PartialState()):  # the first copies from the second when it is made
         state.distributed_type = DistributedType.FSDP
 
 
 def check_distribution(accelerator: Accelerator, *, plain: bool = False) -> None:
-    """Raise ValueError for a configuration of Accelerate that training would go wrong in.
+    """Raise ValueError for a configuration of Accelerate that training does not support.
 
     Args:
         plain: for a model that has to be whole in every process (stage 1).
@@ -79,8 +79,8 @@ def check_distribution(accelerator: Accelerator, *, plain: bool = False) -> None
 
 
 def prepare(accelerator: Accelerator, module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> nn.Module:
-    """What to call in training, in place of `module`. Its parameters, and those in `optimizers`, become shards where
-    that is configured."""
+    """Prepare `module` for training with Accelerate, and return what to call in its place. Under FSDP2 its
+    parameters, and those in `optimizers`, become shards."""
     if is_sharded(accelerator):  # the optimizers go on with the new parameters in their own groups
         return accelerator.prepare(module, *optimizers)[0]
     return accelerator.prepare(module)
@@ -92,7 +92,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def spread(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A whole tensor, which every process has, laid out over the processes as `like` is."""
+    """Distribute a whole tensor, which every process holds, over the processes as `like` is distributed."""
     if not isinstance(like, DTensor):
         return value
     value = value.to(like.device)

@@ -35,7 +35,7 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 
 
 def as_matrix(tensor: Tensor, like: Tensor) -> Tensor:
-    """A weight, or something of its shape, as a matrix (out, rest) in the order in which the weight `like` lies.
+    """A tensor of a weight's shape as a matrix (out, rest), in the memory order of the weight `like`.
 
     The order of the columns does not matter to Muon, so a convolution's weight in channels-last memory is read as it
     lies, (out, height, width, in), and nothing is copied.

@@ -105,7 +105,7 @@ def load_optimizer_tensors(optimizers: list[torch.optim.Optimizer], tensors: dic
         for place, values in state.items():
             for name, value in values.items():
                 if value.shape == parameters[place].shape:
-                    # Files keep no memory format, but fused AdamW walks weight and averages side by side.
+                    # Files keep no memory format; fused AdamW needs that of the weight in its averages.
                     state_of = torch.empty_like(parameters[place], dtype=value.dtype)
                     local(state_of).copy_(local(spread(value, parameters[place])))
                     values[name] = state_of

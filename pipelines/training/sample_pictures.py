@@ -1,4 +1,5 @@
-"""What a training run shows of its language model as it goes: the same captions, pictures and documents each time."""
+"""Sample pictures of a training run: the same captions, pictures and documents are drawn, described and continued each
+time."""
 
 from __future__ import annotations
 
@@ -20,19 +21,19 @@ from pipelines.image_to_text import ImageToTextPipeline
 from pipelines.interleaved import InterleavedPipeline
 from tokenizer_image.preprocessing import postprocess
 
-CAPTIONS, PICTURES, DOCUMENTS = 6, 4, 4  # shown: captions, pictures of each, documents
-LOOKED_AT = 64  # rows for each caption that is shown
+CAPTIONS, PICTURES, DOCUMENTS = 6, 4, 4  # captions, pictures of each, documents to continue
+ROWS_PER_CAPTION = 64  # rows that are searched for each caption
 
 
 @dataclass
-class Shown:
-    """What is shown; each list is empty where the model does not learn the use.
+class SamplePrompts:
+    """What samples are made from. A list is empty where the model does not learn that use.
 
     Attributes:
-        captions: to draw; None draws without one.
+        captions: to draw from; None draws without a caption.
         pictures: to describe.
-        openings: first texts of documents, to go on from.
-        longest: most tokens of what is written to describe or to go on.
+        openings: first texts of documents, to continue.
+        longest: most tokens of a description or of a continuation.
     """
 
     captions: list[str | None]
@@ -41,10 +42,10 @@ class Shown:
     longest: int
 
 
-def choose_shown(source: SequenceSource) -> Shown:
-    """Of the first rows of a cache, what suits the formats that `source.vocabulary` says are learned."""
+def choose_prompts(source: SequenceSource) -> SamplePrompts:
+    """Choose from the first rows of a cache, for the formats that `source.vocabulary` lists as learned."""
     formats, cache = set(source.vocabulary.formats), source.cache
-    rows = range(min(LOOKED_AT * CAPTIONS, len(cache)))
+    rows = range(min(ROWS_PER_CAPTION * CAPTIONS, len(cache)))
     single = [row for row in rows if len(cache.order(row)) <= 1]
     captions: list[str | None] = []
     if formats & set(DRAWING_CAPTIONS):
@@ -65,7 +66,7 @@ def choose_shown(source: SequenceSource) -> Shown:
         cut = [cut_caption(source.vocabulary, text, source.max_length // 2 - 2) for text in list(texts)[:DOCUMENTS]]
         openings = [text for text in cut if text]
     frame = 4 + (source.vocabulary.longest_picture if pictures else 0)
-    return Shown(captions, pictures, openings, max(1, (source.max_length - frame) // 2))
+    return SamplePrompts(captions, pictures, openings, max(1, (source.max_length - frame) // 2))
 
 
 def _size(source: SequenceSource, row: int) -> Size | None:
@@ -73,21 +74,21 @@ def _size(source: SequenceSource, row: int) -> Size | None:
 
 
 @torch.no_grad()
-def draw_samples(pipe: Any, shown: Shown, file: Path) -> None:
-    """A grid: what is drawn of captions, with random streams of its own; pictures as the tokenizer shows them, under
-    the captions that they are given; and what openings are continued with."""
+def draw_samples(pipe: Any, prompts: SamplePrompts, file: Path) -> None:
+    """Write a grid: pictures drawn from the captions, each from its own random stream; reconstructions of the pictures
+    under their descriptions; and the continuations of the openings."""
     parts = pipe.image_tokenizer, pipe.model, pipe.vocabulary
     rows: list[tuple[str, Any]] = []
-    for caption in shown.captions:
+    for caption in prompts.captions:
         output = pipe(caption, num_images_per_prompt=PICTURES, seed=0)
         rows.append((caption or "(no caption)", output.images))
-    for picture in shown.pictures:
+    for picture in prompts.pictures:
         codes = torch.from_numpy(picture.codes.astype(np.int64))[None].to(pipe.device)
         image = postprocess(pipe.decode_codes(codes, picture.size), "pil")[0]
-        (text,) = ImageToTextPipeline(*parts).describe_codes(codes, shown.longest, size=picture.size)
+        (text,) = ImageToTextPipeline(*parts).describe_codes(codes, prompts.longest, size=picture.size)
         rows.append((f"described: {text}", [image]))
-    for opening in shown.openings:
-        written = InterleavedPipeline(*parts)([opening], shown.longest, seed=0).parts
+    for opening in prompts.openings:
+        written = InterleavedPipeline(*parts)([opening], prompts.longest, seed=0).parts
         texts = " ... ".join([opening, *(part for part in written if isinstance(part, str))])
         rows.append((f"continued: {texts}", [part for part in written if isinstance(part, Image.Image)]))
     rows = [row for row in rows if row[1]]
@@ -95,14 +96,14 @@ def draw_samples(pipe: Any, shown: Shown, file: Path) -> None:
         labelled_grid(rows).save(file)
 
 
-def next_commands(folder: Path, shown: Shown) -> list[str]:
-    """What to do with the finished model."""
+def next_commands(folder: Path, prompts: SamplePrompts) -> list[str]:
+    """Commands to try with the finished model."""
     commands = []
-    if shown.captions:
-        prompt = shlex.quote(shown.captions[0]) if shown.captions[0] else "--unconditional"
+    if prompts.captions:
+        prompt = shlex.quote(prompts.captions[0]) if prompts.captions[0] else "--unconditional"
         commands.append(f"python scripts/generate.py --model {folder} {prompt} --num_images_per_prompt 4")
-    if shown.pictures:
+    if prompts.pictures:
         commands.append(f"python scripts/describe.py --model {folder} PICTURE.png")
-    if shown.openings:
+    if prompts.openings:
         commands.append('docs/generation.md, "Texts and pictures in turn", continues documents')
     return commands
