@@ -1,6 +1,8 @@
 """Figures of a model folder, and the probe that reads sprites. Real parts, at tiny size."""
 
 import json
+import os
+import re
 import sys
 from pathlib import Path
 
@@ -502,6 +504,108 @@ def test_command_refuses_bad_options(arguments, message, capsys):
     with pytest.raises(SystemExit):
         parse_options(EvaluationOptions, description=None, argv=arguments)
     assert message in capsys.readouterr().err
+
+
+def small_model(image_tokenizer: VQVAE, formats: list[str], max_positions: int) -> TextToImagePipeline:
+    """An untrained model of 32 codes a picture with so many positions, that has learned these formats."""
+    source = sprites.SpriteDataset(num_examples=50)
+    vocabulary = MultimodalVocabulary.build(
+        train_text_tokenizer([caption for row in range(50) for caption in source.texts(row)], 320),
+        num_codes=image_tokenizer.num_codes, layout=image_tokenizer.layout().to_dict(), image_size=[32, 32],
+        image_tokenizer_fingerprint=image_tokenizer.fingerprint, default_guidance=1.0,
+    )  # fmt: skip
+    vocabulary.formats = formats
+    config = build_configuration(vocabulary, num_layers=1, hidden_size=32, num_heads=2, max_positions=max_positions)
+    return TextToImagePipeline(image_tokenizer, build_model(config).eval(), vocabulary)
+
+
+def own_pictures(folder: Path, captions: list[str | None]) -> Path:
+    """A folder of pictures, of which some have a caption."""
+    (folder / "validation").mkdir(parents=True)
+    for number, caption in enumerate(captions):
+        sprites.draw_scene(sprites.sample_scene(number)).save(folder / "validation" / f"{number}.png")
+        if caption is not None:
+            (folder / "validation" / f"{number}.txt").write_text(caption)
+    return folder
+
+
+def test_a_caption_longer_than_the_models_room_is_cut_on_the_page(image_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("TESSERA_CACHE", str(tmp_path / "cache"))
+    small_model(image_tokenizer, ["caption_to_image"], 44).save_pretrained(tmp_path / "model")
+    captions = ["a dog", "one two three four five six seven eight nine ten eleven twelve", "a cat"]
+    report = evaluate(
+        "--model", tmp_path / "model", "--dataset", own_pictures(tmp_path / "pictures", captions),
+        "--output", tmp_path / "report.json", "--report", tmp_path / "page",
+    )  # fmt: skip
+    assert json.loads((tmp_path / "report.json").read_text())["likelihood"] == report["likelihood"]
+    assert (tmp_path / "page" / "samples.png").is_file() and (tmp_path / "page" / "index.html").is_file()
+
+
+def test_captions_of_sprites_longer_than_the_models_room(untrained_probe, image_tokenizer, tmp_path):
+    """Room for ten tokens; the captions of whole scenes have more."""
+    pipeline = small_model(image_tokenizer, ["caption_to_image", "image_to_caption"], 44)
+    assert all(len(pipeline.vocabulary.encode_text(caption)) > 10 for caption in alignment_sets(3)[1].captions)
+    pipeline.save_pretrained(tmp_path / "model")
+    report = evaluate(
+        "--model", tmp_path / "model", "--output", tmp_path / "r.json", "--max_examples", 5, "--num_captions", 3,
+        "--best_of", 2, "--best_of_captions", 3, "--completion_captions", 3, "--describe_best_of", 1,
+    )["alignment"]  # fmt: skip
+    assert report["held_out"]["n"] == report["best_of"]["n"] == report["completion"]["n"] == 3
+
+
+def test_figures_are_written_before_a_page_that_fails(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setenv("TESSERA_CACHE", str(tmp_path / "cache"))
+    pipeline.save_pretrained(tmp_path / "model")
+    (tmp_path / "page" / "samples.png").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"samples\.png"):
+        evaluate(
+            "--model", tmp_path / "model", "--dataset", own_pictures(tmp_path / "pictures", ["a dog"] * 3),
+            "--output", tmp_path / "report.json", "--report", tmp_path / "page",
+        )  # fmt: skip
+    assert json.loads((tmp_path / "report.json").read_text())["reconstruction"]["n"] == 3
+
+
+@pytest.mark.parametrize(
+    "formats, captions, line",
+    [
+        (["image"], ["a dog", "a cat"], r"nats a code, without captions$"),
+        (["caption_to_image", "image"], [None, None], r"nats a code, without captions$"),
+        (["caption_to_image", "image"], ["a dog", None], r"nats a code with captions, \d\.\d{3} without$"),
+    ],
+)
+def test_the_table_says_whether_there_were_captions(
+    image_tokenizer, tmp_path, monkeypatch, capsys, formats, captions, line
+):
+    monkeypatch.setenv("TESSERA_CACHE", str(tmp_path / "cache"))
+    small_model(image_tokenizer, formats, 64).save_pretrained(tmp_path / "model")
+    pictures = own_pictures(tmp_path / "pictures", captions)
+    report = evaluate("--model", tmp_path / "model", "--dataset", pictures, "--output", tmp_path / "r.json")
+    assert re.search(rf"^language model   \d\.\d{{3}} {line}", capsys.readouterr().out, flags=re.MULTILINE)
+    likelihood = report["likelihood"]
+    assert likelihood["num_captioned"] == (sum(map(bool, captions)) if "caption_to_image" in formats else 0)
+    assert (likelihood["nats_per_code"] == likelihood["nats_per_code_without_caption"]) == line.startswith(
+        "nats a code,"
+    )
+
+
+@pytest.mark.parametrize("option, name", [("--output", "report.json"), ("--report", "page")])
+def test_places_that_cannot_be_written_are_refused_before_anything_is_measured(option, name, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        evaluate("--model", tmp_path / "nowhere", option, tmp_path / "file" / name)
+    assert f"{option} {tmp_path / 'file' / name} cannot be written: " in capsys.readouterr().err
+    # Its permissions allow everything to the superuser, yet nothing can be made there.
+    with pytest.raises((ValueError, SystemExit)) as refusal:
+        evaluate("--model", tmp_path / "nowhere", option, f"/proc/none/{name}", "--output", "/proc/none/report.json")
+    assert "/proc/none" in str(refusal.value) or "/proc/none" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind the superuser")
+def test_a_folder_without_permission_is_refused(tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    with pytest.raises(SystemExit):
+        evaluate("--output", tmp_path / "report.json")
+    assert "there is no permission to write to" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
