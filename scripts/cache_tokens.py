@@ -75,7 +75,7 @@ def write_split(options: Options, tokenizer: Any, split: str, device: torch.devi
     from pipelines.training.start import load_source
 
     folder = Path(str(options.token_cache)) / split
-    source = load_source(options, split)
+    source = load_source(options, split, image_size=tokenizer.config.image_size)
     writer = TokenCacheWriter(
         folder, tokenizer, source, settings=source_settings(options, split), sizes=options.picture_sizes(),
         shard_rows=options.shard_rows,

@@ -29,7 +29,8 @@ from scripts.evaluate import main
 from tokenizer_image import VQVAE, VQVAEConfig
 from tokenizer_image.pictures.loading import decode_pictures, load_pictures
 from tokenizer_image.preprocessing import Preprocessing, preprocessing_of, to_pixel_values
-from tokenizer_image.sprites import world as sprites
+from tokenizer_image.sprites import scenes as sprites
+from tokenizer_image.sprites.data_set import SpriteDataset
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def image_tokenizer() -> VQVAE:
 @pytest.fixture(scope="module")
 def pipeline(image_tokenizer: VQVAE) -> TextToImagePipeline:
     torch.manual_seed(1)
-    source = sprites.SpriteDataset(num_examples=50)
+    source = SpriteDataset(num_examples=50)
     text = train_text_tokenizer([caption for row in range(50) for caption in source.texts(row)], 320)
     vocabulary = MultimodalVocabulary.build(
         text,
@@ -452,7 +453,7 @@ def test_command_on_pictures_of_ones_own(pipeline, tmp_path, monkeypatch):
 def test_codebook_views(settings, sizes):
     torch.manual_seed(0)
     tokenizer = VQVAE(VQVAEConfig(image_size=32, hidden_sizes=[8, 16], num_res_blocks=1, code_dim=4, **settings))
-    pictures = decode_pictures(sprites.SpriteDataset(num_examples=40), Preprocessing(image_size=32))
+    pictures = decode_pictures(SpriteDataset(num_examples=40), Preprocessing(image_size=32))
     pixel_values = to_pixel_values(pictures.batch(range(40)))
     with torch.no_grad():
         tokenizer.train()(pixel_values)
@@ -468,7 +469,7 @@ def test_codebook_views(settings, sizes):
 
 def test_codes_lie_among_their_latents_in_a_view(image_tokenizer):
     """After the k-means start every code is the mean of its latents, in any plane."""
-    pictures = decode_pictures(sprites.SpriteDataset(num_examples=64), Preprocessing(image_size=32))
+    pictures = decode_pictures(SpriteDataset(num_examples=64), Preprocessing(image_size=32))
     codes = image_tokenizer.encode(to_pixel_values(pictures.batch(range(64))))
     for view in codebook_views(image_tokenizer, codes, pictures)[:1]:
         low, high = view.latents.min(0), view.latents.max(0)

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tokenizer_image.pictures.loading import load_pictures
 from tokenizer_image.sprites import drawing as sprites_drawing
-from tokenizer_image.sprites import world as sprites
+from tokenizer_image.sprites import scenes as sprites
 from tokenizer_image.sprites.caption_reading import is_true, read_caption
-from tokenizer_image.sprites.world import (
+from tokenizer_image.sprites.captions import describe
+from tokenizer_image.sprites.data_set import SpriteDataset
+from tokenizer_image.sprites.scenes import (
     BACKGROUNDS,
     COLOURS,
     HELD_OUT_PAIRS,
@@ -23,9 +26,7 @@ from tokenizer_image.sprites.world import (
     SIZES,
     THINGS,
     Scene,
-    SpriteDataset,
     SpriteObject,
-    describe,
     draw_scene,
     sample_scene,
     world_hash,
@@ -169,8 +170,8 @@ def test_two_objects_stand_as_their_relation_says() -> None:
         assert gap > (first.diameter + other.diameter) / 2  # they do not overlap
         assert first.thing != other.thing and first.position is None
         assert scene.attributes["num_objects"] == "2"
-        backwards = scene.told_backwards()
-        assert backwards.attributes["thing"] == other.thing and backwards.told_backwards() == scene
+        backwards = scene.reversed()
+        assert backwards.attributes["thing"] == other.thing and backwards.reversed() == scene
         if i < 20:
             assert draw_scene(backwards).tobytes() == draw_scene(scene).tobytes()
 
@@ -192,7 +193,7 @@ def test_captions_never_lie(full: bool) -> None:
         assert caption == caption.lower().strip() and "  " not in caption
         stated, true = claims(caption), scene.attributes
         if scene.relation is not None and stated["thing"] != true["thing"]:
-            true = scene.told_backwards().attributes
+            true = scene.reversed().attributes
         assert stated.items() <= true.items(), f"{caption!r} says {stated} of {true}"
         assert len(scene.objects) == 1 or "other_thing" in stated
         if full:
@@ -292,6 +293,18 @@ def test_data_set() -> None:
         data.image(50)
 
 
+def test_pictures_are_drawn_at_the_size_that_is_asked_for() -> None:
+    small, large = load_pictures(max_examples=20), load_pictures(max_examples=20, image_size=64)
+    assert small.fingerprint == load_pictures(max_examples=20, image_size=32).fingerprint != large.fingerprint
+    assert small.image(3).tobytes() == draw_scene(sample_scene(3)).tobytes()
+    assert large.image(3).tobytes() == draw_scene(sample_scene(3), 64).tobytes() and large.texts(3) == small.texts(3)
+    assert load_pictures(image_size=4).image(0).size == (8, 8)
+
+
+def test_the_fingerprint_at_32_pixels_stays_the_same() -> None:
+    assert SpriteDataset("train", num_examples=100).fingerprint == "ef247cfe0334e063"
+
+
 def test_splits_share_nothing() -> None:
     splits = {split: SpriteDataset(split, num_examples=500) for split in ("train", "validation", "held_out")}
     scenes = {split: [data.scene(row) for row in range(500)] for split, data in splits.items()}
@@ -328,7 +341,7 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="thing='dragon'.*'dog'"):
         Scene((replace(sample_scene(0, num_objects=1).objects[0], thing="dragon"),), "sky")
     with pytest.raises(ValueError, match="two objects"):
-        sample_scene(0, num_objects=1).told_backwards()
+        sample_scene(0, num_objects=1).reversed()
 
 
 # --------------------------------------------------------------------------- captions read back
@@ -339,7 +352,7 @@ def test_captions_read_back_state_what_they_were_written_from():
     for index in range(600):
         scene = sprites.sample_scene(index, pairs="all")
         for full in (True, False):
-            stated = read_caption(sprites.describe(scene, rng, full=full))
+            stated = read_caption(describe(scene, rng, full=full))
             assert is_true(scene, stated) and "thing" in stated and stated["num_objects"] == str(len(scene.objects))
             if full:
                 names = {"colour", "other_colour", "relation"} if scene.relation else set(scene.attributes)

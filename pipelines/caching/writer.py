@@ -274,11 +274,11 @@ def source_settings(options: Any, split: str) -> dict[str, Any]:
 def build_writer(options: Any, tokenizer: Any, split: str, folder: Path, accelerator: Accelerator) -> TokenCacheWriter:
     """What encodes one split of the data set, whose pictures the main process reads first."""
     captions = split == "train" and options.needs_captions
-    source = training.load_source(options, split, need_captions=captions)
+    settings = preprocessing_of(tokenizer)
+    source = training.load_source(options, split, image_size=settings.image_size, need_captions=captions)
     sizes = check_sizes(tokenizer, options.picture_sizes())
     decoded = None
     if len(source):
-        settings = preprocessing_of(tokenizer)
         with accelerator.main_process_first():
             decoded = training.read_pictures(options, source, settings, sizes, progress=accelerator.is_main_process)
     return TokenCacheWriter(folder, tokenizer, source, decoded, source_settings(options, split), sizes)

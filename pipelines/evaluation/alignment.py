@@ -25,7 +25,8 @@ from pipelines.machine.batches import index_batches
 from pipelines.text_to_image import TextToImagePipeline
 from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.preprocessing import Preprocessing, preprocess, preprocessing_of, to_pixel_values
-from tokenizer_image.sprites import world as sprites
+from tokenizer_image.sprites import scenes as sprites
+from tokenizer_image.sprites.captions import describe
 
 # Score -> the probe's questions that must all be answered right for it. `all` includes the number of objects: a second
 # object that the caption does not mention makes a sample wrong.
@@ -87,7 +88,7 @@ def alignment_sets(
             sprites.sample_scene(index, seed=seed, pairs=pairs, num_objects=num_objects) for index in range(count)
         ]
         rng = random.Random(f"{name} {seed}")
-        sets.append(AlignmentSet(name, scenes, [sprites.describe(scene, rng, full=True) for scene in scenes]))
+        sets.append(AlignmentSet(name, scenes, [describe(scene, rng, full=True) for scene in scenes]))
     return sets
 
 

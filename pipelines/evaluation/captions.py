@@ -13,7 +13,7 @@ from pipelines.image_to_text import ImageToTextPipeline
 from pipelines.machine.batches import index_batches
 from pipelines.multimodal import MultimodalPipeline
 from tokenizer_image.sprites.caption_reading import is_true, read_caption
-from tokenizer_image.sprites.world import Scene, draw_scene
+from tokenizer_image.sprites.scenes import Scene, draw_scene
 
 # Score -> what a caption must state, and rightly, to count; for scenes of one object and of two.
 ONE_OBJECT = {"thing": ("thing",), "colour": ("colour",), "thing_and_colour": ("thing", "colour")}

@@ -150,6 +150,7 @@ def load_model(options: EvaluationOptions) -> EvaluatedModel:
 
 def load_data(options: EvaluationOptions, model: EvaluatedModel) -> tuple[PictureDataset, DecodedPictures]:
     """The data set's split, and its pictures as the image tokenizer takes them."""
+    side = model.image_tokenizer.config.image_size
     source = load_pictures(
         options.dataset,
         options.split,
@@ -157,8 +158,8 @@ def load_data(options: EvaluationOptions, model: EvaluatedModel) -> tuple[Pictur
         caption_column=options.caption_column,
         max_examples=options.max_examples,
         seed=options.seed,
+        image_size=side,
     )
-    side = model.image_tokenizer.config.image_size
     pictures = decode_pictures(
         source,
         preprocessing_of(model.image_tokenizer),

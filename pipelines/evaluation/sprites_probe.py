@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer_image.sprites import world as sprites
+from tokenizer_image.sprites import scenes as sprites
 
 # Question -> possible answers. In two-object scenes "first" is the left or the upper object.
 QUESTIONS: dict[str, tuple[str, ...]] = {

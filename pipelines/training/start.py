@@ -78,12 +78,12 @@ def load_split(
     options: TrainingOptions, settings: Preprocessing, split: str, accelerator: Accelerator
 ) -> DecodedPictures:
     """The pictures of one split of the data set, decoded (once a machine, by its first process)."""
-    source = load_source(options, split)
+    source = load_source(options, split, image_size=settings.image_size)
     with accelerator.local_main_process_first():
         return read_pictures(options, source, settings, progress=accelerator.is_main_process)
 
 
-def load_source(options: DataOptions, split: str, *, need_captions: bool = False) -> PictureDataset:
+def load_source(options: DataOptions, split: str, *, image_size: int, need_captions: bool = False) -> PictureDataset:
     """One split of the data set, as the options say."""
     return load_pictures(
         options.dataset,
@@ -93,6 +93,7 @@ def load_source(options: DataOptions, split: str, *, need_captions: bool = False
         need_captions=need_captions,
         max_examples=options.max_examples if split == "train" else VALIDATION_PICTURES,
         seed=options.seed,
+        image_size=image_size,
     )
 
 

@@ -151,7 +151,7 @@ def main(options: Options) -> None:
     from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, load_pictures
 
     options.set_threads()
-    source = load_pictures(options.dataset, "train", max_examples=4096)
+    source = load_pictures(options.dataset, "train", max_examples=4096, image_size=options.image_size)
     pictures = decode_pictures(source, Preprocessing(image_size=options.image_size))
     steps = {name: stepper(setup, options, pictures) for name, setup in SETUPS.items()}
     for step in steps.values():  # the first step starts the codebooks

@@ -57,7 +57,7 @@ def make_data(folder: Path) -> Data:
     from lm.data.token_cache import Document, TokenCache, code_dtype, write_manifest, write_shard
     from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
     from tokenizer_image.layout import build_layout
-    from tokenizer_image.sprites.world import SpriteDataset
+    from tokenizer_image.sprites.data_set import SpriteDataset
 
     sprites, layout = SpriteDataset(num_examples=ROWS), build_layout([(4, 4)], [[512, 512]])
     codes = np.random.default_rng(0).integers(layout.low, layout.high, (ROWS, len(layout)))

@@ -50,6 +50,7 @@ def load_pictures(
     need_captions: bool = False,
     max_examples: int | None = None,
     seed: int = 0,
+    image_size: int | None = None,
 ) -> PictureDataset:
     """One split of the built-in world ("sprites"), of a local folder or file, or of a data set on the Hub.
 
@@ -71,6 +72,8 @@ def load_pictures(
     - `max_examples` keeps that many rows: a choice by `seed`, in the source's order, since many sources are
       sorted by class. A larger number adds rows to those of a smaller one. Of sprites, which have no order,
       it is the first that many (default 100,000 for training, 2,000 else; a third split is "held_out").
+    - `image_size` is the side in pixels at which sprites are drawn (default 32, at least 8). Other pictures come as
+      they are.
 
     Raises ValueError that names the value and what there is instead: a data set, split or column that does
     not exist; no pictures; no captions where `need_captions`.
@@ -78,7 +81,7 @@ def load_pictures(
     if max_examples is not None and max_examples < 1:
         raise ValueError(f"--max_examples must be at least 1, got {max_examples}")
     if dataset == "sprites":
-        return _sprites(split, max_examples, seed)
+        return _sprites(split, max_examples, seed, image_size)
     splits = _open(dataset, Columns(image_column, caption_column))
     chosen, part = _choose_split(dataset, list(splits), split)
     source = splits[chosen]()
@@ -108,13 +111,15 @@ def _texts(source: Any) -> Iterator[Sequence[str]]:
     return (source.texts(row) for row in range(len(source)))
 
 
-def _sprites(split: str, max_examples: int | None, seed: int) -> PictureDataset:
-    from tokenizer_image.sprites.world import SpriteDataset
+def _sprites(split: str, max_examples: int | None, seed: int, image_size: int | None) -> PictureDataset:
+    from tokenizer_image.sprites.data_set import SpriteDataset
+    from tokenizer_image.sprites.scenes import IMAGE_SIZE, LEAST_IMAGE_SIZE
 
     if split not in ("train", "validation", "held_out"):
         raise ValueError(f"sprites have no split {split!r}; they have: train, validation, held_out")
     number = max_examples or (100_000 if split == "train" else 2_000)
-    return SpriteDataset(split, num_examples=number, seed=seed)  # type: ignore[arg-type]
+    side = IMAGE_SIZE if image_size is None else max(image_size, LEAST_IMAGE_SIZE)
+    return SpriteDataset(split, num_examples=number, seed=seed, image_size=side)  # type: ignore[arg-type]
 
 
 # ---- what `dataset` names

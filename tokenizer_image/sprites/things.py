@@ -1,7 +1,7 @@
 """The shapes of the things in the built-in world: filled polygons on a grid of about 100 x 100, y downwards.
 
 A shape has a *tone* (the thing's own colour, a darker or lighter shade of it, or a fixed one such as a leaf's
-green: `sprites_drawing.palette`), and `rim` says whether it is part of the silhouette, around which a thin
+green: `drawing.palette`), and `rim` says whether it is part of the silhouette, around which a thin
 contrasting rim is drawn. Grids are fitted to the thing's diameter later, so only proportions matter here.
 """
 

@@ -194,7 +194,7 @@ def test_large_jpegs_are_read_at_reduced_scale(tmp_path):
 def test_a_killed_run_leaves_no_worker_and_no_half_file(tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from test_tokenizer_decoded import Noise, decode\n"
+        "from test_tokenizer_pixel_cache import Noise, decode\n"
         "if __name__ == '__main__': decode(Noise(600, delay=0.05), sys.argv[2], num_workers=2)\n"
     )
     script = tmp_path / "script.py"
