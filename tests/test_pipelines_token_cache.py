@@ -174,7 +174,7 @@ def test_documents_become_rows(tokenizer, tokenizer_folder, tmp_path, monkeypatc
 
 def test_a_document_without_one_of_its_pictures_is_left_out(tokenizer, tokenizer_folder, tmp_path, capsys):
     folder = write_documents(tmp_path / "documents", broken=True)
-    made = options(tokenizer_folder, tmp_path, dataset=str(folder))
+    made = options(tokenizer_folder, tmp_path, dataset=str(folder), max_unreadable_share=0.0)
     with pytest.raises(ValueError, match=r"1 of 4 pictures(?s:.*)documents.jsonl, line 4: train/7.png: FileNotFound"):
         open_cache(made, tokenizer, "train", Accelerator())
     made.max_unreadable_share = 0.25

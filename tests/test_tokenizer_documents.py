@@ -94,7 +94,13 @@ def test_a_missing_picture_is_named_with_its_line(tmp_path):
     write_documents(tmp_path, FEW, "test/documents.jsonl")
     source = load_pictures(str(tmp_path))
     with pytest.raises(ValueError) as error:
-        decode_pictures(source, Preprocessing(image_size=8), cache_folder=tmp_path / "cache", progress=False)
+        decode_pictures(
+            source,
+            Preprocessing(image_size=8),
+            cache_folder=tmp_path / "cache",
+            max_unreadable_share=0.0,
+            progress=False,
+        )
     message = str(error.value)
     assert "1 of " in message and "raise --max_unreadable_share" in message
     assert "train/documents.jsonl, line 6: train/missing.png: FileNotFoundError" in message

@@ -144,8 +144,8 @@ def test_too_many_unreadable_pictures(tmp_path):
 
 
 def test_another_try_after_too_many_were_unreadable(tmp_path):
-    source = Noise(10, broken=(0,))
-    with pytest.raises(ValueError, match="1 of 10"):
+    source = Noise(10, broken=(0, 1))
+    with pytest.raises(ValueError, match="2 of 10"):
         decode(source, tmp_path)
     source.broken = ()  # mended, by a cause outside of the files: the same fingerprint
     assert len(decode(source, tmp_path)) == 10

@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 if TYPE_CHECKING:
     import torch
 
 RESIZE_MODES = ("crop", "squash")
+SIXTEEN_BIT_RANGES = ("full", "data")
 OUTPUT_TYPES = ("pil", "np", "pt")
 EXIF_ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+TIFF_BITS, TIFF_MAX_VALUE = 258, 281
+DARK = 4096  # a 16-bit picture of smaller values alone comes out nearly black
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,8 @@ class Preprocessing:
         resize: "crop" keeps the aspect ratio: the short side is resized to `image_size`, the long side cropped at its
             centre. "squash" resizes both sides to `image_size` and changes the aspect ratio.
         background: RGB colour, 0..255, behind transparent pixels.
+        sixteen_bit: which value of a 16-bit grey picture becomes white, if its file does not say how many bits it uses:
+            "full" 65535, "data" the picture's own largest value.
 
     Raises:
         ValueError: a value that is none of these.
@@ -44,6 +53,7 @@ class Preprocessing:
     num_channels: int = 3
     resize: str = "crop"
     background: tuple[int, int, int] = (255, 255, 255)
+    sixteen_bit: str = "full"
 
     def __post_init__(self) -> None:
         if isinstance(self.image_size, bool) or not isinstance(self.image_size, int) or self.image_size < 1:
@@ -52,14 +62,19 @@ class Preprocessing:
             raise ValueError(f"num_channels must be 1 (grey) or 3 (RGB), got {self.num_channels!r}")
         if self.resize not in RESIZE_MODES:
             raise ValueError(f"resize must be one of {', '.join(RESIZE_MODES)}, got {self.resize!r}")
+        if self.sixteen_bit not in SIXTEEN_BIT_RANGES:
+            raise ValueError(f"sixteen_bit must be one of {', '.join(SIXTEEN_BIT_RANGES)}, got {self.sixteen_bit!r}")
         background = tuple(self.background)
         if len(background) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in background):
             raise ValueError(f"background must be three whole numbers 0..255 (RGB), got {self.background!r}")
         object.__setattr__(self, "background", background)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {**dataclasses.asdict(self), "background": list(self.background)}
+        """Plain JSON values. `sixteen_bit` is there only if it is not the default, as in earlier versions."""
+        values = {**dataclasses.asdict(self), "background": list(self.background)}
+        if self.sixteen_bit == "full":
+            del values["sixteen_bit"]
+        return values
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> Preprocessing:
@@ -100,7 +115,9 @@ def preprocess(image: Image.Image, settings: Preprocessing, sizes: Sequence[tupl
     - Grey becomes three equal channels; colour becomes luma (ITU-R 601) if `settings.num_channels` is 1.
     - Palette, YCbCr, HSV and CMYK become RGB.
     - Transparency (alpha channel, transparent palette entry or colour) is composited over `settings.background`.
-    - 16-bit grey is scaled to 8 bit (65535 -> 255); 32-bit integers are read as 16-bit and clipped.
+    - 16-bit grey is scaled to 8 bit (65535 -> 255, or the largest value of the bits that the file says it uses: TIFF's
+      BitsPerSample and MaxSampleValue, PNG's sBIT; else by `settings.sixteen_bit`). 32-bit integers are read as 16-bit
+      and clipped.
       Floating point is read as 0..1, or as 0..255 if any value exceeds 1.
     - Resizing is antialiased (Lanczos). A picture that already has the size keeps its exact pixels.
 
@@ -113,8 +130,9 @@ def preprocess(image: Image.Image, settings: Preprocessing, sizes: Sequence[tupl
     """
     if not isinstance(image, Image.Image):
         raise TypeError(f"preprocess needs a PIL image, got {type(image).__name__}")
+    white = _white_value(image, settings)
     image = _upright(_first_frame(image))
-    image = _opaque_8bit(image, settings)
+    image = _opaque_8bit(image, settings, white)
     image = image.convert("RGB" if settings.num_channels == 3 else "L")
     square = (settings.image_size, settings.image_size)
     image = _resized(image, settings, nearest_size(*image.size, sizes) if sizes else square)
@@ -136,16 +154,50 @@ def _first_frame(image: Image.Image) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     """The image rotated by its EXIF orientation; a damaged EXIF block is ignored."""
     try:
-        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-    except (SyntaxError, ValueError, TypeError, KeyError, struct.error):
+        turn = TURNS.get(image.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception:  # damaged blocks raise nearly anything
         return image
-    return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
+    return image if turn is None else image.transpose(turn)
 
 
-def _opaque_8bit(image: Image.Image, settings: Preprocessing) -> Image.Image:
+def _white_value(image: Image.Image, settings: Preprocessing) -> float:
+    """The value of a 16-bit picture that becomes white: by the bits that its file says it uses, else by the setting."""
+    if not image.mode.startswith("I"):
+        return 255.0
+    bits = _bits_used(image)
+    if bits is not None:
+        return float(2**bits - 1)
+    return _largest(image) if settings.sixteen_bit == "data" else 65535.0
+
+
+def _largest(image: Image.Image) -> float:
+    """The largest value of a grey picture, at least 1."""
+    value = image.getextrema()[1]
+    return max(1.0, value) if isinstance(value, (int, float)) else 1.0
+
+
+def _bits_used(image: Image.Image) -> int | None:
+    """How many bits of a 16-bit picture its file says it uses (9 to 15), None where it does not say."""
+    bits = image.info.get("significant_bits")
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None:
+        values = [tags.get(tag) for tag in (TIFF_BITS, TIFF_MAX_VALUE)]
+        whole = [value[0] if isinstance(value, tuple) and value else value for value in values]
+        bits = whole[0] if whole[0] != 16 or not isinstance(whole[1], int) else whole[1].bit_length()
+    return bits if isinstance(bits, int) and 8 < bits < 16 else None
+
+
+def is_dark_16_bit(image: Image.Image) -> bool:
+    """Whether a 16-bit picture has low values alone, and its file does not say that it uses fewer bits."""
+    if not image.mode.startswith("I;16") or _bits_used(image) is not None:
+        return False
+    return 1 < _largest(image) < DARK
+
+
+def _opaque_8bit(image: Image.Image, settings: Preprocessing, white: float) -> Image.Image:
     """Any mode -> an 8-bit mode without transparency ("L", "RGB", or one that Pillow converts to them)."""
     if image.mode.startswith("I") or image.mode == "F":
-        return _deep_to_8bit(image)
+        return _deep_to_8bit(image, white)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         if image.mode in ("RGBa", "La"):  # premultiplied alpha, which Pillow converts to RGBA and LA only
             image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
@@ -157,14 +209,14 @@ def _opaque_8bit(image: Image.Image, settings: Preprocessing) -> Image.Image:
     return image.convert("RGB") if image.mode in ("P", "CMYK", "YCbCr", "HSV") else image
 
 
-def _deep_to_8bit(image: Image.Image) -> Image.Image:
+def _deep_to_8bit(image: Image.Image, white: float) -> Image.Image:
     """16-bit, 32-bit integer and floating-point grey -> "L"."""
     values = np.asarray(image).astype(np.float64)  # from either byte order
     if image.mode == "F":
         values = np.nan_to_num(values, nan=0.0)
         values = values * 255.0 if values.max(initial=0.0) <= 1.0 else values
     else:
-        values = values / 257.0  # 65535 / 255
+        values = values / (white / 255.0)
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
 
 

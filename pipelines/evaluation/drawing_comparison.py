@@ -25,7 +25,7 @@ from pipelines.evaluation.sprites_probe import SpritesProbe, answers
 from pipelines.machine.batches import index_batches
 from pipelines.text_to_image import TextToImagePipeline
 from tokenizer_image.preprocessing import preprocessing_of, to_pixel_values
-from tokenizer_image.sprites.world import Scene
+from tokenizer_image.sprites.scenes import Scene
 
 SCORES = {"thing": ("thing",), "colour": ("colour",), "thing_and_colour": ("thing", "colour")}
 Verdicts = dict[str, np.ndarray]  # score -> (n,) bool, one verdict for each caption

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-from tokenizer_image.pictures.table_columns import digest
+from tokenizer_image.pictures.fingerprints import digest, hash_keys
+from tokenizer_image.pictures.reading_notes import ReadingNotes
+from tokenizer_image.pictures.summary import DataSummary, summarise
 
 
 class PictureDataset(Protocol):
@@ -40,26 +43,93 @@ class PictureDataset(Protocol):
         """What is known about the scene (sprites), else None."""
 
 
-class SelectedPictures:
+class PictureSource:
+    """Base of the sources in files: a `PictureDataset` whose rows have names, and a summary.
+
+    Subclasses give `__len__`, `key`, `image` and `read_captions`.
+    notes: what the reader noticed while it opened the data set.
+    split_sizes: pictures (or documents) of each split of the data set, as far as they are known.
+    data_set_size: pictures of all splits; None: those of this source.
+    """
+
+    row_name = "picture"
+    label_names: list[str] | None = None
+    name: str
+    fingerprint: str
+
+    def __init__(self, name: str, notes: ReadingNotes) -> None:
+        self.name, self.notes = name, notes
+        self.split = "train"
+        self.split_sizes: dict[str, int] = {}
+        self.data_set_size: int | None = None
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def key(self, row: int) -> str:
+        """The row's name in its source, and where it stands, for messages."""
+        raise NotImplementedError
+
+    def image(self, row: int) -> Image.Image:
+        """The picture, of any size and mode. Raises (anything) where it cannot be read."""
+        raise NotImplementedError
+
+    def read_captions(self, row: int, notes: ReadingNotes) -> list[str]:
+        """The row's captions, [] without; repairs and origins are counted in `notes`."""
+        raise NotImplementedError
+
+    def texts(self, row: int) -> list[str]:
+        """The row's captions, [] without."""
+        return self.read_captions(row, ReadingNotes())
+
+    def label(self, row: int) -> int:
+        """The row's class, -1 without."""
+        return -1
+
+    def attributes(self, row: int) -> dict[str, str] | None:
+        """Nothing is known about the scene."""
+        return None
+
+    def row_hashes(self, salt: str) -> np.ndarray:
+        """uint64 (n,): a hash of (salt, key) for each row."""
+        return hash_keys((self.key(row) for row in range(len(self))), salt)
+
+    def select(self, rows: np.ndarray) -> PictureSource:
+        """Some of the rows, int64, increasing."""
+        return self if len(rows) == len(self) else SelectedPictures(self, rows)
+
+    @cached_property
+    def summary(self) -> DataSummary:
+        """What the split holds. Reads every caption once, and no picture."""
+        return summarise(self)
+
+
+class SelectedPictures(PictureSource):
     """Some rows of another source, in the given order."""
 
-    def __init__(self, source: Any, rows: np.ndarray) -> None:
+    def __init__(self, source: PictureDataset, rows: np.ndarray) -> None:
+        super().__init__(source.name, getattr(source, "notes", ReadingNotes()))
         self.source, self.rows = source, rows
-        self.name: str = source.name
-        self.label_names: list[str] | None = source.label_names
+        self.label_names = source.label_names
         self.fingerprint = digest("selected", source.fingerprint, rows.tobytes())
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def key(self, row: int) -> str:
-        return self.source.key(int(self.rows[row]))
+        key = getattr(self.source, "key", None)
+        return key(int(self.rows[row])) if key is not None else f"row {self.rows[row]}"
 
     def image(self, row: int) -> Image.Image:
         return self.source.image(int(self.rows[row]))
 
-    def texts(self, row: int) -> list[str]:
-        return self.source.texts(int(self.rows[row]))
+    def read_captions(self, row: int, notes: ReadingNotes) -> list[str]:
+        number = int(self.rows[row])
+        return (
+            self.source.read_captions(number, notes)
+            if isinstance(self.source, PictureSource)
+            else self.source.texts(number)
+        )
 
     def label(self, row: int) -> int:
         return self.source.label(int(self.rows[row]))

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ import numpy as np
 from PIL import Image
 
 from tokenizer_image.pictures.dataset import PictureDataset
-from tokenizer_image.preprocessing import Preprocessing, preprocess
+from tokenizer_image.pictures.picture_files import allow_pixels
+from tokenizer_image.pictures.reading_notes import shown
+from tokenizer_image.preprocessing import Preprocessing, is_dark_16_bit, preprocess
 
 SHARD, SHARD_BYTES = 256, 2**24  # most pictures, and about the most bytes, per task of a worker
 MIN_PER_WORKER = 256  # starting a process takes about as long as decoding this many small pictures
@@ -31,6 +33,7 @@ class Reading:
 
     settings: Preprocessing
     sizes: tuple[tuple[int, int], ...]
+    max_image_pixels: int | None = None  # of the files; None: Pillow's limit
 
     @property
     def picture_bytes(self) -> int:
@@ -48,25 +51,38 @@ class Reading:
         return self.settings.num_channels, *self.sizes[which]
 
 
+@dataclass
+class DecodeResult:
+    """What decoding some rows gave.
+
+    size_numbers: uint8 (n,), the size of each row, by its number in `Reading.sizes`. unreadable: in order.
+    dark: how many pictures of 16 bits use the lowest of these alone, though their files do not say so.
+    """
+
+    size_numbers: np.ndarray
+    unreadable: Unreadable = field(default_factory=list)
+    dark: int = 0
+
+
 def decode_all(
     source: PictureDataset, reading: Reading, target: Path | None, num_workers: int, progress: bool
-) -> tuple[Unreadable, np.ndarray]:
-    """Decode every row, into `target` if given: the rows that could not be read, in order, and the size of each row,
-    uint8 (n,), by its number in `reading.sizes`."""
+) -> DecodeResult:
+    """Decode every row, into `target` if given."""
     from tqdm import tqdm
 
     step = min(SHARD, max(1, SHARD_BYTES // reading.picture_bytes))
     shards = [(start, min(start + step, len(source))) for start in range(0, len(source), step)]
     workers = min(num_workers, len(source) // MIN_PER_WORKER)
-    unreadable: Unreadable = []
-    which = np.zeros(len(source), np.uint8)
-    label = f"reading {source.name}"
+    result = DecodeResult(np.zeros(len(source), np.uint8))
+    label = f"reading {shown(source.name)}"
     with tqdm(total=len(source), desc=label, unit=" pictures", disable=not progress, mininterval=0.5) as bar:
-        for (start, stop), (failed, found) in _finished_shards(shards, source, reading, target, workers):
-            unreadable += failed
-            which[start:stop] = found
+        for (start, stop), part in _finished_shards(shards, source, reading, target, workers):
+            result.unreadable += part.unreadable
+            result.size_numbers[start:stop] = part.size_numbers
+            result.dark += part.dark
             bar.update(stop - start)
-    return sorted(unreadable), which
+    result.unreadable.sort()
+    return result
 
 
 def _finished_shards(
@@ -75,8 +91,8 @@ def _finished_shards(
     reading: Reading,
     target: Path | None,
     workers: int,
-) -> Iterator[tuple[tuple[int, int], tuple[Unreadable, np.ndarray]]]:
-    """Each shard's bounds, unreadable rows and sizes, as they get done."""
+) -> Iterator[tuple[tuple[int, int], DecodeResult]]:
+    """Each shard's bounds and result, in the order in which they are done."""
     if workers < 1:
         for shard in shards:
             yield shard, _decode_shard(source, reading, target, *shard)
@@ -104,6 +120,7 @@ _worker: tuple[Any, Reading, Path | None] | None = None  # what a worker process
 def _start_worker(source: PictureDataset, reading: Reading, target: Path | None) -> None:
     global _worker
     _worker = (source, reading, target)
+    allow_pixels(reading.max_image_pixels)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle, once
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -116,43 +133,45 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _worker_shard(start: int, stop: int) -> tuple[Unreadable, np.ndarray]:
+def _worker_shard(start: int, stop: int) -> DecodeResult:
     if _worker is None:
         raise RuntimeError("decoding worker was not started by decode_pictures")
     return _decode_shard(*_worker, start, stop)
 
 
-def _decode_shard(
-    source: PictureDataset, reading: Reading, target: Path | None, start: int, stop: int
-) -> tuple[Unreadable, np.ndarray]:
+def _decode_shard(source: PictureDataset, reading: Reading, target: Path | None, start: int, stop: int) -> DecodeResult:
     """Decode rows start..stop-1 and write them at their place in `target`.
 
     Written, not mapped: pages of a map would count as this process's memory.
     """
     block = np.zeros((stop - start, reading.picture_bytes), dtype=np.uint8)
-    which = np.zeros(stop - start, np.uint8)
-    failed: Unreadable = []
+    result = DecodeResult(np.zeros(stop - start, np.uint8))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about damaged metadata of single files: nobody can act on these
         for row in range(start, stop):
             try:
-                picture = decode_one(source, row, reading)
+                image = source.image(row)
+                picture = _decode(image, reading)
             except Exception as error:  # decoders of damaged files raise nearly anything
-                failed.append((row, " ".join(f"{type(error).__name__}: {error}".split())))
+                result.unreadable.append((row, " ".join(f"{type(error).__name__}: {error}".split())))
                 continue
-            which[row - start] = reading.sizes.index((picture.shape[1], picture.shape[2]))
+            result.dark += is_dark_16_bit(image)
+            result.size_numbers[row - start] = reading.sizes.index((picture.shape[1], picture.shape[2]))
             block[row - start, : picture.size] = picture.reshape(-1)
     if target is not None:
         with open(target, "r+b") as file:
             from_end = (start - len(source)) * reading.picture_bytes  # the pixels are the end of the file
             file.seek(from_end, os.SEEK_END)
             file.write(block.data)
-    return failed, which
+    return result
 
 
 def decode_one(source: PictureDataset, row: int, reading: Reading) -> np.ndarray:
     """One picture -> uint8 (C, H, W). Raises whatever the reader raises."""
-    image = source.image(row)
+    return _decode(source.image(row), reading)
+
+
+def _decode(image: Image.Image, reading: Reading) -> np.ndarray:
     _skip_detail(image, 4 * max(side for size in reading.sizes for side in size))
     return preprocess(image, reading.settings, reading.sizes)
 

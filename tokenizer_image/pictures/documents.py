@@ -9,15 +9,20 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tokenizer_image.pictures.sources import FolderPictures
-from tokenizer_image.pictures.table_columns import digest, file_identity
+from tokenizer_image.pictures.fingerprints import digest, file_identity, hash_keys
+from tokenizer_image.pictures.folder_files import FolderFiles
+from tokenizer_image.pictures.folder_pictures import FolderCaptions, FolderPictures
+from tokenizer_image.pictures.json_lines import json_lines
+from tokenizer_image.pictures.reading_notes import ReadingNotes
+from tokenizer_image.pictures.text_intake import clean_text
 
 DOCUMENTS_FILE = "documents.jsonl"
+FORM = '{"parts": [{"text": "..."}, {"image": "path.png"}, ...]}, or that list'
 
 
 class PictureDocument(NamedTuple):
@@ -31,30 +36,47 @@ class PictureDocument(NamedTuple):
     pictures: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class DocumentLine:
+    """One line as it is read: where it stands, its parts ("t" or "i" each), and their texts and paths."""
+
+    place: str
+    order: str
+    contents: tuple[str, ...]
+
+
 class DocumentFile:
-    """The documents of one split: `files` are its documents.jsonl, relative to `root`.
+    """The documents of one split: `names` are its documents.jsonl, relative to the root of `files`.
 
     Raises ValueError that names file and line: not JSON, not a list of parts, a part that is neither text nor image,
     a document of nothing.
     """
 
-    def __init__(self, root: Path, files: list[str], *, name: str) -> None:
-        self.root, self.name = root, name
-        self._documents: list[tuple[str, str, tuple[str, ...]]] = []  # (place, order, texts and paths as they come)
-        for file in files:
-            for number, line in _lines(root / file):
-                place = f"{file}, line {number}"
-                order, parts = _read_parts(line, f"{root / file}, line {number}", posixpath.dirname(file))
-                self._documents.append((place, order, parts))
+    row_name = "document"
+
+    def __init__(self, files: FolderFiles, names: list[str], *, name: str, notes: ReadingNotes) -> None:
+        self.root, self.name, self.notes = files.root, name, notes
+        self._documents: list[DocumentLine] = []
+        for file in names:
+            # Places name the file as the rows' keys do, so they stay the same wherever the folder lies.
+            for place, value in json_lines(self.root / file, f"A line is one document: {FORM}", notes):
+                order, contents = _read_parts(value, place, posixpath.dirname(file), files, notes)
+                key = f"{file}{place[len(str(self.root / file)) :]}"
+                self._documents.append(DocumentLine(key, order, contents))
         if not self._documents:
-            raise ValueError(f"{name} holds no documents: {', '.join(files)} has no lines")
-        self.fingerprint = digest("documents", [(file, *file_identity(root / file)) for file in files])
+            raise ValueError(f"{name} holds no documents: {', '.join(names)} has no lines")
+        self.fingerprint = digest("documents", [(file, *file_identity(self.root / file)) for file in names])
 
     def __len__(self) -> int:
         return len(self._documents)
 
-    def key(self, row: int) -> str:
-        return self._documents[row][0]
+    def row_hashes(self, salt: str) -> np.ndarray:
+        """uint64 (n,): a hash of (salt, place) for each document."""
+        return hash_keys((document.place for document in self._documents), salt)
+
+    def select(self, rows: np.ndarray) -> DocumentPictures:
+        """The pictures of some documents, int64, increasing."""
+        return self.part(rows if len(rows) < len(self) else None)
 
     def part(self, rows: np.ndarray | None = None) -> DocumentPictures:
         """These documents (default: all) and the pictures that they name, each picture once."""
@@ -63,16 +85,20 @@ class DocumentFile:
         places: list[str] = []
         documents = []
         for row in chosen:
-            place, order, parts = self._documents[row]
+            document = self._documents[row]
             pictures = []
-            for kind, content in zip(order, parts, strict=True):
+            for kind, content in zip(document.order, document.contents, strict=True):
                 if kind == "i":
                     pictures.append(numbers.setdefault(content, len(numbers)))
                     if len(numbers) > len(places):
-                        places.append(place)
-            texts = tuple(content for kind, content in zip(order, parts, strict=True) if kind == "t")
-            documents.append(PictureDocument(order, texts, tuple(pictures)))
-        return DocumentPictures(self, list(numbers), places, documents, None if rows is None else rows)
+                        places.append(document.place)
+            texts = tuple(c for kind, c in zip(document.order, document.contents, strict=True) if kind == "t")
+            documents.append(PictureDocument(document.order, texts, tuple(pictures)))
+        part = DocumentPictures(self, list(numbers), places, documents, None if rows is None else rows)
+        part.data_set_size = len(
+            {c for d in self._documents for k, c in zip(d.order, d.contents, strict=True) if k == "i"}
+        )
+        return part
 
 
 class DocumentPictures(FolderPictures):
@@ -89,7 +115,7 @@ class DocumentPictures(FolderPictures):
         documents: list[PictureDocument],
         rows: np.ndarray | None,
     ) -> None:
-        super().__init__(file.root, paths, name=file.name)
+        super().__init__(file.root, paths, name=file.name, captions=FolderCaptions(), notes=file.notes)
         self.documents, self._places = documents, places
         self._file: DocumentFile | None = file
         self._rows = np.arange(len(file)) if rows is None else rows
@@ -105,50 +131,37 @@ class DocumentPictures(FolderPictures):
             raise ValueError("a copy of DocumentPictures in a worker process has no documents")
         return self._file.part(self._rows[rows])
 
+    def document_texts(self) -> Iterator[tuple[str, ...]]:
+        """Texts of each document."""
+        return (document.texts for document in self.documents)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "documents": [], "_places": [], "_file": None, "_rows": None}
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their numbers from 1."""
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, line
-
-
-def _read_parts(line: str, place: str, folder: str) -> tuple[str, tuple[str, ...]]:
+def _read_parts(
+    value: Any, place: str, folder: str, files: FolderFiles, notes: ReadingNotes
+) -> tuple[str, tuple[str, ...]]:
     """(order, contents) of one line; blank texts are left out, paths are made relative to the data set's folder."""
-    form = '{"parts": [{"text": "..."}, {"image": "path.png"}, ...]}, or that list'
-    try:
-        found = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{place}, is not JSON: {error}. A line is one document: {form}") from error
-    parts = found.get("parts") if isinstance(found, dict) else found
+    parts = value.get("parts") if isinstance(value, dict) else value
     if not isinstance(parts, list):
-        raise ValueError(f"{place}: {line.strip()[:60]!r} is no document; it should be {form}")
+        raise ValueError(f"{place}: {json.dumps(value):.60} is no document; it should be {FORM}")
     order, contents = "", []
     for index, part in enumerate(parts, start=1):
         kinds = [kind for kind in ("text", "image") if isinstance(part, dict) and isinstance(part.get(kind), str)]
         if len(kinds) != 1:
             raise ValueError(
-                f"{place}: part {index} is {json.dumps(part)[:60]}; it should have either a text or an image, "
+                f"{place}: part {index} is {json.dumps(part):.60}; it should have either a text or an image, "
                 'e.g. {"text": "..."} or {"image": "path.png"}'
             )
         content = part[kinds[0]]
+        if kinds[0] == "image" and (not content.strip() or "\0" in content):
+            raise ValueError(f"{place}: part {index} names no picture (image is {content!r}); leave the part out")
+        content = clean_text(content, place, notes) if kinds[0] == "text" else content
         if not content.strip():
-            if kinds[0] == "image":
-                raise ValueError(f"{place}: part {index} names no picture (image is {content!r}); leave the part out")
             continue
         order += kinds[0][0]
-        contents.append(content if kinds[0] == "text" else _inside(folder, content, place))
+        contents.append(content if kinds[0] == "text" else files.resolve(folder, content, place))
     if not order:
         raise ValueError(f"{place}: the document is empty; give it a text or an image, or leave the line out")
     return order, tuple(contents)
-
-
-def _inside(folder: str, file: str, place: str) -> str:
-    path = posixpath.normpath(posixpath.join(folder, file.replace("\\", "/")))
-    if posixpath.isabs(path) or path.startswith("../"):
-        raise ValueError(f"{place}: the picture {file!r} is outside of the data set's folder; put it inside")
-    return path

@@ -7,18 +7,18 @@ picture once; `preprocess`, `to_pixel_values` and `postprocess` are the one way 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from tokenizer_image.pictures.dataset import PictureDataset, SelectedPictures
-from tokenizer_image.pictures.documents import DocumentFile, DocumentPictures
-from tokenizer_image.pictures.folders import Opener, open_path, table_splits
+from tokenizer_image.pictures.columns import Columns
+from tokenizer_image.pictures.dataset import PictureDataset, PictureSource, SelectedPictures
+from tokenizer_image.pictures.documents import DocumentPictures
+from tokenizer_image.pictures.opening import open_path
 from tokenizer_image.pictures.pixel_cache import DecodedPictures, decode_pictures
-from tokenizer_image.pictures.sources import hashed_order
-from tokenizer_image.pictures.table_columns import Columns
+from tokenizer_image.pictures.reading_notes import ReadingNotes, shown
+from tokenizer_image.pictures.splits import SplitFiles, choose_split, hashed_order, part_rows, split_sizes
+from tokenizer_image.pictures.tables import table_splits
 from tokenizer_image.preprocessing import Preprocessing, postprocess, preprocess, to_pixel_values
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "to_pixel_values",
 ]
 
-HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 2_000  # of a source that has no validation split of its own
 WHAT_IT_MAY_BE = (
     "--dataset takes `sprites`, a folder or file on this machine, or `owner/name` (or "
     "`owner/name:configuration`) on the Hub."
@@ -54,10 +53,10 @@ def load_pictures(
 ) -> PictureDataset:
     """One split of the built-in world ("sprites"), of a local folder or file, or of a data set on the Hub.
 
-    - A folder may hold pictures with `metadata.jsonl` or `metadata.csv` (a `file_name` column, relative to
-      that file, and a column of captions; lines with the same `file_name` are captions of one picture);
-      pictures beside `.txt` files of the same name (one caption per line); one folder of pictures per class;
-      Parquet files; WebDataset tars; or what `datasets` saved by `save_to_disk`. A Hub data set is
+    - A folder may hold pictures with `metadata.jsonl`, `.csv`, `.tsv` or `.parquet` (a `file_name` column, relative to
+      that file or to the folder, and a column of captions; lines with the same `file_name` are captions of one
+      picture); pictures beside `.txt` or `.caption` files of the same name (one caption per line); one folder of
+      pictures per class; Parquet files; WebDataset tars; or what `datasets` saved by `save_to_disk`. A Hub data set is
       `owner/name`, or `owner/name:configuration`. A folder called sprites is `./sprites`.
     - A folder with `documents.jsonl` holds interleaved documents (`pictures/documents.py`): what comes back are
       their pictures, each once, with the documents in `documents`. Splits, held-out rows and `max_examples` are
@@ -65,7 +64,10 @@ def load_pictures(
     - Captions come from `caption_column`: a column of texts or of lists of texts, a key of a tar's `.json`
       members, or a column of class labels; by default from the usual names (caption, text, prompt, ...),
       else they are the class's name, underscores turned into spaces.
-    - Splits are told by the names of folders and files (train/, validation/, data/test-00000.parquet, ...).
+    - Texts may be UTF-8, UTF-16 with its mark or Windows-1252; names match in any Unicode form and case where that is
+      unambiguous. What is repaired, left out or doubtful is in the source's `summary` (`DataSummary`).
+    - Nothing outside of the folder is read: paths and links that lead out of it are refused or left out.
+    - Splits are those that names of folders and files say (train/, validation/, data/test-00000.parquet, ...).
       "validation" is the source's own, else its test split. A source that has neither gives up the rows
       that come first in a hashed order: 5%, at most 2,000, at least 1; the same rows whatever the seed.
       "test" and other names are for splits that the source has.
@@ -83,32 +85,37 @@ def load_pictures(
     if dataset == "sprites":
         return _sprites(split, max_examples, seed, image_size)
     splits = _open(dataset, Columns(image_column, caption_column))
-    chosen, part = _choose_split(dataset, list(splits), split)
-    source = splits[chosen]()
-    rows = np.arange(len(source), dtype=np.int64)
-    if part != "all":
-        rows = _part(source, part)
+    chosen, part = choose_split(dataset, list(splits), split)
+    whole = splits[chosen].open()
+    rows = part_rows(whole, part)
+    sizes = split_sizes(splits, chosen, len(whole))
     if max_examples is not None and max_examples < len(rows):
-        order = hashed_order(source, f"max_examples {seed}")
+        order = hashed_order(whole, f"max_examples {seed}")
         rows = np.sort(order[np.isin(order, rows)][:max_examples])
-    if isinstance(source, DocumentFile):
-        source = source.part(rows if len(rows) < len(source) else None)
-    elif len(rows) < len(source):
-        source = SelectedPictures(source, rows)
-    if need_captions and not any(_texts(source)):
-        raise ValueError(
-            f"{dataset} has no captions. Name their column by --caption_column, or put a .txt file of the "
-            "same name beside each picture, or the pictures of each class into a folder of its own; or train "
-            "without captions by --unconditional"
-        )
+    source = whole.select(rows)
+    source.split, source.split_sizes = split, sizes | {split: len(rows)}
+    if source.data_set_size is None:
+        source.data_set_size = sum(source.split_sizes.values())
+    if need_captions:
+        _check_captions(source, caption_column)
     return source
 
 
-def _texts(source: Any) -> Iterator[Sequence[str]]:
-    """Texts of each row, or of each document."""
+def _check_captions(source: PictureSource, caption_column: str | None) -> None:
+    """Raise ValueError unless a picture, or a document, has a text."""
     if isinstance(source, DocumentPictures):
-        return (document.texts for document in source.documents)
-    return (source.texts(row) for row in range(len(source)))
+        captioned = any(source.document_texts())
+    else:
+        captioned = any(source.texts(row) for row in range(len(source)))
+    if captioned:
+        return
+    why = "".join(f"; {warning}" for warning in source.summary.warnings[:3])
+    column = "" if caption_column is None else f" in {caption_column!r} (--caption_column)"
+    raise ValueError(
+        f"{source.name} has no captions{column}{why}. Name their column by --caption_column, or put a .txt file of the "
+        "same name beside each picture, or the pictures of each class into a folder of its own; or train "
+        "without captions by --unconditional"
+    )
 
 
 def _sprites(split: str, max_examples: int | None, seed: int, image_size: int | None) -> PictureDataset:
@@ -125,27 +132,30 @@ def _sprites(split: str, max_examples: int | None, seed: int, image_size: int | 
 # ---- what `dataset` names
 
 
-def _open(dataset: str, columns: Columns) -> dict[str, Opener]:
-    """{split: function that returns its source}."""
+def _open(dataset: str, columns: Columns) -> dict[str, SplitFiles]:
+    """The splits of what `dataset` names."""
     path = Path(dataset).expanduser()
+    notes = ReadingNotes()
     if path.exists():
-        return open_path(path, dataset, columns)
+        return open_path(path, dataset, columns, notes)
     name = HUB_NAME.fullmatch(dataset)
     in_a_folder_here = len(path.parts) > 1 and path.parent.is_dir()
     if name is None or in_a_folder_here:
         raise ValueError(f"dataset {dataset!r} does not exist{_neighbours(path)}. {WHAT_IT_MAY_BE}")
-    return _open_hub(dataset, name["name"], name["config"], columns)
+    return _open_hub(dataset, name["name"], name["config"], columns, notes)
 
 
 def _neighbours(path: Path) -> str:
     """ "; in FOLDER there are: ..." for the nearest folder above `path` that exists."""
     folder = next(parent for parent in path.absolute().parents if parent.is_dir())
-    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    names = sorted(shown(entry.name) for entry in folder.iterdir() if not entry.name.startswith("."))
     more = ", ..." if len(names) > 12 else ""
     return f"; in {folder} there are: {', '.join(names[:12])}{more}" if names else f"; {folder} is empty"
 
 
-def _open_hub(dataset: str, name: str, config: str | None, columns: Columns) -> dict[str, Opener]:
+def _open_hub(
+    dataset: str, name: str, config: str | None, columns: Columns, notes: ReadingNotes
+) -> dict[str, SplitFiles]:
     from datasets import load_dataset
 
     try:
@@ -155,29 +165,4 @@ def _open_hub(dataset: str, name: str, config: str | None, columns: Columns) -> 
             f"dataset {dataset!r} is nothing on this machine and could not be loaded from the Hub "
             f"({type(error).__name__}: {error}). {WHAT_IT_MAY_BE}"
         ) from error
-    return table_splits(tables, dataset, columns)
-
-
-# ---- which rows
-
-
-def _choose_split(dataset: str, present: list[str], wanted: str) -> tuple[str, str]:
-    """(split of the source, "all" | "kept" | "held out") for the split that is asked for."""
-    own_validation = next((split for split in ("validation", "test") if split in present), None)
-    if wanted == "validation" and own_validation:
-        return own_validation, "all"
-    if wanted in ("train", "validation") and "train" in present:
-        return "train", "all" if own_validation else ("kept" if wanted == "train" else "held out")
-    if wanted in present:
-        return wanted, "all"
-    raise ValueError(f"dataset {dataset!r} has no split {wanted!r}; it has: {', '.join(sorted(present))}")
-
-
-def _part(source: Any, part: str) -> np.ndarray:
-    """Rows of "kept" or "held out": the held-out ones come first in an order that depends on names alone."""
-    if len(source) < 2:
-        what = "document" if isinstance(source, DocumentFile) else "picture"
-        raise ValueError(f"{source.name} holds {len(source)} {what}; 2 are needed, one of them for validation")
-    count = max(1, min(int(len(source) * HELD_OUT_SHARE), HELD_OUT_MOST))
-    order = hashed_order(source, "validation")
-    return np.sort(order[:count] if part == "held out" else order[count:])
+    return table_splits(tables, dataset, columns, notes)

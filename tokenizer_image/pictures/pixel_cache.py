@@ -11,8 +11,6 @@ import json
 import math
 import os
 import shutil
-import socket
-import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +20,9 @@ import numpy as np
 
 from tokenizer_image.pictures.dataset import PictureDataset
 from tokenizer_image.pictures.decode_workers import Reading, Unreadable, decode_all, decode_one
+from tokenizer_image.pictures.picture_files import allow_pixels
+from tokenizer_image.pictures.reading_notes import shown
+from tokenizer_image.pictures.written_aside import replace_folder, written_aside
 from tokenizer_image.preprocessing import Preprocessing
 
 FORMAT_VERSION = 1
@@ -37,6 +38,7 @@ def decode_pictures(
     num_workers: int = 0,
     max_unreadable_share: float = 0.01,
     max_bytes: int = DEFAULT_MAX_BYTES,
+    max_image_pixels: int | None = None,
     progress: bool = True,
 ) -> DecodedPictures:
     """Read every picture of `source` once -> uint8 pictures (n, C, H, W) in a memory-mapped file.
@@ -49,21 +51,28 @@ def decode_pictures(
     num_workers: worker processes (0: this process). They are spawned, so call this below
     `if __name__ == "__main__":` in a script of your own.
 
+    max_image_pixels: the largest picture that is decoded (default: Pillow's limit, 178,956,970 pixels); a larger JPEG
+    is read at an eighth of its size. The limit holds for the process.
+
     Pictures that cannot be read are skipped, counted, and listed with the reason in `unreadable.txt` there.
-    Raises ValueError when their share exceeds `max_unreadable_share`, or when none can be read.
+    Raises ValueError when their share of all pictures in the data set, with its other splits, exceeds
+    `max_unreadable_share` (a single one is always let pass, unless that is 0), or when none can be read.
     """
     if not 0.0 <= max_unreadable_share <= 1.0:
         raise ValueError(f"--max_unreadable_share must be between 0 and 1, got {max_unreadable_share}")
     if len(source) == 0:
         raise ValueError(f"{source.name} holds no pictures")
     square = (settings.image_size, settings.image_size)
-    reading = Reading(settings, tuple(sizes) or (square,))
+    reading = Reading(settings, tuple(sizes) or (square,), max_image_pixels)
+    allow_pixels(max_image_pixels)
     folder = cache_root(cache_folder) / "pictures" / _key(source, reading)
     whole = _read_manifest(folder, source, reading)
-    if whole is None or not _worth_reusing(whole, folder, max_bytes, max_unreadable_share):
+    if whole is None or not _worth_reusing(whole, source, folder, max_bytes, max_unreadable_share):
         whole = _fill(folder, source, reading, num_workers, max_bytes, progress)
     decoded = DecodedPictures(folder, reading, whole, source, num_workers)
     _complain(decoded, source, max_unreadable_share, progress)
+    if progress:
+        _tell_dark(decoded, source)
     return decoded
 
 
@@ -73,6 +82,7 @@ class DecodedPictures:
     sizes: the (height, width) that there are. which: uint8 (n,), each picture's, by its number in `sizes`.
 
     rows: int64 (n,), the row of `source` that each came from, increasing. unreadable: [(row, reason), ...].
+    dark: how many pictures of 16 bits use the lowest of these alone.
     stored: whether the pixels are in the file (then `pictures` is the memory map) or decoded on demand.
     """
 
@@ -88,8 +98,9 @@ class DecodedPictures:
         self.reading, self.settings, self.sizes = reading, reading.settings, reading.sizes
         self.stored: bool = manifest["stored"]
         self.rows: np.ndarray = np.load(folder / "rows.npy")
-        one = len(self.sizes) == 1
-        self.which: np.ndarray = np.zeros(len(self.rows), np.uint8) if one else np.load(folder / "which.npy")
+        square = len(self.sizes) == 1
+        self.which: np.ndarray = np.zeros(len(self.rows), np.uint8) if square else np.load(folder / "which.npy")
+        self.dark: int = manifest.get("dark", 0)
         self.unreadable: Unreadable = [(int(row), reason) for row, reason in manifest["unreadable"]]
         self._source = None if self.stored else source
         self._num_threads = num_threads
@@ -128,8 +139,8 @@ class DecodedPictures:
         positions = np.asarray(indices, dtype=np.int64)
         which = np.unique(self.which[positions])
         if len(which) > 1:
-            found = ", ".join(f"{height}x{width}" for height, width in (self.sizes[i] for i in which))
-            raise ValueError(f"a batch of pictures of several sizes ({found}): ask for those of one size at a time")
+            listed = ", ".join(f"{height}x{width}" for height, width in (self.sizes[i] for i in which))
+            raise ValueError(f"a batch of pictures of several sizes ({listed}): ask for those of one size at a time")
         if self._source is None:
             shape = self.reading.picture_shape(int(which[0]) if len(which) else 0)
             rows = np.asarray(self.pictures[positions]).reshape(len(positions), -1)
@@ -182,10 +193,12 @@ def _read_manifest(folder: Path, source: PictureDataset, reading: Reading) -> di
         return None
 
 
-def _worth_reusing(manifest: dict[str, Any], folder: Path, max_bytes: int, max_share: float) -> bool:
+def _worth_reusing(
+    manifest: dict[str, Any], source: PictureDataset, folder: Path, max_bytes: int, max_share: float
+) -> bool:
     """False where another try may be better: too many pictures failed, or now their pixels can be stored."""
     size = manifest["num_rows"] * manifest["picture_bytes"]
-    readable_enough = len(manifest["unreadable"]) <= max_share * manifest["num_rows"]
+    readable_enough = not _too_many(len(manifest["unreadable"]), _data_set_size(source), max_share)
     return readable_enough and (manifest["stored"] or not _fits(folder, size, max_bytes))
 
 
@@ -208,26 +221,22 @@ def _fill(
     stored = _fits(folder, len(source) * picture_bytes, max_bytes)
     if not stored and progress:
         print(
-            f"{source.name}: {len(source):,} pictures need {len(source) * picture_bytes / 1e9:.1f} GB, more "
+            f"{shown(source.name)}: {len(source):,} pictures need {len(source) * picture_bytes / 1e9:.1f} GB, more "
             "than max_bytes or the free disk space allows: checking them once, then decoding on the fly",
             flush=True,
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(folder)
-    work = folder.with_name(f"{folder.name}.tmp-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}")
-    work.mkdir()
-    try:
+    with written_aside(folder) as work:
         target = work / "pictures.npy" if stored else None
         if target is not None:
             np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=reading.file_shape(len(source)))
-        unreadable, which = decode_all(source, reading, target, num_workers, progress)
-        rows = np.setdiff1d(np.arange(len(source), dtype=np.int64), [row for row, _ in unreadable])
-        if target is not None and unreadable:
+        result = decode_all(source, reading, target, num_workers, progress)
+        rows = np.setdiff1d(np.arange(len(source), dtype=np.int64), [row for row, _ in result.unreadable])
+        if target is not None and result.unreadable:
             _keep_rows(target, rows)
         np.save(work / "rows.npy", rows)
         if len(reading.sizes) > 1:
-            np.save(work / "which.npy", which[rows])
-        _write_unreadable(work / "unreadable.txt", source, unreadable)
+            np.save(work / "which.npy", result.size_numbers[rows])
+        _write_unreadable(work / "unreadable.txt", source, result.unreadable)
         manifest = {
             "format_version": FORMAT_VERSION,
             "source": source.name,
@@ -237,35 +246,15 @@ def _fill(
             "num_rows": len(source),
             "picture_bytes": picture_bytes,
             "stored": stored,
-            "unreadable": unreadable,
+            "unreadable": result.unreadable,
+            "dark": result.dark,
             "bytes": {path.name: path.stat().st_size for path in sorted(work.iterdir())},
         }
         (work / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-        _publish(work, folder, source, reading)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        present = _read_manifest(folder, source, reading)
+        if present is None or present != _read_manifest(work, source, reading):  # else another process was as quick
+            replace_folder(work, folder)
     return json.loads(json.dumps(manifest))
-
-
-def _publish(work: Path, folder: Path, source: PictureDataset, reading: Reading) -> None:
-    """Give the finished folder its name, unless another process has just done the same work."""
-    theirs = _read_manifest(folder, source, reading)
-    ours = _read_manifest(work, source, reading)
-    if theirs is not None and theirs == ours:
-        return
-    if folder.exists():  # a folder that is not whole, or one without the pixels
-        shutil.rmtree(folder)
-    os.rename(work, folder)
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Delete what a killed process of this machine left of the same pictures."""
-    import psutil
-
-    for path in folder.parent.glob(f"{folder.name}.tmp-{socket.gethostname()}-*"):
-        pid = path.name.rsplit("-", 2)[1]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _keep_rows(path: Path, rows: np.ndarray) -> None:
@@ -282,7 +271,7 @@ def _keep_rows(path: Path, rows: np.ndarray) -> None:
 
 def _write_unreadable(path: Path, source: PictureDataset, unreadable: Unreadable) -> None:
     lines = [f"{row}\t{_place(source, row)}\t{reason}\n" for row, reason in unreadable]
-    path.write_text("".join(lines), encoding="utf-8")
+    path.write_text(shown("".join(lines)), encoding="utf-8")
 
 
 def _place(source: PictureDataset, row: int) -> str:
@@ -291,15 +280,21 @@ def _place(source: PictureDataset, row: int) -> str:
     return str(key(row)) if callable(key) else f"row {row}"
 
 
+def _too_many(unreadable: int, total: int, max_share: float) -> bool:
+    """Whether more pictures than the allowed share cannot be read. One is let pass in any data set, unless the share
+    is zero: of fewer than a hundred pictures, it would be more than one in a hundred."""
+    return unreadable > total * max_share and not (unreadable == 1 and max_share > 0)
+
+
 def _complain(decoded: DecodedPictures, source: PictureDataset, max_share: float, progress: bool) -> None:
-    """Say how many pictures were skipped; ValueError when they are too many."""
-    count, total = len(decoded.unreadable), len(decoded.unreadable) + len(decoded)
+    """Say how many pictures were skipped; ValueError when they are too many of all in the data set."""
+    count, total = len(decoded.unreadable), _data_set_size(source)
     if count == 0:
         return
     listing = decoded.folder / "unreadable.txt"
-    summary = f"{source.name}: {count:,} of {total:,} pictures ({count / total:.1%}) cannot be read"
-    if count / total > max_share or len(decoded) == 0:
-        examples = "\n".join(f"  {_place(source, row)}: {why}" for row, why in decoded.unreadable[:3])
+    summary = f"{shown(source.name)}: {count:,} of {total:,} pictures ({count / total:.1%}) cannot be read"
+    if _too_many(count, total, max_share) or len(decoded) == 0:
+        examples = "\n".join(f"  {shown(_place(source, row))}: {shown(why)}" for row, why in decoded.unreadable[:3])
         remedy = (
             f"Repair or remove them, or raise --max_unreadable_share (now {max_share:g}) to go on without."
             if len(decoded)
@@ -308,3 +303,18 @@ def _complain(decoded: DecodedPictures, source: PictureDataset, max_share: float
         raise ValueError(f"{summary}:\n{examples}\nAll are listed in {listing}. {remedy}")
     if progress:
         print(f"{summary} and are left out; listed in {listing}", flush=True)
+
+
+def _data_set_size(source: PictureDataset) -> int:
+    """Pictures of all splits of the data set, as far as the source knows."""
+    return max(getattr(source, "data_set_size", None) or 0, len(source))
+
+
+def _tell_dark(decoded: DecodedPictures, source: PictureDataset) -> None:
+    """Say that pictures of 16 bits come out nearly black, where their files do not tell how many bits they use."""
+    if decoded.dark and decoded.settings.sixteen_bit == "full":
+        print(
+            f"WARNING: {shown(source.name)}: {decoded.dark:,} pictures of 16 bits use a sixteenth of that range "
+            "at most and are nearly black; --sixteen_bit data stretches each by its own brightest pixel",
+            flush=True,
+        )

@@ -1,0 +1,64 @@
+"""Which column of a data set holds what: the usual names, and the columns that the user names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tokenizer_image.pictures.reading_notes import ReadingNotes
+
+CAPTION_NAMES = (
+    "caption", "captions", "text", "texts", "txt", "prompt", "prompts", "description", "descriptions",
+    "sentence", "sentences", "sentences_raw", "raw", "alt_text", "title", "json",
+)  # fmt: skip
+IMAGE_NAMES = (
+    "image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes",
+    "images", "pictures", "photos",
+)  # fmt: skip
+FILE_NAMES = ("file_name", "filename", "file", "image", "image_path", "path")  # in metadata.jsonl and .csv
+LABEL_NAMES = ("label", "labels", "class", "cls", "category", "fine_label")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that the user named by --image_column and --caption_column; None: those with usual names."""
+
+    image: str | None = None
+    caption: str | None = None
+
+
+def check_column(columns: Sequence[str], wanted: str, option: str, source: str) -> str:
+    """`wanted`, which the option `option` names. ValueError that lists `columns` if it is not one of them."""
+    if wanted not in columns:
+        raise ValueError(f"{source} has no column {wanted!r} (--{option}); it has: {', '.join(columns)}")
+    return wanted
+
+
+def usual_column(columns: Sequence[str], names: Iterable[str]) -> str | None:
+    """The column that has the first of the usual `names`, in any case; None if none has."""
+    by_name = {column.lower(): column for column in reversed(columns)}
+    return next((by_name[name] for name in names if name in by_name), None)
+
+
+def caption_columns(columns: Sequence[str], source: str, notes: ReadingNotes) -> list[str]:
+    """The columns with usual names for captions: the first of them and its numbered ones (caption, caption_1, ...).
+
+    Other columns whose names are usual for captions too are named in a warning.
+    """
+    numbered: dict[str, list[tuple[int, str]]] = {}
+    for column in columns:
+        base, number = re.fullmatch(r"(.*?)(?:[ _-]?(\d+))?", column.lower(), re.DOTALL).groups()  # type: ignore[union-attr]
+        if base in CAPTION_NAMES:
+            numbered.setdefault(base, []).append((-1 if number is None else int(number), column))
+    if not numbered:
+        return []
+    chosen = min(numbered, key=CAPTION_NAMES.index)
+    others = [column for base, entries in numbered.items() if base != chosen for _, column in entries]
+    used = [column for _, column in sorted(numbered[chosen])]
+    if others:
+        notes.warn(
+            f"{source}: captions are read from {', '.join(used)}; {', '.join(others)} not used "
+            "(--caption_column chooses)"
+        )
+    return used

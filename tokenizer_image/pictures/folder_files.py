@@ -1,0 +1,135 @@
+"""The files below a data set's folder, and the one place where a name in a text is matched with one of them."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import unicodedata
+import urllib.parse
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tokenizer_image.pictures.reading_notes import ReadingNotes, shown
+
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+
+
+class FolderFiles:
+    """The files of a data set, by their paths relative to `root` with "/"."""
+
+    def __init__(self, root: Path, files: Iterable[str]) -> None:
+        self.root = root
+        self.files = sorted(files)
+        self._exact = set(self.files)
+        self._folded: dict[str, list[str]] | None = None
+
+    def find(self, *names: str) -> str | None:
+        """The file that has one of these paths: exactly, else in another Unicode form (NFC, NFD), else in another case
+        too, as far as that is one file alone."""
+        for name in names:
+            if name in self._exact:
+                return name
+        if self._folded is None:
+            self._folded = {}
+            for file in self.files:
+                self._folded.setdefault(_folded(file), []).append(file)
+        for name in names:
+            candidates = self._folded.get(_folded(name), [])
+            normal = unicodedata.normalize("NFC", name)
+            same_case = [file for file in candidates if unicodedata.normalize("NFC", file) == normal]
+            for matches in (same_case, candidates):
+                if len(matches) == 1:
+                    return matches[0]
+        return None
+
+    def resolve(self, folder: str, name: str, place: str) -> str:
+        """The file that a text means which lies in `folder` (relative to the root): its path relative to the root.
+
+        The name may be relative to that folder or to the root, absolute inside the root, have Windows separators, or be
+        percent-encoded. A file that is not there is its path relative to `folder`.
+
+        Raises:
+            ValueError: the name lies outside of the root. The message begins with `place`.
+        """
+        spellings = list(dict.fromkeys([name, name.replace("\\", "/"), urllib.parse.unquote(name.replace("\\", "/"))]))
+        paths = [path for spelling in spellings for path in self._paths(folder, spelling)]
+        inside = [path for path in paths if not outside(path)]
+        if not inside:
+            raise ValueError(
+                f"{place}: the picture {shown(name)!r} is outside of the data set's folder. "
+                f"Nothing outside of the folder {self.root} is read: put the picture inside"
+            )
+        return self.find(*inside) or inside[0]
+
+    def _paths(self, folder: str, name: str) -> list[str]:
+        """What a name may mean, as paths relative to the root; those outside of it begin with "/" or "../"."""
+        if posixpath.isabs(name):
+            for root in (os.path.abspath(self.root), os.path.realpath(self.root)):
+                relative = os.path.relpath(posixpath.normpath(name), root)
+                if not outside(relative):
+                    return [relative]
+            return [name]
+        if len(name) > 2 and name[1] == ":" and name[2] in "/\\":  # C:\pictures\a.png
+            return [f"/{name}"]
+        return [posixpath.normpath(posixpath.join(folder, name)), posixpath.normpath(name)]
+
+
+def outside(path: str) -> bool:
+    """Whether a normal path relative to a folder leaves it."""
+    return posixpath.isabs(path) or path == ".." or path.startswith("../")
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def files_below(root: Path, notes: ReadingNotes) -> Iterator[str]:
+    """Paths of the files below `root`, relative, with "/".
+
+    Hidden names and systems' own folders are passed over. Links are followed inside of `root`; a link out of it is left
+    out, as nothing outside of the folder is read (but for the store of the Hub's cache, which its snapshots link to).
+    """
+    seen: set[str] = set()
+    allowed = _roots(root)
+    folders = [""]
+    while folders:
+        relative = folders.pop()
+        real = os.path.realpath(root / relative)
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            entries = sorted(os.scandir(root / relative), key=lambda entry: entry.name)
+        except OSError as error:
+            notes.warn(f"the folder {root / relative} cannot be listed ({error.strerror}), so its files are not read")
+            continue
+        for entry in entries:
+            path = f"{relative}/{entry.name}" if relative else entry.name
+            if entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS:
+                continue
+            if entry.is_symlink() and not _within(os.path.realpath(entry.path), allowed):
+                notes.leave_out(path, "a link out of the folder; copy in what it points to")
+            elif entry.is_dir():
+                folders.append(path)
+            elif entry.is_file():
+                yield path
+            else:
+                notes.leave_out(path, "a broken link" if entry.is_symlink() else "not a file")
+
+
+def _roots(root: Path) -> list[str]:
+    """The folders that files of a data set may lie in."""
+    real = Path(os.path.realpath(root))
+    return [str(real), *([str(real.parent.parent / "blobs")] if real.parent.name == "snapshots" else [])]
+
+
+def _within(path: str, folders: list[str]) -> bool:
+    return any(path == folder or path.startswith(folder + os.sep) for folder in folders)
+
+
+def real_path_inside(root: Path, path: str) -> Path:
+    """`root / path`. Raises ValueError where that is outside of `root`, be it by "..", or by a link."""
+    real = os.path.realpath(root / path)
+    if not _within(real, _roots(root)):
+        raise ValueError(f"{shown(path)!r} is outside of the data set's folder, {root}")
+    return root / path

@@ -1,0 +1,69 @@
+"""What readers notice while they read a data set: repairs, what they leave out, and warnings."""
+
+from __future__ import annotations
+
+import copy
+import posixpath
+from dataclasses import dataclass, field
+
+NUM_EXAMPLES = 3
+
+
+@dataclass
+class Tally:
+    """How often something happened, and the first few places where it did."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, place: str) -> None:
+        self.count += 1
+        if len(self.examples) < NUM_EXAMPLES:
+            self.examples.append(shown(place))
+
+
+@dataclass
+class ReadingNotes:
+    """Every reader of a data set fills these; `DataSummary` prints them.
+
+    repairs: texts and names that were mended, by kind.
+    left_out: files, by (ending, reason); captions that are not used are under the ending "caption".
+    caption_origins: pictures whose captions came from each origin ("sidecar files", "folder names", ...).
+    """
+
+    repairs: dict[str, Tally] = field(default_factory=dict)
+    left_out: dict[tuple[str, str], Tally] = field(default_factory=dict)
+    caption_origins: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    counted: set[str] = field(default_factory=set, repr=False)  # the files in `left_out`
+
+    def repair(self, kind: str, place: str) -> None:
+        self.repairs.setdefault(kind, Tally()).add(place)
+
+    def leave_out(self, file: str, reason: str) -> None:
+        """Count a file that is not read, by its ending."""
+        self.counted.add(file)
+        self.left_out.setdefault((ending(file) or "no ending", reason), Tally()).add(file)
+
+    def leave_out_caption(self, reason: str, place: str) -> None:
+        self.left_out.setdefault(("caption", reason), Tally()).add(place)
+
+    def captions_from(self, origin: str) -> None:
+        self.caption_origins[origin] = self.caption_origins.get(origin, 0) + 1
+
+    def warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(shown(text))
+
+    def copy(self) -> ReadingNotes:
+        return copy.deepcopy(self)
+
+
+def ending(file: str) -> str:
+    """A file name's ending in lower case, with its dot: "a/B.JPG" -> ".jpg"; "" without."""
+    return posixpath.splitext(file)[1].lower()
+
+
+def shown(text: str) -> str:
+    """A text or file name that any terminal and file can take: what is not Unicode is escaped."""
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")

@@ -1,0 +1,122 @@
+"""What a data set holds, in a few lines, before anything is trained on it."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from tokenizer_image.pictures.reading_notes import NUM_EXAMPLES, ReadingNotes, Tally, shown
+
+QUICK_ROWS = 20_000  # from so many rows on, a progress bar shows
+CAPTION_ENDINGS = (".txt", ".caption", ".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".parquet", ".tar")
+
+
+class Summarised(Protocol):
+    """What `summarise` reads of a source."""
+
+    name: str
+    split: str
+    notes: ReadingNotes
+    split_sizes: dict[str, int]
+
+    def __len__(self) -> int: ...
+
+    def key(self, row: int) -> str: ...
+
+    def read_captions(self, row: int, notes: ReadingNotes) -> list[str]: ...
+
+
+@dataclass
+class DataSummary:
+    """One split of a data set.
+
+    split_sizes: pictures (or documents) of each split, as far as they are known without opening it.
+    captioned: pictures with at least one caption. median_length, longest_length: of captions, in characters.
+    first_captions: (row's name, caption) of the first captioned pictures.
+    notes: files left out, repairs, where captions came from, warnings.
+    """
+
+    name: str
+    split: str
+    pictures: int
+    split_sizes: dict[str, int]
+    captioned: int = 0
+    captions: int = 0
+    median_length: int = 0
+    longest_length: int = 0
+    first_captions: list[tuple[str, str]] = field(default_factory=list)
+    notes: ReadingNotes = field(default_factory=ReadingNotes)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should look at before training."""
+        warnings = list(self.notes.warnings)
+        if 0 < self.captioned < self.pictures:
+            warnings.append(f"{self.pictures - self.captioned:,} of {self.pictures:,} pictures have no caption")
+        for (ending, reason), tally in self.notes.left_out.items():
+            if ending == "caption" or ending in CAPTION_ENDINGS:
+                what = "captions" if ending == "caption" else f"{ending} files"
+                warnings.append(f"{tally.count:,} {what} not used: {reason}; {_examples(tally)}")
+        return warnings
+
+    def lines(self) -> list[str]:
+        """The summary for the screen. Warnings come last, each a line that begins with WARNING."""
+        others = ", ".join(f"{split} {count:,}" for split, count in self.split_sizes.items() if split != self.split)
+        lines = [f"{shown(self.name)}, {self.split}: {self.pictures:,} pictures{f' ({others})' if others else ''}"]
+        if self.captioned:
+            origins = ", ".join(f"{origin} {count:,}" for origin, count in self.notes.caption_origins.items())
+            lines += [
+                f"  captions: {self.captions:,}, of {self.captioned:,} pictures; median length {self.median_length} "
+                f"characters, longest {self.longest_length}{f'; from {origins}' if origins else ''}",
+                *(f"    {place}: {caption[:80]!r}" for place, caption in self.first_captions),
+            ]
+        else:
+            lines.append("  captions: none")
+        lines += [
+            f"  repaired: {kind}: {tally.count:,}; {_examples(tally)}" for kind, tally in self.notes.repairs.items()
+        ]
+        for (ending, reason), tally in self.notes.left_out.items():
+            if ending != "caption" and ending not in CAPTION_ENDINGS:
+                lines.append(f"  left out: {tally.count:,} files ({ending}), {reason}; {_examples(tally)}")
+        return lines + [f"  WARNING: {warning}" for warning in self.warnings]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        values = asdict(self)
+        notes = values.pop("notes")
+        notes["left_out"] = [
+            {"ending": ending, "reason": reason, **asdict(tally)}
+            for (ending, reason), tally in self.notes.left_out.items()
+        ]
+        del notes["warnings"], notes["counted"]
+        return {**values, **notes, "warnings": self.warnings}
+
+
+def summarise(source: Summarised) -> DataSummary:
+    """Count a split's captions: each is read once, no picture is. A progress bar shows for many rows."""
+    from tqdm import tqdm
+
+    notes = source.notes.copy()
+    summary = DataSummary(source.name, source.split, len(source), dict(source.split_sizes), notes=notes)
+    lengths: list[int] = []
+    label = f"looking at {shown(source.name)}"
+    for row in tqdm(
+        range(len(source)), desc=label, unit=" pictures", disable=len(source) < QUICK_ROWS, mininterval=0.5
+    ):
+        captions = source.read_captions(row, notes)
+        if not captions:
+            continue
+        summary.captioned += 1
+        lengths += map(len, captions)
+        if len(summary.first_captions) < NUM_EXAMPLES:
+            summary.first_captions.append((shown(source.key(row)), captions[0]))
+    if lengths:
+        summary.captions, summary.longest_length = len(lengths), max(lengths)
+        summary.median_length = round(statistics.median(lengths))
+    return summary
+
+
+def _examples(tally: Tally) -> str:
+    more = ", ..." if tally.count > len(tally.examples) else ""
+    return f"such as {', '.join(tally.examples)}{more}"

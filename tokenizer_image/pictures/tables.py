@@ -1,0 +1,348 @@
+"""Pictures in tables: Parquet files, data sets of the Hub, and what `datasets` saved to disk."""
+
+from __future__ import annotations
+
+import glob
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from tokenizer_image.pictures.columns import (
+    CAPTION_NAMES,
+    IMAGE_NAMES,
+    LABEL_NAMES,
+    Columns,
+    caption_columns,
+    check_column,
+    usual_column,
+)
+from tokenizer_image.pictures.dataset import PictureSource
+from tokenizer_image.pictures.fingerprints import digest, file_identity, hash_numbers, one_or_all
+from tokenizer_image.pictures.folder_files import outside, real_path_inside
+from tokenizer_image.pictures.picture_files import open_picture
+from tokenizer_image.pictures.reading_notes import ReadingNotes, shown
+from tokenizer_image.pictures.splits import SplitFiles, split_word
+from tokenizer_image.pictures.text_intake import captions_in, name_to_caption
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset, Features
+
+
+class TablePictures(PictureSource):
+    """Rows of a `datasets.Dataset`, read from its memory-mapped Arrow files without the `datasets` library.
+
+    A picture is a cell with encoded bytes, a path, both (as `datasets.Image` has it), or a list of these, of which the
+    first is used. Paths are relative to `root`, or to the folder of the file that the row comes from.
+    identity: fingerprint of the rows, whatever the columns.
+    folders: (number of the first row, folder relative to the root) of each file, increasing.
+    """
+
+    def __init__(
+        self,
+        table: Dataset,
+        *,
+        name: str,
+        identity: str,
+        columns: Columns,
+        notes: ReadingNotes,
+        root: Path | None = None,
+        folders: Sequence[tuple[int, str]] = (),
+    ) -> None:
+        super().__init__(name, notes)
+        if table._indices is not None:
+            table = table.flatten_indices()
+        self.root, self._folders = root, list(folders)
+        self._image_column = _image_column(table, columns.image, name)
+        self._caption_columns = _caption_columns(table, columns.caption, self._image_column, name, notes)
+        self._label_column, self.label_names = _label_column(table.features)
+        classes = [column for column in self._caption_columns if _is_class(table.features[column])]
+        if classes:  # the names of its classes are the captions
+            self._label_column, self._caption_columns = classes[0], []
+            self.label_names = list(table.features[classes[0]].names)
+        self._files = [file["filename"] for file in table.cache_files]
+        self._length = len(table)
+        self._table = None if self._files else table.data.table
+        self._columns: dict[str, pa.ChunkedArray] = {}
+        behind = [(path, *file_identity(self._find(row, path))) for row, path in self._paths()]
+        self.fingerprint = digest(
+            "table", identity, self._image_column, one_or_all(self._caption_columns), self._label_column,
+            *([digest(behind)] if behind else []),
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return self._length
+
+    def key(self, row: int) -> str:
+        return f"row {row}"
+
+    def row_hashes(self, salt: str) -> np.ndarray:
+        return hash_numbers(len(self), salt)  # rows have no names, only numbers
+
+    def image(self, row: int) -> Image.Image:
+        value = _first(self._column(self._image_column)[row].as_py())
+        content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, value)
+        if isinstance(content, bytes):
+            return open_picture(content, path if isinstance(path, str) else "")
+        if not isinstance(path, str):
+            raise ValueError("no picture in this row")
+        return open_picture(self._find(row, path))
+
+    def _paths(self) -> Iterator[tuple[int, str]]:
+        """(row, path) of the pictures that are files of their own."""
+        import pyarrow as pa
+
+        cells = self._column(self._image_column)
+        if pa.types.is_binary(cells.type) or pa.types.is_large_binary(cells.type) or self.root is None:
+            return
+        if pa.types.is_struct(cells.type):
+            if cells.type.get_field_index("path") < 0:
+                return
+            if cells.type.get_field_index("bytes") >= 0 and _child(cells, "bytes").null_count == 0:
+                return
+        for row, cell in enumerate(cells):
+            if not cell.is_valid:
+                continue
+            if pa.types.is_struct(cell.type) and "bytes" in cell and cell["bytes"].is_valid:
+                continue
+            value = _first(cell.as_py())
+            path = value.get("path") if isinstance(value, dict) and value.get("bytes") is None else value
+            if isinstance(path, str) and "://" not in path:
+                yield row, path
+
+    def _find(self, row: int, path: str) -> Path:
+        """The file that a cell's path means. Raises ValueError for one that must not be read."""
+        if "://" in path:
+            raise ValueError(f"a web address instead of a picture: {path}")
+        if self.root is None:  # a data set of the Hub: its files are in the cache
+            return _in_hub_cache(path)
+        root = os.path.abspath(self.root)
+        relative = os.path.relpath(path, root) if os.path.isabs(path) else os.path.normpath(path.replace("\\", "/"))
+        folder = self._folders[bisect_right(self._folders, (row, "\U0010ffff")) - 1][1] if self._folders else ""
+        beside = os.path.normpath(os.path.join(folder, relative))
+        inside = [candidate for candidate in (relative, beside) if not outside(candidate)]
+        if not inside:
+            raise ValueError(f"{shown(path)!r} is outside of the data set's folder, {self.root}")
+        return real_path_inside(self.root, next((p for p in inside if (self.root / p).exists()), inside[0]))
+
+    def read_captions(self, row: int, notes: ReadingNotes) -> list[str]:
+        if not self._caption_columns:
+            label = self.label(row)
+            texts = (
+                [name_to_caption(self.label_names[label])]
+                if self.label_names and 0 <= label < len(self.label_names)
+                else []
+            )
+            origin = f"names of classes in the column {self._label_column}"
+        else:
+            values = [(column, self._column(column)[row].as_py()) for column in self._caption_columns]
+            texts = [text for column, value in values for text in captions_in(value, f"row {row}, {column}", notes)]
+            origin = f"the column {', '.join(self._caption_columns)}"
+        if texts:
+            notes.captions_from(origin)
+        return list(dict.fromkeys(texts))
+
+    def label(self, row: int) -> int:
+        if self._label_column is None:
+            return -1
+        value = self._column(self._label_column)[row].as_py()
+        return value if isinstance(value, int) and value >= 0 else -1
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        """The files are mapped when a process first asks."""
+        if name not in self._columns:
+            if self._table is None:
+                import pyarrow as pa
+
+                parts = [pa.ipc.open_stream(pa.memory_map(file)).read_all() for file in self._files]
+                self._table = pa.concat_tables(parts)
+            self._columns[name] = self._table.column(name)
+        return self._columns[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_columns": {}, "_table": None if self._files else self._table}
+
+
+def _first(value: Any) -> Any:
+    """The first of a list of pictures, or the picture itself."""
+    return next(iter(value), None) if isinstance(value, list) else value
+
+
+def _child(cells: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    import pyarrow.compute as compute
+
+    return compute.struct_field(cells, name)
+
+
+def _in_hub_cache(path: str) -> Path:
+    from datasets import config
+
+    folders = [os.path.realpath(folder) for folder in (config.HF_CACHE_HOME, config.HF_DATASETS_CACHE)]
+    real = os.path.realpath(path)
+    if not os.path.isabs(path) or not any(real.startswith(folder + os.sep) for folder in folders):
+        raise ValueError(f"{shown(path)!r} is a path on another machine")
+    return Path(path)
+
+
+# ---- which column holds what
+
+
+def _is_class(kind: Any) -> bool:
+    import datasets
+
+    return isinstance(kind, datasets.ClassLabel)
+
+
+def _image_column(table: Dataset, wanted: str | None, source: str) -> str:
+    """The pictures' column: the one named, else one of type `datasets.Image`, else one with a usual name."""
+    import datasets
+
+    columns = list(table.features)
+    pictures = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
+    column = usual_column(pictures or columns, IMAGE_NAMES) or (pictures[0] if pictures else None)
+    if wanted is not None:
+        column = check_column(columns, wanted, "image_column", source)
+    if column is None or not can_hold_pictures(table.data.schema.field(column).type):
+        problem = "no column with pictures" if column is None else f"no pictures in its column {column!r}"
+        raise ValueError(f"{source} has {problem}; name one by --image_column, of: {', '.join(columns)}")
+    return column
+
+
+def can_hold_pictures(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is bytes, text (a path), a struct of the two, or a list of these."""
+    import pyarrow as pa
+
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return can_hold_pictures(kind.value_type)
+    if pa.types.is_dictionary(kind):
+        return can_hold_pictures(kind.value_type)
+    if pa.types.is_struct(kind):
+        return any(kind.get_field_index(name) >= 0 for name in ("bytes", "path"))
+    checks = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string, pa.types.is_large_string)
+    return any(check(kind) for check in checks)
+
+
+def _can_hold_texts(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is text, or holds texts where captions are looked for."""
+    import pyarrow as pa
+
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _can_hold_texts(kind.value_type)
+    if pa.types.is_struct(kind):
+        name = usual_column([field.name for field in kind], CAPTION_NAMES)
+        return name is not None and _can_hold_texts(kind.field(name).type)
+    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    return any(check(kind) for check in checks)
+
+
+def _caption_columns(
+    table: Dataset, wanted: str | None, image_column: str, source: str, notes: ReadingNotes
+) -> list[str]:
+    """The columns with captions: the one named, which must hold texts, else those of usual names."""
+    if wanted is None:
+        return caption_columns([name for name in table.features if name != image_column], source, notes)
+    kind = table.features[check_column(list(table.features), wanted, "caption_column", source)]
+    if not _is_class(kind) and not _can_hold_texts(table.data.schema.field(wanted).type):
+        raise ValueError(
+            f"{source}: column {wanted!r} (--caption_column) holds {kind}, not text; a column of captions holds texts, "
+            "lists of texts, mappings with a key such as caption or text, or classes"
+        )
+    return [wanted]
+
+
+def _label_column(kinds: Features) -> tuple[str | None, list[str] | None]:
+    """(column with classes as whole numbers, their names); None where there are none."""
+    classes = [name for name, kind in kinds.items() if _is_class(kind)]
+    numbers = [name for name, kind in kinds.items() if str(getattr(kind, "dtype", "")).startswith("int")]
+    if classes:
+        column = usual_column(classes, LABEL_NAMES) or classes[0]
+        return column, list(kinds[column].names)
+    return usual_column(numbers, LABEL_NAMES), None
+
+
+# ---- the tables of a data set
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """What a Parquet file's footer says. by_path: its pictures are files beside it. problem: None, or why it holds no
+    pictures."""
+
+    rows: int = 0
+    by_path: bool = False
+    has_captions: bool = False
+    problem: str | None = None
+
+
+def inspect_table(root: Path, file: str, columns: Columns) -> TableFile:
+    """Read a Parquet file's footer."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    try:
+        footer = parquet.ParquetFile(root / file)
+        schema = footer.schema_arrow
+    except Exception as error:  # whatever Arrow makes of a damaged file
+        return TableFile(problem=f"it cannot be read as Parquet ({' '.join(str(error).split()):.80})")
+    marked = b'"_type": "Image"' in ((schema.metadata or {}).get(b"huggingface") or b"")
+    column = columns.image or usual_column(schema.names, IMAGE_NAMES)
+    kind = schema.field(column).type if column in schema.names else None
+    if not marked and (kind is None or not can_hold_pictures(kind)):
+        return TableFile(problem=f"it has no column of pictures, but {', '.join(schema.names)}")
+    by_path = kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    has_captions = bool(caption_columns([name for name in schema.names if name != column], "", ReadingNotes()))
+    return TableFile(footer.metadata.num_rows, by_path, has_captions)
+
+
+def open_parquet(root: Path, files: Sequence[str], name: str, columns: Columns, notes: ReadingNotes) -> TablePictures:
+    """Parquet files as one table: converted once to Arrow in the cache of `datasets`, then memory-mapped."""
+    import pyarrow.parquet as parquet
+    from datasets import load_dataset
+
+    paths = [root / file for file in files]
+    patterns = [glob.escape(str(path.absolute())) for path in paths]
+    try:
+        table = load_dataset("parquet", data_files={"train": patterns}, split="train")
+        counts = [parquet.ParquetFile(path).metadata.num_rows for path in paths]
+    except Exception as error:  # whatever Arrow and datasets make of a damaged file or unlike columns
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"{name}: {', '.join(files[:3])} cannot be read as Parquet: {reason}") from error
+    starts = np.cumsum([0, *counts[:-1]]).tolist()
+    folders = [(start, os.path.dirname(file)) for start, file in zip(starts, files, strict=True)]
+    identity = digest([(file, *file_identity(path)) for file, path in zip(files, paths, strict=True)])
+    return TablePictures(table, name=name, identity=identity, columns=columns, notes=notes, root=root, folders=folders)
+
+
+def saved_to_disk(path: Path, name: str, columns: Columns, notes: ReadingNotes) -> dict[str, SplitFiles]:
+    """What `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
+    from datasets import Dataset, load_from_disk
+
+    try:
+        loaded = load_from_disk(str(path))
+    except Exception as error:  # whatever Arrow and datasets make of damaged files
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name}: {path} cannot be read as what datasets saved: {reason}") from error
+    return table_splits({"train": loaded} if isinstance(loaded, Dataset) else loaded, name, columns, notes, root=path)
+
+
+def table_splits(
+    tables: Mapping[str, Dataset], name: str, columns: Columns, notes: ReadingNotes, root: Path | None = None
+) -> dict[str, SplitFiles]:
+    """The splits of `datasets.Dataset` objects; one that is alone under an unknown name is "train"."""
+    alone = len(tables) == 1
+    return {
+        split_word(split) or ("train" if alone else split): SplitFiles(
+            partial(
+                TablePictures, table, name=name, identity=table._fingerprint, columns=columns, notes=notes, root=root
+            ),
+            len(table),
+        )
+        for split, table in tables.items()
+    }
