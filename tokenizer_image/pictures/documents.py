@@ -17,7 +17,7 @@ import numpy as np
 from tokenizer_image.pictures.fingerprints import digest, file_identity, hash_keys
 from tokenizer_image.pictures.folder_files import FolderFiles
 from tokenizer_image.pictures.folder_pictures import FolderCaptions, FolderPictures
-from tokenizer_image.pictures.json_lines import json_lines
+from tokenizer_image.pictures.json_lines import json_lines, read_text_file
 from tokenizer_image.pictures.reading_notes import ReadingNotes
 from tokenizer_image.pictures.text_intake import clean_text
 
@@ -59,7 +59,9 @@ class DocumentFile:
         self._documents: list[DocumentLine] = []
         for file in names:
             # Places name the file as the rows' keys do, so they stay the same wherever the folder lies.
-            for place, value in json_lines(self.root / file, f"A line is one document: {FORM}", notes):
+            for place, value in json_lines(
+                read_text_file(self.root / file, notes), self.root / file, f"A line is one document: {FORM}", notes
+            ):
                 order, contents = _read_parts(value, place, posixpath.dirname(file), files, notes)
                 key = f"{file}{place[len(str(self.root / file)) :]}"
                 self._documents.append(DocumentLine(key, order, contents))

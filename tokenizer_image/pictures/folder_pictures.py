@@ -17,7 +17,7 @@ from tokenizer_image.pictures.fingerprints import digest, file_identity
 from tokenizer_image.pictures.folder_files import FolderFiles, real_path_inside
 from tokenizer_image.pictures.metadata import classes, read_metadata
 from tokenizer_image.pictures.picture_files import is_picture, open_picture, why_not_read
-from tokenizer_image.pictures.reading_notes import ReadingNotes, ending, shown
+from tokenizer_image.pictures.reading_notes import ReadingNotes, counted, ending, shown
 from tokenizer_image.pictures.splits import SplitFiles, split_by_folder, split_word
 from tokenizer_image.pictures.text_intake import caption_lines, name_to_caption
 
@@ -201,7 +201,7 @@ def _class_names(pictures: Sequence[str], depth: int, sidecars: bool, notes: Rea
         if len(strays) * 2 > len(pictures):
             return None
         notes.warn(
-            f"{len(strays):,} pictures are outside of the classes' folders and have no class: {shown(strays[0])}"
+            f"{counted(len(strays), 'picture')} outside of the classes' folders without a class: {shown(strays[0])}"
         )
     return names
 

@@ -21,13 +21,13 @@ def read_text_file(path: Path, notes: ReadingNotes) -> str:
     return decode_text(content, str(path), notes)
 
 
-def json_lines(path: Path, form: str, notes: ReadingNotes) -> Iterator[tuple[str, Any]]:
-    """("FILE, line N", value) of each line that is not blank.
+def json_lines(text: str, path: Path, form: str, notes: ReadingNotes) -> Iterator[tuple[str, Any]]:
+    """("FILE, line N", value) of each line of a file's text that is not blank.
 
     Raises:
         ValueError: a line is not JSON, or an object there has a key twice; `form` says what a line should be.
     """
-    for number, line in enumerate(re.split(r"\r\n|\r|\n", read_text_file(path, notes)), start=1):
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
         if line.strip():
             place = f"{path}, line {number}"
             yield place, _parse_line(line.strip(), place, form, notes)

@@ -174,8 +174,8 @@ def _parquet_lines(path: Path) -> Iterator[Line]:
 
 
 def _json_objects(path: Path, notes: ReadingNotes) -> Iterator[Line]:
-    text = read_text_file(path, notes).strip()
-    if text.startswith("["):  # a file that is one JSON array
+    text = read_text_file(path, notes)
+    if text.lstrip().startswith("["):  # a file that is one JSON array
         try:
             values = parse_json(text, str(path))
         except json.JSONDecodeError:
@@ -184,7 +184,7 @@ def _json_objects(path: Path, notes: ReadingNotes) -> Iterator[Line]:
             notes.repair("one JSON array instead of a line for each picture", str(path))
             yield from ((f"{path}, item {number}", value) for number, value in enumerate(values, start=1))
             return
-    for place, value in json_lines(path, FORM, ReadingNotes()):
+    for place, value in json_lines(text, path, FORM, notes):
         if not isinstance(value, dict):
             raise ValueError(f"{place}: {json.dumps(value):.60} is no object. {FORM}")
         yield place, {str(key).strip(): content for key, content in value.items()}
@@ -203,27 +203,30 @@ def _csv_lines(path: Path, notes: ReadingNotes) -> Iterator[Line]:
     else:
         delimiter = max("\t,;|" if ending(path.name) == ".tsv" else DELIMITERS, key=first.count)
     records = _csv_records(path, text, delimiter, offset)
-    header_place, header = next(records, ("", []))
+    header_place, header, _ = next(records, ("", [], ""))
     header = [cell.strip() for cell in header]
     twice = [cell for cell in header if cell and header.count(cell) > 1]
     if twice:
         raise ValueError(f"{header_place}: two columns are called {twice[0]!r}; rename one of them")
-    for place, cells in records:
+    for place, cells, raw in records:
         if len(cells) > len(header):
             if not caption_columns(header[-1:], "", ReadingNotes()) or len(header) < 2:
                 raise ValueError(
                     f"{place}: {len(cells)} cells for {len(header)} columns; put texts with {delimiter!r} into quotes"
                 )
             notes.repair(f"{delimiter!r} in a caption without quotes", place)
+            exact = next(csv.reader([raw], delimiter=delimiter))  # with the blanks behind delimiters
+            cells = exact if len(exact) == len(cells) else cells
             cells = [*cells[: len(header) - 1], delimiter.join(cells[len(header) - 1 :])]
         yield place, dict(zip(header, cells, strict=False))
 
 
-def _csv_records(path: Path, text: str, delimiter: str, offset: int) -> Iterator[tuple[str, list[str]]]:
-    """(place, cells) of each record that is not blank. ValueError for quotes that do not fit."""
+def _csv_records(path: Path, text: str, delimiter: str, offset: int) -> Iterator[tuple[str, list[str], str]]:
+    """(place, cells, text) of each record that is not blank. ValueError for quotes that do not fit."""
     remedy = 'close each quote, and write a quote inside of quotes as ""'
     # Line ends in quoted cells stay; a lone "\r" outside ends a line.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+    lines = list(io.StringIO(text, newline=""))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
     start = 1 + offset
     while True:
         place = f"{path}, line {start}"
@@ -236,6 +239,7 @@ def _csv_records(path: Path, text: str, delimiter: str, offset: int) -> Iterator
         for cell in cells:
             if any(is_picture(line.partition(delimiter)[0].strip()) for line in cell.splitlines()[1:]):
                 raise ValueError(f"{place}: a quoted text holds what looks like the next lines of the file; {remedy}")
+        raw = "".join(lines[start - offset - 1 : reader.line_num])
         start = reader.line_num + 1 + offset
         if any(cell.strip() for cell in cells):
-            yield place, cells
+            yield place, cells, raw

@@ -64,6 +64,11 @@ def ending(file: str) -> str:
     return posixpath.splitext(file)[1].lower()
 
 
+def counted(count: int, noun: str) -> str:
+    """ "1 file", "2,000 files"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def shown(text: str) -> str:
     """A text or file name that any terminal and file can take: what is not Unicode is escaped."""
     return text.encode("utf-8", errors="backslashreplace").decode("utf-8")

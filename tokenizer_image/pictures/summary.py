@@ -6,7 +6,7 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from tokenizer_image.pictures.reading_notes import NUM_EXAMPLES, ReadingNotes, Tally, shown
+from tokenizer_image.pictures.reading_notes import NUM_EXAMPLES, ReadingNotes, Tally, counted, shown
 
 QUICK_ROWS = 20_000  # from so many rows on, a progress bar shows
 CAPTION_ENDINGS = (".txt", ".caption", ".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".parquet", ".tar")
@@ -56,14 +56,16 @@ class DataSummary:
             warnings.append(f"{self.pictures - self.captioned:,} of {self.pictures:,} pictures have no caption")
         for (ending, reason), tally in self.notes.left_out.items():
             if ending == "caption" or ending in CAPTION_ENDINGS:
-                what = "captions" if ending == "caption" else f"{ending} files"
-                warnings.append(f"{tally.count:,} {what} not used: {reason}; {_examples(tally)}")
+                what = "caption" if ending == "caption" else f"{ending} file"
+                warnings.append(f"{counted(tally.count, what)} not used: {reason}; {_examples(tally)}")
         return warnings
 
     def lines(self) -> list[str]:
         """The summary for the screen. Warnings come last, each a line that begins with WARNING."""
         others = ", ".join(f"{split} {count:,}" for split, count in self.split_sizes.items() if split != self.split)
-        lines = [f"{shown(self.name)}, {self.split}: {self.pictures:,} pictures{f' ({others})' if others else ''}"]
+        lines = [
+            f"{shown(self.name)}, {self.split}: {counted(self.pictures, 'picture')}{f' ({others})' if others else ''}"
+        ]
         if self.captioned:
             origins = ", ".join(f"{origin} {count:,}" for origin, count in self.notes.caption_origins.items())
             lines += [
@@ -78,7 +80,7 @@ class DataSummary:
         ]
         for (ending, reason), tally in self.notes.left_out.items():
             if ending != "caption" and ending not in CAPTION_ENDINGS:
-                lines.append(f"  left out: {tally.count:,} files ({ending}), {reason}; {_examples(tally)}")
+                lines.append(f"  left out: {counted(tally.count, f'{ending} file')}, {reason}; {_examples(tally)}")
         return lines + [f"  WARNING: {warning}" for warning in self.warnings]
 
     def to_dict(self) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def captions_in(value: Any, place: str, notes: ReadingNotes) -> list[str]:
             return captions_in(value[name], place, notes)
         reason = f"a mapping without a key such as caption or text (it has {', '.join(map(str, value))[:60]})"
     elif isinstance(value, (list, tuple)):
-        if not any(isinstance(item, NUMBERS) for item in value):
+        if not value or not all(isinstance(item, NUMBERS) for item in value):
             return list(dict.fromkeys(text for item in value for text in captions_in(item, place, notes)))
         reason = "a list of numbers"
     else:

@@ -1,0 +1,236 @@
+"""Folders of pictures as people have them: caption files, class folders, odd names, and what else lies there."""
+
+import os
+import unicodedata
+from pathlib import Path
+
+import pytest
+from test_tokenizer_loading import encoded, write, write_parquet, write_tar
+
+from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, load_pictures
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+
+
+def make(folder: Path, files: dict[str, str | bytes | None]) -> Path:
+    """Files by name; None: a picture."""
+    for name, content in files.items():
+        write(folder / name, encoded() if content is None else content)
+    return folder
+
+
+def captions(folder: Path) -> dict[str, list[str]]:
+    """{picture: captions} of both splits; every picture can be read."""
+    sources = [load_pictures(str(folder), split) for split in ("train", "validation")]
+    assert all(source.image(row).size == (6, 4) for source in sources for row in range(len(source)))
+    return {source.key(row): source.texts(row) for source in sources for row in range(len(source))}
+
+
+def lines(folder: Path) -> str:
+    return "\n".join(load_pictures(str(folder)).summary.lines())
+
+
+@pytest.mark.parametrize(
+    "picture, sidecar",
+    [
+        ("a.JPG", "a.TXT"), ("a.jpg", "A.txt"), ("sub/a.png", "sub/a.TXT"), ("a.png", "a.caption"),
+        ("a.png", "a.CAPTION"), ("a.png", "a.png.txt"), ("22.05.png", "22.05.txt"), ("v1.2/a.png", "v1.2/a.txt"),
+        ("caf\u00e9.png", "cafe\u0301.txt"),
+        ("cafe\u0301.png", "caf\u00e9.txt"), ("a.jpe", "a.txt"), ("a.jfif", "a.txt"), ("a b.png", "a b.txt"),
+    ],
+)  # fmt: skip
+def test_caption_files_are_found(tmp_path, picture, sidecar):
+    make(tmp_path, {picture: None, sidecar: "words", "other.png": None})
+    assert captions(tmp_path) == {picture: ["words"], "other.png": []}
+
+
+@pytest.mark.parametrize("content", [b"", b" \r\n\t", b"\xef\xbb\xbf"])
+def test_caption_files_that_are_empty(tmp_path, content):
+    make(
+        tmp_path, {"a.png": None, "a.txt": content, "b.png": None, "b.txt": b"one\r\n\r\ntwo\rthree\x85\xe2\x80\xa8end"}
+    )
+    assert captions(tmp_path) == {"a.png": [], "b.png": ["one", "two", "three…\u2028end"]}
+
+
+def test_caption_files_that_are_no_text_or_have_no_picture(tmp_path):
+    make(
+        tmp_path, {f"{n}.png": None for n in "abc"} | {f"{n}.txt": bytes(range(256)) for n in "abc"} | {"d.txt": "lost"}
+    )
+    assert set(map(tuple, captions(tmp_path).values())) == {()}
+    assert "captions not used: the file is no text" in lines(tmp_path)
+    assert "WARNING: 1 .txt file not used: no picture has this name; such as d.txt" in lines(tmp_path)
+
+
+# ---- class folders
+
+
+def classes(folder: Path, names=("dog", "sports_car"), count: int = 3, extra: dict | None = None) -> Path:
+    return make(folder, {f"{name}/{number}.png": None for name in names for number in range(count)} | (extra or {}))
+
+
+@pytest.mark.parametrize("extra", [{"dog/1.txt": "words"}, {"dog/1.txt": "words", "sports_car/1.txt": "words"}])
+def test_class_names_stay_where_a_picture_has_no_caption_file(tmp_path, extra):
+    found = captions(classes(tmp_path, extra=extra))
+    for picture, texts in found.items():
+        name = "dog" if picture.startswith("dog") else "sports car"
+        assert texts == (["words"] if picture.replace(".png", ".txt") in extra else [name])
+    assert "have a caption file; the others have their folder's name" in lines(tmp_path)
+    assert "names of classes" in lines(tmp_path) and "files beside the pictures" in lines(tmp_path)
+
+
+def test_folders_named_by_repeats(tmp_path):
+    found = captions(classes(tmp_path / "beside", ("10_dog", "5_cat"), extra={"10_dog/1.txt": "words"}))
+    assert {picture for picture, texts in found.items() if texts} == {"10_dog/1.png"}
+    assert captions(classes(tmp_path / "alone", ("10_dog", "5_cat")))["10_dog/1.png"] == ["10 dog"]
+    assert "WARNING: the names of the folders are the captions: 10_dog -> '10 dog'" in lines(tmp_path / "alone")
+
+
+def test_one_class_folder(tmp_path):
+    assert set(map(tuple, captions(classes(tmp_path / "one", ("sports_car",))).values())) == {("sports car",)}
+    assert "all pictures are in one folder, whose name is their caption: 'sports car'" in lines(tmp_path / "one")
+    for number, name in enumerate(("images", "2021-05", "train")):
+        found = captions(classes(tmp_path / str(number), (name,), extra={"val/0.png": None} if name == "train" else {}))
+        assert set(map(tuple, found.values())) == {()}, name
+    split = classes(tmp_path / "split", ("train/dog", "val/dog"))
+    assert set(map(tuple, captions(split).values())) == {("dog",)}
+
+
+def test_a_stray_picture_leaves_the_classes(tmp_path):
+    found = captions(classes(tmp_path, extra={"cover.png": None}))
+    assert found.pop("cover.png") == [] and set(map(tuple, found.values())) == {("dog",), ("sports car",)}
+    assert "1 picture outside of the classes' folders without a class: cover.png" in lines(tmp_path)
+
+
+# ---- names
+
+
+def test_names_that_are_no_unicode(tmp_path):
+    raw = os.fsencode(tmp_path)
+    for folder, name in ((b"caf\xe9", b"\xff.png"), (b"caf\xe9", b"b.png"), (b"tea", b"c.png"), (b"tea", b"d.png")):
+        os.makedirs(raw + b"/" + folder, exist_ok=True)
+        with open(raw + b"/" + folder + b"/" + name, "wb") as file:
+            file.write(b"broken" if name == b"\xff.png" else encoded())
+    sources = [load_pictures(str(tmp_path), split) for split in ("train", "validation")]
+    texts = {text for source in sources for row in range(len(source)) for text in source.texts(row)}
+    assert texts == {"café", "tea"}
+    for source in sources:
+        "\n".join(source.summary.lines()).encode()
+        how = {"cache_folder": tmp_path / "cache", "progress": False, "max_unreadable_share": 0.9}
+        if any(b"\xff" in os.fsencode(source.key(row)) for row in range(len(source))):
+            listing = (
+                decode_pictures(source, Preprocessing(image_size=8), **how).folder / "unreadable.txt"
+            ).read_text()
+            assert r"caf\udce9/\udcff.png" in listing
+
+
+def test_folders_and_files_that_are_no_pictures(tmp_path):
+    make(
+        tmp_path, {"a.png": None, "b.png": None, "x.png/c.png": None, "@eaDir/t.png": None, "empty.png/readme.md": "x"}
+    )
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert set(captions(tmp_path)) == {"a.png", "b.png", "x.png/c.png"}
+    assert "1 .png file, not a file" in lines(tmp_path) and "1 .png file, a broken link" in lines(tmp_path)
+
+
+def test_nothing_outside_of_the_folder_is_read(tmp_path):
+    secret = make(tmp_path / "secret", {"s.png": None, "s.txt": "secret", "deep/t.png": None})
+    folder = make(tmp_path / "set", {"a.png": None, "b.png": None, "sub/c.png": None})
+    (folder / "s.png").symlink_to(secret / "s.png")
+    (folder / "a.txt").symlink_to(secret / "s.txt")
+    (folder / "deep").symlink_to(secret / "deep")
+    (folder / "again.png").symlink_to(folder / "a.png")
+    (folder / "loop").symlink_to(folder)
+    assert captions(folder) == {"a.png": [], "b.png": [], "sub/c.png": [], "again.png": []}
+    assert "a link out of the folder" in lines(folder)
+    write(folder / "metadata.jsonl", '{"file_name": "s.png", "text": "x"}\n{"file_name": "a.png", "text": "y"}\n')
+    sources = [load_pictures(str(folder), split) for split in ("train", "validation")]
+    source = next(source for source in sources if source.key(0) == "s.png")
+    with pytest.raises(ValueError, match="outside of the data set's folder"):
+        source.image(0)
+
+
+def test_a_snapshot_of_the_hubs_cache_is_read(tmp_path):
+    store = make(tmp_path / "datasets--x" / "blobs", {"1": None, "2": None})
+    snapshot = tmp_path / "datasets--x" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    for number in "12":
+        (snapshot / f"{number}.png").symlink_to(store / number)
+    assert set(captions(snapshot)) == {"1.png", "2.png"}
+
+
+# ---- what else lies there
+
+
+CAPTIONED = {f"{number}.png": None for number in range(8)} | {f"{number}.txt": "words" for number in range(8)}
+
+
+@pytest.mark.parametrize(
+    "stray", ["old/backup.tar", "emb.parquet", "data.PARQUET", "old/metadata.jsonl", "old/documents.jsonl"]
+)
+def test_captioned_pictures_are_the_data_set_whatever_else_lies_there(tmp_path, stray):
+    make(tmp_path, CAPTIONED)
+    if stray.endswith(".tar"):
+        write_tar(tmp_path / stray, {f"{number}.png": encoded() for number in range(20)})
+    elif stray == "emb.parquet":
+        write_parquet(tmp_path / stray, {"image": ["0.png"] * 20, "embedding": [[0.5]] * 20})
+    elif stray == "data.PARQUET":
+        write_parquet(tmp_path / stray, {"image": [encoded()] * 20})
+    else:
+        make(tmp_path / "old", {"x.png": None, "metadata.jsonl": '{"file_name": "x.png"}'})
+        os.rename(tmp_path / "old" / "metadata.jsonl", tmp_path / stray)
+        if "documents" in stray:
+            (tmp_path / stray).write_text('[{"image": "x.png"}]\n')
+    found = captions(tmp_path)
+    assert {f"{number}.png" for number in range(8)} <= set(found) and found["0.png"] == ["words"]
+    assert f"WARNING: 1 {os.path.splitext(stray)[1].lower()} file not used" in lines(tmp_path)
+    assert f"--dataset {tmp_path / stray} reads it" in lines(tmp_path)
+
+
+def test_most_pictures_win_where_none_has_a_caption(tmp_path):
+    make(tmp_path, {"a.png": None, "b.png": None})
+    write_tar(tmp_path / "A.TAR", {f"{number}.png": encoded() for number in range(9)})
+    assert len(captions(tmp_path)) == 9
+    assert "left out: 2 .png files, the archives are the data set; such as a.png, b.png" in lines(tmp_path)
+    make(tmp_path, {f"{number}.png": None for number in range(20)})
+    assert len(captions(tmp_path)) == 22
+
+
+def test_endings_in_any_case(tmp_path):
+    write_tar(tmp_path / "one" / "A.TAR", {f"{number}.PNG": encoded() for number in range(3)})
+    write_parquet(tmp_path / "two" / "X.PARQUET", {"image": [encoded()] * 3, "text": list("abc")})
+    assert len(captions(tmp_path / "one")) == len(captions(tmp_path / "two")) == 3
+
+
+def test_pictures_of_other_kinds_are_counted(tmp_path):
+    make(
+        tmp_path,
+        {
+            "a.jfif": None,
+            "b.JPE": None,
+            "c.heic": b"x",
+            "d.psd": b"x",
+            "e.PSD": b"x",
+            "f.jxl": b"x",
+            "notes.docx": b"x",
+        },
+    )
+    assert set(captions(tmp_path)) == {"a.jfif", "b.JPE"}
+    text = lines(tmp_path)
+    assert "1 .heic file, needs a package: pip install pillow-heif; such as c.heic" in text
+    assert "2 .psd files, a kind of picture that is not read; convert it to PNG or JPEG; such as d.psd, e.PSD" in text
+    assert "1 .jxl file, needs a package" in text and "notes.docx" in text
+    for name in ("a.jfif", "b.JPE"):
+        (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match="holds no pictures: it has files of the kinds .*pip install pillow-heif"):
+        load_pictures(str(tmp_path))
+
+
+def test_a_name_in_another_form_than_its_captions(tmp_path):
+    name = "e\u0301t\u00e9"
+    for form in ("NFC", "NFD"):
+        make(tmp_path / form, {f"{unicodedata.normalize(form, name)}.png": None, f"{name}.txt": "words", "b.png": None})
+        assert sorted(captions(tmp_path / form).values()) == [[], ["words"]]
