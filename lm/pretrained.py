@@ -10,6 +10,8 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from lm.model import load_model
 from lm.vocabulary import MultimodalVocabulary
 
+NO_LIMIT = 1 << 30  # positions of a model that states no limit
+
 
 def load_configuration(name: str) -> PretrainedConfig:
     """The configuration of a causal LM, on disk or on the Hub.
@@ -81,8 +83,8 @@ def check_positions(config: Any, name: str, needed: int) -> None:
 
 
 def max_positions(config: Any) -> int:
-    """Most tokens of a sequence; models that state no limit have none."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    """Most tokens of a sequence; `NO_LIMIT` where the model states none."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or NO_LIMIT
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Texts and pictures, continued: `InterleavedPipeline`."""
+"""Continuing documents of texts and pictures: `InterleavedPipeline`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from lm.generation.documents import generate_document
+from lm.generation.documents import DocumentTask, generate_document
 from lm.generation.sampling import SamplingSettings
+from lm.generation.texts import room_after
+from lm.pretrained import max_positions
 from lm.sequences import Picture, document_sequence
-from pipelines.multimodal import MultimodalPipeline, equal_streams, shown, whole_number
+from pipelines.arguments import shown, whole_number
+from pipelines.drawing.streams import text_streams
+from pipelines.multimodal import MultimodalPipeline
 from tokenizer_image.preprocessing import postprocess
 
 Part = str | Image.Image
@@ -29,7 +33,7 @@ class InterleavedOutput:
 
 
 class InterleavedPipeline(MultimodalPipeline):
-    """An image tokenizer and a language model that goes on from texts and pictures.
+    """An image tokenizer and a language model that continues documents of texts and pictures.
 
         pipe = InterleavedPipeline.from_pretrained("runs/model")
         parts = pipe(["First mix the colours:", Image.open("palette.png")]).parts
@@ -37,7 +41,7 @@ class InterleavedPipeline(MultimodalPipeline):
     The model must have been trained on interleaved rows (the sequence format `document`).
     """
 
-    does, example = "continue", 'parts = pipe(["a text", Image.open("picture.png")]).parts'
+    action, example = "continue", 'parts = pipe(["a text", Image.open("picture.png")]).parts'
 
     @torch.no_grad()
     def __call__(
@@ -49,15 +53,18 @@ class InterleavedPipeline(MultimodalPipeline):
         top_p: float = 1.0,
         text_temperature: float | None = None,
         seed: int | None = None,
+        min_p: float = 0.0,
     ) -> InterleavedOutput:
-        """Go on from `parts` until the model ends the document, or `max_new_tokens` are written.
+        """Continue `parts` until the model ends the document, or `max_new_tokens` are written.
 
         Args:
             parts: texts and PIL images (of any size; brought to the model's size of the nearest shape) in order; an
                 empty list begins a document.
-            max_new_tokens: most tokens, codes included (default: as many as the model has room for).
-            temperature, top_k, top_p: how freely to draw; temperature 0 takes the likeliest token each time.
-            text_temperature: of texts, where it is another one.
+            max_new_tokens: most tokens, codes included (default: as many as the model has positions for, or 1024 where
+                it states no limit).
+            temperature, top_k, top_p, min_p: how freely to draw (`lm.generation.sampling.SamplingSettings`);
+                temperature 0 takes the likeliest token each time.
+            text_temperature: temperature of texts alone (default: `temperature`).
             seed: of the random stream. None gives another document at each call (`torch.manual_seed` repeats them).
 
         Raises:
@@ -65,39 +72,41 @@ class InterleavedPipeline(MultimodalPipeline):
                 model's positions, or a model that has not learned from documents.
         """
         self.vocabulary.check_trained("continuing a document", "document")
-        image_settings = SamplingSettings(1.0, temperature, top_k, top_p)
-        warmth = temperature if text_temperature is None else text_temperature
-        text_settings = SamplingSettings(1.0, warmth, top_k, top_p)
+        image_settings = SamplingSettings(1.0, temperature, top_k, top_p, min_p)
+        if text_temperature is None:
+            text_temperature = temperature
+        text_settings = SamplingSettings(1.0, text_temperature, top_k, top_p, min_p)
         prompt = document_sequence(self.vocabulary, self._read(parts), whole=False).input_ids.tolist()
         if max_new_tokens is None:
-            max_new_tokens = self.model.config.max_position_embeddings - len(prompt)
+            max_new_tokens = room_after(self.model, len(prompt))
             if max_new_tokens < 1:
                 raise ValueError(
                     f"the parts have {len(prompt)} tokens, which leaves no room in the model's "
-                    f"{self.model.config.max_position_embeddings} positions: give fewer"
+                    f"{max_positions(self.model.config)} positions: give fewer"
                 )
-        written = generate_document(
-            self.model, self.vocabulary, prompt, max_new_tokens=whole_number(max_new_tokens, "max_new_tokens", 1),
-            text=text_settings, image=image_settings, generator=equal_streams(seed, 1)[0],
-        )  # fmt: skip
-        return InterleavedOutput([self._shown(part) for part in written])
+        max_new_tokens = whole_number(max_new_tokens, "max_new_tokens", 1)
+        task = DocumentTask(prompt, max_new_tokens, text_settings, image_settings, text_streams(seed, 1)[0])
+        written = generate_document(self.model, self.vocabulary, task)
+        return InterleavedOutput([self._decode(part) for part in written])
 
     def _read(self, parts: Sequence[Part]) -> list[list[int] | Picture]:
         """Texts as token ids, pictures as codes."""
         if isinstance(parts, (str, Image.Image)):
             raise TypeError(f"parts must be a list of texts and PIL images, got {shown(parts)}: put it into a list")
-        found: list[list[int] | Picture] = []
+        read: list[list[int] | Picture] = []
         for index, part in enumerate(parts):
             if isinstance(part, str):
-                found.append(self.vocabulary.encode_text(part.strip()))
+                read.append(self.vocabulary.encode_text(part.strip()))
             elif isinstance(part, Image.Image):
-                (size,) = self.sizes_of(part)
-                found.append(Picture(self.encode_images(part, size)[0].cpu().numpy(), size))
+                (pixels,) = self.prepare_images(part)
+                size = (pixels.shape[1], pixels.shape[2])
+                read.append(Picture(self.encode_pixels([pixels])[0].cpu().numpy(), size))
             else:
                 raise TypeError(f"part {index} must be a text or a PIL image, got {shown(part)}")
-        return found
+        return read
 
-    def _shown(self, part: list[int] | Picture) -> Part:
+    def _decode(self, part: list[int] | Picture) -> Part:
+        """The text, or the PIL image, of a part."""
         if not isinstance(part, Picture):
             return self.vocabulary.decode_text(part)
         codes = torch.from_numpy(part.codes)[None].to(self.device)

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import numbers
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from lm.vocabulary import MultimodalVocabulary, Size
+from pipelines.arguments import each_image, shown
 from pipelines.model_card import model_card
 from pipelines.model_folder import INDEX_FILE, local_folder, read_index, write_index
 from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import ImageTokenizer
-from tokenizer_image.preprocessing import nearest_size, preprocess, preprocessing_of, to_pixel_values
+from tokenizer_image.preprocessing import preprocess, preprocessing_of, to_pixel_values
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CLASS_NAME = "TextToImagePipeline"  # in the index of every model folder, whatever it was trained for
+CLASS_NAME = "TextToImagePipeline"  # in the index of every model folder, whatever the model was trained for
 Pipeline = TypeVar("Pipeline", bound="MultimodalPipeline")
 
 
@@ -32,8 +30,8 @@ class MultimodalPipeline:
     `max_batch_rows` (128) bounds the rows that the language model reads at once.
     """
 
-    # What a sub-class does, and the call that does it, for whoever calls the class itself.
-    does, example = "work", "pipe(...)"
+    # For the error message of a call of the class itself: what a pipeline does, and how to call one.
+    action, example = "work", "pipe(...)"
 
     def __init__(
         self,
@@ -44,7 +42,7 @@ class MultimodalPipeline:
         name = type(self).__name__
         if model is None or vocabulary is None:
             raise TypeError(
-                f"{name}({shown(image_tokenizer)}) does not {self.does}: load a model, then call it:\n"
+                f"{name}({shown(image_tokenizer)}) does not {self.action}: load a model, then call it:\n"
                 f'    pipe = {name}.from_pretrained("runs/model")\n'
                 f"    {self.example}\n"
                 f"From parts it takes three: {name}(image_tokenizer, model, vocabulary)"
@@ -141,50 +139,63 @@ class MultimodalPipeline:
             api.upload_folder(repo_id=name, folder_path=folder, commit_message=commit_message)
         return f"https://huggingface.co/{name}"
 
-    def encode_images(self, image: Any, size: Size | None = None) -> torch.Tensor:
-        """A PIL image, or a list of them, of any size and mode, to codes (B, T) int64 on the model's device.
+    def prepare_images(
+        self, image: Image.Image | Iterable[Image.Image], sizes: list[Size] | None = None
+    ) -> list[np.ndarray]:
+        """PIL images of any size and mode as the image tokenizer takes them: uint8 (C, H, W) each.
+
+        Of an iterator, one image at a time is taken and dropped, so that large files need not all be in memory.
+
+        Args:
+            sizes: (height, width) each; an image is resized and cropped to the one whose shape is nearest to its own.
+                Default: all sizes of the model.
+
+        Raises:
+            TypeError, ValueError: no image, something else, or an image that cannot be read (with its number).
+        """
+        settings, pixels = preprocessing_of(self.image_tokenizer), []
+        sizes = sizes or list(self.vocabulary.layouts)
+        for index, picture in enumerate(each_image(image)):
+            try:  # Pillow reads a file when its pixels are needed
+                pixels.append(preprocess(picture, settings, sizes))
+            except (OSError, SyntaxError, ValueError) as error:
+                raise ValueError(f"image {index} cannot be read: {error}") from error
+            del picture  # before the next one is read
+        return pixels
+
+    def encode_images(self, image: Image.Image | Iterable[Image.Image], size: Size | None = None) -> torch.Tensor:
+        """PIL images of any size and mode to codes (B, T) int64 on the model's device.
 
         Args:
             size: (height, width) that they are resized and cropped to (default: the model's default size).
 
         Raises:
-            TypeError, ValueError: no picture, something else, or a picture that cannot be read (with its number).
+            TypeError, ValueError: as `prepare_images`.
         """
-        settings = preprocessing_of(self.image_tokenizer)
         default = (self.vocabulary.image_size[0], self.vocabulary.image_size[1])
-        pixels: list[np.ndarray] = []
-        for index, one in enumerate(listed_images(image)):
-            with _named(index):
-                pixels.append(preprocess(one, settings, [size or default]))
+        return self.encode_pixels(self.prepare_images(image, [size or default]))
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: list[np.ndarray]) -> torch.Tensor:
+        """Images of one size, uint8 (C, H, W) each, to codes (B, T) int64 on the model's device."""
         batches = torch.from_numpy(np.stack(pixels)).split(self.max_batch_rows)
-        with torch.no_grad():
-            codes = [self.image_tokenizer.encode(to_pixel_values(batch).to(self.device)) for batch in batches]
-        return torch.cat(codes)
-
-    def sizes_of(self, image: Any) -> list[Size]:
-        """For each picture, which of the model's sizes has the shape nearest to its own.
-
-        Raises:
-            TypeError, ValueError: as `encode_images`.
-        """
-        sizes, found = list(self.vocabulary.layouts), []
-        for index, one in enumerate(listed_images(image)):
-            with _named(index):
-                upright = one if len(sizes) == 1 else ImageOps.exif_transpose(one)
-            found.append(nearest_size(*upright.size, sizes))
-        return found
+        return torch.cat([self.image_tokenizer.encode(to_pixel_values(batch).to(self.device)) for batch in batches])
 
     @torch.no_grad()
     def decode_codes(self, codes: torch.Tensor, size: Size | None = None) -> torch.Tensor:
-        """Codes (B, T) of pictures of a size (default: the default one) to pixel_values (B, C, H, W), so many at a time
-        that memory stays bounded; of a row with places that are not drawn (-1), what is before the first of them."""
+        """Codes (B, T) of pictures of a size (default: the default one) to pixel_values (B, C, H, W) in [-1, 1].
+
+        At most `max_batch_rows` are decoded at once. Of a row with codes that are not drawn (-1), those before the
+        first of them are decoded.
+        """
         height, width = size or self.vocabulary.image_size
         drawn = (codes >= 0).long().cumprod(-1).sum(-1)
         counts, runs = drawn.unique_consecutive(return_counts=True)
         parts: list[torch.Tensor] = []
         for count, rows in zip(counts.tolist(), codes.split(runs.tolist()), strict=True):
             parts += [
-                self.image_tokenizer.decode(own, (height, width)) for own in rows[:, :count].split(self.max_batch_rows)
+                self.image_tokenizer.decode(part, (height, width))
+                for part in rows[:, :count].split(self.max_batch_rows)
             ]
         return torch.cat(parts)
 
@@ -214,60 +225,6 @@ class MultimodalPipeline:
     def set_progress_bar_config(self, **settings: Any) -> None:
         """Settings of the tqdm bar, `disable=True` above all. By default it shows on a terminal only."""
         self._progress_bar = settings
-
-
-@contextmanager
-def _named(index: int) -> Iterator[None]:
-    """Inside, what goes wrong in reading a picture is told with its number: Pillow reads a file when it is needed."""
-    try:
-        yield
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"image {index} cannot be read: {error}") from error
-
-
-def random_stream(*keys: Any) -> torch.Generator:
-    """The random stream that belongs to these keys: (seed, number of the sample), say."""
-    digest = hashlib.sha256("/".join(map(str, keys)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-def equal_streams(seed: int | Sequence[int] | None, count: int, each: int = 1) -> list[torch.Generator]:
-    """`each` random streams for each of `count`, keyed (seed, number) and so alike for all under one seed; without a
-    seed, others at each call (`torch.manual_seed` repeats them). A list has a seed for each of `count`."""
-    if seed is None:
-        return [torch.Generator().manual_seed(int(one)) for one in torch.randint(2**62, (count * each,))]
-    seeds = list(seed) if isinstance(seed, Sequence) else [seed] * count
-    return [random_stream(whole_number(one, "seed", 0), number) for one in seeds for number in range(each)]
-
-
-def whole_number(value: Any, name: str, least: int) -> int:
-    """`value`, which must be a whole number of at least `least`; TypeError or ValueError, naming it, if not."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return int(value)
-
-
-def listed_images(image: Any) -> list[Image.Image]:
-    """An image argument as a list.
-
-    Raises:
-        TypeError, ValueError: nothing, or something that is no PIL image.
-    """
-    images = list(image) if isinstance(image, (list, tuple)) else [image]
-    if not images:
-        raise ValueError("image is an empty list: give at least one picture")
-    for index, one in enumerate(images):
-        if not isinstance(one, Image.Image):
-            raise TypeError(f"image {index} must be a PIL image, got {shown(one)}: open files with PIL.Image.open")
-    return images
-
-
-def shown(value: Any) -> str:
-    """A value for an error message, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}...{text[-1]}"
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:

@@ -4,29 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from lm.generation.images import Callback, DrawingInterrupted, DrawingStopped, draw, generate_codes
-from lm.generation.sampling import ByLevel, Guidance
+from lm.generation.images import draw, generate_codes
+from lm.generation.progress import Callback, DrawingInterrupted, DrawingStopped
+from lm.generation.sampling import ByLevel, CountByLevel, Guidance
+from lm.generation.task import UNDRAWN, DrawingTask
 from lm.vocabulary import Size
+from pipelines.arguments import whole_number
 from pipelines.drawing.best_of import Ranker, best_rows, caption_scores, check_can_rank, ranker_scores
 from pipelines.drawing.completion import (
     check_picture,
-    forced_codes,
     kept_levels,
     kept_places,
     scattered_places,
     to_redraw,
 )
 from pipelines.drawing.likelihood import ScoreOutput, score_pictures
-from pipelines.drawing.request import drawing_request, texts_of
-from pipelines.multimodal import MultimodalPipeline, whole_number
-from tokenizer_image.preprocessing import OUTPUT_TYPES, postprocess
+from pipelines.drawing.prompts import Prompt
+from pipelines.drawing.request import DrawingRequest
+from pipelines.multimodal import MultimodalPipeline
+from tokenizer_image.preprocessing import postprocess
+
+# Settings that `previews` cannot take, and why.
+NOT_IN_PREVIEWS = {
+    "best_of": "pictures are shown while they are drawn, before any can be chosen",
+    "ranker": "pictures are shown while they are drawn, before any can be chosen",
+    "callback": "it gives the pictures as they are drawn",
+}
 
 
 @dataclass
@@ -52,17 +62,17 @@ class TextToImagePipeline(MultimodalPipeline):
     guidance.
     """
 
-    does, example = "draw", 'image = pipe("a dog").images[0]'
+    action, example = "draw", 'image = pipe("a dog").images[0]'
 
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str] | None,
-        negative_prompt: str | list[str] | None = None,
+        prompt: Prompt,
+        negative_prompt: Prompt = None,
         num_images_per_prompt: int = 1,
         guidance_scale: Guidance | None = None,
         temperature: ByLevel = 1.0,
-        top_k: int | Sequence[int] = 0,
+        top_k: CountByLevel = 0,
         top_p: ByLevel = 1.0,
         height: int | None = None,
         width: int | None = None,
@@ -102,37 +112,19 @@ class TextToImagePipeline(MultimodalPipeline):
             DrawingStopped, DrawingInterrupted: the callback raised, or Ctrl-C; the error's `output` has what was
                 drawn.
         """
-        count = whole_number(num_images_per_prompt, "num_images_per_prompt", 1)
-        if best_of is None and ranker is not None:
-            raise ValueError("a ranker chooses among pictures: say with best_of how many to draw")
-        drawn = count if best_of is None else whole_number(best_of, "best_of", count)
-        asked = self._request(
-            prompt, negative_prompt=negative_prompt, num_images_per_prompt=drawn, guidance_scale=guidance_scale,
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, height=height, width=width, seed=seed,
-            generator=generator,
+        request = DrawingRequest(
+            prompt, negative_prompt, num_images_per_prompt, guidance_scale, temperature, top_k, top_p, height, width,
+            seed, generator, output_type, callback, min_p, best_of, ranker,
         )  # fmt: skip
-        if best_of is None:
-            return self._drawn(asked, output_type, callback)
-        _check_output_type(output_type)
-        texts = texts_of(prompt, "prompt")
-        if ranker is None:
-            check_can_rank(self, texts)
-        output = self._drawn(asked, "pil", callback)
-        if ranker is None:
-            scores = caption_scores(self, [str(text) for text in texts], output.codes, asked["size"])
-        else:
-            scores = ranker_scores(ranker, list(output.images), texts)
-        return self._output(output.codes[best_rows(scores, count)], output_type, asked["size"])
+        return self._draw(request, request.task(self))
 
     def complete(
         self,
         image: Image.Image,
-        prompt: str | list[str] | None = None,
+        prompt: Prompt = None,
         *,
         keep_rows: int | None = None,
         mask: Image.Image | np.ndarray | None = None,
-        output_type: str = "pil",
-        callback: Callback | None = None,
         **settings: Any,
     ) -> TextToImageOutput:
         """Keep a part of a picture and draw the rest, with or without a prompt.
@@ -144,24 +136,23 @@ class TextToImagePipeline(MultimodalPipeline):
             image: a picture of a size that the model draws.
             keep_rows: how many rows of pixels to keep, from the top.
             mask: in place of `keep_rows`, a picture or an array (H, W): white (not 0) is drawn again, black (0) stays.
-            settings: and all else is as in a plain call.
+            settings: all others of a plain call, by name.
 
         Raises:
             TypeError, ValueError: a picture or a mask of another size, more rows than there are; and as a plain call.
         """
+        request = DrawingRequest.from_settings("complete", prompt, settings)
         size = check_picture(image, self.vocabulary.layouts)
         kept = kept_places(self.vocabulary.layouts[size], to_redraw(size, keep_rows, mask))
-        return self._completed(image, size, kept, prompt, output_type, callback, settings)
+        return self._complete(image, size, kept, request)
 
     def vary(
         self,
         image: Image.Image,
-        prompt: str | list[str] | None = None,
+        prompt: Prompt = None,
         *,
         redraw: float = 0.5,
         keep_levels: int | None = None,
-        output_type: str = "pil",
-        callback: Callback | None = None,
         **settings: Any,
     ) -> TextToImageOutput:
         """Draw variations of a picture: some of its codes stay.
@@ -170,79 +161,82 @@ class TextToImagePipeline(MultimodalPipeline):
             image: a picture of a size that the model draws.
             redraw: share of its places, spread at random, that is drawn again.
             keep_levels: in place of that, keep so many of the coarsest levels of codes and draw the finer ones again.
-            settings: and all else is as in a plain call; num_images_per_prompt is how many variations.
+            settings: all others of a plain call, by name; num_images_per_prompt is how many variations.
 
         Raises:
-            TypeError, ValueError: a picture of another size, a share or levels that there are not; and as a plain call.
+            TypeError, ValueError: a picture of another size, a share or levels out of range; and as a plain call.
         """
+        request = DrawingRequest.from_settings("vary", prompt, settings)
         size = check_picture(image, self.vocabulary.layouts)
         layout = self.vocabulary.layouts[size]
         if keep_levels is None:
-            kept = scattered_places(layout, size, redraw, settings.get("seed"))
+            kept = scattered_places(layout, size, redraw, request.seed)
         else:
             kept = kept_levels(layout, keep_levels)
-        return self._completed(image, size, kept, prompt, output_type, callback, settings)
+        return self._complete(image, size, kept, request)
 
-    def previews(
-        self, prompt: str | list[str] | None, every: int = 16, *, output_type: str = "pil", **settings: Any
-    ) -> Iterator[TextToImageOutput]:
-        """Draw, and give the pictures as they appear: after each `every` codes, and when they are whole.
+    def previews(self, prompt: Prompt, every: int = 16, **settings: Any) -> Iterator[TextToImageOutput]:
+        """Draw, and give the pictures while they are drawn: after each `every` codes, and when they are complete.
 
         Args:
-            prompt, settings: as in a plain call.
+            prompt: as in a plain call.
+            settings: those of a plain call, by name, but best_of, ranker and callback.
 
         Returns:
-            Outputs with codes (b, t) of what the batch at work has so far and the pictures that these decode to; what
-            is not drawn is plain. More pictures than `max_batch_rows` takes come batch after batch.
+            Outputs with the codes (b, t) that the current batch has drawn so far and the pictures that they decode to;
+            places that are not drawn are decoded from the codebook's mean. More pictures than `max_batch_rows` takes
+            come batch after batch.
+
+        Raises:
+            TypeError, ValueError: at the call, as a plain call.
         """
         every = whole_number(every, "every", 1)
-        _check_output_type(output_type)
-        asked = self._request(prompt, **settings)
-        total = len(self.vocabulary.picture(asked["size"]).places)
-        steps = draw(self.model, self.vocabulary, max_batch_rows=self.max_batch_rows, **asked)
+        request = DrawingRequest.from_settings("previews", prompt, settings, refused=NOT_IN_PREVIEWS)
+        task = request.task(self)
+        steps = draw(self.model, self.vocabulary, task)
 
-        def shown_steps() -> Iterator[TextToImageOutput]:
+        def outputs() -> Iterator[TextToImageOutput]:
             for progress in steps:
                 count = progress.codes.shape[1]
-                if count % every == 0 or count == total:
-                    yield self._output(progress.codes.clone(), output_type, asked["size"])
+                if count % every == 0 or count == len(task.settings):
+                    yield self._output(progress.codes.clone(), request.output_type, task.size)
 
-        return shown_steps()
+        return outputs()
 
-    def _request(self, prompt: str | list[str] | None, **settings: Any) -> dict[str, Any]:
-        return drawing_request(self.model, self.vocabulary, prompt, **settings)
-
-    def _completed(
-        self,
-        image: Image.Image,
-        size: Size,
-        kept: torch.Tensor,
-        prompt: str | list[str] | None,
-        output_type: str,
-        callback: Callback | None,
-        settings: dict[str, Any],
+    def _complete(
+        self, image: Image.Image, size: Size, kept: torch.Tensor, request: DrawingRequest
     ) -> TextToImageOutput:
-        """Draw what is not `kept` (T,) bool of a picture."""
-        asked = self._request(prompt, **{"height": size[0], "width": size[1], **settings})
-        asked["forced"] = forced_codes(self.encode_images(image, size)[0], kept, len(asked["prompts"]))
-        return self._drawn(asked, output_type, callback)
+        """Keep the codes of a picture at the positions `kept` (T,) bool, and draw the others."""
+        task = request.of_size(size).task(self)
+        codes = self.encode_images(image, size)[0]
+        forced = torch.where(kept.to(codes.device), codes, UNDRAWN)
+        return self._draw(request, replace(task, forced=forced.expand(len(task.prompts), -1)))
 
-    def _drawn(self, asked: dict[str, Any], output_type: str, callback: Callback | None) -> TextToImageOutput:
-        _check_output_type(output_type)
-        with self._bar(callback) as after_code:
+    def _draw(self, request: DrawingRequest, task: DrawingTask) -> TextToImageOutput:
+        """Draw the task, and choose the best where the request says so."""
+        if request.best_of is not None and request.ranker is None:
+            check_can_rank(self, request.texts)
+        with self._bar(request.callback) as after_code:
             try:
-                codes = generate_codes(
-                    self.model, self.vocabulary, callback=after_code, max_batch_rows=self.max_batch_rows, **asked
-                )
+                codes = generate_codes(self.model, self.vocabulary, task, after_code)
             except (DrawingStopped, DrawingInterrupted) as error:
-                error.output = self._output(error.codes, output_type, asked["size"])
+                error.output = self._output(error.codes, request.output_type, task.size)
                 raise
-        return self._output(codes, output_type, asked["size"])
+        if request.best_of is not None:
+            codes = codes[best_rows(self._scores(request, codes, task.size), request.num_images_per_prompt)]
+        return self._output(codes, request.output_type, task.size)
 
-    def _output(self, codes: torch.Tensor, output_type: str, size: Size) -> TextToImageOutput:
+    def _scores(self, request: DrawingRequest, codes: torch.Tensor, size: Size | None) -> torch.Tensor:
+        """(prompts, best_of) scores of drawn pictures, by the request's ranker or by the model itself."""
+        if request.ranker is None:
+            return caption_scores(self, [str(text) for text in request.texts], codes, size)
+        images = postprocess(self.decode_codes(codes, size), "pil")
+        return ranker_scores(request.ranker, images, request.texts)
+
+    def _output(self, codes: torch.Tensor, output_type: str, size: Size | None) -> TextToImageOutput:
         return TextToImageOutput(images=postprocess(self.decode_codes(codes, size), output_type), codes=codes)
 
-    def score(self, prompt: str | list[str] | None, image: Image.Image | list[Image.Image]) -> ScoreOutput:
+    def score(self, prompt: Prompt, image: Image.Image | list[Image.Image]) -> ScoreOutput:
         """How likely pictures are after their prompts, without guidance: -log p(codes | prompt), code by code.
 
         Args:
@@ -269,8 +263,3 @@ class TextToImagePipeline(MultimodalPipeline):
                     callback(step, total_steps, codes)
 
             yield after_code
-
-
-def _check_output_type(output_type: str) -> None:
-    if output_type not in OUTPUT_TYPES:
-        raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")

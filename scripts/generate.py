@@ -20,7 +20,7 @@ from pipelines.options.parser import parse_options
 if TYPE_CHECKING:
     from PIL import Image
 
-    from lm.generation.images import DrawingInterrupted
+    from lm.generation.progress import DrawingInterrupted
 
 PROMPTS = {"prompts": {"nargs": "*", "metavar": "PROMPT", "help": "what to draw, each prompt in quotes"}}
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -86,7 +86,7 @@ def main(options: GenerateOptions) -> Path:
     """Draw, write, and return where the pictures are."""
     import transformers
 
-    from lm.generation.images import DrawingInterrupted
+    from lm.generation.progress import DrawingInterrupted
     from pipelines.machine.devices import choose_device
     from pipelines.text_to_image import TextToImagePipeline
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny import draw_codes
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from lm.generation.images import generate_codes
 from lm.model import ARCHITECTURES, build_configuration, build_model
 from lm.sequences import image_prompt
 from lm.training.attention import LONGEST, NAME, use_fastest_attention
@@ -79,7 +79,7 @@ def test_sampling_in_training_draws_the_same_pictures(vocabulary, architecture):
         if fast:
             use_fastest_attention(model, 40)
         drawn.append(
-            generate_codes(
+            draw_codes(
                 model,
                 vocabulary,
                 [image_prompt(vocabulary, caption) for caption in CAPTIONS] * 2,

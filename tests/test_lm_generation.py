@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny import add_noise, draw_codes, streams, task_of, tiny_model
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -20,9 +21,10 @@ from transformers import (
 from lm.generation import memory
 from lm.generation import native_stepper as native
 from lm.generation.direct_stepper import DirectModel
-from lm.generation.images import DrawingInterrupted, DrawingStopped, draw, generate_codes
-from lm.generation.sampling import SamplingSettings, choose, settings_by_position
-from lm.model import build_configuration, build_model, plain_head
+from lm.generation.images import draw
+from lm.generation.progress import DrawingInterrupted, DrawingStopped
+from lm.generation.sampling import SamplingSchedule, SamplingSettings, choose
+from lm.model import plain_head
 from lm.sequences import image_prompt
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from tokenizer_image.layout import build_layout
@@ -54,15 +56,8 @@ def random_model(vocabulary: MultimodalVocabulary, architecture: str = "qwen3") 
             sliding_window=8, bos_token_id=vocabulary.bos_id, eos_token_id=vocabulary.eos_id,
             pad_token_id=vocabulary.pad_id,
         )  # fmt: skip
-        model = Gemma2ForCausalLM(config)
-    else:
-        sizes = {"num_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
-        config = build_configuration(vocabulary, architecture=architecture, max_positions=96, **sizes)
-        model = build_model(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
-    return model
+        return add_noise(Gemma2ForCausalLM(config), 0.15)
+    return tiny_model(vocabulary, architecture=architecture, max_positions=96)
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +68,6 @@ def model(vocabulary) -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def prompts(vocabulary) -> list[list[int]]:
     return [image_prompt(vocabulary, caption) for caption in CAPTIONS]
-
-
-def streams(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 @torch.no_grad()
@@ -114,15 +105,15 @@ def test_greedy_equals_plain_forward_passes(vocabulary, prompts, architecture, g
     negative = None if guidance_scale == 1 else image_prompt(vocabulary, None)
     expected = [greedy_by_hand(model, vocabulary, prompt, negative, guidance_scale) for prompt in prompts]
     settings = {"guidance_scale": guidance_scale, "temperature": 0, "generators": streams(0, 1, 2, 3)}
-    assert generate_codes(model, vocabulary, prompts, **settings).tolist() == expected
-    assert generate_codes(model, vocabulary, prompts, max_batch_rows=3, **settings).tolist() == expected
+    assert draw_codes(model, vocabulary, prompts, **settings).tolist() == expected
+    assert draw_codes(model, vocabulary, prompts, max_batch_rows=3, **settings).tolist() == expected
 
 
 def test_an_output_layer_with_a_bias(vocabulary, prompts):
     model = random_model(vocabulary)
     model.lm_head.bias = torch.nn.Parameter(5 * torch.randn(vocabulary.size))
     expected = [greedy_by_hand(model, vocabulary, prompt, None, 1.0) for prompt in prompts]
-    got = generate_codes(model, vocabulary, prompts, temperature=0, generators=streams(0, 0, 0, 0))
+    got = draw_codes(model, vocabulary, prompts, temperature=0, generators=streams(0, 0, 0, 0))
     assert got.tolist() == expected
 
 
@@ -130,7 +121,7 @@ def test_greedy_with_negative_prompts(model, vocabulary, prompts):
     negatives = prompts[::-1]
     pairs = zip(prompts, negatives, strict=True)
     expected = [greedy_by_hand(model, vocabulary, prompt, negative, 2.5) for prompt, negative in pairs]
-    got = generate_codes(
+    got = draw_codes(
         model,
         vocabulary,
         prompts,
@@ -160,7 +151,7 @@ def test_greedy_equals_transformers_generate(vocabulary, prompts, architecture, 
             masked[:, valid] = scores[:, valid]
             return masked
 
-    got = generate_codes(model, vocabulary, prompts, temperature=0, generators=streams(0, 0, 0, 0))
+    got = draw_codes(model, vocabulary, prompts, temperature=0, generators=streams(0, 0, 0, 0))
     for prompt, codes in zip(prompts, got, strict=True):
         ids = model.generate(
             torch.tensor([prompt]),
@@ -174,7 +165,7 @@ def test_greedy_equals_transformers_generate(vocabulary, prompts, architecture, 
 
 @pytest.mark.parametrize("settings", [{}, {"top_k": 3}, {"top_p": 0.5}, {"temperature": 50.0}, {"temperature": 1e-30}])
 def test_only_codes_of_the_position_are_drawn(model, vocabulary, prompts, settings):
-    codes = generate_codes(model, vocabulary, prompts * 8, guidance_scale=2, generators=streams(*range(32)), **settings)
+    codes = draw_codes(model, vocabulary, prompts * 8, guidance_scale=2, generators=streams(*range(32)), **settings)
     low, high = torch.tensor(vocabulary.layout["low"]), torch.tensor(vocabulary.layout["high"])
     assert codes.shape == (32, vocabulary.tokens_per_image) and codes.dtype == torch.int64
     assert (codes >= low).all() and (codes < high).all()
@@ -184,22 +175,22 @@ def test_only_codes_of_the_position_are_drawn(model, vocabulary, prompts, settin
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_k": 9, "top_p": 0.8}])
 def test_a_row_does_not_depend_on_its_neighbours(model, vocabulary, prompts, guidance_scale, settings, path):
     settings = {"guidance_scale": guidance_scale, **settings}
-    together = generate_codes(model, vocabulary, prompts, generators=streams(5, 6, 7, 8), **settings)
+    together = draw_codes(model, vocabulary, prompts, generators=streams(5, 6, 7, 8), **settings)
     for row in range(len(prompts)):
-        alone = generate_codes(model, vocabulary, [prompts[row]], generators=streams(5 + row), **settings)
+        alone = draw_codes(model, vocabulary, [prompts[row]], generators=streams(5 + row), **settings)
         assert alone[0].equal(together[row])
-    halves = generate_codes(model, vocabulary, prompts, generators=streams(5, 6, 7, 8), max_batch_rows=2, **settings)
+    halves = draw_codes(model, vocabulary, prompts, generators=streams(5, 6, 7, 8), max_batch_rows=2, **settings)
     assert halves.equal(together)
 
 
 def test_streams_decide(model, vocabulary, prompts):
-    same = generate_codes(model, vocabulary, [prompts[0]] * 3, generators=streams(1, 1, 2))
+    same = draw_codes(model, vocabulary, [prompts[0]] * 3, generators=streams(1, 1, 2))
     assert same[0].equal(same[1]) and not same[0].equal(same[2])
 
 
 def test_global_generator_is_left_alone(model, vocabulary, prompts):
     before = torch.get_rng_state()
-    generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4))
+    draw_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4))
     assert torch.get_rng_state().equal(before)
 
 
@@ -208,7 +199,7 @@ def test_each_module_gets_its_mode_back(vocabulary, prompts):
     model.model.layers[0].eval()
     before = [module.training for module in model.modules()]
     seen = []
-    codes = generate_codes(
+    codes = draw_codes(
         model,
         vocabulary,
         prompts,
@@ -221,7 +212,7 @@ def test_each_module_gets_its_mode_back(vocabulary, prompts):
 
 def test_callback(model, vocabulary, prompts):
     calls = []
-    codes = generate_codes(
+    codes = draw_codes(
         model, vocabulary, prompts[:3], generators=streams(1, 2, 3), max_batch_rows=2,
         callback=lambda step, total, codes: calls.append((step, total, codes.clone())),
     )  # fmt: skip
@@ -231,7 +222,7 @@ def test_callback(model, vocabulary, prompts):
 
 
 def test_no_prompts(model, vocabulary):
-    assert generate_codes(model, vocabulary, [], generators=[]).shape == (0, vocabulary.tokens_per_image)
+    assert draw_codes(model, vocabulary, [], generators=[]).shape == (0, vocabulary.tokens_per_image)
 
 
 def test_one_linear_map_where_it_is_one(vocabulary):
@@ -255,7 +246,7 @@ def test_a_changed_model_answers_through_its_own_forward(vocabulary, prompts):
     for model in (hooked, replaced):
         assert not DirectModel.fits(model)
         expected = [greedy_by_hand(model, vocabulary, prompt, None, 1.0) for prompt in prompts]
-        got = generate_codes(model, vocabulary, prompts, temperature=0, generators=streams(0, 0, 0, 0))
+        got = draw_codes(model, vocabulary, prompts, temperature=0, generators=streams(0, 0, 0, 0))
         assert got.tolist() == expected
 
 
@@ -296,10 +287,7 @@ def other_shapes(vocabulary, name: str) -> torch.nn.Module:
                 activation_function="relu", scale_attn_by_inverse_layer_idx=True,
             )
         )  # fmt: skip
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
-    return model
+    return add_noise(model, 0.15)
 
 
 @pytest.mark.parametrize(
@@ -316,7 +304,7 @@ def test_other_shapes_of_stock_models(vocabulary, prompts, name, direct, path):
     assert DirectModel.fits(model) == direct
     negative = image_prompt(vocabulary, None)
     expected = [greedy_by_hand(model, vocabulary, prompt, negative, 2.0) for prompt in prompts]
-    got = generate_codes(model, vocabulary, prompts, guidance_scale=2.0, temperature=0, generators=streams(0, 0, 0, 0))
+    got = draw_codes(model, vocabulary, prompts, guidance_scale=2.0, temperature=0, generators=streams(0, 0, 0, 0))
     assert got.tolist() == expected
 
 
@@ -324,7 +312,7 @@ def test_other_shapes_of_stock_models(vocabulary, prompts, name, direct, path):
 def test_bfloat16_is_near(vocabulary, prompts, architecture, path):
     """Not the same numbers, but those of the model's own forward, as well as bfloat16 tells them."""
     model = random_model(vocabulary, architecture).bfloat16().eval()
-    codes = generate_codes(model, vocabulary, prompts[:1], temperature=0, generators=streams(0))[0]
+    codes = draw_codes(model, vocabulary, prompts[:1], temperature=0, generators=streams(0))[0]
     ids = torch.tensor([[*prompts[0], *(vocabulary.image_offset + codes).tolist()]])
     with torch.no_grad():
         logits = model(ids, use_cache=False).logits[0, len(prompts[0]) - 1 : -1].float()
@@ -338,41 +326,41 @@ def test_bfloat16_is_near(vocabulary, prompts, architecture, path):
 
 def test_forced_codes_stay_and_the_rest_follows_them(model, vocabulary, prompts):
     settings = {"guidance_scale": 2.0, "temperature": 0, "generators": streams(0, 0, 0, 0)}
-    whole = generate_codes(model, vocabulary, prompts, **settings)
+    whole = draw_codes(model, vocabulary, prompts, **settings)
     low = torch.tensor(vocabulary.layout["low"])
     forced = torch.full_like(whole, -1)
     forced[:, 1] = low[1] + 3  # one place in all rows
     forced[1:, 6] = low[6] + torch.tensor([1, 5, 9])  # one place in some
     forced[3, :5] = low[:5]
-    got = generate_codes(model, vocabulary, prompts, forced=forced, **settings)
+    got = draw_codes(model, vocabulary, prompts, forced=forced, **settings)
     assert got[forced >= 0].equal(forced[forced >= 0]) and not got.equal(whole)
-    again = generate_codes(model, vocabulary, prompts, forced=torch.where(torch.arange(12) < 9, got, -1), **settings)
+    again = draw_codes(model, vocabulary, prompts, forced=torch.where(torch.arange(12) < 9, got, -1), **settings)
     assert again.equal(got)  # a beginning read with the prompt leads to the same as one drawn code by code
-    alone = generate_codes(model, vocabulary, prompts[3:], forced=forced[3:], **{**settings, "generators": streams(0)})
+    alone = draw_codes(model, vocabulary, prompts[3:], forced=forced[3:], **{**settings, "generators": streams(0)})
     assert alone[0].equal(got[3])
 
 
 def test_all_codes_forced(model, vocabulary, prompts):
-    whole = generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4))
-    kept = generate_codes(model, vocabulary, prompts, generators=streams(5, 6, 7, 8), forced=whole)
+    whole = draw_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4))
+    kept = draw_codes(model, vocabulary, prompts, generators=streams(5, 6, 7, 8), forced=whole)
     assert kept.equal(whole)
 
 
 def test_forced_codes_do_not_move_the_stream(model, vocabulary, prompts):
     """A place draws from its own number, whatever is kept before it."""
-    whole = generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4))
+    whole = draw_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4))
     forced = whole.clone()
     forced[:, 7:] = -1
-    assert generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4), forced=forced).equal(whole)
+    assert draw_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4), forced=forced).equal(whole)
 
 
 def test_forced_codes_that_cannot_be(model, vocabulary, prompts):
     with pytest.raises(ValueError, match=r"forced codes of shape \(4, 3\): expected \(4, 12\)"):
-        generate_codes(model, vocabulary, prompts, generators=streams(0, 0, 0, 0), forced=torch.zeros(4, 3).long())
+        draw_codes(model, vocabulary, prompts, generators=streams(0, 0, 0, 0), forced=torch.zeros(4, 3).long())
     forced = torch.full((4, 12), -1)
     forced[2, 5] = 3
     with pytest.raises(ValueError, match="forced code 3 at position 5 of row 2: the codes there are 12 to 31, or -1"):
-        generate_codes(model, vocabulary, prompts, generators=streams(0, 0, 0, 0), forced=forced)
+        draw_codes(model, vocabulary, prompts, generators=streams(0, 0, 0, 0), forced=forced)
 
 
 # What stops it
@@ -382,38 +370,38 @@ def test_forced_codes_that_cannot_be(model, vocabulary, prompts):
     ("error", "caught"), [(OSError("no disk"), DrawingStopped), (KeyboardInterrupt(), DrawingInterrupted)]
 )
 def test_what_is_drawn_comes_with_the_error(model, vocabulary, prompts, error, caught):
-    whole = generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4))
+    whole = draw_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4))
 
     def stop(step, total, codes):
         if step == 12 + 5:
             raise error
 
     with pytest.raises(caught) as stopped:
-        generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4), max_batch_rows=2, callback=stop)
+        draw_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4), max_batch_rows=2, callback=stop)
     assert stopped.value.codes[:2].equal(whole[:2])
     assert stopped.value.codes[2:, :5].equal(whole[2:, :5]) and (stopped.value.codes[2:, 5:] == -1).all()
     assert stopped.value.__cause__ is error
 
 
 def test_step_by_step(model, vocabulary, prompts):
-    steps = draw(model, vocabulary, prompts[:1], generators=streams(1))
+    steps = draw(model, vocabulary, task_of(vocabulary, prompts[:1], generators=streams(1)))
     first = next(steps)
     assert (first.step, first.total_steps, first.codes.shape) == (1, 12, (1, 1))
     assert not torch.is_inference_mode_enabled()  # not even between two steps
     *_, last = steps
-    assert last.codes.equal(generate_codes(model, vocabulary, prompts[:1], generators=streams(1)))
+    assert last.codes.equal(draw_codes(model, vocabulary, prompts[:1], generators=streams(1)))
 
 
 def test_a_batch_is_as_large_as_the_free_memory(model, vocabulary, prompts, monkeypatch):
     longest, choices = max(map(len, prompts)), 20
     row = memory.bytes_of_row(model, longest, vocabulary.tokens_per_image, choices)
     settings = {"guidance_scale": 2.0, "generators": streams(1, 2, 3, 4)}
-    expected = generate_codes(model, vocabulary, prompts, **settings)
+    expected = draw_codes(model, vocabulary, prompts, **settings)
     for rows, pictures in ((0, 1), (4.1, 2), (7.9, 3), (8.1, 4), (None, 4)):
         free = None if rows is None else int(rows * row / memory.SHARE)
         monkeypatch.setattr(memory, "available_memory", lambda device, free=free: free)
         settings = {"guidance_scale": 2.0, "generators": streams(1, 2, 3, 4)}
-        steps = list(draw(model, vocabulary, prompts, **settings))
+        steps = list(draw(model, vocabulary, task_of(vocabulary, prompts, **settings)))
         assert max(step.rows.stop - step.rows.start for step in steps) == pictures
         assert torch.cat([step.codes for step in steps if step.codes.shape[1] == 12]).equal(expected)
 
@@ -446,18 +434,18 @@ def test_free_memory(monkeypatch, tmp_path):
 
 def test_too_little_memory_splits_the_batch(vocabulary, prompts):
     model, most = random_model(vocabulary), 2
-    whole = generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4))
+    whole = draw_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4))
 
     def limit(module, arguments, settings):
         if len(settings["input_ids"]) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     model.model.register_forward_pre_hook(limit, with_kwargs=True)
-    assert generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4)).equal(whole)
+    assert draw_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4)).equal(whole)
     most = 0
     words = r"no memory to draw even one picture .* about \d+ MB beside the model, and [\d,]+ MB are free on cpu"
     with pytest.raises(RuntimeError, match=words):
-        generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4))
+        draw_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4))
 
 
 # Settings that change along a picture
@@ -465,7 +453,7 @@ def test_too_little_memory_splits_the_batch(vocabulary, prompts):
 
 def test_a_schedule_of_one_value_is_that_value(model, vocabulary, prompts):
     def codes(scale):
-        return generate_codes(model, vocabulary, prompts, guidance_scale=scale, generators=streams(1, 2, 3, 4))
+        return draw_codes(model, vocabulary, prompts, guidance_scale=scale, generators=streams(1, 2, 3, 4))
 
     assert codes([2.5] * 12).equal(codes(2.5)) and codes(lambda position: 2.5).equal(codes(2.5))
     assert codes([1.0] * 12).equal(codes(1.0))
@@ -475,7 +463,7 @@ def test_a_schedule_of_one_value_is_that_value(model, vocabulary, prompts):
 
 def test_settings_of_each_level(model, vocabulary, prompts):
     def codes(**settings):
-        return generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4), **settings)
+        return draw_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4), **settings)
 
     assert codes(temperature=[1.0, 1.0]).equal(codes())
     assert codes(temperature=[0, 0]).equal(codes(temperature=0))
@@ -486,26 +474,26 @@ def test_settings_of_each_level(model, vocabulary, prompts):
     assert codes(temperature=0, forced=forced).equal(mixed)
 
 
-def test_settings_by_position():
+def test_a_schedule_gives_the_settings_at_each_position():
     layout = build_layout([(1, 1), (1, 2)], [[4, 4], [8, 8]]).to_dict()
 
     def values(name, **settings):
-        return [getattr(one, name) for one in settings_by_position(layout, **settings)]
+        return [getattr(one, name) for one in SamplingSchedule(**settings).by_position(layout)]
 
     assert values("top_k", top_k=[1, 2]) == [1, 1, 2, 2, 2, 2]  # levels
     assert values("top_k", top_k=[1, 2, 3, 4]) == [1, 2, 3, 4, 3, 4]  # depths of each
     assert values("guidance_scale", guidance_scale=lambda position: 1 + position) == [1, 2, 3, 4, 5, 6]
     one_level = build_layout([(1, 2)], [[4, 4]]).to_dict()
-    assert [one.min_p for one in settings_by_position(one_level, min_p=[0, 0.5])] == [0, 0.5, 0, 0.5]
+    assert [one.min_p for one in SamplingSchedule(min_p=[0, 0.5]).by_position(one_level)] == [0, 0.5, 0, 0.5]
     for settings, words in (
         ({"guidance_scale": [1.0, 2.0]}, "guidance_scale has 2 values: give one number, or one .* 6 codes"),
         ({"temperature": [1.0, 2.0, 3.0]}, "temperature has 3 values: give one, or .* 2 levels, or .* 4 depths"),
         ({"top_p": [0.5, 0.0]}, r"top_p must be in \(0, 1\] .* got 0.0"),
     ):
         with pytest.raises(ValueError, match=words):
-            settings_by_position(layout, **settings)
+            SamplingSchedule(**settings).by_position(layout)
     with pytest.raises(ValueError, match="top_k has 3 values: give one, or one for each of the 2 codes of a place"):
-        settings_by_position(one_level, top_k=[1, 2, 3])
+        SamplingSchedule(top_k=[1, 2, 3]).by_position(one_level)
 
 
 # The choice of one code
@@ -575,31 +563,31 @@ def test_a_code_without_probability_is_never_chosen():
 )
 def test_settings_out_of_range(model, vocabulary, prompts, settings, error, words):
     with pytest.raises(error, match=words):
-        generate_codes(model, vocabulary, prompts, generators=streams(0, 0, 0, 0), **settings)
+        draw_codes(model, vocabulary, prompts, generators=streams(0, 0, 0, 0), **settings)
 
 
 def test_a_prompt_that_leaves_no_room(model, vocabulary, prompts):
     room = 96 - vocabulary.tokens_per_image
     fits, too_long = [vocabulary.bos_id] * room, [vocabulary.bos_id] * (room + 1)
-    assert generate_codes(model, vocabulary, [fits], generators=streams(0)).shape[0] == 1
+    assert draw_codes(model, vocabulary, [fits], generators=streams(0)).shape[0] == 1
     with pytest.raises(ValueError, match=f"prompt 1 has {room + 1} tokens, but at most {room} .* 96 positions"):
-        generate_codes(model, vocabulary, [prompts[0], too_long], generators=streams(0, 0))
+        draw_codes(model, vocabulary, [prompts[0], too_long], generators=streams(0, 0))
     with pytest.raises(ValueError, match="prompt 0 is empty"):
-        generate_codes(model, vocabulary, [[]], generators=streams(0))
+        draw_codes(model, vocabulary, [[]], generators=streams(0))
 
 
 def test_numbers_that_do_not_match(model, vocabulary, prompts):
     with pytest.raises(ValueError, match="4 prompts need as many generators, got 1"):
-        generate_codes(model, vocabulary, prompts, generators=streams(0))
+        draw_codes(model, vocabulary, prompts, generators=streams(0))
     with pytest.raises(ValueError, match="4 prompts need as many negative prompts, got 1"):
-        generate_codes(model, vocabulary, prompts, prompts[:1], guidance_scale=2, generators=streams(0, 0, 0, 0))
+        draw_codes(model, vocabulary, prompts, prompts[:1], guidance_scale=2, generators=streams(0, 0, 0, 0))
 
 
 def test_a_model_without_the_image_tokens(vocabulary, prompts):
     model = random_model(vocabulary)
     model.resize_token_embeddings(vocabulary.image_offset)
     with pytest.raises(ValueError, match=f"{vocabulary.image_offset} tokens but the vocabulary {vocabulary.size}"):
-        generate_codes(model, vocabulary, prompts, generators=streams(0, 0, 0, 0))
+        draw_codes(model, vocabulary, prompts, generators=streams(0, 0, 0, 0))
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
@@ -608,7 +596,7 @@ def test_logits_that_are_not_finite(vocabulary, prompts, temperature):
     with torch.no_grad():
         model.lm_head.weight.fill_(torch.nan)
     with pytest.raises(RuntimeError, match="not finite"):
-        generate_codes(model, vocabulary, prompts, temperature=temperature, generators=streams(0, 0, 0, 0))
+        draw_codes(model, vocabulary, prompts, temperature=temperature, generators=streams(0, 0, 0, 0))
 
 
 @pytest.mark.gpu
@@ -617,6 +605,6 @@ def test_on_a_gpu(vocabulary, prompts):
     negative = image_prompt(vocabulary, None)
     expected = [greedy_by_hand(model.cpu(), vocabulary, prompt, negative, 3.0) for prompt in prompts]
     settings = {"guidance_scale": 3.0, "generators": streams(0, 1, 2, 3)}
-    codes = generate_codes(model.cuda(), vocabulary, prompts, temperature=0, **settings)
+    codes = draw_codes(model.cuda(), vocabulary, prompts, temperature=0, **settings)
     assert codes.device.type == "cuda" and codes.tolist() == expected
-    generate_codes(model.bfloat16(), vocabulary, prompts, top_k=5, top_p=0.9, **settings)
+    draw_codes(model.bfloat16(), vocabulary, prompts, top_k=5, top_p=0.9, **settings)

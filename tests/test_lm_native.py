@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_lm_generation import CAPTIONS, other_shapes, random_model, streams, vocabulary  # noqa: F401
+from test_lm_generation import CAPTIONS, other_shapes, random_model, vocabulary  # noqa: F401
+from tiny import draw_codes, streams
 
 from lm.generation import native_stepper as native
 from lm.generation.direct_stepper import DirectModel, DirectStepper
-from lm.generation.images import generate_codes
 from lm.sequences import image_prompt
 
 compiled = pytest.mark.skipif(native.unavailable() is not None, reason=f"no compiled code: {native.unavailable()}")
@@ -27,7 +27,7 @@ def without_library():
 
 def draw(model, vocabulary, **settings):  # noqa: F811
     prompts = [image_prompt(vocabulary, caption) for caption in CAPTIONS]
-    return generate_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4), guidance_scale=2, **settings)
+    return draw_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4), guidance_scale=2, **settings)
 
 
 def mapped(weight: torch.Tensor, bias: torch.Tensor, rows: torch.Tensor, threads: int) -> torch.Tensor:

@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny_pipeline, tiny_tokenizer
 
-from lm.generation.images import DrawingInterrupted, DrawingStopped
-from lm.model import build_configuration, build_model
-from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
+from lm.generation.progress import DrawingInterrupted, DrawingStopped
 from pipelines import TextToImagePipeline
-from tokenizer_image import VQVAE, VQVAEConfig
 from tokenizer_image.preprocessing import to_pixel_values
 
 SIZE = 16
@@ -23,26 +21,12 @@ SIZE = 16
 
 def pipeline(**settings) -> TextToImagePipeline:
     """A tokenizer of these settings, and a small random language model for it."""
-    torch.manual_seed(0)
-    sizes = {"hidden_sizes": [8, 16], "num_res_blocks": 1, "code_dim": 4}
-    tokenizer = VQVAE(VQVAEConfig(image_size=SIZE, **sizes, **settings)).eval()
+    tokenizer = tiny_tokenizer(**settings)
     with torch.no_grad():
         for values in tokenizer.state_dict().values():  # so that codes and pictures differ
             if values.is_floating_point():
                 values.add_(0.3 * torch.randn_like(values))
-    vocabulary = MultimodalVocabulary.build(
-        train_text_tokenizer(["a red dog", "a blue cat on grass"] * 3, 300),
-        num_codes=tokenizer.num_codes,
-        layout=tokenizer.layout().to_dict(),
-        image_size=[SIZE, SIZE],
-        image_tokenizer_fingerprint=tokenizer.fingerprint,
-    )
-    shape = {"num_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
-    model = build_model(build_configuration(vocabulary, max_positions=128, **shape)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # so that prompts matter
-            parameter.add_(0.15 * torch.randn_like(parameter))
-    return TextToImagePipeline(tokenizer, model, vocabulary)
+    return tiny_pipeline(tokenizer=tokenizer, max_positions=128)
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_pipeline, tiny_tokenizer
 
-from lm.model import build_configuration, build_model
 from lm.sequences import token_sequence
-from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines.evaluation.alignment import alignment_report, alignment_sets, is_right, score
 from pipelines.evaluation.captions import caption_report, score_captions
 from pipelines.evaluation.codebook_plot import codebook_figure, codebook_views
@@ -35,16 +34,7 @@ from tokenizer_image.sprites.data_set import SpriteDataset
 
 @pytest.fixture(scope="module")
 def image_tokenizer() -> VQVAE:
-    torch.manual_seed(0)
-    config = VQVAEConfig(
-        image_size=32,
-        hidden_sizes=[8, 16],
-        num_res_blocks=1,
-        code_dim=4,
-        codebook_sizes=[16, 8],
-        preprocessing=Preprocessing(image_size=32).to_dict(),
-    )
-    tokenizer = VQVAE(config).train()
+    tokenizer = tiny_tokenizer(image_size=32).train()
     scenes = [sprites.sample_scene(index) for index in range(64)]
     drawn = np.stack([np.asarray(sprites.draw_scene(scene)) for scene in scenes]).transpose(0, 3, 1, 2)
     with torch.no_grad():
@@ -56,16 +46,10 @@ def image_tokenizer() -> VQVAE:
 def pipeline(image_tokenizer: VQVAE) -> TextToImagePipeline:
     torch.manual_seed(1)
     source = SpriteDataset(num_examples=50)
-    text = train_text_tokenizer([caption for row in range(50) for caption in source.texts(row)], 320)
-    vocabulary = MultimodalVocabulary.build(
-        text,
-        num_codes=image_tokenizer.num_codes,
-        layout=image_tokenizer.layout().to_dict(),
-        image_size=[32, 32],
-        image_tokenizer_fingerprint=image_tokenizer.fingerprint,
+    texts = [caption for row in range(50) for caption in source.texts(row)]
+    pipe = tiny_pipeline(
+        tokenizer=image_tokenizer, texts=texts, num_layers=1, intermediate_size=None, max_positions=128, noise=0.0
     )
-    config = build_configuration(vocabulary, num_layers=1, hidden_size=32, num_heads=2, max_positions=128)
-    pipe = TextToImagePipeline(image_tokenizer, build_model(config).eval(), vocabulary)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -509,7 +493,7 @@ def test_command_refuses_bad_options(arguments, message, capsys):
 
 def small_model(image_tokenizer: VQVAE, formats: list[str], max_positions: int) -> TextToImagePipeline:
     """An untrained model of 32 codes a picture with so many positions, that has learned these formats."""
-    source = sprites.SpriteDataset(num_examples=50)
+    source = SpriteDataset(num_examples=50)
     vocabulary = MultimodalVocabulary.build(
         train_text_tokenizer([caption for row in range(50) for caption in source.texts(row)], 320),
         num_codes=image_tokenizer.num_codes, layout=image_tokenizer.layout().to_dict(), image_size=[32, 32],

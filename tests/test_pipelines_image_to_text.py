@@ -11,17 +11,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny_pipeline, tiny_tokenizer
 
+from lm.generation.sampling import SamplingSettings
 from lm.generation.texts import generate_text
-from lm.model import build_configuration, build_model
 from lm.sequences import collate, description_prompt, token_sequence
 from lm.training.losses import NextTokenLoss
-from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines import ImageToTextPipeline, TextToImagePipeline
 from pipelines.options.parser import parse_options
 from scripts.describe import PICTURES, DescribeOptions, main
-from tokenizer_image import VQVAE, VQVAEConfig
-from tokenizer_image.preprocessing import Preprocessing
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE, TOKENS, POSITIONS = 16, 8, 32  # 2x2 positions of two codes
@@ -29,29 +27,13 @@ SIZE, TOKENS, POSITIONS = 16, 8, 32  # 2x2 positions of two codes
 
 @pytest.fixture(scope="module")
 def pipe() -> ImageToTextPipeline:
-    torch.manual_seed(0)
-    settings = Preprocessing(image_size=SIZE).to_dict()
-    sizes = {"hidden_sizes": [8, 16], "num_res_blocks": 1, "code_dim": 4, "codebook_sizes": [16, 8]}
-    tokenizer = VQVAE(VQVAEConfig(image_size=SIZE, preprocessing=settings, **sizes)).train()
+    tokenizer = tiny_tokenizer().train()
     with torch.no_grad():
         tokenizer(torch.rand(64, 3, 1, 1) * 2 - 1 + 0.3 * torch.randn(64, 3, SIZE, SIZE))  # starts the codebooks
-    tokenizer.eval()
-    vocabulary = MultimodalVocabulary.build(
-        train_text_tokenizer(["a red dog", "a blue cat on grass"] * 3, 300),
-        num_codes=tokenizer.num_codes,
-        layout=tokenizer.layout().to_dict(),
-        image_size=[SIZE, SIZE],
-        image_tokenizer_fingerprint=tokenizer.fingerprint,
+    formats = ["caption_to_image", "image", "image_to_caption"]
+    return tiny_pipeline(
+        kind=ImageToTextPipeline, tokenizer=tokenizer.eval(), formats=formats, max_positions=POSITIONS, noise=0.3
     )
-    vocabulary.formats = ["caption_to_image", "image", "image_to_caption"]
-    config = build_configuration(
-        vocabulary, num_layers=2, hidden_size=32, intermediate_size=64, num_heads=2, max_positions=POSITIONS
-    )
-    model = build_model(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # so that pictures matter
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return ImageToTextPipeline(tokenizer, model, vocabulary)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +159,9 @@ def test_only_text_is_written(pipe, images):
     vocabulary = pipe.vocabulary
     prompts = [description_prompt(vocabulary, row) for row in pipe.encode_images(images).numpy()] * 10
     streams = [torch.Generator().manual_seed(number) for number in range(len(prompts))]
-    rows = generate_text(pipe.model, vocabulary, prompts, max_new_tokens=12, temperature=50.0, generators=streams)
+    rows = generate_text(
+        pipe.model, vocabulary, prompts, max_new_tokens=12, settings=SamplingSettings(1.0, 50.0), generators=streams
+    )
     drawn = {one for row in rows for one in row}
     assert len(drawn) > 50 and max(drawn) < vocabulary.image_offset
     assert not drawn & {vocabulary.bos_id, vocabulary.eos_id, vocabulary.pad_id, vocabulary.boi_id, vocabulary.eoi_id}

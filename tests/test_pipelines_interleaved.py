@@ -6,36 +6,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny_pipeline
 
-from lm.generation.documents import generate_document
+from lm.generation.documents import DocumentTask, generate_document
 from lm.generation.sampling import SamplingSettings
-from lm.model import build_configuration, build_model
 from lm.sequences import Picture, collate, document_sequence
 from lm.training.losses import NextTokenLoss
-from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
+from lm.vocabulary import MultimodalVocabulary
 from pipelines.interleaved import InterleavedPipeline
-from tokenizer_image.preprocessing import Preprocessing
-from tokenizer_image.vqvae import VQVAE, VQVAEConfig
 
 SQUARE, WIDE = (16, 16), (8, 24)
 TEXTS = ["first a red dog", "then a blue cat", "the end"]
 
 
 def build(*sizes: tuple[int, int]) -> InterleavedPipeline:
-    torch.manual_seed(0)
-    tokenizer = VQVAE(VQVAEConfig(
-        image_size=16, hidden_sizes=[8, 16], num_res_blocks=1, code_dim=4, codebook_sizes=[16, 8],
-        preprocessing=Preprocessing(image_size=16).to_dict(),
-    )).eval()  # fmt: skip
-    vocabulary = MultimodalVocabulary.build(
-        train_text_tokenizer(TEXTS * 3, 300), num_codes=24, layout=tokenizer.layout(sizes[0]).to_dict(),
-        image_size=list(sizes[0]), image_tokenizer_fingerprint=tokenizer.fingerprint,
-        other_layouts={size: tokenizer.layout(size).to_dict() for size in sizes[1:]},
-    )  # fmt: skip
-    vocabulary.formats = ["document"]
-    config = build_configuration(vocabulary, num_layers=2, hidden_size=48, intermediate_size=96, num_heads=2,
-                                 max_positions=96)  # fmt: skip
-    return InterleavedPipeline(tokenizer, build_model(config).eval(), vocabulary)
+    sizes_of_model = {"hidden_size": 48, "intermediate_size": 96, "max_positions": 96, "noise": 0.0}
+    return tiny_pipeline(kind=InterleavedPipeline, texts=TEXTS, sizes=sizes, formats=["document"], **sizes_of_model)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +57,8 @@ def test_a_document_that_was_learned_goes_on(pipe, given):
     parts = document(pipe.vocabulary)
     prompt = document_sequence(pipe.vocabulary, parts[:given], whole=False).input_ids
     settings = SamplingSettings(temperature=0)
-    found = generate_document(pipe.model, pipe.vocabulary, prompt, max_new_tokens=96 - len(prompt), text=settings,
-                              image=settings, generator=torch.Generator())  # fmt: skip
+    task = DocumentTask(prompt, 96 - len(prompt), settings, settings, torch.Generator())
+    found = generate_document(pipe.model, pipe.vocabulary, task)
     for ours, expected in zip(found, parts[given:], strict=True):
         if isinstance(expected, Picture):
             assert ours.size == expected.size and ours.codes.tolist() == expected.codes.tolist()
@@ -121,8 +107,7 @@ def test_bad_input(pipe):
     with pytest.raises(TypeError, match="InterleavedPipeline.* does not continue: load a model"):
         InterleavedPipeline("a dog")
     with pytest.raises(ValueError, match="a document is drawn without guidance"):
-        generate_document(pipe.model, pipe.vocabulary, [0], max_new_tokens=3, text=SamplingSettings(),
-                          image=SamplingSettings(2.0), generator=torch.Generator())  # fmt: skip
+        DocumentTask([0], 3, SamplingSettings(), SamplingSettings(2.0), torch.Generator())
     formats, pipe.vocabulary.formats = pipe.vocabulary.formats, ["caption_to_image"]
     with pytest.raises(ValueError, match=r"continuing a document: .*train one with train_lm.py --formats document"):
         pipe(["a"])

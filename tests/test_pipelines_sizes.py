@@ -6,44 +6,26 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import draw_codes, tiny_model, tiny_pipeline, tiny_tokenizer, tiny_vocabulary
 
 from lm.generation import texts as text_generation
-from lm.generation.images import generate_codes
-from lm.model import build_configuration, build_model
 from lm.sequences import collate, image_prompt, token_sequence
 from lm.training.losses import NextTokenLoss
-from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines.image_to_text import ImageToTextPipeline
 from pipelines.options.evaluation import EvaluationOptions
 from pipelines.text_to_image import TextToImagePipeline
 from scripts import evaluate
-from tokenizer_image.preprocessing import Preprocessing
-from tokenizer_image.vqvae import VQVAE, VQVAEConfig
 
 SQUARE, WIDE, TALL = (16, 16), (8, 24), (24, 8)
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
 def pipe(request) -> TextToImagePipeline:
-    torch.manual_seed(0)
-    tokenizer = VQVAE(VQVAEConfig(
-        image_size=16, patch_size=2, hidden_sizes=[8, 16], num_res_blocks=1, code_dim=4, codebook_sizes=[16, 8],
-        preprocessing=Preprocessing(image_size=16).to_dict(),
-    )).eval()  # fmt: skip
-    vocabulary = MultimodalVocabulary.build(
-        train_text_tokenizer(["a red dog", "a blue cat"] * 3, 300), num_codes=24,
-        layout=tokenizer.layout(SQUARE).to_dict(), image_size=list(SQUARE),
-        image_tokenizer_fingerprint=tokenizer.fingerprint,
-        other_layouts={size: tokenizer.layout(size).to_dict() for size in (WIDE, TALL)},
+    formats = ["caption_to_image", "image", "image_to_caption"]
+    return tiny_pipeline(
+        tokenizer=tiny_tokenizer(patch_size=2), texts=["a red dog", "a blue cat"], sizes=(SQUARE, WIDE, TALL),
+        formats=formats, architecture=request.param, max_positions=96, noise=0.2,
     )  # fmt: skip
-    vocabulary.formats = ["caption_to_image", "image", "image_to_caption"]
-    config = build_configuration(vocabulary, architecture=request.param, num_layers=2, hidden_size=32,
-                                 intermediate_size=64, num_heads=2, max_positions=96)  # fmt: skip
-    model = build_model(config).eval()
-    with torch.no_grad():  # far from the start, where all codes are about alike
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return TextToImagePipeline(tokenizer, model, vocabulary)
 
 
 @pytest.mark.parametrize("size", [SQUARE, WIDE, TALL])
@@ -102,7 +84,7 @@ def test_pictures_are_described_and_scored_at_the_nearest_shape(pipe):
     images = [
         Image.new("RGB", size, color) for size, color in (((40, 40), "red"), ((90, 30), "blue"), ((9, 30), "red"))
     ]
-    assert pipe.sizes_of(images) == [SQUARE, WIDE, TALL]
+    assert [pixels.shape[1:] for pixels in pipe.prepare_images(images)] == [SQUARE, WIDE, TALL]
     describe = ImageToTextPipeline(pipe.image_tokenizer, pipe.model, pipe.vocabulary)
     together = describe(images, max_new_tokens=5).texts
     assert together == [describe(one, max_new_tokens=5).texts[0] for one in images]
@@ -130,18 +112,13 @@ def test_neighbours_and_previews(pipe):
 def test_prompts_that_leave_no_room(pipe):
     prompt = image_prompt(pipe.vocabulary, "a red dog " * 40, WIDE)
     with pytest.raises(ValueError, match=r"prompt 0 has \d+ tokens, but at most \d+ leave room"):
-        generate_codes(pipe.model, pipe.vocabulary, [prompt], size=WIDE, generators=[torch.Generator()])
+        draw_codes(pipe.model, pipe.vocabulary, [prompt], size=WIDE, generators=[torch.Generator()])
 
 
 def test_evaluation_measures_the_default_size(pipe, tmp_path):
     """A model whose default is not the image tokenizer's square."""
-    tall = MultimodalVocabulary.build(
-        train_text_tokenizer(["a red dog"] * 3, 300), num_codes=24, layout=pipe.vocabulary.layouts[TALL],
-        image_size=list(TALL), image_tokenizer_fingerprint=pipe.image_tokenizer.fingerprint,
-        other_layouts={WIDE: pipe.vocabulary.layouts[WIDE]},
-    )  # fmt: skip
-    tall.formats = ["image"]
-    model = build_model(build_configuration(tall, num_layers=1, hidden_size=32, num_heads=2, max_positions=96))
+    tall = tiny_vocabulary(pipe.image_tokenizer, ["a red dog"], (TALL, WIDE), ["image"])
+    model = tiny_model(tall, num_layers=1, max_positions=96)
     TextToImagePipeline(pipe.image_tokenizer, model, tall).save_pretrained(tmp_path / "model")
     (tmp_path / "pictures").mkdir()
     rng = np.random.default_rng(0)

@@ -12,42 +12,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny_pipeline, tiny_tokenizer
 
 from lm.model import build_configuration, build_model
-from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines import TextToImagePipeline
 from pipelines.drawing.grids import labelled_grid
 from pipelines.model_card import model_card
-from tokenizer_image import VQVAE, VQVAEConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE, TOKENS = 16, 8  # 2x2 positions of two codes
-
-
-def tiny_tokenizer(seed: int = 0) -> VQVAE:
-    torch.manual_seed(seed)
-    tokenizer = VQVAE(
-        VQVAEConfig(image_size=SIZE, hidden_sizes=[8, 16], num_res_blocks=1, code_dim=4, codebook_sizes=[16, 8])
-    )
-    return tokenizer.eval()
-
-
-def tiny_pipeline(seed: int = 0) -> TextToImagePipeline:
-    tokenizer = tiny_tokenizer(seed)
-    vocabulary = MultimodalVocabulary.build(
-        train_text_tokenizer(["a red dog", "a blue cat on grass"] * 3, 300),
-        num_codes=tokenizer.num_codes,
-        layout=tokenizer.layout().to_dict(),
-        image_size=[SIZE, SIZE],
-        image_tokenizer_fingerprint=tokenizer.fingerprint,
-        default_guidance=2.0,
-    )
-    sizes = {"num_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
-    model = build_model(build_configuration(vocabulary, max_positions=64, **sizes)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # so that prompts matter
-            parameter.add_(0.15 * torch.randn_like(parameter))
-    return TextToImagePipeline(tokenizer, model, vocabulary)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""How one code is drawn from logits, and the settings for it at each position."""
+"""Drawing one token from logits, and the settings that apply at each position of a picture."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import torch
 Guidance = float | Sequence[float] | Callable[[int], float]
 # One value, or one for each level (where there is one level: for each depth), or for each level and depth.
 ByLevel = float | Sequence[float]
+CountByLevel = int | Sequence[int]
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How codes are drawn; raises TypeError or ValueError for settings that mean nothing.
+    """How one token is drawn. Raises TypeError or ValueError for a value out of range.
 
     Attributes:
         guidance_scale: s in `logits = u + s (c - u)`, c with the prompt, u without it or with the negative
@@ -56,53 +57,70 @@ class SamplingSettings:
             raise ValueError(f"min_p must be in [0, 1] (0 keeps every code), got {self.min_p}")
 
 
-def settings_by_position(
-    layout: Mapping[str, Sequence[int]], *, guidance_scale: Guidance = 1.0, **by_level: Any
-) -> list[SamplingSettings]:
-    """The settings at each of a picture's T positions.
+@dataclass(frozen=True)
+class SamplingSchedule:
+    """`SamplingSettings` of a whole picture: each a value, or several along the picture.
 
-    Args:
-        layout: a picture's code layout, of which `level` and `depth` are read.
-        guidance_scale: a number, T numbers, or a function of the position.
-        by_level: temperature, top_k, top_p, min_p: a value, or a list with one for each level. Where there is one
-            level, a list has one for each depth; it may also have one for each level and depth, in their order.
-
-    Raises:
-        TypeError, ValueError: a list of another length (the message says which), or a setting out of range.
+    Attributes:
+        guidance_scale: a number, one for each of a picture's T codes, or a function of the position.
+        temperature, top_k, top_p, min_p: a value, or a list with one for each level. Where there is one level, a list
+            has one for each depth; it may also have one for each level and depth, in their order.
     """
-    levels, places = layout["level"], list(zip(layout["level"], layout["depth"], strict=True))
-    total = len(places)
+
+    guidance_scale: Guidance = 1.0
+    temperature: ByLevel = 1.0
+    top_k: CountByLevel = 0
+    top_p: ByLevel = 1.0
+    min_p: ByLevel = 0.0
+
+    def by_position(self, layout: Mapping[str, Sequence[int]]) -> list[SamplingSettings]:
+        """The settings at each of a picture's T positions.
+
+        Args:
+            layout: a picture's code layout, of which `level` and `depth` are read.
+
+        Raises:
+            TypeError, ValueError: a list of another length (the message says which), or a setting out of range.
+        """
+        places = list(zip(layout["level"], layout["depth"], strict=True))
+        columns = [_scales(self.guidance_scale, len(places))]
+        columns += [_spread(name, getattr(self, name), places) for name in ("temperature", "top_k", "top_p", "min_p")]
+        # Many positions share their settings: each combination is checked once. The types are part of the key, because
+        # True == 1 and the check must see which it is.
+        settings: dict[tuple[Any, ...], SamplingSettings] = {}
+        rows = []
+        for values in zip(*columns, strict=True):
+            key = tuple((type(value), value) for value in values)
+            if key not in settings:
+                settings[key] = SamplingSettings(*values)
+            rows.append(settings[key])
+        return rows
+
+
+def _scales(guidance_scale: Guidance, total: int) -> list[Any]:
+    """The guidance scale at each position."""
     if callable(guidance_scale):
-        scales: list[Any] = [guidance_scale(position) for position in range(total)]
-    elif isinstance(guidance_scale, Sequence) and not isinstance(guidance_scale, str):
-        scales = list(guidance_scale)
-        if len(scales) != total:
-            raise ValueError(
-                f"guidance_scale has {len(scales)} values: give one number, or one for each of a picture's "
-                f"{total} codes"
-            )
-    else:
-        scales = [guidance_scale] * total
-    kinds = sorted(set(places))
-    columns: dict[str, list[Any]] = {"guidance_scale": scales}
-    for name, value in by_level.items():
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            columns[name] = [value] * total
-        elif len(value) == len(kinds):
-            columns[name] = [value[kinds.index(place)] for place in places]
-        elif len(value) == len(set(levels)) > 1:
-            columns[name] = [value[level] for level in levels]
-        else:
-            raise ValueError(f"{name} has {len(value)} values: give one, or {_expected(len(set(levels)), len(kinds))}")
-    # Positions share their settings in runs: each is checked once.
-    made: dict[tuple[Any, ...], SamplingSettings] = {}
-    rows = []
-    for values in zip(*columns.values(), strict=True):
-        key = tuple((type(value), value) for value in values)
-        if key not in made:
-            made[key] = SamplingSettings(**dict(zip(columns, values, strict=True)))
-        rows.append(made[key])
-    return rows
+        return [guidance_scale(position) for position in range(total)]
+    if not isinstance(guidance_scale, Sequence) or isinstance(guidance_scale, str):
+        return [guidance_scale] * total
+    if len(guidance_scale) != total:
+        raise ValueError(
+            f"guidance_scale has {len(guidance_scale)} values: give one number, or one for each of a picture's "
+            f"{total} codes"
+        )
+    return list(guidance_scale)
+
+
+def _spread(name: str, value: Any, places: list[tuple[int, int]]) -> list[Any]:
+    """One setting at each position, of (level, depth) each."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return [value] * len(places)
+    kinds, num_levels = sorted(set(places)), len({level for level, _ in places})
+    if len(value) == len(kinds):
+        return [value[kinds.index(place)] for place in places]
+    if len(value) == num_levels > 1:
+        return [value[level] for level, _ in places]
+    raise ValueError(f"{name} has {len(value)} values: give one, or {_expected(num_levels, len(kinds))}")
 
 
 def _expected(num_levels: int, num_kinds: int) -> str:
@@ -113,10 +131,10 @@ def _expected(num_levels: int, num_kinds: int) -> str:
 
 
 def uniforms_of(generators: Sequence[torch.Generator], count: int, device: torch.device) -> torch.Tensor:
-    """(B, count) numbers in [0, 1] on `device`, row b from generator b, which may live elsewhere."""
+    """(B, count) numbers in [0, 1] on `device`; row b comes from generator b, which may be on another device."""
 
     def widest(place: torch.device) -> torch.dtype:
-        return torch.float32 if place.type == "mps" else torch.float64  # mps has nothing wider
+        return torch.float32 if place.type == "mps" else torch.float64  # mps has no float64
 
     rows = [torch.rand(count, generator=g, device=g.device, dtype=widest(g.device)).cpu() for g in generators]
     return torch.stack(rows).to(widest(device)).to(device)
@@ -125,29 +143,30 @@ def uniforms_of(generators: Sequence[torch.Generator], count: int, device: torch
 def choose(logits: torch.Tensor, uniforms: torch.Tensor | None, settings: SamplingSettings) -> torch.Tensor:
     """Draw one column a row, (B,) int64, from logits (B, n) and one number in [0, 1] a row (None: greedy).
 
-    Inverts the cumulative distribution: a row's draw needs one number, whatever n, and no other row.
+    Inverse transform sampling: the cumulative distribution is searched for the row's number, so a row needs one number
+    whatever n is, and no other row.
     """
     if uniforms is None:
         return logits.argmax(-1)
-    # The largest becomes 0 first, so that a tiny temperature cannot overflow.
+    # The largest logit becomes 0 first, so that dividing by a tiny temperature cannot overflow.
     logits = (logits - logits.amax(-1, keepdim=True)) / settings.temperature
     probabilities = _truncated(logits, settings).softmax(-1, dtype=torch.float32)
     cumulative = probabilities.to(uniforms.dtype).cumsum(-1)
     total = cumulative[:, -1:]
-    # Strictly below the total: else rounding could pass the last column that has a probability.
+    # Strictly below the total: otherwise rounding could select a column after the last one with a probability.
     point = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, point, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
 
 
 def _truncated(logits: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
-    """Logits (B, n), the largest of a row 0, with -inf where top-k, top-p or min-p leave a column out; one stays."""
+    """Logits (B, n), with -inf where top-k, top-p or min-p exclude a column; the largest of a row is 0 and stays."""
     if 0 < settings.top_k < logits.shape[-1]:
         smallest = logits.topk(settings.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < smallest, -math.inf)
     if settings.top_p < 1:
         ordered, order = logits.sort(descending=True, stable=True)
         probabilities = ordered.softmax(-1)
-        before = probabilities.cumsum(-1) - probabilities  # what likelier columns have together
+        before = probabilities.cumsum(-1) - probabilities  # of the likelier columns together
         ordered = ordered.masked_fill(before >= settings.top_p, -math.inf)
         logits = torch.empty_like(logits).scatter_(-1, order, ordered)
     if settings.min_p > 0:

@@ -1,11 +1,13 @@
-"""A causal language model and its cache, moved on by one token in all rows at once."""
+"""A causal language model and its KV cache, advanced by one token in all rows at once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from lm.model import plain_head
@@ -67,3 +69,23 @@ class Stepper:
         if self._head is not None:
             return self._model.base_model(**inputs).last_hidden_state[:, -1]
         return self._model(**inputs, logits_to_keep=1).logits[:, -1]
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode; afterwards each of its modules is back in its own mode."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def check_finite(finite: torch.Tensor) -> None:
+    """Raise RuntimeError unless all logits were finite, scalar bool."""
+    if not finite:
+        raise RuntimeError(
+            "the model's logits are not finite: its weights are damaged, or float16 overflows (use float32)"
+        )

@@ -1,20 +1,38 @@
-"""Writing texts with a causal language model: what describes a picture, or goes on from a text."""
+"""Writing texts with a causal language model: a caption after a picture, or the continuation of a text."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from lm.generation.images import check_finite, evaluation_mode
 from lm.generation.memory import in_batches, rows_that_fit
 from lm.generation.sampling import SamplingSettings, choose, uniforms_of
-from lm.generation.stepper import Stepper
+from lm.generation.stepper import Stepper, check_finite, evaluation_mode
+from lm.pretrained import NO_LIMIT, max_positions
+from lm.vocabulary import MultimodalVocabulary
 
-if TYPE_CHECKING:
-    from lm.vocabulary import MultimodalVocabulary
+NEW_TOKENS_WITHOUT_LIMIT = 1024  # of a text by a model that states no limit
+
+
+def room_after(model: Any, prompt_length: int) -> int:
+    """How many new tokens the model has positions for after a prompt of so many; 1024 where it states no limit."""
+    limit = max_positions(model.config)
+    return NEW_TOKENS_WITHOUT_LIMIT if limit == NO_LIMIT else limit - prompt_length
+
+
+def check_room(model: Any, prompt_length: int, max_new_tokens: int) -> None:
+    """Raise ValueError unless the model has positions for a prompt of so many tokens and for the new ones."""
+    positions = max_positions(model.config)
+    if prompt_length + max_new_tokens > positions:
+        room = positions - prompt_length
+        remedy = f"give at most {room}" if room > 0 else "give a shorter prompt"
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens} beside a prompt of {prompt_length} tokens is more than the model's "
+            f"{positions} positions: {remedy}"
+        )
 
 
 def generate_text(
@@ -23,43 +41,39 @@ def generate_text(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    settings: SamplingSettings,
     generators: Sequence[torch.Generator],
     max_batch_rows: int = 128,
 ) -> list[list[int]]:
     """Write a text after each prompt: its token ids, without the eos that ends it.
 
-    Only ids of text and eos can be drawn, so a text is one whatever the model has learned.
+    Only ids of text and eos can be drawn, whatever the model has learned.
 
     Args:
         prompts: B rows of token ids.
         max_new_tokens: a text that has not ended by then stops there.
+        settings: how tokens are drawn; guidance does not apply to texts and must be 1.
         generators: B random streams; row b draws from stream b alone, whatever its neighbours.
         max_batch_rows: rows of the model's batch; more, or more than the free memory has room for, take several.
 
     Raises:
-        ValueError: settings out of range, or prompts that leave no room for `max_new_tokens`.
+        ValueError: guidance, numbers that do not match, or prompts that leave no room for `max_new_tokens`.
         RuntimeError: logits that are not finite.
     """
-    settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p)
+    if settings.guidance_scale != 1:
+        raise ValueError(f"guidance_scale={settings.guidance_scale}: a text is drawn without guidance, at 1")
     if len(generators) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts need as many generators, got {len(generators)}")
-    positions, longest = getattr(model.config, "max_position_embeddings", None), max(map(len, prompts), default=0)
-    if positions is not None and longest + max_new_tokens > positions:
-        raise ValueError(
-            f"max_new_tokens={max_new_tokens} beside a prompt of {longest} tokens is more than the model's {positions} "
-            f"positions: give at most {positions - longest}"
-        )
+    longest = max(map(len, prompts), default=0)
+    check_room(model, longest, max_new_tokens)
     rows = rows_that_fit(model, longest, max_new_tokens, vocabulary.image_offset) or max_batch_rows
     size = max(1, min(rows, max_batch_rows))
 
-    def write(batch: slice) -> list[list[int]]:
-        return _write_batch(model, vocabulary, prompts[batch], settings, generators[batch], max_new_tokens)
+    def write(rows: slice) -> list[list[int]]:
+        return _write_batch(model, vocabulary, prompts[rows], settings, generators[rows], max_new_tokens)
 
     with evaluation_mode(model), torch.inference_mode():
-        return in_batches(write, len(prompts), size)
+        return list(in_batches(lambda batch: write(batch.rows), len(prompts), size))
 
 
 def _write_batch(
@@ -72,7 +86,7 @@ def _write_batch(
 ) -> list[list[int]]:
     """Token ids of b texts, until all have ended."""
     stepper = Stepper(model, prompts, max_new_tokens, vocabulary.pad_id)
-    never = ~torch.from_numpy(vocabulary.text_mask()).to(stepper.device)
+    forbidden = ~torch.from_numpy(vocabulary.text_mask()).to(stepper.device)
     uniforms = None if settings.temperature == 0 else uniforms_of(generators, max_new_tokens, stepper.device)
     ids = torch.full((len(prompts), max_new_tokens), vocabulary.eos_id, device=stepper.device)
     finite = torch.ones((), dtype=torch.bool, device=stepper.device)
@@ -80,7 +94,7 @@ def _write_batch(
     for t in range(max_new_tokens):
         logits = stepper.logits(0, vocabulary.image_offset)
         finite &= logits.isfinite().all()
-        drawn = choose(logits.masked_fill(never, -math.inf), None if uniforms is None else uniforms[:, t], settings)
+        drawn = choose(logits.masked_fill(forbidden, -math.inf), None if uniforms is None else uniforms[:, t], settings)
         ids[:, t] = torch.where(ended, vocabulary.eos_id, drawn)
         ended |= drawn == vocabulary.eos_id
         if bool(ended.all()) or t + 1 == max_new_tokens:

@@ -1,5 +1,8 @@
-"""Best of n: of many pictures of a prompt, or many captions of a picture, those that a ranker, or the model itself,
-likes best. The model ranks what one of its directions made by what the other says of it."""
+"""Best of n: of many pictures of a prompt, or many captions of a picture, those with the highest scores.
+
+A ranker gives the scores, or the model itself: it scores a picture by the likelihood of the prompt after it, and a
+caption by the likelihood of the picture after it.
+"""
 
 from __future__ import annotations
 
@@ -8,33 +11,35 @@ from typing import Any
 
 import torch
 
-from lm.generation.images import check_finite
+from lm.generation.stepper import check_finite
+from lm.pretrained import max_positions
 from lm.sequences import DESCRIBING, DRAWING_CAPTIONS
 from lm.vocabulary import Size
+from pipelines.arguments import shown
 from pipelines.drawing.likelihood import label_nats
-from pipelines.multimodal import MultimodalPipeline, shown
+from pipelines.multimodal import MultimodalPipeline
 
 # ranker(images, prompt) -> a score for each picture, higher is better; images are PIL, the prompt is a text or None.
 Ranker = Callable[[list[Any], str | None], Sequence[float]]
 
 
 def best_rows(scores: torch.Tensor, count: int) -> list[int]:
-    """Which of prompts x best_of pictures (or pictures x best_of captions) stay: of each prompt's the `count` that
-    score highest, best first; scores (prompts, best_of)."""
+    """Rows of the `count` highest scores of each prompt (or picture), best first; scores (prompts, best_of) are those
+    of rows 0 .. prompts x best_of - 1."""
     chosen = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
     return (chosen + scores.shape[1] * torch.arange(len(scores))[:, None]).flatten().tolist()
 
 
 def ranker_scores(ranker: Ranker, images: Sequence[Any], prompts: Sequence[str | None]) -> torch.Tensor:
-    """What a ranker says, (prompts, best_of) float64, about PIL pictures prompt by prompt.
+    """A ranker's scores, (prompts, best_of) float64, of PIL pictures that are listed prompt by prompt.
 
     Raises:
         ValueError: scores that are not one finite number for each picture.
     """
     best_of, rows = len(images) // len(prompts), []
     for index, prompt in enumerate(prompts):
-        own = list(images[index * best_of : (index + 1) * best_of])
-        scores = torch.as_tensor(ranker(own, prompt), dtype=torch.float64)
+        candidates = list(images[index * best_of : (index + 1) * best_of])
+        scores = torch.as_tensor(ranker(candidates, prompt), dtype=torch.float64)
         if scores.shape != (best_of,) or not scores.isfinite().all():
             raise ValueError(
                 f"the ranker gave {scores.tolist()} for {best_of} pictures: it must return a number for each"
@@ -64,8 +69,8 @@ def picture_scores(
 
 
 def _log_likelihoods(nats: Sequence[torch.Tensor], best_of: int) -> torch.Tensor:
-    """Of whole sequences, (rows / best_of, best_of) float64."""
-    scores = -torch.stack([one.double().sum() for one in nats]).view(-1, best_of).cpu()
+    """Log-likelihoods of whole sequences, (rows / best_of, best_of) float64, of the nats of each one's labels."""
+    scores = -torch.stack([row.double().sum() for row in nats]).view(-1, best_of).cpu()
     check_finite(scores.isfinite().all())
     return scores
 
@@ -87,8 +92,8 @@ def check_can_rank(pipe: MultimodalPipeline, prompts: Sequence[str | None]) -> N
         use, *DESCRIBING,
         remedy="give a ranker, or train with train_lm.py --formats caption_to_image image_and_caption",
     )  # fmt: skip
-    positions = getattr(pipe.model.config, "max_position_embeddings", None)
+    positions = max_positions(pipe.model.config)
     for text in prompts:
-        room = pipe.vocabulary.longest_picture + 3 + len(pipe.vocabulary.encode_text(str(text)))
-        if positions is not None and room > positions:
-            raise ValueError(f"{use}: prompt {shown(text)} takes {room} of {positions} positions: shorten it")
+        needed = pipe.vocabulary.longest_picture + 3 + len(pipe.vocabulary.encode_text(str(text)))
+        if needed > positions:
+            raise ValueError(f"{use}: prompt {shown(text)} takes {needed} of {positions} positions: shorten it")

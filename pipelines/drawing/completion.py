@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from lm.generation.images import UNDRAWN
-from pipelines.multimodal import random_stream, whole_number
+from pipelines.arguments import whole_number
+from pipelines.drawing.streams import keyed_stream
 
 Layout = Mapping[str, Sequence[int]]
 
@@ -108,14 +108,9 @@ def scattered_places(layout: Layout, image_size: Sequence[int], redraw: float, s
         raise ValueError(f"redraw must be in (0, 1], the share of the picture to draw again, got {redraw}")
     coarsest = torch.tensor(layout["level"]) == 0
     grid = tuple(int(torch.tensor(layout[name])[coarsest].max()) + 1 for name in ("row", "column"))
-    stream = None if seed is None else random_stream(seed, "places")
+    stream = None if seed is None else keyed_stream(seed, "places")
     order = torch.rand(grid, generator=stream).flatten().argsort()
     chosen = torch.zeros(grid[0] * grid[1])
     chosen[order[: max(1, round(redraw * len(order)))]] = 1
     pixels = functional.interpolate(chosen.view(1, 1, *grid), size=tuple(image_size), mode="nearest")
     return kept_places(layout, pixels[0, 0] > 0)
-
-
-def forced_codes(codes: torch.Tensor, kept: torch.Tensor, count: int) -> torch.Tensor:
-    """(count, T) int64: `codes` (T,) where they are kept, -1 where to draw."""
-    return torch.where(kept.to(codes.device), codes, UNDRAWN).expand(count, -1)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from lm.generation.images import evaluation_mode
-from lm.generation.memory import in_batches
+from lm.generation.memory import Batch, in_batches
+from lm.generation.stepper import evaluation_mode
 from lm.sequences import IGNORED, collate, image_prompt, token_sequence
 from lm.training.losses import NextTokenLoss
 from lm.vocabulary import Size
-from pipelines.drawing.request import check_trained, prompt_rows, texts_of
+from pipelines.arguments import list_of_texts
+from pipelines.drawing.prompts import Prompt, check_trained, prompt_rows
 from pipelines.multimodal import MultimodalPipeline
 
 
@@ -43,36 +44,36 @@ class ScoreOutput:
 
 
 @torch.no_grad()
-def score_pictures(
-    pipe: MultimodalPipeline, prompt: str | list[str] | None, image: Image.Image | list[Image.Image]
-) -> ScoreOutput:
-    """What `TextToImagePipeline.score` does."""
-    prompts = texts_of(prompt, "prompt")
+def score_pictures(pipe: MultimodalPipeline, prompt: Prompt, image: Image.Image | list[Image.Image]) -> ScoreOutput:
+    """`TextToImagePipeline.score`, which says what the arguments mean."""
+    prompts = list_of_texts(prompt, "prompt")
     check_trained(pipe.vocabulary, prompt)
-    size, *others = set(pipe.sizes_of(image))
-    if others:
+    pixels = pipe.prepare_images(image)
+    height, width = pixels[0].shape[1:]
+    size = (height, width)
+    if any(picture.shape[1:] != size for picture in pixels):
         raise ValueError("the pictures have several shapes: score those of one shape together")
-    codes = pipe.encode_images(image, size)
+    codes = pipe.encode_pixels(pixels)
     if len(prompts) != len(codes) and 1 not in (len(prompts), len(codes)):
         raise ValueError(
             f"{len(prompts)} prompts and {len(codes)} pictures: give one for each, or one of either for all"
         )
     count = max(len(prompts), len(codes))
-    head = len(image_prompt(pipe.vocabulary, None, size)) - 1
-    rows = [
-        ids[1:-head] for ids in prompt_rows(pipe.model, pipe.vocabulary, prompts, "prompt", count // len(prompts), size)
-    ]
+    frame = len(image_prompt(pipe.vocabulary, None, size)) - 1  # tokens after the text; one more, bos, is before it
+    repeats = count // len(prompts)
+    texts = [ids[1:-frame] for ids in prompt_rows(pipe.model, pipe.vocabulary, prompts, "prompt", repeats, size)]
     codes = codes.expand(count, -1)
-    name = "image" if prompt is None else "caption_to_image"  # alike up to the last code in all that draw
+    # Formats that draw are the same up to the last code, with a caption and without.
+    name = "image" if prompt is None else "caption_to_image"
     level = torch.tensor(pipe.vocabulary.layouts[size]["level"], device=pipe.device)
-    return ScoreOutput(torch.stack(label_nats(pipe, name, rows, codes, size)), level, codes.clone())
+    return ScoreOutput(torch.stack(label_nats(pipe, name, texts, codes, size)), level, codes.clone())
 
 
 @torch.no_grad()
 def label_nats(
     pipe: MultimodalPipeline, name: str, texts: Sequence[Sequence[int]], codes: torch.Tensor, size: Size | None = None
 ) -> list[torch.Tensor]:
-    """Negative log-likelihood of all that is learned in sequences of the format `name`, by the softmax of training.
+    """Negative log-likelihood of every label of sequences of the format `name`, by the softmax of training.
 
     Args:
         texts: B rows of token ids.
@@ -83,14 +84,14 @@ def label_nats(
     """
     loss = NextTokenLoss(pipe.model, pipe.vocabulary.id_ranges)
 
-    def found(rows: slice) -> list[torch.Tensor]:
+    def nats_of(batch: Batch) -> list[torch.Tensor]:
         sequences = [
             token_sequence(pipe.vocabulary, name, texts[row], codes[row].cpu().numpy(), size)
-            for row in range(rows.start, rows.stop)
+            for row in range(batch.rows.start, batch.rows.stop)
         ]
-        batch = {key: value.to(pipe.device) for key, value in collate(sequences, pipe.vocabulary.pad_id).items()}
-        nats = loss.position_nats(batch["input_ids"], batch["labels"], batch["position_ids"])
-        return [one[labels != IGNORED] for one, labels in zip(nats, batch["labels"], strict=True)]
+        tensors = {key: value.to(pipe.device) for key, value in collate(sequences, pipe.vocabulary.pad_id).items()}
+        nats = loss.position_nats(tensors["input_ids"], tensors["labels"], tensors["position_ids"])
+        return [row[labels != IGNORED] for row, labels in zip(nats, tensors["labels"], strict=True)]
 
     with evaluation_mode(pipe.model):
-        return in_batches(found, len(codes), pipe.max_batch_rows)
+        return list(in_batches(nats_of, len(codes), pipe.max_batch_rows))

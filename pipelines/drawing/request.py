@@ -1,82 +1,137 @@
-"""What a call of the pipeline asks for: checked, and in the sampler's words."""
+"""A request to draw: the arguments of a pipeline's call, checked once and brought into the sampler's terms."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 
-from lm.generation.images import longest_prompt
-from lm.generation.sampling import ByLevel, Guidance, settings_by_position
-from lm.sequences import DRAWING_ALONE, DRAWING_CAPTIONS, image_prompt
+from lm.generation.progress import Callback
+from lm.generation.sampling import ByLevel, CountByLevel, Guidance, SamplingSchedule
+from lm.generation.task import DrawingTask
+from lm.sequences import DRAWING_ALONE
 from lm.vocabulary import MultimodalVocabulary, Size
-from pipelines.multimodal import random_stream, shown, whole_number
+from pipelines.arguments import list_of_texts, shown, whole_number
+from pipelines.drawing.best_of import Ranker
+from pipelines.drawing.prompts import Prompt, check_trained, negative_texts, prompt_rows
+from pipelines.drawing.streams import picture_streams
+from pipelines.multimodal import MultimodalPipeline
+from tokenizer_image.preprocessing import OUTPUT_TYPES
 
-Prompt = str | list[str] | None
 
+@dataclass(frozen=True)
+class DrawingRequest:
+    """What a call asks for; `TextToImagePipeline.__call__` says what each argument means.
 
-def drawing_request(
-    model: Any,
-    vocabulary: MultimodalVocabulary,
-    prompt: Prompt,
-    *,
-    negative_prompt: Prompt = None,
-    num_images_per_prompt: int = 1,
-    guidance_scale: Guidance | None = None,
-    temperature: ByLevel = 1.0,
-    top_k: int | Sequence[int] = 0,
-    top_p: ByLevel = 1.0,
-    min_p: ByLevel = 0.0,
-    height: int | None = None,
-    width: int | None = None,
-    seed: int | Sequence[int] | None = None,
-    generator: torch.Generator | list[torch.Generator] | None = None,
-) -> dict[str, Any]:
-    """Arguments of `lm.generation.images.draw` for a call of `TextToImagePipeline`, which says what they mean.
+    Attributes:
+        texts: the prompts as a list.
 
     Raises:
-        TypeError, ValueError: an argument that means nothing, named with its value.
+        TypeError, ValueError: an argument that is wrong for any model, named with its value.
     """
-    size = picture_size(vocabulary, height, width)
-    prompts = texts_of(prompt, "prompt")
-    check_trained(vocabulary, prompt)
-    if guidance_scale not in (None, 1) and negative_prompt is None and prompt is not None:
-        vocabulary.check_trained(
-            f"guidance_scale={shown(guidance_scale)}", *DRAWING_ALONE,
-            remedy="give guidance_scale=1, or a negative_prompt",
-        )  # fmt: skip
-    if guidance_scale is None:
-        guidance_scale = vocabulary.default_guidance
-    settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    positions = settings_by_position(vocabulary.picture(size).layout, guidance_scale=guidance_scale, **settings)
-    scales = [one.guidance_scale for one in positions]
-    negatives = _negative_prompts(negative_prompt, len(prompts), max(scales))
-    count = whole_number(num_images_per_prompt, "num_images_per_prompt", 1)
-    generators = streams_of(len(prompts), count, seed, generator)
-    # Without a prompt there is nothing to guide to: the two rows of a picture would be the same.
-    unguided = prompts == [None] and negative_prompt is None
-    return {
-        "prompts": prompt_rows(model, vocabulary, prompts, "prompt", count, size),
-        "negative_prompts": prompt_rows(model, vocabulary, negatives, "negative_prompt", count, size),
-        "size": size,
-        "guidance_scale": 1.0 if unguided else scales,
-        "generators": generators,
-        **settings,
-    }
 
+    prompt: Prompt
+    negative_prompt: Prompt = None
+    num_images_per_prompt: int = 1
+    guidance_scale: Guidance | None = None
+    temperature: ByLevel = 1.0
+    top_k: CountByLevel = 0
+    top_p: ByLevel = 1.0
+    height: int | None = None
+    width: int | None = None
+    seed: int | Sequence[int] | None = None
+    generator: torch.Generator | list[torch.Generator] | None = None
+    output_type: str = "pil"
+    callback: Callback | None = None
+    min_p: ByLevel = 0.0
+    best_of: int | None = None
+    ranker: Ranker | None = None
+    texts: list[str | None] = field(init=False)
 
-def check_trained(vocabulary: MultimodalVocabulary, prompt: Prompt) -> None:
-    """Raise ValueError unless the model has learned to draw with, or without, a prompt."""
-    if prompt is None:
-        vocabulary.check_trained("drawing without a prompt", *DRAWING_ALONE, remedy="give a prompt")
-        return
-    remedy = "give None (generate.py: --unconditional)" if set(DRAWING_ALONE) & set(vocabulary.formats) else ""
-    vocabulary.check_trained(f"prompt {shown(prompt)}", *DRAWING_CAPTIONS, remedy=remedy)
+    def __post_init__(self) -> None:
+        count = whole_number(self.num_images_per_prompt, "num_images_per_prompt", 1)
+        if self.best_of is not None:
+            whole_number(self.best_of, "best_of", count)
+        elif self.ranker is not None:
+            raise ValueError("a ranker chooses among pictures: say with best_of how many to draw")
+        if self.output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {self.output_type!r}")
+        object.__setattr__(self, "texts", list_of_texts(self.prompt, "prompt"))
+
+    @classmethod
+    def from_settings(
+        cls, method: str, prompt: Prompt, settings: Mapping[str, Any], refused: Mapping[str, str] | None = None
+    ) -> DrawingRequest:
+        """The request of a method that passes its settings on by name.
+
+        Args:
+            refused: settings that have no meaning for the method, and why.
+
+        Raises:
+            TypeError: a refused or unknown setting, named.
+        """
+        refused = refused or {}
+        known = [one.name for one in fields(cls) if one.init and one.name != "prompt" and one.name not in refused]
+        for name in settings:
+            if name in refused:
+                raise TypeError(f"{method} takes no {name}: {refused[name]}")
+            if name not in known:
+                raise TypeError(f"{method} has no setting {name!r}: it takes {', '.join(known)}")
+        return cls(prompt, **settings)
+
+    @property
+    def num_drawn(self) -> int:
+        """Pictures to draw for each prompt, of which `best_of` keeps `num_images_per_prompt`."""
+        return self.num_images_per_prompt if self.best_of is None else self.best_of
+
+    def of_size(self, size: Size) -> DrawingRequest:
+        """The request for pictures of this size.
+
+        Raises:
+            ValueError: it asks for another one.
+        """
+        for name, given, side in (("height", self.height, size[0]), ("width", self.width, size[1])):
+            if given not in (None, side):
+                raise ValueError(
+                    f"{name}={given}: the picture is {size[0]}x{size[1]} (height x width), and what is drawn has its "
+                    "size: leave height and width out"
+                )
+        return replace(self, height=size[0], width=size[1])
+
+    def task(self, pipe: MultimodalPipeline) -> DrawingTask:
+        """The pictures to draw, in the sampler's terms.
+
+        Raises:
+            TypeError, ValueError: an argument that is wrong for this model, named with its value.
+        """
+        vocabulary, texts, negative = pipe.vocabulary, self.texts, self.negative_prompt
+        size = picture_size(vocabulary, self.height, self.width)
+        check_trained(vocabulary, self.prompt)
+        if self.guidance_scale not in (None, 1) and negative is None and self.prompt is not None:
+            vocabulary.check_trained(
+                f"guidance_scale={shown(self.guidance_scale)}", *DRAWING_ALONE,
+                remedy="give guidance_scale=1, or a negative_prompt",
+            )  # fmt: skip
+        scale = vocabulary.default_guidance if self.guidance_scale is None else self.guidance_scale
+        schedule = SamplingSchedule(scale, self.temperature, self.top_k, self.top_p, self.min_p)
+        settings = schedule.by_position(vocabulary.picture(size).layout)
+        negatives = negative_texts(negative, len(texts), max(one.guidance_scale for one in settings))
+        if texts == [None] and negative is None:  # guidance would lead from the empty prompt to itself
+            settings = [replace(one, guidance_scale=1.0) for one in settings]
+        return DrawingTask(
+            prompts=prompt_rows(pipe.model, vocabulary, texts, "prompt", self.num_drawn, size),
+            negative_prompts=prompt_rows(pipe.model, vocabulary, negatives, "negative_prompt", self.num_drawn, size),
+            generators=picture_streams(len(texts), self.num_drawn, self.seed, self.generator),
+            settings=settings,
+            size=size,
+            max_batch_rows=pipe.max_batch_rows,
+        )
 
 
 def picture_size(vocabulary: MultimodalVocabulary, height: int | None, width: int | None) -> Size:
-    """(height, width) of the first of the model's sizes, its default first, that has what is given.
+    """(height, width) of the first of the model's sizes, its default first, that has the given sides.
 
     Raises:
         ValueError: there is none.
@@ -92,87 +147,3 @@ def picture_size(vocabulary: MultimodalVocabulary, height: int | None, width: in
         f"{given}: this model draws {known} pictures (height x width); give one of these, or leave height and width "
         "out and resize the picture"
     )
-
-
-def _negative_prompts(negative_prompt: Prompt, count: int, guidance_scale: float) -> list[str | None]:
-    if negative_prompt is None:
-        return [None] * count
-    if guidance_scale <= 1:
-        raise ValueError(
-            f"negative_prompt={negative_prompt!r} has an effect only with a guidance_scale above 1, "
-            f"got {guidance_scale}"
-        )
-    negatives = texts_of(negative_prompt, "negative_prompt")
-    if isinstance(negative_prompt, str):
-        return negatives * count
-    if len(negatives) != count:
-        raise ValueError(f"{len(negatives)} negative prompts for {count} prompts: give one, or one for each")
-    return negatives
-
-
-def prompt_rows(
-    model: Any,
-    vocabulary: MultimodalVocabulary,
-    texts: list[str | None],
-    name: str,
-    count: int,
-    size: Size | None = None,
-) -> list[list[int]]:
-    """Token ids of the prompt of each text, `count` times in a row, for pictures of a size."""
-    rows: list[list[int]] = []
-    limit = longest_prompt(model, vocabulary, size)
-    for text in texts:
-        ids = image_prompt(vocabulary, text, size)
-        if text is not None and limit is not None and len(ids) > limit:
-            frame = len(image_prompt(vocabulary, None, size))
-            raise ValueError(
-                f"{name} {shown(text)} has {len(ids) - frame} tokens, but this model takes at most "
-                f"{max(0, limit - frame)} beside the picture: shorten it"
-            )
-        rows += [ids] * count
-    return rows
-
-
-def streams_of(
-    num_prompts: int,
-    count: int,
-    seed: int | Sequence[int] | None,
-    generator: torch.Generator | list[torch.Generator] | None,
-) -> list[torch.Generator]:
-    """One generator a picture, `count` pictures a prompt."""
-    total = num_prompts * count
-    if seed is not None and generator is not None:
-        raise ValueError(f"seed={seed!r} and generator together: give one of them")
-    if isinstance(seed, (list, tuple)):
-        if len(seed) != total:
-            raise ValueError(f"{len(seed)} seeds for {total} pictures: give one, or one for each picture")
-        return [random_stream(whole_number(one, "seed", 0), 0) for one in seed]
-    if seed is not None:
-        one = whole_number(seed, "seed", 0)
-        return [random_stream(one, picture) for _ in range(num_prompts) for picture in range(count)]
-    if isinstance(generator, Sequence):
-        if len(generator) != total:
-            raise ValueError(f"{len(generator)} generators for {total} pictures: give one, or one for each picture")
-        if not all(isinstance(one, torch.Generator) for one in generator):
-            raise TypeError(f"generator must hold torch.Generator objects, got {generator!r}")
-        return list(generator)
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
-    device = "cpu" if generator is None else generator.device
-    seeds = torch.randint(2**62, (total,), generator=generator, device=device)
-    return [torch.Generator().manual_seed(int(one)) for one in seeds]
-
-
-def texts_of(prompt: Any, name: str) -> list[str | None]:
-    """A prompt argument as a list. None stays None: no prompt."""
-    if prompt is None:
-        return [None]
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(prompts, (list, tuple)):
-        raise TypeError(f"{name} must be a text, a list of texts or None, got {shown(prompt)}")
-    if not prompts:
-        raise ValueError(f"{name} is an empty list: give at least one text")
-    for index, text in enumerate(prompts):
-        if not isinstance(text, str):
-            raise TypeError(f"{name} {index} must be a text, got {shown(text)}")
-    return [text.strip() for text in prompts]

@@ -8,7 +8,7 @@ pictures of the same scenes and their reconstructions by the tokenizer: samples 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.drawing.captions import caption_room, cut_caption
+from pipelines.drawing.streams import scene_streams
 from pipelines.evaluation.intervals import shares
 from pipelines.evaluation.reconstruction import NUM_EXAMPLES, as_8_bit, reconstruct
 from pipelines.evaluation.sprites_probe import SpritesProbe, answers
@@ -185,12 +186,6 @@ def _samples(
     for the picture lose their last words, as in training."""
     room = caption_room(pipeline.model, pipeline.vocabulary)
     captions = [cut_caption(pipeline.vocabulary, caption, room) for caption in captions]
-    images = pipeline(captions, generator=picture_streams(keys), output_type="pt", **sampling).images
+    images = pipeline(captions, generator=scene_streams(keys), output_type="pt", **sampling).images
     assert isinstance(images, Tensor)  # [0, 1]
     return as_8_bit(images * 2 - 1).cpu()
-
-
-def picture_streams(keys: Iterable[tuple[int, ...]]) -> list[torch.Generator]:
-    """A random stream for each picture, by its keys: with one seed, all prompts would share the same stream."""
-    states = [np.random.SeedSequence(key).generate_state(1, np.uint64)[0] for key in keys]
-    return [torch.Generator().manual_seed(int(state >> np.uint64(1))) for state in states]

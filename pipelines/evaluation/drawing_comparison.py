@@ -6,6 +6,7 @@ Both are compared on the same captions, of held-out thing-colour pairs; the spri
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lm.generation.images import UNDRAWN, generate_codes
+from lm.generation.images import generate_codes
+from lm.generation.task import UNDRAWN
 from pipelines.drawing.best_of import best_rows, caption_scores, check_can_rank
 from pipelines.drawing.captions import caption_room, cut_caption, ranking_room
 from pipelines.drawing.completion import kept_places, to_redraw
-from pipelines.drawing.request import drawing_request
-from pipelines.evaluation.alignment import AlignmentSet, alignment_sets, picture_streams, real_pictures
+from pipelines.drawing.request import DrawingRequest
+from pipelines.drawing.streams import scene_streams
+from pipelines.evaluation.alignment import AlignmentSet, alignment_sets, real_pictures
 from pipelines.evaluation.intervals import difference_of_shares, paired_comparison, share_of_misses_removed, shares
 from pipelines.evaluation.reconstruction import as_8_bit
 from pipelines.evaluation.sprites_probe import SpritesProbe, answers
@@ -62,7 +65,7 @@ def best_of_report(
     best: list[Verdicts] = []
     for rows in _batches(num_captions, batch_size, progress, "best of n"):
         scenes, captions = _cases(held_out, rows)
-        streams = picture_streams((seed, row, number) for row in rows for number in range(best_of))
+        streams = scene_streams((seed, row, number) for row in rows for number in range(best_of))
         codes = pipeline(
             captions, num_images_per_prompt=best_of, generator=streams, output_type="pt", **(sampling or {})
         ).codes
@@ -107,11 +110,9 @@ def completion_report(
         given = pipeline.image_tokenizer.encode(pixel_values)
         upper_half = torch.where(kept.to(given.device), given, UNDRAWN)
         for name, forced in (("plain", None), ("completed", upper_half)):
-            streams = picture_streams((seed, row) for row in rows)
-            request = drawing_request(pipeline.model, vocabulary, captions, generator=streams, **(sampling or {}))
-            codes = generate_codes(
-                pipeline.model, vocabulary, forced=forced, max_batch_rows=pipeline.max_batch_rows, **request
-            )
+            streams = scene_streams((seed, row) for row in rows)
+            task = DrawingRequest(captions, generator=streams, **(sampling or {})).task(pipeline)
+            codes = generate_codes(pipeline.model, vocabulary, replace(task, forced=forced))
             verdicts[name].append(_verdicts(pipeline, probe, scenes, codes))
         same += int((codes == given)[:, kept].sum())  # of the completed ones, which came last
     plain, completed = _joined(verdicts["plain"]), _joined(verdicts["completed"])

@@ -86,11 +86,12 @@ def ours(
     import torch
 
     from lm.generation.images import generate_codes
+    from lm.generation.sampling import SamplingSettings
+    from lm.generation.task import DrawingTask
 
-    return generate_codes(
-        model, vocabulary_of(tokens), prompts_of(pictures), guidance_scale=GUIDANCE, temperature=temperature,
-        generators=[torch.Generator().manual_seed(seed) for seed in range(pictures)], callback=callback,
-    )  # fmt: skip
+    settings = [SamplingSettings(GUIDANCE, temperature)] * tokens
+    streams = [torch.Generator().manual_seed(seed) for seed in range(pictures)]
+    return generate_codes(model, vocabulary_of(tokens), DrawingTask(prompts_of(pictures), streams, settings), callback)
 
 
 def theirs(model: Any, pictures: int, temperature: float = 1.0) -> torch.Tensor:
