@@ -294,6 +294,57 @@ def test_mistakes_in_best_of(flat, settings, words):
         flat("a dog", **settings)
 
 
+def test_the_best_of_many_completions_and_variations(flat, image):
+    def green(images, prompt):
+        return [np.asarray(image)[..., 1].mean() for image in images]
+
+    for method, kept in ((flat.complete, {"keep_rows": 8}), (flat.vary, {"redraw": 0.5})):
+        settings = {**kept, "seed": 2, "num_images_per_prompt": 5}
+        many = method(image, ["a dog", "a cat"], **settings)
+        best = method(image, ["a dog", "a cat"], **{**settings, "num_images_per_prompt": 2}, best_of=5, ranker=green)
+        for prompt in range(2):
+            part = slice(5 * prompt, 5 * prompt + 5)
+            order = np.argsort(green(many.images[part], None), kind="stable")[::-1][:2].copy()
+            assert best.codes[2 * prompt : 2 * prompt + 2].equal(many.codes[part][order])
+
+
+@pytest.mark.parametrize("output_type", ["np", "pt"])
+def test_stopped_in_the_best_of_many_with_pictures_of_the_given_type(flat, output_type):
+    def stop(step, total, codes):
+        if step == 3:
+            raise OSError("no disk")
+
+    settings = {"best_of": 3, "ranker": redness, "seed": 0, "output_type": output_type}
+    with pytest.raises(DrawingStopped) as stopped:
+        flat("a dog", **settings, callback=stop)
+    output, kind = stopped.value.output, {"np": np.ndarray, "pt": torch.Tensor}[output_type]
+    assert isinstance(output.images, kind) and len(output.images) == len(output.codes) == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "error", "words"),
+    [
+        ("complete", {"keep_rows": 8, "strength": 1}, TypeError, "^complete has no setting 'strength': it takes negat"),
+        ("vary", {"strength": 1}, TypeError, "^vary has no setting 'strength': it takes negative_prompt, .*ranker$"),
+        ("complete", {"keep_rows": 8, "height": 8}, ValueError, "^height=8: the picture is 16x16 .*leave height and"),
+        ("vary", {"width": 3}, ValueError, "^width=3: the picture is 16x16"),
+        ("vary", {"ranker": redness}, ValueError, "^a ranker chooses among pictures"),
+        ("previews", {"best_of": 4}, TypeError, "^previews takes no best_of: pictures are shown while they are drawn"),
+        ("previews", {"ranker": redness}, TypeError, "^previews takes no ranker: "),
+        ("previews", {"callback": print}, TypeError, "^previews takes no callback: it gives the pictures as they are"),
+        ("previews", {"steps": 4}, TypeError, "^previews has no setting 'steps': it takes"),
+    ],
+)
+def test_settings_that_a_use_does_not_take(flat, image, method, settings, error, words):
+    with pytest.raises(error, match=words):
+        getattr(flat, method)("a dog" if method == "previews" else image, **settings)
+
+
+def test_the_size_of_the_picture_may_be_said(flat, image):
+    whole = flat.complete(image, keep_rows=8, seed=1).codes
+    assert flat.complete(image, keep_rows=8, seed=1, height=SIZE, width=SIZE).codes.equal(whole)
+
+
 # The command
 
 
