@@ -50,10 +50,12 @@ def each_image(image: Image.Image | Iterable[Image.Image]) -> Iterator[Image.Ima
     if isinstance(image, (str, bytes)) or not isinstance(image, Iterable):
         image = [image]
     count = 0
-    for count, one in enumerate(image, start=1):
+    for one in image:  # no enumerate: it would keep a picture until the next one is read
         if not isinstance(one, Image.Image):
-            raise TypeError(f"image {count - 1} must be a PIL image, got {shown(one)}: open files with PIL.Image.open")
+            raise TypeError(f"image {count} must be a PIL image, got {shown(one)}: open files with PIL.Image.open")
         yield one
+        del one  # before the next one is read
+        count += 1
     if not count:
         raise ValueError("image is an empty list: give at least one picture")
 

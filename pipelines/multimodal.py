@@ -155,11 +155,11 @@ class MultimodalPipeline:
         """
         settings, pixels = preprocessing_of(self.image_tokenizer), []
         sizes = sizes or list(self.vocabulary.layouts)
-        for index, picture in enumerate(each_image(image)):
+        for picture in each_image(image):
             try:  # Pillow reads a file when its pixels are needed
                 pixels.append(preprocess(picture, settings, sizes))
             except (OSError, SyntaxError, ValueError) as error:
-                raise ValueError(f"image {index} cannot be read: {error}") from error
+                raise ValueError(f"image {len(pixels)} cannot be read: {error}") from error
             del picture  # before the next one is read
         return pixels
 

@@ -8,75 +8,86 @@ prints a line for each picture: its file, a tab, and its caption.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
+from pipelines.options.inference import ModelOptions, SamplingOptions
+from pipelines.options.option import option
 from pipelines.options.parser import parse_options
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 PICTURES = {"pictures": {"nargs": "*", "metavar": "PICTURE", "help": "picture files"}}
 
 
 @dataclass
-class DescribeOptions:
-    """What `scripts/describe.py` can be told."""
+class DescribeOptions(ModelOptions, SamplingOptions):
+    """Options of `scripts/describe.py`."""
 
-    pictures: list[str] = field(default_factory=list)
-    model: str = field(default="runs/model", metadata={"help": "model folder, or the name of a model on the Hub"})
-    max_new_tokens: int | None = field(
-        default=None, metadata={"help": "most tokens of a caption (default: as many as the model has room for)"}
+    pictures: list[str] = option([], "picture files")
+    max_new_tokens: int | None = option(
+        None, "most tokens of a caption (default: as many as the model has positions for)"
     )
-    best_of: int | None = field(
-        default=None,
-        metadata={
-            "help": "write so many captions a picture, keep the one that tells most of it (default: one, the likeliest)"
-        },
+    best_of: int | None = option(
+        None, "write so many captions a picture, keep the one that tells most of it (default: one, the likeliest)"
     )
-    temperature: float | None = field(
-        default=None,
-        metadata={
-            "help": "0 takes the likeliest token each time (default: 0, or 0.7 where --best_of asks for several)"
-        },
-    )
-    top_k: int = field(default=0, metadata={"help": "choose among the k likeliest tokens; 0: among all"})
-    top_p: float = field(
-        default=1.0, metadata={"help": "choose among the likeliest tokens that have this probability together"}
-    )
-    seed: int | None = field(default=None, metadata={"help": "the same seed writes the same captions"})
-    device: str = field(default="auto", metadata={"help": "cpu, cuda, ...; auto: a GPU where there is one"})
-    dtype: Literal["float32", "bfloat16", "float16"] = field(
-        default="float32", metadata={"help": "of the language model"}
+    temperature: float | None = option(
+        None, "0 takes the likeliest token each time (default: 0, or 0.7 where --best_of asks for several)"
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.pictures:
             raise ValueError("no picture: name the files to describe, for example dog.png")
+        for name in ("max_new_tokens", "best_of"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, got {value}")
 
 
 def main(options: DescribeOptions) -> list[str]:
     """Describe, print, and return the captions."""
-    import transformers
-    from PIL import Image
-
     from pipelines.image_to_text import ImageToTextPipeline
-    from pipelines.machine.devices import choose_device
 
-    transformers.logging.disable_progress_bar()  # loading takes no time to speak of
-    images = []
-    for file in options.pictures:
-        try:
-            with Image.open(file) as image:
-                image.load()
-                images.append(image.copy())
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{file} cannot be read as a picture: {error}") from error
-    pipe = ImageToTextPipeline.from_pretrained(options.model, dtype=options.dtype, device=choose_device(options.device))
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "best_of")
-    settings = {name: getattr(options, name) for name in names}
-    texts = pipe(images, **settings).texts
+    for _ in read_pictures(options.pictures, pixels=False):  # finds wrong files before the model is loaded
+        pass
+    pipe = options.load(ImageToTextPipeline)
+    texts = pipe(
+        read_pictures(options.pictures),
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+        best_of=options.best_of,
+        **options.sampling(),
+    ).texts
     for file, text in zip(options.pictures, texts, strict=True):
         print(f"{file}\t{text}")
     return texts
+
+
+def read_pictures(files: Iterable[str], pixels: bool = True) -> Iterator[Image.Image]:
+    """Open one picture after the other; each is closed when the next one is asked for.
+
+    Args:
+        pixels: decode them; otherwise only their headers are read.
+
+    Raises:
+        ValueError: a file that is no picture, or a damaged one.
+    """
+    from PIL import Image
+
+    for file in files:
+        try:
+            image = Image.open(file)
+            if pixels:
+                image.load()
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"{file} cannot be read as a picture: {error}") from error
+        with image:
+            yield image
+        del image  # before the next one is decoded
 
 
 if __name__ == "__main__":

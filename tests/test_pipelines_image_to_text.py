@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import runpy
 import sys
 from pathlib import Path
@@ -390,3 +391,21 @@ def test_best_of_from_the_command_line(pipe, folder, tmp_path):
     assert np.array_equal(np.asarray(Image.open(file)), np.asarray(expected))
     with pytest.raises(ValueError, match="--best_of 2 is less than --num_images_per_prompt 4: draw more"):
         generate.GenerateOptions(prompts=["a"], best_of=2)
+
+
+def test_describe_holds_one_picture_at_a_time(folder, images, tmp_path, monkeypatch, capsys):
+    files = [str(tmp_path / f"{number}.png") for number in range(5)]
+    for file, image in zip(files, images, strict=True):
+        image.resize((301, 217)).save(file)
+    opened, decoded = Image.open, []
+
+    def count_decoded(file):
+        alive = [one for one in gc.get_objects() if issubclass(type(one), Image.Image) and one.size == (301, 217)]
+        decoded.append(sum(one._im is not None for one in alive))
+        return opened(file)
+
+    expected = [ImageToTextPipeline.from_pretrained(folder)(opened(file)).texts[0] for file in files]
+    gc.collect()
+    monkeypatch.setattr(Image, "open", count_decoded)
+    assert main(DescribeOptions(pictures=files, model=str(folder), device="cpu")) == expected
+    assert len(decoded) == 10 and max(decoded) == 0  # headers first, then pixels

@@ -505,3 +505,20 @@ def test_drawing_leaves_training_libraries_out(folder):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_inference_imports_neither_training_nor_evaluation(folder):
+    code = (
+        "import sys\n"
+        "from PIL import Image\n"
+        "from pipelines import ImageToTextPipeline, InterleavedPipeline, TextToImagePipeline\n"
+        f"pipe = TextToImagePipeline.from_pretrained({str(folder)!r})\n"
+        "image = pipe('a dog').images[0]\n"
+        "pipe.complete(image, keep_rows=8, best_of=2, ranker=lambda images, prompt: [0.0, 1.0])\n"
+        "pipe.score('a dog', image)\n"
+        "import scripts.describe, scripts.generate\n"
+        "rooms = ('pipelines.training', 'pipelines.evaluation', 'pipelines.caching', 'lm.data')\n"
+        "sys.exit(','.join(name for name in sys.modules if name.startswith(rooms)) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,74 @@
+"""Options that the commands which use a trained model share: no torch, so that --help is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+from pipelines.options.option import option
+
+if TYPE_CHECKING:
+    from pipelines.multimodal import MultimodalPipeline
+
+    PipelineT = TypeVar("PipelineT", bound=MultimodalPipeline)
+
+
+@dataclass
+class ModelOptions:
+    """Which model, and where and in which precision it runs."""
+
+    model: str = option("runs/model", "model folder, or the name of a model on the Hub")
+    device: str = option("auto", "cpu, cuda, ...; auto: a GPU where there is one")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the language model")
+
+    def load(self, kind: type[PipelineT]) -> PipelineT:
+        """The pipeline, on its device.
+
+        Raises:
+            ValueError: `model` is not a model folder.
+        """
+        import transformers
+
+        from pipelines.machine.devices import choose_device
+
+        transformers.logging.disable_progress_bar()  # loading takes too little time for one
+        return kind.from_pretrained(self.model, dtype=self.dtype, device=choose_device(self.device))
+
+
+@dataclass
+class SamplingOptions:
+    """How freely codes or texts are drawn."""
+
+    temperature: float | None = option(1.0, "0 takes the likeliest each time")
+    top_k: int = option(0, "choose among the k likeliest; 0: among all")
+    top_p: float = option(1.0, "choose among the likeliest that have this probability together")
+    min_p: float = option(0.0, "leave out what has less than this share of the likeliest one's probability")
+    seed: int | None = option(None, "the same seed draws the same")
+
+    # Options that the pipeline's call takes under the same names.
+    sampling_names: ClassVar[tuple[str, ...]] = ("temperature", "top_k", "top_p", "min_p")
+
+    def __post_init__(self) -> None:
+        from lm.generation.sampling import SamplingSettings
+
+        try:
+            SamplingSettings(**{name: value for name, value in self.sampling().items() if value is not None})
+        except ValueError as error:
+            raise ValueError(f"--{error}") from error  # its message starts with the setting's name
+        if self.seed is not None and self.seed < 0:
+            raise ValueError(f"--seed must be at least 0, got {self.seed}")
+
+    def sampling(self) -> dict[str, Any]:
+        """Keyword arguments of the pipeline's call."""
+        return {name: getattr(self, name) for name in self.sampling_names}
+
+
+@dataclass
+class GuidedSamplingOptions(SamplingOptions):
+    """How freely pictures are drawn, and how closely to their prompts."""
+
+    guidance_scale: float | None = option(
+        None, "how strongly to follow the prompt: 1 is off (default: the model's own)"
+    )
+
+    sampling_names: ClassVar[tuple[str, ...]] = (*SamplingOptions.sampling_names, "guidance_scale")
