@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 from tiny import tiny_pipeline, tiny_tokenizer
 
+from lm.generation import texts as text_generation
 from lm.generation.sampling import SamplingSettings
 from lm.generation.texts import generate_text
 from lm.sequences import collate, description_prompt, token_sequence
 from lm.training.losses import NextTokenLoss
-from pipelines import ImageToTextPipeline, TextToImagePipeline
+from pipelines import ImageToTextPipeline, InterleavedPipeline, TextToImagePipeline
 from pipelines.options.parser import parse_options
 from scripts.describe import PICTURES, DescribeOptions, main
 
@@ -409,3 +410,29 @@ def test_describe_holds_one_picture_at_a_time(folder, images, tmp_path, monkeypa
     monkeypatch.setattr(Image, "open", count_decoded)
     assert main(DescribeOptions(pictures=files, model=str(folder), device="cpu")) == expected
     assert len(decoded) == 10 and max(decoded) == 0  # headers first, then pixels
+
+
+# Models that state no limit of positions
+
+
+@pytest.fixture
+def unlimited(pipe) -> ImageToTextPipeline:
+    config = pipe.model.config
+    object.__setattr__(config, "max_position_embeddings", None)  # Llama's own configuration refuses it
+    yield pipe
+    config.max_position_embeddings = POSITIONS
+
+
+def test_models_without_a_limit_of_positions(unlimited, images, monkeypatch):
+    monkeypatch.setattr(text_generation, "NEW_TOKENS_WITHOUT_LIMIT", POSITIONS)
+    parts = unlimited.image_tokenizer, unlimited.model, unlimited.vocabulary
+    drawing = TextToImagePipeline(*parts)
+    long = "a red dog " * POSITIONS
+    assert drawing(long, seed=0).codes.shape == (1, TOKENS)
+    assert drawing("a red dog", best_of=2, seed=0).codes.shape == (1, TOKENS)
+    assert drawing.score(long, images[0]).nats.shape == (1, TOKENS)
+    texts = unlimited(images[:2]).texts
+    assert texts == unlimited(images[:2], max_new_tokens=POSITIONS).texts
+    assert unlimited(images[0], max_new_tokens=2 * POSITIONS, best_of=2, seed=0).texts
+    monkeypatch.setattr(unlimited.vocabulary, "formats", ["document"])
+    assert InterleavedPipeline(*parts)([long, images[0]], seed=0).parts

@@ -1,8 +1,8 @@
-// One token of every row through a Llama or Qwen3, in one call: what lm/generation/native_stepper.py compiles and lm/generation/native_stepper.py calls.
+// One token of every row through a Llama or Qwen3 in one call; compiled and called by native_stepper.py.
 //
-// With few rows a step is bound by reading the weights once, so all is arranged around that: the weights are read in
-// the place and order in which torch keeps them, every thread one contiguous part, while all rows wait for them in the
-// first cache. Sums are in float32. A row's sums are made in the same order whatever rows stand beside it.
+// With few rows, a step is bound by the time to read the weights once. So the weights are read in place and in torch's
+// order, each thread reads one contiguous part, and the inputs of all rows stay in the first-level cache. Sums are in
+// float32, and a row's sums are computed in the same order whatever other rows are in the batch.
 
 #include <algorithm>
 #include <cmath>
@@ -14,7 +14,7 @@
 #include <immintrin.h>
 #endif
 
-// These three are declared once more in lm/generation/native_stepper.py. A missing bias or norm is null.
+// native_stepper.py declares the same three structs. A missing bias or norm is null.
 struct Linear {
     const void *weight, *bias;  // (outputs, inputs), (outputs)
     int64_t inputs, outputs;
@@ -30,7 +30,7 @@ struct Model {
     int64_t threads, rows, width, inner, heads, key_heads, head_size, places, num_layers;
     float epsilon, scaling;
     const void *embedding, *norm;
-    const int64_t *starts;  // (rows): the first place of each row that is no padding
+    const int64_t *starts;  // (rows): the first place of each row that is not padding
     Layer *layers;
 };
 
@@ -83,7 +83,7 @@ static inline float total(Lanes x) {
     return (quarter[0][0] + quarter[0][1]) + (quarter[0][2] + quarter[0][3]);
 }
 
-// sum += a b for as many numbers as one step takes.
+// sum += a b, for the number of elements that one step takes.
 template <class A, class B> constexpr int64_t step_of = 16;
 
 template <class A, class B> static inline void multiply_add(Lanes &sum, const A *a, const B *b) {
@@ -117,7 +117,7 @@ static inline void dots(const A *a, const B *b, int64_t size, float (&sums)[O][R
         for (int r = 0; r < R; ++r) sums[o][r] = total(sum[o][r]);
     for (; i < size; ++i)
         for (int o = 0; o < O; ++o)
-            for (int r = 0; r < R; ++r)  // fused always: a compiler may fuse in some of these loops and not in others
+            for (int r = 0; r < R; ++r)  // fma: a compiler may fuse in some of these loops and not in others
                 sums[o][r] = __builtin_fmaf(number(a[o * size + i]), number(b[r * size + i]), sums[o][r]);
 }
 
@@ -131,8 +131,8 @@ static inline void block(const Linear &linear, const T *x, int64_t row, int64_t 
 }
 
 // take(row, output, x W^T + b) for rows x (rows, inputs); inside a parallel region, without a barrier at its end.
-// Calls with as many outputs give a thread the same ones. One output at a time reads memory fastest; four need fewer
-// reads of x, which counts where rows are many.
+// Calls with the same number of outputs assign the same outputs to each thread. One output at a time reads memory
+// fastest; four at a time read x less often, which is faster with many rows.
 template <class T, class Take> static void product(const Linear &linear, const T *x, int64_t rows, Take take) {
 #pragma omp for schedule(static) nowait
     for (int64_t first = 0; first < linear.outputs; first += 4) {
@@ -156,7 +156,7 @@ static void normalize(const float *x, const void *weight, int64_t size, float ep
     for (int64_t i = 0; i < size; ++i) round_to(x[i] * scale * number(((const T *)weight)[i]), result[i]);
 }
 
-// A query's or key's own norm, then its rotation.
+// Normalizes a query or key (Qwen3), then rotates it.
 template <class T>
 static void place(float *x, const void *norm, int64_t size, float epsilon, const float *cosines, const float *sines) {
     if (norm) normalize<T>(x, norm, size, epsilon, x);
@@ -167,7 +167,7 @@ static void place(float *x, const void *norm, int64_t size, float epsilon, const
     }
 }
 
-// e^x for x <= 0, to about one part in 10^7: 2^n times a polynomial of the rest (Cephes).
+// e^x for x <= 0, to about one part in 10^7: 2^n times a polynomial of the remainder (Cephes).
 static inline Lanes exponential(Lanes x) {
     typedef int32_t Words __attribute__((vector_size(64)));
     x = x < -87 ? Lanes{} - 87 : x;
@@ -191,7 +191,7 @@ static inline void weigh(const float *weights, const T *values, int64_t count, i
     for (int n = 0; n < 16 * N; ++n) round_to(sum[n / 16][n % 16], result[i + n]);
 }
 
-// Attention of one query to `count` keys and values (count, size). `weights` has room for 16 more than `count`.
+// Attention of one query to `count` keys and values (count, size). `weights` has room for count + 16 numbers.
 template <class T>
 static void attend(const float *query, const T *keys, const T *values, int64_t count, int64_t size, float scaling,
                    float *weights, T *result) {
@@ -226,7 +226,7 @@ static void attend(const float *query, const T *keys, const T *values, int64_t c
     }
 }
 
-// Feed ids (rows), which stand at `now` in the cache; `result` (rows, width) is the last norm's output.
+// Feeds ids (rows) at place `now` of the cache; `result` (rows, width) is the last norm's output.
 template <class T>
 static void step(const Model &m, const int64_t *ids, const float *cosines, const float *sines, int64_t now, T *result) {
     const int64_t rows = m.rows, size = m.head_size, group = m.heads / m.key_heads;

@@ -1,10 +1,10 @@
-"""Stock Llama and Qwen3 models on a CPU, moved on by one token in one call of compiled code.
+"""Stock Llama and Qwen3 models on a CPU, advanced by one token in one call of compiled code.
 
-Drawing a few pictures is bound by reading the weights once a token. torch's operators, one after another, take three
-times as long, so `native_stepper.cpp` does a whole step: it reads the model's own weights where they lie, without a
-copy. It needs a C++ compiler with OpenMP when it is first used, and is kept in `~/.cache/tessera` (or TESSERA_CACHE)
-from then on. Without a compiler, or with TESSERA_NATIVE=0, `lm/generation/direct_stepper.py` takes its place;
-`unavailable()` says why.
+The time to draw a few pictures is bound by the memory bandwidth: each token reads all weights once. Separate torch
+operators take three times as long, so `native_stepper.cpp` computes a whole step, and reads the model's weights in
+place, without a copy. It is compiled when it is first used, which takes a C++ compiler with OpenMP, and cached in
+`~/.cache/tessera` (or TESSERA_CACHE). Without a compiler, or with TESSERA_NATIVE=0,
+`lm/generation/direct_stepper.py` takes its place; `unavailable()` says why.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class Linear(ctypes.Structure):
-    """As in native.cpp."""
+    """The struct of this name in native_stepper.cpp."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("weight", "bias")),
@@ -44,7 +44,7 @@ class Linear(ctypes.Structure):
 
 
 class Layer(ctypes.Structure):
-    """As in native.cpp."""
+    """The struct of this name in native_stepper.cpp."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("attention_norm", "query_norm", "key_norm", "feed_norm")),
@@ -54,7 +54,7 @@ class Layer(ctypes.Structure):
 
 
 class Model(ctypes.Structure):
-    """As in native.cpp."""
+    """The struct of this name in native_stepper.cpp."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("threads", "rows", "width", "inner", "heads", "key_heads")),
@@ -66,24 +66,29 @@ class Model(ctypes.Structure):
 
 def unavailable() -> str | None:
     """Why the compiled code cannot be used here; None where it can. The first call compiles it, if need be."""
-    found = _library()
-    return found if isinstance(found, str) else None
+    library = _library()
+    return library if isinstance(library, str) else None
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler: what CXX names, else g++, else clang++; None where there is none."""
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 
 
 @functools.cache
 def _library() -> ctypes.CDLL | str:
-    """The compiled code, or why there is none."""
+    """The compiled code, or the reason why there is none."""
     if os.environ.get("TESSERA_NATIVE") == "0":
         return "TESSERA_NATIVE=0"
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    compiler = find_compiler()
     if compiler is None:
-        return _reported("there is no C++ compiler (g++ or clang++)")
+        return _log_reason("there is no C++ compiler (g++ or clang++)")
     try:
         library = ctypes.CDLL(str(_compiled(compiler)))
     except subprocess.CalledProcessError as error:
-        return _reported(f"{compiler} failed: {error.stderr.strip()[-300:]}")
+        return _log_reason(f"{compiler} failed: {error.stderr.strip()[-300:]}")
     except OSError as error:
-        return _reported(str(error))
+        return _log_reason(str(error))
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     for dtype in ("float32", "bfloat16"):
         step, product = getattr(library, f"step_{dtype}"), getattr(library, f"map_{dtype}")
@@ -93,14 +98,14 @@ def _library() -> ctypes.CDLL | str:
     return library
 
 
-def _reported(why: str) -> str:
-    logger.info("drawing without compiled code, which takes longer: %s", why)
-    return why
+def _log_reason(reason: str) -> str:
+    logger.info("drawing without compiled code, which takes longer: %s", reason)
+    return reason
 
 
 def _compiled(compiler: str) -> Path:
-    """The library's file, made where it is not there yet."""
-    # What it is made of, and for which processor: a home folder may be shared by machines that differ.
+    """The library's file, compiled if it is not in the cache."""
+    # The key has the source and the processor's features: machines that differ may share a home folder.
     try:
         processor = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
     except (OSError, StopIteration):
@@ -111,11 +116,11 @@ def _compiled(compiler: str) -> Path:
     if not file.is_file():
         logger.info("compiling %s, once", SOURCE.name)
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # Under a name of its own first: several processes may begin at once.
+        # Compiled under a temporary name and then renamed: several processes may compile at once.
         with tempfile.TemporaryDirectory(dir=cache) as folder:
-            made = Path(folder) / file.name
-            subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(made)], check=True, capture_output=True, text=True)
-            os.replace(made, file)
+            output = str(Path(folder) / file.name)
+            subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", output], check=True, capture_output=True, text=True)
+            os.replace(output, file)
     return file
 
 
@@ -142,8 +147,8 @@ class NativeStepper(Stepper):
             raise RuntimeError(library)
         name = str(model.dtype).removeprefix("torch.")
         self._step, self._map = getattr(library, f"step_{name}"), getattr(library, f"map_{name}")
-        # What is read by its address must stay, even if the model is moved or cast while it draws.
-        self._kept = [parameter.data for parameter in model.parameters()]
+        # The compiled code reads these by address: they must stay alive even if the model is moved or cast meanwhile.
+        self._weights = [parameter.data for parameter in model.parameters()]
         config, rows = model.config, len(prompts)
         self._places, self._first = self._length + num_new_tokens, self._length
         self._room = [self._with_room(layer.keys, layer.values) for layer in self._cache.layers]
@@ -191,18 +196,19 @@ class NativeStepper(Stepper):
 
 
 def _linear(layer: nn.Linear, part: slice = slice(None)) -> Linear:
-    """Where some of the outputs of a layer are."""
+    """The address and shape of some of a layer's output rows."""
     weight, bias = layer.weight[part], None if layer.bias is None else layer.bias[part]
     return Linear(weight.data_ptr(), None if bias is None else bias.data_ptr(), layer.in_features, len(weight))
 
 
 def _layer(block: Any, room: torch.Tensor) -> Layer:
+    """Addresses of one layer's weights, and of its keys and values: room (2, B, key_heads, places, head_size)."""
     attention, feed = block.self_attn, block.mlp
-    own = (attention.q_norm.weight, attention.k_norm.weight) if hasattr(attention, "q_norm") else (None, None)
+    normalizes = hasattr(attention, "q_norm")  # Qwen3
     return Layer(
         attention_norm=block.input_layernorm.weight.data_ptr(),
-        query_norm=None if own[0] is None else own[0].data_ptr(),
-        key_norm=None if own[1] is None else own[1].data_ptr(),
+        query_norm=attention.q_norm.weight.data_ptr() if normalizes else None,
+        key_norm=attention.k_norm.weight.data_ptr() if normalizes else None,
         feed_norm=block.post_attention_layernorm.weight.data_ptr(),
         query=_linear(attention.q_proj), key=_linear(attention.k_proj), value=_linear(attention.v_proj),
         out=_linear(attention.o_proj), gate=_linear(feed.gate_proj), up=_linear(feed.up_proj),
