@@ -170,7 +170,7 @@ def test_sets_state_everything_and_keep_pairs_apart():
 def test_answers_name_the_left_or_upper_object_first():
     scene = sprites.sample_scene(5, pairs="all", num_objects=2)
     told = answers(scene)
-    assert told == answers(scene.told_backwards())
+    assert told == answers(scene.reversed())
     first = min(scene.objects, key=lambda thing: thing.x if told["axis"] == "horizontal" else thing.y)
     assert (told["first_thing"], told["first_colour"]) == (first.thing, first.colour)
     numbers = dict(zip(QUESTIONS, labels(scene).tolist(), strict=True))
@@ -494,14 +494,14 @@ def test_command_refuses_bad_options(arguments, message, capsys):
 def small_model(image_tokenizer: VQVAE, formats: list[str], max_positions: int) -> TextToImagePipeline:
     """An untrained model of 32 codes a picture with so many positions, that has learned these formats."""
     source = SpriteDataset(num_examples=50)
-    vocabulary = MultimodalVocabulary.build(
-        train_text_tokenizer([caption for row in range(50) for caption in source.texts(row)], 320),
-        num_codes=image_tokenizer.num_codes, layout=image_tokenizer.layout().to_dict(), image_size=[32, 32],
-        image_tokenizer_fingerprint=image_tokenizer.fingerprint, default_guidance=1.0,
+    texts = [caption for row in range(50) for caption in source.texts(row)]
+    pipe = tiny_pipeline(
+        tokenizer=image_tokenizer, texts=texts, num_layers=1, intermediate_size=None, max_positions=max_positions,
+        noise=0.0,
     )  # fmt: skip
-    vocabulary.formats = formats
-    config = build_configuration(vocabulary, num_layers=1, hidden_size=32, num_heads=2, max_positions=max_positions)
-    return TextToImagePipeline(image_tokenizer, build_model(config).eval(), vocabulary)
+    pipe.vocabulary.formats = formats
+    pipe.vocabulary.default_guidance = 1.0
+    return pipe
 
 
 def own_pictures(folder: Path, captions: list[str | None]) -> Path:

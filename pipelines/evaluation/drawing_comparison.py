@@ -125,7 +125,7 @@ def completion_report(
     }
 
 
-def _held_out(num_captions: int, seed: int, pipeline: TextToImagePipeline, room: int | None) -> AlignmentSet:
+def _held_out(num_captions: int, seed: int, pipeline: TextToImagePipeline, room: int) -> AlignmentSet:
     """The first scenes of the set `held_out` of `alignment_sets`, with captions of at most `room` tokens."""
     sets = alignment_sets(num_captions, num_relation_captions=1, seed=seed)
     held_out = next(scenes for scenes in sets if scenes.name == "held_out")

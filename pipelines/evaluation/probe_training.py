@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from pipelines.evaluation.sprites_probe import NOT_ASKED, QUESTIONS, SpritesProbe, labels
 from pipelines.machine.devices import computes_bf16
-from tokenizer_image.sprites import world as sprites
+from tokenizer_image.sprites import scenes as sprites
 
 PROBE_VERSION = 1  # part of the cache's name: raise it when the network or its training changes
 REQUIRED_ACCURACY = 0.99
