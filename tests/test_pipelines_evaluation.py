@@ -169,12 +169,12 @@ def test_sets_state_everything_and_keep_pairs_apart():
 
 def test_answers_name_the_left_or_upper_object_first():
     scene = sprites.sample_scene(5, pairs="all", num_objects=2)
-    told = answers(scene)
-    assert told == answers(scene.reversed())
-    first = min(scene.objects, key=lambda thing: thing.x if told["axis"] == "horizontal" else thing.y)
-    assert (told["first_thing"], told["first_colour"]) == (first.thing, first.colour)
+    expected = answers(scene)
+    assert expected == answers(scene.reversed())
+    first = min(scene.objects, key=lambda thing: thing.x if expected["axis"] == "horizontal" else thing.y)
+    assert (expected["first_thing"], expected["first_colour"]) == (first.thing, first.colour)
     numbers = dict(zip(QUESTIONS, labels(scene).tolist(), strict=True))
-    assert numbers["thing"] == -100 and QUESTIONS["second_thing"][numbers["second_thing"]] == told["second_thing"]
+    assert numbers["thing"] == -100 and QUESTIONS["second_thing"][numbers["second_thing"]] == expected["second_thing"]
 
 
 def test_score_counts_each_attribute_and_all_at_once():

@@ -123,11 +123,11 @@ def main(options: Options) -> None:
             row(f"mnist_mlp/{name}/steps", run["steps"], "", None, True),
             row(f"mnist_mlp/{name}/seconds_per_step", 60 * run["minutes"] / run["steps"], "s"),
         ]
+    show(rows)
+    write_rows(options.output, rows)
     inputs = [("test pictures", to_images(measured.pictures[:SHOWN]))]
     Path(options.picture).parent.mkdir(parents=True, exist_ok=True)
     labelled_grid([*inputs, *restored, *drawn], min_side=56, smooth=False, margin=4).save(options.picture)
-    show(rows)
-    write_rows(options.output, rows)
     print(f"pictures: {options.picture}")
 
 
