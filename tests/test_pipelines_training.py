@@ -23,7 +23,9 @@ from accelerate.state import AcceleratorState
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, LlamaConfig, Qwen3Config
 
+from lm.training.losses import NextTokenLoss
 from pipelines.options.training import TrainingOptions
 from pipelines.training import run_folder as run_module
 from pipelines.training import termination as termination_module
@@ -39,6 +41,7 @@ from pipelines.training.schedule import FINAL_SHARE, Budget, learning_rate_share
 from pipelines.training.state import TrainingState
 from pipelines.training.termination import termination
 from pipelines.training.throughput import PATIENCE, Throughput, peak_flops
+from tokenizer_image import VQVAE, VQVAEConfig
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +99,8 @@ def test_a_constant_rate_falls_over_the_last_share():
 class Network(nn.Module):
     """One of each kind of weight."""
 
+    outer_layers = ("lm_head",)
+
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(7, 6)
@@ -135,6 +140,49 @@ def test_every_weight_is_in_one_group_and_decays_only_where_it_should():
     assert not matrices & {"embedding.weight", "lm_head.weight"}
     set_learning_rate([adamw, muon], 0.5)
     assert [group["lr"] for group in adamw.param_groups] == [5e-4, 5e-4] and muon.param_groups[0]["lr"] == 0.01
+
+
+NETWORKS = {
+    "conv": {"quantizer": "cosine", "codebook_sizes": [8]},
+    "gradient": {"quantizer": "gradient", "codebook_sizes": [8]},
+    "mlp": {"network": "mlp", "hidden_sizes": [8, 12, 8]},
+    "hierarchy": {"num_levels": 3, "codebook_sizes": [8, 8, 8], "quantizer": ["ema", "cosine", "residual"]},
+}
+SMALL = {"vocab_size": 40, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+LANGUAGE_MODELS = {
+    "llama": LlamaConfig(**SMALL),
+    "qwen3": Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=4),
+    "gpt2": GPT2Config(vocab_size=40, n_embd=8, n_layer=2, n_head=2, n_positions=16, tie_word_embeddings=False),
+    "gpt2, tied": GPT2Config(vocab_size=40, n_embd=8, n_layer=2, n_head=2, n_positions=16),
+}
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, *LANGUAGE_MODELS])
+def test_muon_learns_inner_matrices_alone(name):
+    """Groups by name, as they were when layers at a network's ends were known by their names."""
+    outer = {"lm_head", "stem", "head", "to_pixels", "into", "out_of", "first", "last", "wte", "wpe", "embed_tokens"}
+    if name in NETWORKS:
+        settings = {"image_size": 32, "hidden_sizes": [8, 12], "code_dim": 4, **NETWORKS[name]}
+        model: nn.Module = VQVAE(VQVAEConfig(**settings))
+    else:
+        model = NextTokenLoss(AutoModelForCausalLM.from_config(LANGUAGE_MODELS[name]), [(0, 40)])
+    expected = {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1 and not outer & set(name.split(".")) and not name.endswith("codebook")
+    }
+    adamw, muon = build_optimizers(model, learning_rate=1e-3, weight_decay=0.1, muon_learning_rate=0.02)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert expected and {names[id(p)] for p in muon.param_groups[0]["params"]} == expected
+    assert [names[id(p)] for group in adamw.param_groups for p in group["params"] if p.ndim > 1], "outer layers"
+
+
+def test_output_embeddings_are_not_muons_whatever_their_name():
+    config = BertConfig(**SMALL, is_decoder=True, tie_word_embeddings=False)  # its head is cls.predictions.decoder
+    model = AutoModelForCausalLM.from_config(config)
+    _, muon = build_optimizers(model, learning_rate=1e-3, weight_decay=0.1, muon_learning_rate=0.02)
+    inner = {id(parameter) for parameter in muon.param_groups[0]["params"]}
+    assert inner and id(model.get_output_embeddings().weight) not in inner
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -23,6 +23,8 @@ class CoarseLevel(nn.Module):
         quantizer: of latents (..., code_dim).
     """
 
+    outer_layers = ("head",)
+
     def __init__(self, channels: int, has_context: bool, num_res_blocks: int, quantizer: Quantizer) -> None:
         super().__init__()
         context_channels = channels if has_context else 0

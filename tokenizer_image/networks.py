@@ -1,4 +1,8 @@
-"""Encoders and decoders: a convolutional pair and an MLP pair."""
+"""Encoders and decoders: a convolutional pair and an MLP pair.
+
+A module names its layers at the network's ends (from or to pixels, latents or codes) in `outer_layers`, from which
+`pipelines.training.optimizers` knows that Muon is not for them.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +63,8 @@ class Encoder(nn.Module):
         normalize: apply `ChannelNorm` before the output convolution.
     """
 
+    outer_layers = ("stem", "head")
+
     def __init__(
         self,
         num_channels: int,
@@ -94,6 +100,8 @@ class Decoder(nn.Module):
     last convolution.
     """
 
+    outer_layers = ("stem", "head", "to_pixels")
+
     def __init__(
         self,
         num_channels: int,
@@ -126,6 +134,8 @@ class Decoder(nn.Module):
 class MLPEncoder(nn.Module):
     """Whole pictures (B, C, H, W) of one size to latents (B, code_dim, rows, columns), by fully connected layers."""
 
+    outer_layers = ("layers.first", "layers.last")
+
     def __init__(
         self, num_channels: int, image_size: int, grid: tuple[int, int], hidden_sizes: list[int], code_dim: int
     ) -> None:
@@ -140,6 +150,8 @@ class MLPEncoder(nn.Module):
 
 class MLPDecoder(nn.Module):
     """Quantized latents (B, code_dim, rows, columns) to pictures (B, C, H, W): the layers of `MLPEncoder` reversed."""
+
+    outer_layers = ("layers.first", "layers.last")
 
     def __init__(
         self, num_channels: int, image_size: int, grid: tuple[int, int], hidden_sizes: list[int], code_dim: int

@@ -62,6 +62,7 @@ class VQVAE(PreTrainedModel):
 
     config_class = VQVAEConfig
     main_input_name = "pixel_values"
+    outer_layers = ("head",)
     config: VQVAEConfig
 
     def __init__(self, config: VQVAEConfig) -> None:

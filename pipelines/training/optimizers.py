@@ -6,13 +6,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from pipelines.options.training import TrainingOptions
 from pipelines.training.distribution import local, spread
 from pipelines.training.muon import Muon
-
-# Layers at the network's ends, by their names: what they map from or to is not a hidden space, so AdamW serves better.
-OUTER_LAYERS = {"lm_head", "stem", "head", "to_pixels", "into", "out_of", "first", "last"}
 
 
 def build_optimizers(
@@ -28,8 +26,11 @@ def build_optimizers(
     Weight decay applies to weights with two or more dimensions, never to embeddings, norms, biases or codebooks.
 
     Args:
+        model: a module that makes layers at the network's ends (from or to pixels, latents, codes or tokens) names them
+            in its class attribute `outer_layers`. They are AdamW's, as are output embeddings of transformers' models.
         muon_learning_rate: None for AdamW alone.
     """
+    outer = _outer_parameters(model) if muon_learning_rate else set()
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
     matrices, decayed, plain = [], [], []
     for name, parameter in model.named_parameters():
@@ -37,7 +38,7 @@ def build_optimizers(
             continue
         if parameter.ndim < 2 or id(parameter) in embeddings or name.endswith("codebook"):
             plain.append(parameter)
-        elif muon_learning_rate and not OUTER_LAYERS & set(name.split(".")):
+        elif muon_learning_rate and id(parameter) not in outer:
             matrices.append(parameter)
         else:
             decayed.append(parameter)
@@ -50,6 +51,16 @@ def build_optimizers(
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
+
+
+def _outer_parameters(model: nn.Module) -> set[int]:
+    """Ids of the parameters of the layers at the network's ends, which do not map a hidden space to another."""
+    layers: list[nn.Module] = []
+    for module in model.modules():
+        layers += [module.get_submodule(name) for name in getattr(module, "outer_layers", ())]
+        output = module.get_output_embeddings() if isinstance(module, PreTrainedModel) else None
+        layers += [] if output is None else [output]
+    return {id(parameter) for layer in layers for parameter in layer.parameters()}
 
 
 def optimizers_of(

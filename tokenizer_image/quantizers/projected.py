@@ -23,6 +23,7 @@ class ProjectedQuantizer(Quantizer):
     """
 
     decoding_state = ("out_of",)
+    outer_layers = ("into", "out_of")
 
     def __init__(self, inner: Quantizer, code_dim: int) -> None:
         super().__init__()
