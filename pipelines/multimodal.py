@@ -84,12 +84,12 @@ class MultimodalPipeline:
             ValueError: not a model folder, one written by a newer version, or halves that do not match.
         """
         from lm.model import load_model
-        from tokenizer_image.vqvae import VQVAE
+        from tokenizer_image.registry import load_tokenizer
 
         dtype = _dtype(dtype)
         path = local_folder(folder, revision, token)
         index = read_index(path, CLASS_NAME, parts=("image_tokenizer", "lm"))
-        image_tokenizer = VQVAE.from_pretrained(path / "image_tokenizer", use_safetensors=True)
+        image_tokenizer = load_tokenizer(path / "image_tokenizer")
         vocabulary = MultimodalVocabulary.from_pretrained(path / "lm")
         if index.get("image_tokenizer_fingerprint") != vocabulary.image_tokenizer_fingerprint:
             raise ValueError(
@@ -219,7 +219,7 @@ class MultimodalPipeline:
             self.model.to(dtype)
         if device is not None:
             self.model.to(device)
-            self.image_tokenizer.to(device)  # type: ignore[attr-defined]
+            self.image_tokenizer.to(device)
         return self
 
     def set_progress_bar_config(self, **settings: Any) -> None:

@@ -58,7 +58,7 @@ def main(options: Options) -> None:
     import transformers
 
     from pipelines.machine.devices import choose_device
-    from tokenizer_image.vqvae import load_tokenizer
+    from tokenizer_image.registry import load_tokenizer
 
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(options.cpu_threads or usable_cores())

@@ -45,7 +45,7 @@ def main(options: LanguageModelOptions) -> None:
     from pipelines.training.start import check_batch_size, count_parameters, say, start_run, warn_small_data_set
     from pipelines.training.state import TrainingState
     from pipelines.training.throughput import Throughput, total_peak
-    from tokenizer_image.vqvae import load_tokenizer
+    from tokenizer_image.registry import load_tokenizer
 
     accelerator, run = start_run(options)
     if run.finished:

@@ -29,7 +29,7 @@ from pipelines.options.data import CacheOptions
 from scripts import cache_tokens
 from tokenizer_image import VQVAE, VQVAEConfig
 from tokenizer_image.pictures.loading import Preprocessing, load_pictures, preprocess, to_pixel_values
-from tokenizer_image.vqvae import load_tokenizer
+from tokenizer_image.registry import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = Preprocessing(image_size=8)

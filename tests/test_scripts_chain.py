@@ -36,7 +36,7 @@ from pipelines.training.language_model import build_parts, check_parts
 from pipelines.training.loop import Loop
 from pipelines.training.start import start_accelerator
 from scripts import evaluate, train_lm, train_tokenizer
-from tokenizer_image.vqvae import load_tokenizer
+from tokenizer_image.registry import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 # Everything that a recipe could change is said here.

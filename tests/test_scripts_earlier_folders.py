@@ -20,7 +20,7 @@ from pipelines.options.language_model import LanguageModelOptions
 from scripts import train_lm, train_tokenizer
 from tokenizer_image.pictures.loading import load_pictures
 from tokenizer_image.preprocessing import preprocess, preprocessing_of, to_pixel_values
-from tokenizer_image.vqvae import load_tokenizer
+from tokenizer_image.registry import load_tokenizer
 
 EARLIER = Path(__file__).parent / "data" / "earlier"
 

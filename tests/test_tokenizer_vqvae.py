@@ -21,7 +21,7 @@ from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import build_layout
 from tokenizer_image.networks import ResidualBlock
 from tokenizer_image.preprocessing import Preprocessing
-from tokenizer_image.vqvae import load_tokenizer
+from tokenizer_image.registry import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"hidden_sizes": [8, 16], "num_res_blocks": 1, "code_dim": 4, "quantizer": "residual"}

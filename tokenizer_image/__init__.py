@@ -11,6 +11,8 @@ _PUBLIC = {
     "VQVAEOutput": "vqvae",
     "CodeLayout": "layout",
     "ImageTokenizer": "layout",
+    "load_tokenizer": "registry",
+    "register_tokenizer": "registry",
     "FiniteScalarQuantizer": "quantizers",
     "GroupedQuantizer": "quantizers",
     "LookupFreeQuantizer": "quantizers",

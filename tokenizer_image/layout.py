@@ -67,13 +67,21 @@ def build_layout(
 
 @runtime_checkable
 class ImageTokenizer(Protocol):
-    """What stage 2 and the pipelines need of an image tokenizer. `VQVAE` offers it; so may one made elsewhere.
+    """The interface of an image tokenizer for stage 2 and the pipelines, which `VQVAE` has.
 
-    One that also has `code_vectors() -> (num_codes, D) float`, a vector for each code, alike where codes look alike,
-    gives the language model a better start.
+    `register_tokenizer` makes another class with these members known to commands and pipelines. Optional members:
+
+    - `code_vectors() -> (num_codes, D) float`, a vector per code, near each other for codes that look alike: the
+      language model's embeddings of codes are initialised from them;
+    - `legacy_fingerprint`, another fingerprint with the same meaning, which earlier versions wrote.
+
+    Attributes:
+        config: has `image_size` (side of the default square, in pixels), `num_channels` (1 or 3), `downsampling`
+            (sides of pictures are its multiples) and `preprocessing` (`Preprocessing.to_dict()`, or None for the
+            defaults).
     """
 
-    config: Any  # with image_size, num_channels, downsampling and preprocessing
+    config: Any
 
     @property
     def num_codes(self) -> int:
@@ -82,12 +90,12 @@ class ImageTokenizer(Protocol):
 
     @property
     def tokens_per_image(self) -> int:
-        """Codes of a picture of the default size."""
+        """Number of codes of a picture of the default size."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the same picture may get other codes."""
+        """A string that changes whenever the same picture may get other codes."""
         ...
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -99,9 +107,18 @@ class ImageTokenizer(Protocol):
         ...
 
     def layout(self, image_size: int | tuple[int, int] | None = None) -> CodeLayout:
-        """What each position of a row of codes is."""
+        """The layout of the row of codes of a picture; ValueError for a size that cannot be encoded."""
+        ...
+
+    def to(self, device: torch.device | str) -> Any:
+        """Move to a device, in place; returns the tokenizer."""
         ...
 
     def save_pretrained(self, save_directory: str) -> Any:
-        """Write config.json and model.safetensors."""
+        """Write config.json, with a `model_type`, and model.safetensors."""
+        ...
+
+    @classmethod
+    def from_pretrained(cls, folder: str, /) -> Any:
+        """Load what `save_pretrained` wrote, ready to encode and decode."""
         ...

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -346,35 +343,3 @@ def check_codes(codes: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> N
             f"code {int(codes[row, place])} at place {place} of row {row}: the codes there are {int(low[place])} to "
             f"{int(high[place]) - 1}"
         )
-
-
-def load_tokenizer(folder: str | Path, **settings: Any) -> VQVAE:
-    """Load a tokenizer folder, or the image_tokenizer/ of a model folder, in eval mode.
-
-    Args:
-        settings: configuration fields to override, such as `quantizer_options`; never sizes, which the weights fix.
-
-    Raises:
-        ValueError: the folder has no tokenizer, or weights that do not match its configuration.
-    """
-    path = Path(folder)
-    if (path / "image_tokenizer" / "config.json").is_file():
-        path = path / "image_tokenizer"
-    remedy = "give the --output_dir of scripts/train_tokenizer.py"
-    if not path.is_dir():
-        raise ValueError(f"there is no image tokenizer folder {folder}: {remedy}")
-    try:
-        kind = json.loads((path / "config.json").read_text()).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        kind = None
-    if kind != VQVAEConfig.model_type or not (path / "model.safetensors").is_file():
-        raise ValueError(f"{folder} is not an image tokenizer (no config.json of one, or no weights): {remedy}")
-    tokenizer, info = VQVAE.from_pretrained(path, use_safetensors=True, output_loading_info=True, **settings)
-    problems = {name: sorted(map(str, info[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    if any(problems.values()):
-        listing = "; ".join(f"{name.replace('_', ' ')}: {', '.join(k[:3])}" for name, k in problems.items() if k)
-        raise ValueError(
-            f"{folder} has weights that are not those of its configuration ({listing}): it is damaged, or of an "
-            "earlier version of tessera; train it again"
-        )
-    return tokenizer.eval()

@@ -106,7 +106,7 @@ class PictureEncoder:
     def tokenizer(self) -> Any:
         """The image tokenizer, loaded at first use."""
         if self._tokenizer is None:
-            from tokenizer_image.vqvae import load_tokenizer
+            from tokenizer_image.registry import load_tokenizer
 
             self._device = choose_device(self.device)
             self._tokenizer = load_tokenizer(self.image_tokenizer).to(self._device)

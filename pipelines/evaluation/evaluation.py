@@ -34,7 +34,7 @@ from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.pictures.dataset import PictureDataset
 from tokenizer_image.pictures.loading import DecodedPictures, decode_pictures, load_pictures
 from tokenizer_image.preprocessing import preprocessing_of
-from tokenizer_image.vqvae import load_tokenizer
+from tokenizer_image.registry import load_tokenizer
 
 FORMAT_VERSION = 1
 CAPTION_CANDIDATES = 16  # captions a picture, of which the best is chosen, for models that also draw from captions

@@ -20,7 +20,8 @@ from tokenizer_image.configuration import preset
 from tokenizer_image.metrics import CodeUsage, mse, psnr
 from tokenizer_image.pictures.pixel_cache import DecodedPictures
 from tokenizer_image.preprocessing import Preprocessing, postprocess, preprocessing_of, to_pixel_values
-from tokenizer_image.vqvae import VQVAEOutput, load_tokenizer
+from tokenizer_image.registry import load_tokenizer
+from tokenizer_image.vqvae import VQVAEOutput
 
 REFIT_PICTURES = 16384
 VALIDATION_REFIT_PICTURES = 4096  # fewer, since training waits
@@ -67,7 +68,7 @@ def load_earlier(options: ImageTokenizerOptions) -> VQVAE:
     Raises:
         ValueError: an option that would make its weights mean something else.
     """
-    tokenizer = load_tokenizer(str(options.init_from))
+    tokenizer = _load_vqvae(str(options.init_from))
     fixed = {name: getattr(tokenizer.config, name) for name in FIXED_SETTINGS}
     fixed["resize"] = preprocessing_of(tokenizer).resize
     before, given = tokenizer.config.quantizer_options, options.quantizer_options()
@@ -82,7 +83,14 @@ def load_earlier(options: ImageTokenizerOptions) -> VQVAE:
     changes: dict[str, Any] = {"quantizer_options": {**before, **given}} if given else {}
     if options.level_dropout != defaults["level_dropout"]:
         changes["level_dropout"] = options.level_dropout
-    return load_tokenizer(str(options.init_from), **changes).float() if changes else tokenizer.float()
+    return _load_vqvae(str(options.init_from), **changes) if changes else tokenizer
+
+
+def _load_vqvae(folder: str, **settings: Any) -> VQVAE:
+    tokenizer = load_tokenizer(folder, **settings)
+    if not isinstance(tokenizer, VQVAE):
+        raise ValueError(f"--init_from {folder} is a {type(tokenizer).__name__}: give a VQVAE, which this trains")
+    return tokenizer.float()
 
 
 def _names(quantizer: str) -> str | list[str]:

@@ -97,7 +97,7 @@ def main(options: Options) -> None:
     from pipelines.options.image_tokenizer import ImageTokenizerOptions
     from scripts import train_tokenizer
     from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, load_pictures
-    from tokenizer_image.vqvae import load_tokenizer
+    from tokenizer_image.registry import load_tokenizer
 
     threads = options.set_threads()
     settings = Preprocessing(image_size=SIDE, num_channels=1)

@@ -75,7 +75,7 @@ def train(kind: str, folder: Path, options: Options) -> VQVAE:
     """The MLP with a quantizer of this kind, trained."""
     from pipelines.options.image_tokenizer import ImageTokenizerOptions
     from scripts import train_tokenizer
-    from tokenizer_image.vqvae import load_tokenizer
+    from tokenizer_image.registry import load_tokenizer
 
     train_tokenizer.main(
         ImageTokenizerOptions(

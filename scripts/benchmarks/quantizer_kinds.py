@@ -109,7 +109,7 @@ def measure(name: str, arguments: str, options: Options) -> dict[str, Any]:
 
 def figures(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
     """The figures of one tokenizer that the table shows."""
-    from tokenizer_image.vqvae import load_tokenizer
+    from tokenizer_image.registry import load_tokenizer
 
     tokenizer, run = load_tokenizer(folder), json.loads((folder / "run.json").read_text())
     layout = tokenizer.layout()

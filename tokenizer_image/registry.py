@@ -1,0 +1,77 @@
+"""The registry of image tokenizers: the `model_type` in a folder's config.json chooses the class that loads it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from tokenizer_image.configuration import VQVAEConfig
+from tokenizer_image.layout import ImageTokenizer
+from tokenizer_image.vqvae import VQVAE
+
+TOKENIZERS: dict[str, type[ImageTokenizer]] = {VQVAEConfig.model_type: VQVAE}
+
+
+def register_tokenizer(model_type: str, tokenizer_class: type[ImageTokenizer]) -> None:
+    """Register a class of image tokenizers for commands and pipelines.
+
+    A process that loads a tokenizer or a model with it must have registered its class before: nothing is imported from
+    a folder.
+
+    Args:
+        model_type: the entry of that name in the config.json that `tokenizer_class.save_pretrained` writes.
+        tokenizer_class: has the members of `ImageTokenizer`.
+
+    Raises:
+        ValueError: the name is taken.
+        TypeError: the class lacks a member.
+    """
+    if TOKENIZERS.get(model_type, tokenizer_class) is not tokenizer_class:
+        raise ValueError(f"image tokenizer {model_type!r} is registered already: choose another model_type")
+    members = [name for name in dir(ImageTokenizer) if not name.startswith("_")]
+    missing = [name for name in members if not hasattr(tokenizer_class, name)]
+    if missing:
+        raise TypeError(f"{tokenizer_class.__name__} is no image tokenizer: it lacks {', '.join(missing)}")
+    TOKENIZERS[model_type] = tokenizer_class
+
+
+def load_tokenizer(folder: str | Path, **settings: Any) -> ImageTokenizer:
+    """Load a tokenizer folder, or the image_tokenizer/ of a model folder, in eval mode.
+
+    Args:
+        settings: configuration fields to override, such as `quantizer_options`; never sizes, which the weights fix.
+
+    Raises:
+        ValueError: the folder has no tokenizer of a registered class, or weights that do not match its configuration.
+    """
+    path = Path(folder)
+    if (path / "image_tokenizer" / "config.json").is_file():
+        path = path / "image_tokenizer"
+    remedy = "give the --output_dir of scripts/train_tokenizer.py"
+    if not path.is_dir():
+        raise ValueError(f"there is no image tokenizer folder {folder}: {remedy}")
+    try:
+        model_type = json.loads((path / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        model_type = None
+    if model_type not in TOKENIZERS or not (path / "model.safetensors").is_file():
+        kinds = ", ".join(TOKENIZERS)
+        raise ValueError(
+            f"{folder} is not an image tokenizer (no config.json with a registered model_type ({kinds}), or no "
+            f"weights): {remedy}, or register the class first (tokenizer_image.register_tokenizer)"
+        )
+    tokenizer_class: Any = TOKENIZERS[model_type]
+    if not issubclass(tokenizer_class, PreTrainedModel):
+        return tokenizer_class.from_pretrained(str(path), **settings)
+    tokenizer, info = tokenizer_class.from_pretrained(path, use_safetensors=True, output_loading_info=True, **settings)
+    problems = {name: sorted(map(str, info[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    if any(problems.values()):
+        listing = "; ".join(f"{name.replace('_', ' ')}: {', '.join(k[:3])}" for name, k in problems.items() if k)
+        raise ValueError(
+            f"{folder} has weights that are not those of its configuration ({listing}): it is damaged, or of an "
+            "earlier version of tessera; train it again"
+        )
+    return tokenizer.eval()
