@@ -67,11 +67,13 @@ class TablePictures(PictureSource):
         if classes:  # the names of its classes are the captions
             self._label_column, self._caption_columns = classes[0], []
             self.label_names = list(table.features[classes[0]].names)
+        if _is_list(table.data.schema.field(self._image_column).type):
+            notes.warn(f"the column {self._image_column} holds lists of pictures: the first of each is used")
         self._files = [file["filename"] for file in table.cache_files]
         self._length = len(table)
         self._table = None if self._files else table.data.table
         self._columns: dict[str, pa.ChunkedArray] = {}
-        behind = [(path, *file_identity(self._find(row, path))) for row, path in self._paths()]
+        behind = [(path, *self._identity(row, path)) for row, path in self._paths()]
         self.fingerprint = digest(
             "table", identity, self._image_column, one_or_all(self._caption_columns), self._label_column,
             *([digest(behind)] if behind else []),
@@ -117,10 +119,19 @@ class TablePictures(PictureSource):
             if isinstance(path, str) and "://" not in path:
                 yield row, path
 
+    def _identity(self, row: int, path: str) -> tuple[int, int]:
+        """Size and time of the file that a cell's path means, (-1, -1) for one that cannot be read."""
+        try:
+            return file_identity(self._find(row, path))
+        except ValueError:
+            return -1, -1
+
     def _find(self, row: int, path: str) -> Path:
         """The file that a cell's path means. Raises ValueError for one that must not be read."""
         if "://" in path:
             raise ValueError(f"a web address instead of a picture: {path}")
+        if "\0" in path:
+            raise ValueError(f"no such file: {path!r}")
         if self.root is None:  # a data set of the Hub: its files are in the cache
             return _in_hub_cache(path)
         root = os.path.abspath(self.root)
@@ -215,13 +226,17 @@ def _image_column(table: Dataset, wanted: str | None, source: str) -> str:
     return column
 
 
+def _is_list(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
 def can_hold_pictures(kind: pa.DataType) -> bool:
     """Whether an Arrow type is bytes, text (a path), a struct of the two, or a list of these."""
     import pyarrow as pa
 
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return can_hold_pictures(kind.value_type)
-    if pa.types.is_dictionary(kind):
+    if _is_list(kind) or pa.types.is_dictionary(kind):
         return can_hold_pictures(kind.value_type)
     if pa.types.is_struct(kind):
         return any(kind.get_field_index(name) >= 0 for name in ("bytes", "path"))
@@ -233,7 +248,7 @@ def _can_hold_texts(kind: pa.DataType) -> bool:
     """Whether an Arrow type is text, or holds texts where captions are looked for."""
     import pyarrow as pa
 
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if _is_list(kind):
         return _can_hold_texts(kind.value_type)
     if pa.types.is_struct(kind):
         name = usual_column([field.name for field in kind], CAPTION_NAMES)

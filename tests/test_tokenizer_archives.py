@@ -1,0 +1,121 @@
+"""WebDataset tars as people pack them: every picture and caption is used, or the summary says which is not."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from test_tokenizer_loading import encoded, write, write_tar
+
+from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, load_pictures
+
+
+def opened(folder: Path, members: dict[str, bytes], **options):
+    """The archive as a training split; a second one is there for validation."""
+    write_tar(folder / "train.tar", members)
+    write_tar(folder / "val.tar", {"v.png": encoded()})
+    return load_pictures(str(folder), **options)
+
+
+def captions(source) -> dict[str, list[str]]:
+    return {source.key(row).removeprefix("train.tar/"): source.texts(row) for row in range(len(source))}
+
+
+def lines(source) -> str:
+    return "\n".join(source.summary.lines())
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["22.05", "22.06", "23.01", "24"],
+        ["1.0", "1.1", "2.0", "2.1"],
+        ["Screenshot 2024-01-05 at 10.22.05", "Screenshot 2024-01-05 at 10.22.17", "a", "b"],
+        ["www.example.com_a", "www.example.com_b", "www.example.org", "x"],
+        ["photo.v2", "photo.v3", "other.v2", "dir.with.dots/c"],
+        ["train.x/1", "train.x/2", "val.y/1", "./z"],
+        ["22", "22.05", "23", "23.05"],
+    ],
+)
+@pytest.mark.parametrize("with_texts", [True, False])
+def test_names_with_dots(tmp_path, names, with_texts):
+    members = {}
+    for name in names:
+        members[f"{name}.png"] = encoded()
+        if with_texts:
+            members[f"{name}.txt"] = name.encode()
+    found = captions(opened(tmp_path, members))
+    assert len(found) == 4
+    if with_texts:
+        assert sorted(text for texts in found.values() for text in texts) == sorted(names)
+
+
+def test_several_pictures_of_an_example(tmp_path):
+    members = {}
+    for number in range(3):
+        members |= {f"{number}.input.png": encoded("red"), f"{number}.target.png": encoded("blue")}
+        members[f"{number}.txt"] = str(number).encode()
+    source = opened(tmp_path, members)
+    assert captions(source) == {str(number): [str(number)] for number in range(3)}
+    assert "left out: 3 .png files, another picture of its example (--image_column chooses)" in lines(source)
+    assert load_pictures(str(tmp_path), image_column="target.png").image(0).getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_texts_that_are_empty_missing_or_broken(tmp_path):
+    members = {f"{number}.png": encoded() for number in range(5)}
+    source = opened(tmp_path / "txt", members | {"0.txt": b"", "1.txt": b"words", "9.txt": b"nobody's"})
+    assert captions(source) == {"0": [], "1": ["words"], "2": [], "3": [], "4": []}
+    assert "WARNING: 1 .txt file not used: no picture has this name; such as train.tar/9.txt" in lines(source)
+    texts = {"0.json": b"", "1.json": b'{"caption": "words"}', "2.json": b'{"caption": "wor', "4.json": b"[1]"}
+    source = opened(tmp_path / "json", members | texts, need_captions=True)
+    assert captions(source) == {"0": [], "1": ["words"], "2": [], "3": [], "4": []}
+    text = lines(source)
+    assert "broken .json, so its picture is skipped" in text and "train.tar/2.json" in text and "is no object" in text
+    decoded = decode_pictures(source, Preprocessing(image_size=8), cache_folder=tmp_path / "cache", progress=False)
+    assert [row for row, _ in decoded.unreadable] == [2] and "broken .json" in decoded.unreadable[0][1]
+
+
+@pytest.mark.parametrize(
+    "content, caption",
+    [
+        ("café".encode(), "café"), ("café".encode("cp1252"), "café"), ("café".encode("utf-16"), "café"),
+        (b"\xef\xbb\xbfcaf\xc3\xa9\r\n", "café"),
+    ],
+)  # fmt: skip
+def test_encodings(tmp_path, content, caption):
+    assert captions(opened(tmp_path, {"1.png": encoded(), "1.TXT": content})) == {"1": [caption]}
+
+
+def test_json_with_several_captions_numbers_and_surrogates(tmp_path):
+    meta = json.dumps({"caption_0": "hi \ud83d", "caption_1": 7, "text_length": 3}).encode()
+    assert captions(opened(tmp_path, {"1.jpg": encoded(), "1.json": meta})) == {"1": ["hi \ufffd", "7"]}
+
+
+def test_members_that_lead_elsewhere(tmp_path):
+    write(tmp_path / "secret.png", encoded())
+    write(tmp_path / "val.tar", b"")
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        for name in ("../up.png", "/abs/olute.png", "1.png", "1.png", "./2.png", "x.png/3.png"):
+            info = tarfile.TarInfo(name)
+            info.size = len(encoded())
+            archive.addfile(info, io.BytesIO(encoded()))
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+            info = tarfile.TarInfo(f"link{kind[0]}.png")
+            info.type, info.linkname = kind, str(tmp_path / "secret.png")
+            archive.addfile(info)
+    (tmp_path / "val.tar").unlink()
+    (tmp_path / "secret.png").unlink()
+    sources = [load_pictures(str(tmp_path / "set.tar"), split) for split in ("train", "validation")]
+    keys = sorted(source.key(row) for source in sources for row in range(len(source)))
+    assert [key.removeprefix("set.tar/") for key in keys] == ["../up", "./2", "1", "abs/olute", "x.png/3"]
+    assert "3 .png files, a link, or no plain file, in an archive" in lines(sources[0])
+    assert "1 .png file, a later member of the archive has the same name; such as set.tar/1.png" in lines(sources[0])
+    assert not list(tmp_path.rglob("up.png"))
+
+
+def test_endings_in_any_case(tmp_path):
+    assert captions(opened(tmp_path, {"1.JPG": encoded(), "1.Txt": b"one", "2.jfif": encoded(), "2.JSON": b""})) == {
+        "1": ["one"],
+        "2": [],
+    }

@@ -1,0 +1,128 @@
+"""Parquet files and saved data sets as people have them."""
+
+import os
+from pathlib import Path
+
+import pytest
+from test_tokenizer_loading import COLOURS, contents, encoded, write, write_parquet
+
+from tokenizer_image.pictures.loading import load_pictures
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+
+
+def opened(folder: Path, columns: dict[str, list], name: str = "train.parquet", **options):
+    """A Parquet file as the training split; a second one is there for validation."""
+    write_parquet(folder / name, columns)
+    write_parquet(folder / "val.parquet", {"image": [encoded()]})
+    return load_pictures(str(folder), **options)
+
+
+def lines(source) -> str:
+    return "\n".join(source.summary.lines())
+
+
+BYTES = [encoded(colour) for colour in COLOURS]
+
+
+@pytest.mark.parametrize("column", ["images", "image", "Pictures"])
+def test_lists_of_pictures(tmp_path, column):
+    cells = [[{"bytes": content, "path": None}, {"bytes": BYTES[0], "path": None}] for content in BYTES]
+    source = opened(tmp_path, {column: cells, "text": list(COLOURS)})
+    assert contents(source) == {colour: [colour] for colour in COLOURS}
+    assert f"column {column} holds lists of pictures: the first of each is used" in lines(source)
+
+
+def test_paths_are_found_beside_the_file_and_in_the_folder(tmp_path):
+    for place, colour in (("data/a.png", "red"), ("b.png", "green"), ("data/sub/c.png", "blue")):
+        write(tmp_path / place, encoded(colour))
+    paths = ["a.png", "b.png", str(tmp_path / "data" / "sub" / "c.png")]
+    source = opened(tmp_path, {"image": paths, "text": list(COLOURS)}, "data/train.parquet")
+    assert contents(source) == {colour: [colour] for colour in COLOURS}
+
+
+@pytest.mark.parametrize(
+    "path", ["../secret.png", "/etc/hostname", "link.png", "http://example.org/a.png", "C:\\a.png", "a\0b"]
+)
+def test_paths_that_lead_out_are_not_read(tmp_path, path):
+    write(tmp_path / "secret.png", encoded())
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "link.png").symlink_to(tmp_path / "secret.png")
+    source = opened(tmp_path / "set", {"image": [path, None]})
+    with pytest.raises((ValueError, FileNotFoundError), match="outside|web address|no such file"):
+        source.image(0)
+    with pytest.raises(ValueError, match="no picture in this row"):
+        source.image(1)
+
+
+def test_a_picture_behind_a_path_counts(tmp_path):
+    write(tmp_path / "a.png", encoded("red"))
+    columns = {"image": ["a.png"], "text": ["x"]}
+    before = opened(tmp_path, columns).fingerprint
+    assert load_pictures(str(tmp_path)).fingerprint == before
+    write(tmp_path / "a.png", encoded("blue") + b" ")
+    assert load_pictures(str(tmp_path)).fingerprint != before
+
+
+def test_dictionaries_bytes_nulls_and_numbers(tmp_path):
+    import pyarrow as pa
+
+    for number, (values, expected) in enumerate(
+        [
+            (pa.array(["x", "y", None]).dictionary_encode(), [["x"], ["y"], []]),
+            (pa.array(["café".encode(), "café".encode("cp1252"), b""]), [["café"], ["café"], []]),
+            (pa.array([1, None, 3]), [["1"], [], ["3"]]),
+            (pa.array([float("nan"), 2.5, None]), [[], ["2.5"], []]),
+            (pa.array([["a", None, " "], [], None]), [["a"], [], []]),
+            (pa.array([{"raw": "a"}, {"raw": None}, None]), [["a"], [], []]),
+            (pa.array(["a\0b", "\ufeffb", "\t"]), [["a b"], ["b"], []]),
+        ]
+    ):
+        source = opened(tmp_path / str(number), {"image": BYTES, "caption": values})
+        assert [source.texts(row) for row in range(3)] == expected
+
+
+def test_several_columns_of_captions(tmp_path):
+    columns = {"image": BYTES, "caption_1": ["b"] * 3, "caption_0": ["a"] * 3, "text": ["t"] * 3}
+    source = opened(tmp_path, columns)
+    assert source.texts(0) == ["a", "b"] and "text not used (--caption_column chooses)" in lines(source)
+    assert load_pictures(str(tmp_path), caption_column="text").texts(0) == ["t"]
+
+
+def test_a_column_of_turns_or_numbers_is_no_caption(tmp_path):
+    turns = [[{"from": "human", "value": "hi"}]] * 3
+    with pytest.raises(
+        ValueError, match="'conversations' .--caption_column. holds .*a column of captions holds texts, lists"
+    ):
+        opened(tmp_path, {"image": BYTES, "conversations": turns}, caption_column="conversations")
+    source = opened(tmp_path / "numbers", {"image": BYTES, "text": [[1, 2]] * 3})
+    assert source.texts(0) == [] and "3 captions not used: a list of numbers" in lines(source)
+
+
+def test_tables_without_pictures_beside_the_data(tmp_path):
+    write_parquet(tmp_path / "embeddings.parquet", {"id": [1], "vector": [[0.5]]})
+    write(tmp_path / "broken.parquet", b"PAR1")
+    source = opened(tmp_path, {"image": BYTES, "text": list(COLOURS)})
+    assert contents(source) == {colour: [colour] for colour in COLOURS}
+    assert "no pictures in it: it has no column of pictures, but id, vector" in lines(source)
+    assert "broken.parquet" in lines(source)
+
+
+def test_saved_data_sets(tmp_path):
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"image": ["../secret.png", "a.png"], "caption": ["x", 7 * "y"]})
+    rows.save_to_disk(tmp_path / "saved")
+    write(tmp_path / "saved" / "a.png", encoded())
+    write(tmp_path / "secret.png", encoded())
+    sources = [load_pictures(str(tmp_path / "saved"), split) for split in ("train", "validation")]
+    by_caption = {source.texts(0)[0]: source for source in sources}
+    assert by_caption["yyyyyyy"].image(0).size == (6, 4)
+    with pytest.raises(ValueError, match="outside of the data set's folder"):
+        by_caption["x"].image(0)
+    os.truncate(next((tmp_path / "saved").glob("*.arrow")), 10)
+    with pytest.raises(ValueError, match="cannot be read as what datasets saved"):
+        load_pictures(str(tmp_path / "saved"))
