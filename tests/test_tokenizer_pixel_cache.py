@@ -143,6 +143,27 @@ def test_too_many_unreadable_pictures(tmp_path):
         decode(source, tmp_path, max_unreadable_share=5)
 
 
+def test_the_share_of_unreadable_pictures_is_of_the_whole_data_set(tmp_path):
+    for number in range(200):
+        Image.new("RGB", (9, 9)).save(tmp_path / f"{number:03}.png")
+    held_out = load_pictures(str(tmp_path), "validation")
+    for row, refused in ((0, False), (1, False), (2, True)):
+        (tmp_path / held_out.key(row)).write_bytes(b"broken")
+        source = load_pictures(str(tmp_path), "validation")
+        if refused:
+            with pytest.raises(ValueError, match=r"3 of 200 pictures \(1.5%\) cannot be read"):
+                decode(source, tmp_path / "cache")
+        else:
+            assert len(decode(source, tmp_path / "cache")) == 10 - row - 1
+    assert len(decode(load_pictures(str(tmp_path)), tmp_path / "cache")) == 190
+
+
+def test_one_bad_picture_is_skipped_in_a_small_data_set(tmp_path):
+    assert len(decode(Noise(20, broken=(3,)), tmp_path)) == 19
+    with pytest.raises(ValueError, match="1 of 20"):
+        decode(Noise(20, broken=(3,)), tmp_path, max_unreadable_share=0.0)
+
+
 def test_another_try_after_too_many_were_unreadable(tmp_path):
     source = Noise(10, broken=(0, 1))
     with pytest.raises(ValueError, match="2 of 10"):

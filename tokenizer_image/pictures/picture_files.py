@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import io
@@ -48,9 +49,12 @@ PNG_PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")
 def is_picture(file: str) -> bool:
     """Whether a file's ending is that of a picture that this installation reads."""
     suffix = ending(file)
-    return suffix in PICTURE_SUFFIXES or (
-        suffix in PLUGINS and importlib.util.find_spec(PLUGINS[suffix][0]) is not None
-    )
+    return suffix in PICTURE_SUFFIXES or (suffix in PLUGINS and _is_installed(PLUGINS[suffix][0]))
+
+
+@functools.cache
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def why_not_read(file: str) -> str | None:
