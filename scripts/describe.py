@@ -7,15 +7,13 @@ prints a line for each picture: its file, a tab, and its caption.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.options.inference import ModelOptions, SamplingOptions
-from pipelines.options.option import option
-from pipelines.options.parser import parse_options
+from pipelines.options.option import check_values, option
+from pipelines.options.parser import run_command
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,28 +22,29 @@ PICTURES = {"pictures": {"nargs": "*", "metavar": "PICTURE", "help": "picture fi
 
 
 @dataclass
-class DescribeOptions(ModelOptions, SamplingOptions):
+class DescribeOptions(SamplingOptions, ModelOptions):
     """Options of `scripts/describe.py`."""
 
     pictures: list[str] = option([], "picture files")
     max_new_tokens: int | None = option(
-        None, "most tokens of a caption (default: as many as the model has positions for)"
+        None, "most tokens of a caption (default: as many as the model has positions for)", above_zero=True
     )
     best_of: int | None = option(
-        None, "write so many captions a picture, keep the one that tells most of it (default: one, the likeliest)"
+        None,
+        "write so many captions a picture, keep the one that tells most of it (default: one, the likeliest)",
+        above_zero=True,
     )
     temperature: float | None = option(
         None, "0 takes the likeliest token each time (default: 0, or 0.7 where --best_of asks for several)"
     )
 
+    seed: int | None = option(None, "the same seed writes the same captions", not_negative=True)
+
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check_values(self)
+        self.check_sampling()
         if not self.pictures:
             raise ValueError("no picture: name the files to describe, for example dog.png")
-        for name in ("max_new_tokens", "best_of"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, got {value}")
 
 
 def main(options: DescribeOptions) -> list[str]:
@@ -91,7 +90,4 @@ def read_pictures(files: Iterable[str], pixels: bool = True) -> Iterator[Image.I
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_options(DescribeOptions, description=__doc__, positional=PICTURES))
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+    run_command(main, DescribeOptions, __doc__, PICTURES)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.options.inference import GuidedSamplingOptions, ModelOptions
-from pipelines.options.option import option
-from pipelines.options.parser import parse_options
+from pipelines.options.option import check_values, option
+from pipelines.options.parser import run_command
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,13 +29,13 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass
-class GenerateOptions(ModelOptions, GuidedSamplingOptions):
+class GenerateOptions(GuidedSamplingOptions, ModelOptions):
     """Options of `scripts/generate.py`."""
 
     prompts: list[str] = option([], "what to draw")
     output: str = option("generated.png", "a picture file (one sheet), or a folder (single pictures)")
     unconditional: bool = option(False, "draw without a prompt")
-    num_images_per_prompt: int = option(4, "pictures for each prompt")
+    num_images_per_prompt: int = option(4, "pictures for each prompt", above_zero=True)
     best_of: int | None = option(
         None,
         "draw so many for each prompt and keep those after which the model finds it likeliest (models that have "
@@ -45,14 +45,15 @@ class GenerateOptions(ModelOptions, GuidedSamplingOptions):
     height: int | None = option(None, "in pixels, one of the sizes that the model draws (default: its first)")
     width: int | None = option(None, "in pixels; one of height and width is enough where it decides the size")
 
+    seed: int | None = option(None, "the same seed draws the same pictures", not_negative=True)
+
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check_values(self)
+        self.check_sampling()
         if not self.prompts and not self.unconditional:
             raise ValueError('no prompt: say in quotes what to draw, for example "a dog", or give --unconditional')
         if self.prompts and self.unconditional:
             raise ValueError(f"--unconditional draws without a prompt: leave {self.prompts[0]!r} out, or the option")
-        if self.num_images_per_prompt < 1:
-            raise ValueError(f"--num_images_per_prompt must be at least 1, got {self.num_images_per_prompt}")
         if self.best_of is not None and self.best_of < self.num_images_per_prompt:
             raise ValueError(
                 f"--best_of {self.best_of} is less than --num_images_per_prompt {self.num_images_per_prompt}: "
@@ -134,9 +135,4 @@ def _write(output: Path, rows: list[tuple[str, list[Image.Image]]]) -> None:
 
 if __name__ == "__main__":
     gc.disable()  # until the model is loaded: garbage collection during imports takes half a second
-    try:
-        main(parse_options(GenerateOptions, description=__doc__, positional=PROMPTS))
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(main, GenerateOptions, __doc__, PROMPTS)

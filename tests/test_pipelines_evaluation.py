@@ -482,6 +482,8 @@ def test_report_without_matplotlib_says_what_is_missing(
         (["--seed", "-1"], "--seed -1 must be at least zero"),
         (["--best_of", "0"], "--best_of 0 must be above zero"),
         (["--output", "."], "--output . is a folder: name a file"),
+        (["--top_p", "0"], "--top_p must be in"),
+        (["--guidance_scale", "-1"], "--guidance_scale must be at least 0"),
         (["--modle", "x"], "unrecognized arguments: --modle x"),
     ],
 )
@@ -599,8 +601,6 @@ def test_a_folder_without_permission_is_refused(tmp_path, capsys):
         (["--model", "{tmp}/nowhere"], "there is no folder"),
         (["--model", "{tmp}"], "is not a model folder"),
         (["--image_tokenizer", "{tmp}"], "is not an image tokenizer"),
-        (["--model", "{tmp}", "--top_p", "0"], "top_p must be in"),
-        (["--model", "{tmp}", "--guidance_scale", "-1"], "guidance_scale must be at least 0"),
     ],
 )
 def test_command_says_what_is_wrong_before_it_measures(arguments, message, tmp_path):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -436,3 +438,17 @@ def test_models_without_a_limit_of_positions(unlimited, images, monkeypatch):
     assert unlimited(images[0], max_new_tokens=2 * POSITIONS, best_of=2, seed=0).texts
     monkeypatch.setattr(unlimited.vocabulary, "formats", ["document"])
     assert InterleavedPipeline(*parts)([long, images[0]], seed=0).parts
+
+
+def test_describe_prints_on_a_terminal_that_is_not_utf_8(folder, images, tmp_path):
+    files = [tmp_path / "h\u00fctte.png", Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))]
+    for file in files:
+        with open(file, "wb") as opened:
+            images[0].save(opened, "png")
+    command = [sys.executable, str(ROOT / "scripts" / "describe.py"), "--model", str(folder), "--device", "cpu"]
+    for encoding, names in (("ascii", ["h\\xfctte.png", "\\udcff.png"]), ("utf-8", ["h\u00fctte.png", "\\udcff.png"])):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run([*command, *map(str, files)], capture_output=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        lines = [line for line in done.stdout.decode().split("\n") if "\t" in line]
+        assert [line.split("\t")[0].split("/")[-1] for line in lines] == names

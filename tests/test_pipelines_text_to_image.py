@@ -479,7 +479,7 @@ def test_generate_into_a_folder(folder, pipe, tmp_path):
     ("settings", "words"),
     [
         ({"prompts": []}, "no prompt"),
-        ({"num_images_per_prompt": 0}, "--num_images_per_prompt must be at least 1, got 0"),
+        ({"num_images_per_prompt": 0}, "--num_images_per_prompt 0 must be above zero"),
     ],
 )
 def test_mistakes_in_the_options(settings, words):

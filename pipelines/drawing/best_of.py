@@ -16,6 +16,7 @@ from lm.pretrained import max_positions
 from lm.sequences import DESCRIBING, DRAWING_CAPTIONS
 from lm.vocabulary import Size
 from pipelines.arguments import shown
+from pipelines.drawing.captions import RANKING_TOKENS, ranking_room
 from pipelines.drawing.likelihood import label_nats
 from pipelines.multimodal import MultimodalPipeline
 
@@ -92,8 +93,9 @@ def check_can_rank(pipe: MultimodalPipeline, prompts: Sequence[str | None]) -> N
         use, *DESCRIBING,
         remedy="give a ranker, or train with train_lm.py --formats caption_to_image image_and_caption",
     )  # fmt: skip
-    positions = max_positions(pipe.model.config)
+    room, positions = ranking_room(pipe.model, pipe.vocabulary), max_positions(pipe.model.config)
     for text in prompts:
-        needed = pipe.vocabulary.longest_picture + 3 + len(pipe.vocabulary.encode_text(str(text)))
-        if needed > positions:
+        length = len(pipe.vocabulary.encode_text(str(text)))
+        if length > room:
+            needed = pipe.vocabulary.longest_picture + RANKING_TOKENS + length
             raise ValueError(f"{use}: prompt {shown(text)} takes {needed} of {positions} positions: shorten it")

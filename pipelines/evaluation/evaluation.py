@@ -12,7 +12,6 @@ from typing import Any
 
 from PIL import Image
 
-from lm.generation.sampling import SamplingSettings
 from lm.sequences import DESCRIBING, DRAWING_ALONE, DRAWING_CAPTIONS, FORMATS
 from lm.vocabulary import Size
 from pipelines.drawing.best_of import check_can_rank, check_can_rank_texts
@@ -128,12 +127,9 @@ def load_model(options: EvaluationOptions) -> EvaluatedModel:
     Raises:
         ValueError: there is none, or it has not learned what the options ask for.
     """
-    given = {name: value for name, value in options.sampling().items() if value is not None}
-    SamplingSettings(**given)  # raises ValueError for settings out of range
-    device = choose_device(options.device)
     if options.image_tokenizer is not None:
-        return EvaluatedModel(load_tokenizer(options.image_tokenizer).to(device))
-    pipeline = TextToImagePipeline.from_pretrained(options.model, dtype=options.dtype, device=device)
+        return EvaluatedModel(load_tokenizer(options.image_tokenizer).to(choose_device(options.device)))
+    pipeline = options.load(TextToImagePipeline)
     pipeline.set_progress_bar_config(disable=True)
     if options.best_of > 1:
         check_can_rank(pipeline, [""])

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
 
 from pipelines.machine.destinations import check_file, check_folder
 from pipelines.options.data import DataOptions
+from pipelines.options.inference import GuidedSamplingOptions, ModelOptions
 from pipelines.options.option import option
 
 
 @dataclass
-class EvaluationOptions(DataOptions):
+class EvaluationOptions(GuidedSamplingOptions, ModelOptions, DataOptions):
     """Measure a model, or an image tokenizer alone."""
 
-    model: str = option("runs/model", "model folder, or the name of a model on the Hub")
     image_tokenizer: str | None = option(None, "measure this image tokenizer alone, instead of a model")
     split: str = option("validation", "split of the data set")
     max_examples: int | None = option(
@@ -39,22 +38,13 @@ class EvaluationOptions(DataOptions):
         above_zero=True,
     )
     batch_size: int = option(100, "pictures worked on at once", above_zero=True)
-    guidance_scale: float | None = option(None, "of the samples (default: the model's own)")
-    temperature: float = option(1.0, "of the samples")
-    top_k: int = option(0, "of the samples; 0: all codes")
-    top_p: float = option(1.0, "of the samples")
     seed: int = option(0, "of scenes, captions and samples", not_negative=True)
-    device: str = option("auto", "cpu, cuda, ...; auto: a GPU where there is one")
-    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the language model")
     cpu_threads: int | None = option(None, "PyTorch's threads (default: cores)", above_zero=True)
     num_workers: int = option(2, "processes that read pictures; -1: one per core that the process may use")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_sampling()
         check_file(self.output, "--output", "report.json")
         if self.report is not None:
             check_folder(self.report, "--report")
-
-    def sampling(self) -> dict[str, Any]:
-        """Sampling settings of the pipeline's call."""
-        return {name: getattr(self, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")}

@@ -39,24 +39,22 @@ class ModelOptions:
 class SamplingOptions:
     """How freely codes or texts are drawn."""
 
-    temperature: float | None = option(1.0, "0 takes the likeliest each time")
+    temperature: float = option(1.0, "0 takes the likeliest each time")
     top_k: int = option(0, "choose among the k likeliest; 0: among all")
     top_p: float = option(1.0, "choose among the likeliest that have this probability together")
     min_p: float = option(0.0, "leave out what has less than this share of the likeliest one's probability")
-    seed: int | None = option(None, "the same seed draws the same")
 
     # Options that the pipeline's call takes under the same names.
     sampling_names: ClassVar[tuple[str, ...]] = ("temperature", "top_k", "top_p", "min_p")
 
-    def __post_init__(self) -> None:
+    def check_sampling(self) -> None:
+        """Raise ValueError for a sampling setting out of range."""
         from lm.generation.sampling import SamplingSettings
 
         try:
             SamplingSettings(**{name: value for name, value in self.sampling().items() if value is not None})
         except ValueError as error:
             raise ValueError(f"--{error}") from error  # its message starts with the setting's name
-        if self.seed is not None and self.seed < 0:
-            raise ValueError(f"--seed must be at least 0, got {self.seed}")
 
     def sampling(self) -> dict[str, Any]:
         """Keyword arguments of the pipeline's call."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import io
 import itertools
 import os
 import re
@@ -88,7 +89,10 @@ def run_command(
     """Call `main` with the command line's options.
 
     What a user can get wrong ends in one line: with exit code 2 where it is an option, else 1. Ctrl-C exits with 130.
+    Characters that the terminal's encoding lacks are printed as escapes.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is by default
     try:
         main(parse_options(options_class, description=description, positional=positional))
     except (ValueError, OSError) as error:
