@@ -66,7 +66,7 @@ class ImageToTextPipeline(MultimodalPipeline):
             image: pictures of any size and mode; prepared as in training. Of an iterator, one at a time is in memory.
             max_new_tokens: most tokens of a caption (default: as many as the model has positions for, or 1024 where it
                 states no limit).
-            temperature, top_k, top_p, min_p: how freely to write (`lm.generation.sampling.SamplingSettings`);
+            temperature, top_k, top_p, min_p: how each token is drawn (`lm.generation.sampling.SamplingSettings`);
                 temperature 0 takes the likeliest token each time. Default temperature: 0, and 0.7 with `best_of` above
                 1.
             seed: every picture draws from the same stream under a seed, or from one of its own where it is a list of
@@ -76,7 +76,7 @@ class ImageToTextPipeline(MultimodalPipeline):
                 picture likeliest; it must have learned to draw from captions too.
 
         Raises:
-            TypeError, ValueError: an argument that means nothing, a picture that cannot be read, or a model that has
+            TypeError, ValueError: an argument that is wrong, a picture that cannot be read, or a model that has
                 not learned to describe.
         """
         self._settings(temperature, top_k, top_p, min_p, best_of)  # checks, before pictures are read

@@ -62,13 +62,13 @@ class InterleavedPipeline(MultimodalPipeline):
                 empty list begins a document.
             max_new_tokens: most tokens, codes included (default: as many as the model has positions for, or 1024 where
                 it states no limit).
-            temperature, top_k, top_p, min_p: how freely to draw (`lm.generation.sampling.SamplingSettings`);
+            temperature, top_k, top_p, min_p: how each token is drawn (`lm.generation.sampling.SamplingSettings`);
                 temperature 0 takes the likeliest token each time.
             text_temperature: temperature of texts alone (default: `temperature`).
             seed: of the random stream. None gives another document at each call (`torch.manual_seed` repeats them).
 
         Raises:
-            TypeError, ValueError: an argument that means nothing, a picture that cannot be read, parts that fill the
+            TypeError, ValueError: an argument that is wrong, a picture that cannot be read, parts that fill the
                 model's positions, or a model that has not learned from documents.
         """
         self.vocabulary.check_trained("continuing a document", "document")

@@ -1,4 +1,4 @@
-"""The README.md that a model takes along to the Hub."""
+"""The model card: the README.md of a model on the Hub."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def model_card(
 
     Args:
         license: of the weights, as the Hub spells it.
-        figures: what was measured, nested as deep as you like; numbers and texts are listed.
+        figures: measurements by name, nested to any depth; numbers and texts are listed, other values are left out.
     """
     height, width = vocabulary.image_size
     facts = {

@@ -12,7 +12,7 @@ INDEX_FILE = "model_index.json"
 
 
 def local_folder(folder: str | Path, revision: str | None = None, token: str | bool | None = None) -> Path:
-    """The folder itself, or for the name of a model on the Hub ("owner/name") its files in the local cache.
+    """The folder itself, or the local copy of a model on the Hub, of which `folder` is the name ("owner/name").
 
     Raises:
         ValueError: it is neither.
@@ -48,7 +48,7 @@ def write_index(folder: Path, class_name: str, fingerprint: str) -> None:
 
 
 def read_index(folder: Path, class_name: str, *, parts: Sequence[str]) -> dict[str, Any]:
-    """Read model_index.json and look whether every sub-folder in `parts` is there.
+    """Read model_index.json and check that every sub-folder in `parts` exists.
 
     Raises:
         ValueError: no index or a damaged one, another class, a newer format, a part that is missing.

@@ -45,7 +45,7 @@ class TextToImageOutput:
 
     Attributes:
         images: "pil" list of B images, "np" float32 (B, H, W, C), "pt" float32 (B, C, H, W); both in [0, 1].
-        codes: (B, T) int64, what the language model wrote.
+        codes: (B, T) int64, as the language model drew them.
     """
 
     images: list[Image.Image] | np.ndarray | torch.Tensor
@@ -91,11 +91,11 @@ class TextToImagePipeline(MultimodalPipeline):
             negative_prompt: what to lead away from, one for all prompts or one each; needs guidance above 1.
             guidance_scale: how strongly to follow the prompt: 1 is off, default the model's own. A list with one
                 for each of a picture's codes, or a function of the position, is a schedule.
-            temperature, top_k, top_p, min_p: how freely to draw (`lm.generation.sampling.SamplingSettings`);
+            temperature, top_k, top_p, min_p: how each code is drawn (`lm.generation.sampling.SamplingSettings`);
                 temperature 0 takes the likeliest code each time. A list has one value for each level of codes, or
                 where there is one level, for each code of a place.
             height, width: of the pictures: a size that the model was trained for (`vocabulary.layouts`), where one of
-                them may say which. Default: the first.
+                them is enough where it decides the size. Default: the first.
             seed: picture j of a prompt draws from a stream of its own, keyed (seed, j), so it depends on its
                 prompt, the settings and these two alone. A list has one for each picture, which draws as picture 0
                 of that seed. None gives other pictures at each call (`torch.manual_seed` repeats them).
@@ -103,12 +103,12 @@ class TextToImagePipeline(MultimodalPipeline):
             output_type: "pil", "np" or "pt", see `TextToImageOutput`.
             callback: called as `callback(step, total_steps, codes)` after each code; codes (b, t) so far.
             best_of: draw so many pictures for each prompt and return the best `num_images_per_prompt`, best first:
-                those after which the same model finds the prompt likeliest (one that has learned
-                to describe: `image_to_caption` or `image_and_caption`), or that `ranker` scores highest.
+                those that `ranker` scores highest, or without one, those after which the same model finds the prompt
+                likeliest; it must have learned to describe (`image_to_caption` or `image_and_caption`).
             ranker: called as `ranker(images, prompt)` with a prompt's PIL pictures; returns a score for each.
 
         Raises:
-            TypeError, ValueError: an argument that means nothing, named with its value.
+            TypeError, ValueError: an argument that is wrong, named with its value.
             DrawingStopped, DrawingInterrupted: the callback raised, or Ctrl-C; the error's `output` has what was
                 drawn.
         """
@@ -129,8 +129,8 @@ class TextToImagePipeline(MultimodalPipeline):
     ) -> TextToImageOutput:
         """Keep a part of a picture and draw the rest, with or without a prompt.
 
-        Whole places are kept, in every level and depth: those of which no pixel is to be drawn again. Their codes come
-        back as they were; their pixels are what the image tokenizer makes of them, beside what is new.
+        A place is kept, in every level and depth, where none of its pixels is to be drawn again. Kept codes come back
+        unchanged; kept pixels are what the image tokenizer decodes from them and from the new codes around them.
 
         Args:
             image: a picture of a size that the model draws.
@@ -244,14 +244,14 @@ class TextToImagePipeline(MultimodalPipeline):
             image: PIL images of any size and mode; one for all prompts, or one each.
 
         Raises:
-            TypeError, ValueError: an argument that means nothing, a picture that cannot be read, numbers that do not
+            TypeError, ValueError: an argument that is wrong, a picture that cannot be read, numbers that do not
                 match, or a model that has not learned to draw.
         """
         return score_pictures(self, prompt, image)
 
     @contextmanager
     def _bar(self, callback: Callback | None) -> Iterator[Callback]:
-        """What to call after each code: it moves the progress bar, then calls the user's callback."""
+        """A callback for the sampler that advances the progress bar, then calls the user's callback."""
         from tqdm import tqdm
 
         with tqdm(unit="code", leave=False, **self._progress_bar) as bar:

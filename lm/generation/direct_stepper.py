@@ -1,9 +1,9 @@
-"""Stock Llama, Qwen3 and GPT-2 models, moved on by one token in few operations.
+"""Stock Llama, Qwen3 and GPT-2 models, advanced by one token in few operations.
 
-One token of one picture is little work, so what transformers' modules do around it (hooks, masks made anew, a cache
-that is copied to grow) costs more than the products. This reads the same weights instead: joined products, a cache
-that is allocated once and of which only the used part is read, and on a CPU weights in the order that its kernel wants.
-The prompt still goes through the model's own forward.
+One token of one picture is little work, so the overhead of transformers' modules (hooks, a new mask at each step, a
+cache that is copied to grow) costs more than the matrix products. This module reads the same weights: it joins products
+of the same input, allocates the cache once and reads only the used part, and on a CPU keeps the weights in the order
+that oneDNN's kernel reads fastest. The prompt still goes through the model's forward.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Function = Callable[[torch.Tensor], torch.Tensor]
 class Product:
     """`x W^T + b` for one or several layers of the same input, their outputs side by side.
 
-    On a CPU the weights are copied once into oneDNN's blocked order: with few rows, a product then reads them up to
-    twice as fast. torch offers that only through an operator of its own compiler, so where it is missing, plain
-    `linear` takes its place.
+    On a CPU the weights are copied once into oneDNN's blocked order, which with few rows makes a product up to twice as
+    fast. torch offers it only through internal operators of its compiler; where they are missing, plain `linear` is
+    used.
     """
 
     def __init__(self, layers: Sequence[Any], rows: int, part: slice = slice(None)) -> None:
@@ -40,7 +40,7 @@ class Product:
         if any(bias is not None for bias in biases):
             zeros = [weight.new_zeros(len(weight)) for weight in weights]
             self.bias = torch.cat([z if b is None else b for b, z in zip(biases, zeros, strict=True)])[part].detach()
-        self.blocked = blocks_pay(self.weight)
+        self.blocked = uses_blocked_order(self.weight)
         if self.blocked:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), rows)
 
@@ -57,8 +57,8 @@ class Product:
         return state + functional.linear(inputs, self.weight, self.bias)
 
 
-def blocks_pay(weight: torch.Tensor) -> bool:
-    """Whether products with this weight run through oneDNN's blocked order."""
+def uses_blocked_order(weight: torch.Tensor) -> bool:
+    """Whether torch has oneDNN's blocked order for this weight's device and dtype."""
     operators = torch.ops.mkldnn
     return (
         weight.device.type == "cpu"
@@ -72,7 +72,7 @@ def blocks_pay(weight: torch.Tensor) -> bool:
 
 @dataclass
 class Layer:
-    """What one layer computes: attention, then the feed-forward part, each added to the state.
+    """One layer: attention, then the feed-forward part, each added to the state.
 
     Attributes:
         attention_norm, feed_norm: normalize the state (B, d).
@@ -95,10 +95,10 @@ class Layer:
 
 
 class DirectModel:
-    """The weights of a stock model, laid out for drawing; made once for a call and shared by its batches.
+    """The weights of a stock model, laid out for drawing; built once for a call and shared by its batches.
 
     Args:
-        rows: of the batches to come, about.
+        rows: about how many rows the batches have.
     """
 
     def __init__(self, model: Any, rows: int) -> None:
@@ -122,19 +122,20 @@ class DirectModel:
 
     @staticmethod
     def fits(model: Any) -> bool:
-        """Whether `model` is one of the stock models, with nothing added that its weights alone do not show."""
+        """Whether `model` is one of the stock models, without hooks or replaced modules, so that its weights alone define
+        what it computes."""
         config, name = model.config, type(model).__name__
         if plain_head(model) is None or name not in ("LlamaForCausalLM", "Qwen3ForCausalLM", "GPT2LMHeadModel"):
             return False
         if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
             return False
         rope = getattr(getattr(model.base_model, "rotary_emb", None), "rope_type", "default")
-        if rope in ("dynamic", "longrope"):  # their frequencies change with the length
+        if rope in ("dynamic", "longrope"):  # rotary frequencies that change with the length
             return False
-        stock = (nn.Linear, nn.Embedding, nn.ModuleList, nn.LayerNorm, nn.Dropout)
-        places = ("transformers.", "torch.nn.modules.activation")
+        plain = (nn.Linear, nn.Embedding, nn.ModuleList, nn.LayerNorm, nn.Dropout)
+        packages = ("transformers.", "torch.nn.modules.activation")
         return all(
-            (type(part) in stock or type(part).__module__.startswith(places))
+            (type(part) in plain or type(part).__module__.startswith(packages))
             and not (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
             for part in model.modules()
         )
@@ -196,7 +197,7 @@ def _gpt2_layer(block: Any, rows: int) -> Layer:
 
 
 class DirectStepper(Stepper):
-    """A `DirectModel` and its cache: the prompt through the model's own forward, then token by token."""
+    """A `DirectModel` and its cache. The prompt goes through the model's forward, later tokens through `DirectModel`."""
 
     def __init__(self, direct: DirectModel, prompts: Sequence[Sequence[int]], num_new_tokens: int, pad_id: int) -> None:
         super().__init__(direct.model, prompts, num_new_tokens, pad_id)
@@ -212,12 +213,14 @@ class DirectStepper(Stepper):
         if hidden.any():
             self._bias = torch.zeros(hidden.shape, dtype=self._dtype, device=self.device)
             self._bias = self._bias.masked_fill(hidden, -torch.inf)[:, None, None]
-        # What is added to, or rotates, the tokens to come: made for all of them at once.
+        # Rotations, or learned position embeddings, of all new tokens, computed at once.
         places = self._positions.T + torch.arange(num_new_tokens, device=self.device)[:, None]  # (num_new_tokens, B)
         if direct.rotary is not None:
             cos, sin = direct.rotary(self._state.to(self._dtype), places)  # (num_new_tokens, B, head_dim)
             half = sin.shape[-1] // 2
-            sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)  # so that a roll is all that rotating needs
+            sin = torch.cat(
+                [-sin[..., :half], sin[..., half:]], -1
+            )  # so that rotating takes a roll, a product and a sum
             self._rotations = list(zip(cos[:, :, None], sin[:, :, None], strict=True))
         elif direct.positions is not None:
             self._added = direct.positions[places]  # (num_new_tokens, B, d)
@@ -249,7 +252,7 @@ class DirectStepper(Stepper):
     def _attention(
         self, layer: Layer, state: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """The state (B, d) with attention added; the token's own key and value go into the cache first."""
+        """The state (B, d) with attention added; first the token's key and value are written into the cache."""
         direct, rows = self._direct, len(state)
         heads, key_heads = direct.heads, direct.key_heads
         vectors = layer.projections(layer.attention_norm(state)).view(rows, heads + 2 * key_heads, -1)
@@ -263,7 +266,7 @@ class DirectStepper(Stepper):
         keys.select(2, self._length).copy_(mixed[:, heads:])
         values.select(2, self._length).copy_(value)
         used = self._length + 1
-        # Heads that share a key stand where the tokens of a longer input would: nothing is repeated.
+        # Query heads that share a key head take the place of the query length, so that keys need not be repeated.
         queries = mixed[:, :heads].reshape(rows, key_heads, heads // key_heads, -1)
         attended = functional.scaled_dot_product_attention(
             queries, keys.narrow(2, 0, used), values.narrow(2, 0, used), attn_mask=bias, scale=layer.scaling

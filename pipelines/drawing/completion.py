@@ -1,6 +1,6 @@
 """Pictures of which a part is kept: completion, editing under a mask, variations.
 
-A picture becomes codes, the codes of kept places are forced in every level and depth, and the model draws the rest. A
+The picture is encoded, the codes of kept places are forced in every level and depth, and the model draws the others. A
 place is kept only where none of its pixels is to be drawn again.
 """
 
@@ -47,7 +47,7 @@ def to_redraw(
         mask: a PIL picture or an array (H, W): drawn again where it is white (not 0), kept where it is black (0).
 
     Raises:
-        TypeError, ValueError: none of the two or both, more rows than there are, a mask of another size.
+        TypeError, ValueError: neither or both of the two, more rows than the picture has, a mask of another size.
     """
     height, width = image_size
     if (keep_rows is None) == (mask is None):
@@ -69,11 +69,11 @@ def kept_places(layout: Layout, redraw: torch.Tensor) -> torch.Tensor:
     """(T,) bool: positions of which no pixel is in `redraw` (H, W) bool."""
     level, rows, columns = (torch.tensor(layout[name]) for name in ("level", "row", "column"))
     kept = torch.ones(len(level), dtype=torch.bool)
-    for one in level.unique().tolist():
-        own = level == one
-        grid = (int(rows[own].max()) + 1, int(columns[own].max()) + 1)
+    for index in level.unique().tolist():
+        members = level == index
+        grid = (int(rows[members].max()) + 1, int(columns[members].max()) + 1)
         touched = functional.adaptive_max_pool2d(redraw[None, None].float(), grid)[0, 0] > 0
-        kept[own] = ~touched[rows[own], columns[own]]
+        kept[members] = ~touched[rows[members], columns[members]]
     return kept
 
 
@@ -81,7 +81,7 @@ def kept_levels(layout: Layout, keep_levels: int) -> torch.Tensor:
     """(T,) bool: positions of the `keep_levels` coarsest levels.
 
     Raises:
-        TypeError, ValueError: not a number of levels that leaves one to draw.
+        TypeError, ValueError: not a whole number, or one that leaves no level to draw.
     """
     levels = torch.tensor(layout["level"])
     count = int(levels.max()) + 1
@@ -93,14 +93,14 @@ def kept_levels(layout: Layout, keep_levels: int) -> torch.Tensor:
 
 
 def scattered_places(layout: Layout, image_size: Sequence[int], redraw: float, seed: Any) -> torch.Tensor:
-    """(T,) bool: what stays of a picture when this share of it, spread at random, is drawn again.
+    """(T,) bool: positions that are kept when a share of the picture, spread at random, is drawn again.
 
     Args:
-        redraw: share of the coarsest level's places, in (0, 1]; finer levels follow.
-        seed: decides which; None takes other ones each time.
+        redraw: share of the coarsest level's places, in (0, 1]; in finer levels, the same parts of the picture.
+        seed: of the random choice; None chooses differently at each call.
 
     Raises:
-        TypeError, ValueError: not such a share.
+        TypeError, ValueError: no number, or one out of range.
     """
     if isinstance(redraw, bool) or not isinstance(redraw, (int, float)):
         raise TypeError(f"redraw must be a number, got {redraw!r}")

@@ -1,4 +1,4 @@
-"""Pictures with their captions on one sheet: what `scripts/generate.py` writes and training shows."""
+"""Pictures with their captions on one sheet, for `scripts/generate.py`, reports and training samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How likely a language model finds pictures."""
+"""The likelihood of pictures, and of other labels, under a language model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipelines.multimodal import MultimodalPipeline
 
 @dataclass
 class ScoreOutput:
-    """How likely a model finds the codes of pictures, among the codes that are possible at each position.
+    """The likelihood of pictures' codes, each among the codes that are possible at its position.
 
     Attributes:
         nats: (B, T) float32, negative log-likelihood of each code after all before it.
