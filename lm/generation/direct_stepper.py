@@ -122,7 +122,7 @@ class DirectModel:
 
     @staticmethod
     def fits(model: Any) -> bool:
-        """Whether `model` is one of the stock models, without hooks or replaced modules, so that its weights alone define
+        """Whether `model` is one of the stock models, without hooks or replaced modules: then its weights alone define
         what it computes."""
         config, name = model.config, type(model).__name__
         if plain_head(model) is None or name not in ("LlamaForCausalLM", "Qwen3ForCausalLM", "GPT2LMHeadModel"):
@@ -197,7 +197,7 @@ def _gpt2_layer(block: Any, rows: int) -> Layer:
 
 
 class DirectStepper(Stepper):
-    """A `DirectModel` and its cache. The prompt goes through the model's forward, later tokens through `DirectModel`."""
+    """A `DirectModel` and its cache. The prompt goes through the model's forward, new tokens through `DirectModel`."""
 
     def __init__(self, direct: DirectModel, prompts: Sequence[Sequence[int]], num_new_tokens: int, pad_id: int) -> None:
         super().__init__(direct.model, prompts, num_new_tokens, pad_id)
@@ -220,7 +220,7 @@ class DirectStepper(Stepper):
             half = sin.shape[-1] // 2
             sin = torch.cat(
                 [-sin[..., :half], sin[..., half:]], -1
-            )  # so that rotating takes a roll, a product and a sum
+            )  # rotating then takes a roll, a product, a sum
             self._rotations = list(zip(cos[:, :, None], sin[:, :, None], strict=True))
         elif direct.positions is not None:
             self._added = direct.positions[places]  # (num_new_tokens, B, d)
