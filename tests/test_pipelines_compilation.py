@@ -15,7 +15,8 @@ from lm.sequences import collate, token_sequence
 from lm.training.losses import NextTokenLoss
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines.training import compilation
-from pipelines.training.compilation import compile_layers, eager, repeated_layers
+from pipelines.training.compilation import compile_layers, repeated_layers
+from pipelines.training.state import eager
 from tokenizer_image.layout import build_layout
 
 

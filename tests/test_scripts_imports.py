@@ -121,6 +121,12 @@ def test_imports_run_one_way():
     assert wrong == []
 
 
+def test_stage_1_loads_no_language_model():
+    code = "import sys, pipelines.training.loop, pipelines.training.image_tokenizer; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert [name for name in done.stdout.split() if name.split(".")[0] == "lm"] == []
+
+
 @pytest.mark.parametrize("module", [f"pipelines.{name}" for name in ("text_to_image", "image_to_text", "interleaved")])
 def test_inference_loads_no_training(module):
     code = f"import sys, {module}; print(*sorted(name for name in sys.modules if name.startswith('pipelines.')))"

@@ -218,9 +218,7 @@ class DirectStepper(Stepper):
         if direct.rotary is not None:
             cos, sin = direct.rotary(self._state.to(self._dtype), places)  # (num_new_tokens, B, head_dim)
             half = sin.shape[-1] // 2
-            sin = torch.cat(
-                [-sin[..., :half], sin[..., half:]], -1
-            )  # rotating then takes a roll, a product, a sum
+            sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)  # rotating then takes a roll, a product, a sum
             self._rotations = list(zip(cos[:, :, None], sin[:, :, None], strict=True))
         elif direct.positions is not None:
             self._added = direct.positions[places]  # (num_new_tokens, B, d)

@@ -4,8 +4,7 @@ compiling takes is not training time."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -52,19 +51,6 @@ def compile_layers(accelerator: Accelerator, module: NextTokenLoss, order: Batch
         accelerator, f"compiled {len(layers)} layers in {time.monotonic() - started:.0f} s, before training time starts"
     )
     return True
-
-
-@contextmanager
-def eager(model: nn.Module) -> Iterator[None]:
-    """Inside, compiled layers run uncompiled: a forward without gradients, or with a cache, would compile each anew."""
-    compiled = [(module, module._compiled_call_impl) for module in model.modules() if module._compiled_call_impl]
-    for module, _ in compiled:
-        module._compiled_call_impl = None
-    try:
-        yield
-    finally:
-        for module, call in compiled:
-            module._compiled_call_impl = call
 
 
 def _try(accelerator: Accelerator, module: NextTokenLoss, order: BatchOrder) -> None:

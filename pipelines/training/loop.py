@@ -16,7 +16,6 @@ from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from pipelines.options.training import TrainingOptions
-from pipelines.training.compilation import eager
 from pipelines.training.distribution import all_finite
 from pipelines.training.metrics_log import MetricsLog
 from pipelines.training.run_folder import Run, peak_memory
@@ -230,7 +229,7 @@ class Loop:
         step = self.progress.step
         self._validated_at = step if validate else self._validated_at
         self._sampled_at = step if sample else self._sampled_at
-        with self.log.paused(), self.state.averaged(), eager(self.state.model):
+        with self.log.paused(), self.state.averaged():
             better = self._validate() if validate else False
             if not (sample or better):
                 return

@@ -125,9 +125,10 @@ class TrainingState:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the model has the averaged weights and is in evaluation mode. To be entered in all processes."""
+        """Inside, the model has the averaged weights, is in evaluation mode, and runs uncompiled. To be entered in all
+        processes."""
         self.model.eval()
-        with self.averages.applied():
+        with self.averages.applied(), eager(self.model):
             try:
                 yield
             finally:
@@ -142,6 +143,19 @@ class TrainingState:
         reshard(self.prepared)
         weights = gathered(self.model.state_dict(), keep=self.accelerator.is_main_process)
         return whole_copy(self.model, weights) if self.accelerator.is_main_process else None
+
+
+@contextmanager
+def eager(model: nn.Module) -> Iterator[None]:
+    """Inside, compiled layers run uncompiled: a forward without gradients, or with a cache, would compile each anew."""
+    compiled = [(module, module._compiled_call_impl) for module in model.modules() if module._compiled_call_impl]
+    for module, _ in compiled:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, call in compiled:
+            module._compiled_call_impl = call
 
 
 def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
