@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from tokenizer_image import (
     VQVAE,
     GroupedQuantizer,
@@ -616,6 +617,21 @@ def test_unknown_names_and_options():
         build_quantizer("lookup_free", [24], 4)
     with pytest.raises(ValueError, match="no quantizer option 'ema_decay': 'finite_scalar' takes levels"):
         build_quantizer("finite_scalar", [240], 4, {"ema_decay": 0.9})
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"codebook_decay": 1.5}, r"--codebook_decay 1.5 must be in \[0, 1\)"),
+    ({"code_temperature": -1.0}, "--code_temperature -1.0 must be at least 0"),
+    ({"commitment_weight": -1.0}, "--commitment_weight -1.0 must be at least 0"),
+    ({"codebook_dim": 0, "quantizer": "cosine"}, "--codebook_dim 0 must be at least 1"),
+    ({"codebook_decay": 0.9, "quantizer": "finite_scalar"}, "no quantizer option --codebook_decay: 'finite_scalar'"),
+    ({"entropy_weight": 1.0, "quantizer": "ema"}, "'ema' takes --commitment_weight, --codebook_decay, .*--code_temp"),
+    ({"quantizer": "vq"}, "unknown quantizer 'vq': choose one of ema"),
+])  # fmt: skip
+def test_the_command_names_its_own_options(settings, message):
+    """Some have other names than the quantizers' arguments, which may be those of other options."""
+    with pytest.raises(ValueError, match=message):
+        ImageTokenizerOptions(**settings)
 
 
 def test_a_custom_quantizer():

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pipelines.options.option import option
 from pipelines.options.training import TrainingOptions
+
+# The quantizers' arguments, and the options that set them.
+QUANTIZER_OPTIONS = {
+    "commitment_weight": "commitment_weight", "ema_decay": "codebook_decay", "revival_threshold": "revival_threshold",
+    "kmeans_start": "kmeans_start", "rotation_trick": "rotation_trick", "temperature": "code_temperature",
+    "shared_codebook": "shared_codebook", "num_groups": "num_groups", "codebook_dim": "codebook_dim",
+    "entropy_weight": "entropy_weight",
+}  # fmt: skip
 
 
 @dataclass
@@ -58,11 +67,17 @@ class ImageTokenizerOptions(TrainingOptions):
 
     def quantizer_options(self) -> dict[str, Any]:
         """The options that were given of those that concern the quantizer, under the names of its arguments."""
-        options = {
-            "commitment_weight": self.commitment_weight, "ema_decay": self.codebook_decay,
-            "revival_threshold": self.revival_threshold, "kmeans_start": self.kmeans_start,
-            "rotation_trick": self.rotation_trick, "temperature": self.code_temperature,
-            "shared_codebook": self.shared_codebook, "num_groups": self.num_groups,
-            "codebook_dim": self.codebook_dim, "entropy_weight": self.entropy_weight,
-        }  # fmt: skip
+        options = {name: getattr(self, option_name) for name, option_name in QUANTIZER_OPTIONS.items()}
         return {name: value for name, value in options.items() if value is not None}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.init_from:
+            self.check_quantizer([name.strip() for name in self.quantizer.split(",")])
+
+    def check_quantizer(self, kinds: Sequence[str]) -> None:
+        """Raise ValueError, with the names of options, for what quantizers of these kinds do not take."""
+        from tokenizer_image.quantizers.kinds import check_options  # imports torch, which --help need not wait for
+
+        labels = {name: f"--{option_name}" for name, option_name in QUANTIZER_OPTIONS.items()}
+        check_options(kinds, self.quantizer_options(), labels)

@@ -80,6 +80,7 @@ def load_earlier(options: ImageTokenizerOptions) -> VQVAE:
     if clashes:
         names = ", ".join(f"--{name}" for name in sorted(clashes))
         raise ValueError(f"--init_from {options.init_from} fixes {names}: leave them out")
+    options.check_quantizer(tokenizer.config.level_quantizers)
     changes: dict[str, Any] = {"quantizer_options": {**before, **given}} if given else {}
     if options.level_dropout != defaults["level_dropout"]:
         changes["level_dropout"] = options.level_dropout

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -109,11 +110,33 @@ class Quantizer(nn.Module):
         return self.training and not self.frozen
 
 
-def check_not_negative(**values: float) -> None:
-    """Raise ValueError for a negative value, with its name."""
-    for name, value in values.items():
-        if value < 0:
-            raise ValueError(f"{name}={value} must be at least 0")
+def check_values(options: Mapping[str, Any], labels: Mapping[str, str] | None = None) -> None:
+    """Raise ValueError for an option of a quantizer with a value out of its range.
+
+    Args:
+        options: values by name; a name that is not in `RANGES` is not checked.
+        labels: what the message calls an option instead of its name, such as {"ema_decay": "--codebook_decay"}.
+    """
+    for name, value in options.items():
+        if name in RANGES and not RANGES[name][0](value):
+            label = f"{labels[name]} " if labels and name in labels else f"{name}="
+            raise ValueError(f"{label}{value} must be {RANGES[name][1]}")
+
+
+Range = tuple[Callable[[float], bool], str]
+NOT_NEGATIVE: Range = (lambda value: value >= 0, "at least 0")
+POSITIVE_COUNT: Range = (lambda value: value >= 1, "at least 1")
+RANGES: dict[str, Range] = {
+    "commitment_weight": NOT_NEGATIVE,
+    "ema_decay": (lambda value: 0 <= value < 1, "in [0, 1); 0.99 is usual"),
+    "revival_threshold": (lambda value: 0 <= value < 1, "in [0, 1): a share of the mean count"),
+    "temperature": NOT_NEGATIVE,
+    "epsilon": NOT_NEGATIVE,
+    "entropy_weight": NOT_NEGATIVE,
+    "diversity": NOT_NEGATIVE,
+    "entropy_temperature": (lambda value: value > 0, "above 0"),
+    "codebook_dim": POSITIVE_COUNT,
+}
 
 
 def check_range(codes: torch.Tensor, codebook_size: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizer_image.quantizers.finite_scalar import FiniteScalarQuantizer, levels_for
 from tokenizer_image.quantizers.grouped import GroupedQuantizer
-from tokenizer_image.quantizers.interface import Quantizer
+from tokenizer_image.quantizers.interface import Quantizer, check_values
 from tokenizer_image.quantizers.lookup_free import LookupFreeQuantizer
 from tokenizer_image.quantizers.projected import ProjectedQuantizer
 from tokenizer_image.quantizers.residual import ResidualQuantizer
@@ -140,17 +140,24 @@ def register_quantizer(name: str, build: Build, options: Sequence[str] = ()) -> 
     KINDS[name] = Kind(build, tuple(options))
 
 
-def check_options(kinds: Sequence[str], options: Mapping[str, Any]) -> None:
-    """Raise ValueError for an unknown kind, or an option that none of the kinds takes; lists what there is."""
+def check_options(kinds: Sequence[str], options: Mapping[str, Any], labels: Mapping[str, str] | None = None) -> None:
+    """Raise ValueError for an unknown kind, an option that none of the kinds takes, or a value out of its range.
+
+    Args:
+        labels: what messages call options instead of their names, such as {"ema_decay": "--codebook_decay"}.
+    """
     for kind in kinds:
         if kind not in KINDS:
             raise ValueError(f"unknown quantizer {kind!r}: choose one of {', '.join(KINDS)}")
+    labels = labels or {}
     for name in options:
         if not any(name in KINDS[kind].options for kind in kinds):
             choices = "; ".join(
-                f"{kind!r} takes {', '.join(KINDS[kind].options) or 'none'}" for kind in dict.fromkeys(kinds)
+                f"{kind!r} takes {', '.join(labels.get(o, o) for o in KINDS[kind].options) or 'none'}"
+                for kind in dict.fromkeys(kinds)
             )
-            raise ValueError(f"no quantizer option {name!r}: {choices}")
+            raise ValueError(f"no quantizer option {labels.get(name) or repr(name)}: {choices}")
+    check_values(options, labels)
 
 
 def build_quantizer(

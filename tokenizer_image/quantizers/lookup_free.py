@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from tokenizer_image.quantizers.distributed import check_finite, mean_over_ranks
 from tokenizer_image.quantizers.estimators import straight_through_with_loss
-from tokenizer_image.quantizers.interface import Quantizer, QuantizerOutput, check_not_negative, check_range
+from tokenizer_image.quantizers.interface import Quantizer, QuantizerOutput, check_range, check_values
 
 JOINT_BITS = 16  # bits whose joint distribution is computed exactly, from 2 x 2^8 probabilities per latent
 
@@ -55,11 +55,10 @@ class LookupFreeQuantizer(Quantizer):
         super().__init__()
         if not 1 <= num_bits <= 30:
             raise ValueError(f"num_bits={num_bits}: choose 1 to 30 (2 to 1,073,741,824 codes)")
-        if entropy_temperature <= 0:
-            raise ValueError(f"entropy_temperature={entropy_temperature} must be above 0")
         if commitment_weight is None:
             commitment_weight = 0.0 if spherical else 0.25
-        check_not_negative(commitment_weight=commitment_weight, entropy_weight=entropy_weight, diversity=diversity)
+        weights = {"commitment_weight": commitment_weight, "entropy_weight": entropy_weight, "diversity": diversity}
+        check_values({"entropy_temperature": entropy_temperature, **weights})
         self.code_dim = num_bits
         self.spherical = spherical
         self.commitment_weight = commitment_weight

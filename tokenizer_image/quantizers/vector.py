@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tokenizer_image.quantizers.distributed import NotFiniteError, all_reduce, check_finite, sample_rows, world_size
 from tokenizer_image.quantizers.estimators import rotate, straight_through_with_loss
-from tokenizer_image.quantizers.interface import Quantizer, QuantizerOutput, check_not_negative, check_range
+from tokenizer_image.quantizers.interface import Quantizer, QuantizerOutput, check_range, check_values
 from tokenizer_image.quantizers.nearest import nearest_codes, sample_codes, sums_per_code
 
 LEARNING = ("ema", "gradient")
@@ -83,11 +83,8 @@ class VectorQuantizer(Quantizer):
             )
         if learning not in LEARNING:
             raise ValueError(f"learning={learning!r}: choose one of {', '.join(LEARNING)}")
-        if not 0 <= ema_decay < 1:
-            raise ValueError(f"ema_decay={ema_decay} must be in [0, 1); 0.99 is usual")
-        if not 0 <= revival_threshold < 1:
-            raise ValueError(f"revival_threshold={revival_threshold} must be in [0, 1): a share of the mean count")
-        check_not_negative(commitment_weight=commitment_weight, temperature=temperature, epsilon=epsilon)
+        weights = {"commitment_weight": commitment_weight, "temperature": temperature, "epsilon": epsilon}
+        check_values({"ema_decay": ema_decay, "revival_threshold": revival_threshold, **weights})
         self.size = codebook_size
         self.code_dim = code_dim
         self.learning = learning
