@@ -8,6 +8,8 @@ from typing import Any
 
 from PIL import Image
 
+from tokenizer_image.pictures.text_intake import clean_text
+
 
 def whole_number(value: Any, name: str, least: int) -> int:
     """`value` as an int.
@@ -23,7 +25,8 @@ def whole_number(value: Any, name: str, least: int) -> int:
 
 
 def list_of_texts(prompt: Any, name: str) -> list[str | None]:
-    """A prompt, or several, as a list, without the space at both ends; [None] for None: no prompt.
+    """A prompt, or several, as a list, cleaned as captions are (`clean_text`) and without the space
+    at both ends; [None] for None: no prompt.
 
     Raises:
         TypeError, ValueError: an empty list, or something that is not a text.
@@ -38,7 +41,7 @@ def list_of_texts(prompt: Any, name: str) -> list[str | None]:
     for index, text in enumerate(prompts):
         if not isinstance(text, str):
             raise TypeError(f"{name} {index} must be a text, got {shown(text)}")
-    return [text.strip() for text in prompts]
+    return [clean_text(text).strip() for text in prompts]
 
 
 def each_image(image: Image.Image | Iterable[Image.Image]) -> Iterator[Image.Image]:

@@ -16,6 +16,7 @@ from lm.sequences import Picture, document_sequence
 from pipelines.arguments import shown, whole_number
 from pipelines.drawing.streams import text_streams
 from pipelines.multimodal import MultimodalPipeline
+from tokenizer_image.pictures.text_intake import clean_text
 from tokenizer_image.preprocessing import postprocess
 
 Part = str | Image.Image
@@ -96,7 +97,7 @@ class InterleavedPipeline(MultimodalPipeline):
         read: list[list[int] | Picture] = []
         for index, part in enumerate(parts):
             if isinstance(part, str):
-                read.append(self.vocabulary.encode_text(part.strip()))
+                read.append(self.vocabulary.encode_text(clean_text(part).strip()))
             elif isinstance(part, Image.Image):
                 (pixels,) = self.prepare_images(part)
                 size = (pixels.shape[1], pixels.shape[2])

@@ -73,9 +73,11 @@ def write_split(options: Options, tokenizer: Any, split: str, device: torch.devi
     from lm.data.token_cache import TokenCache, damaged_shards
     from pipelines.caching.writer import TokenCacheWriter, source_settings, tell_left_out
     from pipelines.training.start import load_source
+    from tokenizer_image.pictures.dataset import print_summary
 
     folder = Path(str(options.token_cache)) / split
     source = load_source(options, split, image_size=tokenizer.config.image_size)
+    print_summary(source)
     writer = TokenCacheWriter(
         folder, tokenizer, source, settings=source_settings(options, split), sizes=options.picture_sizes(),
         shard_rows=options.shard_rows,

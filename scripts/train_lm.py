@@ -109,8 +109,13 @@ def main(options: LanguageModelOptions) -> None:
     )  # fmt: skip
     if options.resume:
         loop.resume()
+    data = {"train": cache.manifest.get("data"), "validation": validation_cache.manifest.get("data")}
     run.write_info(
-        parameters=parameters, training_pictures=len(cache), long_rows=long / len(validation_cache), finished=False
+        data=data,
+        parameters=parameters,
+        training_pictures=len(cache),
+        long_rows=long / len(validation_cache),
+        finished=False,
     )
 
     model.train()

@@ -55,8 +55,8 @@ def main(options: ImageTokenizerOptions) -> None:
     device = accelerator.device
     tokenizer = build_tokenizer(options)
     settings = preprocessing_of(tokenizer)
-    pictures = load_split(options, settings, "train", accelerator)
-    validation_pictures = load_split(options, settings, "validation", accelerator)
+    pictures = load_split(options, settings, "train", accelerator, run)
+    validation_pictures = load_split(options, settings, "validation", accelerator, run)
     check_batch_size(accelerator, options.batch_size, pictures=len(pictures))
     run.begin()
     parameters = count_parameters(tokenizer)

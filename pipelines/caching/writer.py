@@ -21,6 +21,7 @@ from pipelines.caching.rows import CacheRow, CacheRows, count_rows
 from pipelines.training import start as training
 from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import ImageTokenizer
+from tokenizer_image.pictures.dataset import PictureSource, print_summary
 from tokenizer_image.pictures.documents import DocumentPictures
 from tokenizer_image.pictures.loading import DecodedPictures, PictureDataset, SelectedPictures
 from tokenizer_image.preprocessing import preprocessing_of
@@ -205,6 +206,7 @@ class TokenCacheWriter:
                 **self.identity,
                 "settings": self.settings,
                 "num_codes": self.tokenizer.num_codes,
+                "data": self.source.summary.to_dict() if isinstance(self.source, PictureSource) else None,
                 "rows_left_out": count_rows(self.source) - rows,
                 "shards": shards,
             },
@@ -276,6 +278,8 @@ def build_writer(options: Any, tokenizer: Any, split: str, folder: Path, acceler
     captions = split == "train" and options.needs_captions
     settings = preprocessing_of(tokenizer)
     source = training.load_source(options, split, image_size=settings.image_size, need_captions=captions)
+    if accelerator.is_main_process:
+        print_summary(source)
     sizes = check_sizes(tokenizer, options.picture_sizes())
     decoded = None
     if len(source):

@@ -30,7 +30,7 @@ from pipelines.machine.provenance import commit, versions
 from pipelines.options.evaluation import EvaluationOptions
 from pipelines.text_to_image import TextToImagePipeline
 from tokenizer_image.layout import ImageTokenizer
-from tokenizer_image.pictures.dataset import PictureDataset
+from tokenizer_image.pictures.dataset import PictureDataset, print_summary
 from tokenizer_image.pictures.loading import DecodedPictures, decode_pictures, load_pictures
 from tokenizer_image.preprocessing import preprocessing_of
 from tokenizer_image.registry import load_tokenizer
@@ -156,12 +156,14 @@ def load_data(options: EvaluationOptions, model: EvaluatedModel) -> tuple[Pictur
         seed=options.seed,
         image_size=side,
     )
+    print_summary(source)
     pictures = decode_pictures(
         source,
         preprocessing_of(model.image_tokenizer),
         sizes=() if model.picture_size == (side, side) else [model.picture_size],
         num_workers=options.workers(),
         max_unreadable_share=options.max_unreadable_share,
+        max_image_pixels=options.max_image_pixels,
     )
     return source, pictures
 

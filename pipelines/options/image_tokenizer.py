@@ -27,6 +27,10 @@ class ImageTokenizerOptions(TrainingOptions):
     image_size: int | None = option(None, "side of the pictures in pixels (default 32)")
     num_channels: int = option(3, "3: colour, 1: grey")
     resize: str = option("crop", "'crop': resize the short side and cut the middle out; 'squash': change the shape")
+    sixteen_bit: str = option(
+        "full",
+        "white in pictures of 16 bits that do not say how many they use: 'full' 65535, 'data' their largest value",
+    )
     random_flip: bool = option(False, "mirror pictures at random (makes 'left' in a caption untrue)")
     batch_size: int = option(64, "pictures a step, over all processes")
     weight_decay: float = option(0.01, "weight decay of the convolutions")

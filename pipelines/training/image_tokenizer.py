@@ -41,7 +41,9 @@ def build_tokenizer(options: ImageTokenizerOptions) -> VQVAE:
         return load_earlier(options)
     size = 32 if options.image_size is None else options.image_size
     settings = _preset(options, size)
-    preprocessing = Preprocessing(image_size=size, num_channels=options.num_channels, resize=options.resize)
+    preprocessing = Preprocessing(
+        image_size=size, num_channels=options.num_channels, resize=options.resize, sixteen_bit=options.sixteen_bit
+    )
     return VQVAE(
         VQVAEConfig(
             image_size=size, quantizer=_names(options.quantizer), quantizer_options=options.quantizer_options(),
@@ -70,7 +72,7 @@ def load_earlier(options: ImageTokenizerOptions) -> VQVAE:
     """
     tokenizer = _load_vqvae(str(options.init_from))
     fixed = {name: getattr(tokenizer.config, name) for name in FIXED_SETTINGS}
-    fixed["resize"] = preprocessing_of(tokenizer).resize
+    fixed |= {name: getattr(preprocessing_of(tokenizer), name) for name in ("resize", "sixteen_bit")}
     before, given = tokenizer.config.quantizer_options, options.quantizer_options()
     fixed |= {name: before.get(name) for name in FIXED_QUANTIZER_OPTIONS}
     defaults = {option.name: option.default for option in fields(options)}

@@ -20,6 +20,7 @@ from pipelines.options.training import TrainingOptions
 from pipelines.training.distribution import check_distribution, refuse_deepspeed, shard_on_cpu
 from pipelines.training.run_folder import Run
 from pipelines.training.termination import end_with_launcher
+from tokenizer_image.pictures.dataset import print_summary
 from tokenizer_image.pictures.loading import (
     DecodedPictures,
     PictureDataset,
@@ -75,10 +76,13 @@ def start_run(options: TrainingOptions, *, plain: bool = False) -> tuple[Acceler
 
 
 def load_split(
-    options: TrainingOptions, settings: Preprocessing, split: str, accelerator: Accelerator
+    options: TrainingOptions, settings: Preprocessing, split: str, accelerator: Accelerator, run: Run
 ) -> DecodedPictures:
-    """The pictures of one split of the data set, decoded (once a machine, by its first process)."""
+    """The pictures of one split of the data set, decoded (once a machine, by its first process); run.json gets what it
+    holds."""
     source = load_source(options, split, image_size=settings.image_size)
+    if accelerator.is_main_process:
+        run.info.setdefault("data", {})[split] = print_summary(source)
     with accelerator.local_main_process_first():
         return read_pictures(options, source, settings, progress=accelerator.is_main_process)
 
@@ -112,6 +116,7 @@ def read_pictures(
         sizes=sizes,
         num_workers=options.workers(),
         max_unreadable_share=options.max_unreadable_share,
+        max_image_pixels=options.max_image_pixels,
         progress=progress,
     )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -78,6 +79,14 @@ class PictureSource:
         """The row's captions, [] without; repairs and origins are counted in `notes`."""
         raise NotImplementedError
 
+    def count_rows(self) -> int:
+        """Pictures; or documents, where these are the rows of the data set."""
+        return len(self)
+
+    def captioned_rows(self, notes: ReadingNotes) -> Iterator[tuple[str, Sequence[str]]]:
+        """(key, captions) of each row; repairs and origins are counted in `notes`."""
+        return ((self.key(row), self.read_captions(row, notes)) for row in range(len(self)))
+
     def texts(self, row: int) -> list[str]:
         """The row's captions, [] without."""
         return self.read_captions(row, ReadingNotes())
@@ -102,6 +111,16 @@ class PictureSource:
     def summary(self) -> DataSummary:
         """What the split holds. Reads every caption once, and no picture."""
         return summarise(self)
+
+
+def print_summary(source: PictureDataset) -> dict[str, Any] | None:
+    """Print what a data set in files holds, and return it as JSON values; None for sprites."""
+    from tqdm import tqdm
+
+    if not isinstance(source, PictureSource):
+        return None
+    tqdm.write("\n".join(source.summary.lines()))
+    return source.summary.to_dict()
 
 
 class SelectedPictures(PictureSource):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -72,6 +72,10 @@ class DocumentFile:
     def __len__(self) -> int:
         return len(self._documents)
 
+    def places(self, rows: np.ndarray) -> list[str]:
+        """Where some documents stand: file and line."""
+        return [self._documents[row].place for row in rows]
+
     def row_hashes(self, salt: str) -> np.ndarray:
         """uint64 (n,): a hash of (salt, place) for each document."""
         return hash_keys((document.place for document in self._documents), salt)
@@ -109,6 +113,8 @@ class DocumentPictures(FolderPictures):
     Worker processes get a copy without the documents.
     """
 
+    row_name = "document"
+
     def __init__(
         self,
         file: DocumentFile,
@@ -133,9 +139,13 @@ class DocumentPictures(FolderPictures):
             raise ValueError("a copy of DocumentPictures in a worker process has no documents")
         return self._file.part(self._rows[rows])
 
-    def document_texts(self) -> Iterator[tuple[str, ...]]:
-        """Texts of each document."""
-        return (document.texts for document in self.documents)
+    def count_rows(self) -> int:
+        return len(self.documents)
+
+    def captioned_rows(self, notes: ReadingNotes) -> Iterator[tuple[str, Sequence[str]]]:
+        """(place, texts) of each document."""
+        places = self._file.places(self._rows) if self._file is not None else []
+        return zip(places, (document.texts for document in self.documents), strict=True)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "documents": [], "_places": [], "_file": None, "_rows": None}

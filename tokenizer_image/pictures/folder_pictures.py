@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from PIL import Image
 
@@ -55,14 +56,17 @@ class FolderPictures(PictureSource):
         super().__init__(name, notes)
         self.root, self.files, self._captions = root, files, captions
         self.label_names = captions.label_names
-        changing = [(file, *file_identity(root / file)) for file in files]
+        folder = os.fspath(root)  # joined as text: a data set may have millions of files
+        changing = [(file, *file_identity(f"{folder}/{file}")) for file in files]
         sidecars = captions.sidecars
         changing += [
-            (file, *(file_identity(root / sidecar) if sidecar else (-1, -1)))
+            (file, *(file_identity(f"{folder}/{sidecar}") if sidecar else (-1, -1)))
             for file, sidecar in zip(files, sidecars, strict=False)
         ]
         parts: list[object] = [changing, captions.texts, bool(sidecars), captions.labels, captions.label_names]
-        unusual = [s for file, s in zip(files, sidecars, strict=False) if s and s != _beside(file, ".txt")]
+        unusual = [
+            s for file, s in zip(files, sidecars, strict=False) if s and s != f"{posixpath.splitext(file)[0]}.txt"
+        ]
         if unusual or (captions.names_are_captions and (sidecars or captions.texts)) or captions.folder_caption:
             parts.append((unusual, captions.names_are_captions, captions.folder_caption))
         self.fingerprint = digest("folder", *parts)
@@ -93,7 +97,8 @@ class FolderPictures(PictureSource):
 
     def _sidecar_captions(self, sidecar: str, notes: ReadingNotes) -> list[str]:
         try:
-            content = (self.root / sidecar).read_bytes()
+            with open(f"{self.root}/{sidecar}", "rb") as file:
+                content = file.read()
         except OSError as error:
             notes.leave_out_caption(f"the file cannot be read ({error.strerror})", sidecar)
             return []
@@ -106,13 +111,9 @@ class FolderPictures(PictureSource):
 # ---- which captions belong to which picture
 
 
-def _beside(file: str, suffix: str) -> str:
-    return PurePosixPath(file).with_suffix(suffix).as_posix()
-
-
 def find_sidecar(files: FolderFiles, picture: str) -> str | None:
     """The caption file of a picture: its name with .txt or .caption in place of its ending, or behind it."""
-    stem = picture.removesuffix(PurePosixPath(picture).suffix)
+    stem = posixpath.splitext(picture)[0]
     for suffix in SIDECAR_ENDINGS:
         sidecar = files.find(stem + suffix, picture + suffix)
         if sidecar is not None:
@@ -137,11 +138,11 @@ def picture_splits(files: FolderFiles, name: str, pictures: list[str], notes: Re
     folder_caption = None if names or sidecars else _only_folder(pictures, depth, notes)
     number = {label: index for index, label in enumerate(names or [])}
     named = names is not None and not (sidecars and all(map(REPEATS_AND_NAME.fullmatch, names)))
-    if named and sidecars:
+    if named and 0 < len(sidecars) < len(pictures):
         notes.warn(
             f"{len(sidecars):,} of {len(pictures):,} pictures have a caption file; the others have their folder's name"
         )
-    elif named and names is not None:
+    elif named and names is not None and not sidecars:
         _tell_names(names, notes)
 
     def open_split(part: list[str]) -> FolderPictures:

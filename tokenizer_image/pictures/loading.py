@@ -13,7 +13,6 @@ import numpy as np
 
 from tokenizer_image.pictures.columns import Columns
 from tokenizer_image.pictures.dataset import PictureDataset, PictureSource, SelectedPictures
-from tokenizer_image.pictures.documents import DocumentPictures
 from tokenizer_image.pictures.opening import open_path
 from tokenizer_image.pictures.pixel_cache import DecodedPictures, decode_pictures
 from tokenizer_image.pictures.reading_notes import ReadingNotes, shown
@@ -103,11 +102,7 @@ def load_pictures(
 
 def _check_captions(source: PictureSource, caption_column: str | None) -> None:
     """Raise ValueError unless a picture, or a document, has a text."""
-    if isinstance(source, DocumentPictures):
-        captioned = any(source.document_texts())
-    else:
-        captioned = any(source.texts(row) for row in range(len(source)))
-    if captioned:
+    if any(captions for _, captions in source.captioned_rows(ReadingNotes())):
         return
     why = "".join(f"; {warning}" for warning in source.summary.warnings[:3])
     column = "" if caption_column is None else f" in {caption_column!r} (--caption_column)"

@@ -95,9 +95,9 @@ def open_picture(file: Path | bytes, name: str = "") -> Image.Image:
 
 
 def allow_pixels(limit: int | None) -> None:
-    """Let this process open pictures of up to `limit` pixels; None: leave Pillow's limit as it is."""
-    if limit is not None:
-        Image.MAX_IMAGE_PIXELS = (limit + 1) // 2  # Pillow refuses pictures of twice as many
+    """Let this process open pictures of up to `limit` pixels, if that is more than Pillow's limit."""
+    if limit is not None and Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, (limit + 1) // 2)  # twice as many are refused
 
 
 def _open(file: Path | bytes) -> Image.Image:

@@ -51,8 +51,8 @@ def decode_pictures(
     num_workers: worker processes (0: this process). They are spawned, so call this below
     `if __name__ == "__main__":` in a script of your own.
 
-    max_image_pixels: the largest picture that is decoded (default: Pillow's limit, 178,956,970 pixels); a larger JPEG
-    is read at an eighth of its size. The limit holds for the process.
+    max_image_pixels: raises the limit of pixels of a picture (Pillow's 178,956,970), for the whole process; a JPEG with
+    more is read at an eighth of its size, other pictures count as unreadable.
 
     Pictures that cannot be read are skipped, counted, and listed with the reason in `unreadable.txt` there.
     Raises ValueError when their share of all pictures in the data set, with its other splits, exceeds
@@ -67,7 +67,7 @@ def decode_pictures(
     allow_pixels(max_image_pixels)
     folder = cache_root(cache_folder) / "pictures" / _key(source, reading)
     whole = _read_manifest(folder, source, reading)
-    if whole is None or not _worth_reusing(whole, source, folder, max_bytes, max_unreadable_share):
+    if whole is None or not _worth_reusing(whole, source, folder, reading, max_bytes, max_unreadable_share):
         whole = _fill(folder, source, reading, num_workers, max_bytes, progress)
     decoded = DecodedPictures(folder, reading, whole, source, num_workers)
     _complain(decoded, source, max_unreadable_share, progress)
@@ -194,11 +194,19 @@ def _read_manifest(folder: Path, source: PictureDataset, reading: Reading) -> di
 
 
 def _worth_reusing(
-    manifest: dict[str, Any], source: PictureDataset, folder: Path, max_bytes: int, max_share: float
+    manifest: dict[str, Any],
+    source: PictureDataset,
+    folder: Path,
+    reading: Reading,
+    max_bytes: int,
+    max_share: float,
 ) -> bool:
     """False where another try may be better: too many pictures failed, or now their pixels can be stored."""
     size = manifest["num_rows"] * manifest["picture_bytes"]
     readable_enough = not _too_many(len(manifest["unreadable"]), _data_set_size(source), max_share)
+    limit_raised = (reading.max_image_pixels or 0) > (manifest.get("max_image_pixels") or 0)
+    if limit_raised and any("--max_image_pixels" in reason for _, reason in manifest["unreadable"]):
+        return False
     return readable_enough and (manifest["stored"] or not _fits(folder, size, max_bytes))
 
 
@@ -246,6 +254,7 @@ def _fill(
             "num_rows": len(source),
             "picture_bytes": picture_bytes,
             "stored": stored,
+            "max_image_pixels": reading.max_image_pixels,
             "unreadable": result.unreadable,
             "dark": result.dark,
             "bytes": {path.name: path.stat().st_size for path in sorted(work.iterdir())},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import posixpath
 from dataclasses import dataclass, field
 
 NUM_EXAMPLES = 3
@@ -61,7 +60,9 @@ class ReadingNotes:
 
 def ending(file: str) -> str:
     """A file name's ending in lower case, with its dot: "a/B.JPG" -> ".jpg"; "" without."""
-    return posixpath.splitext(file)[1].lower()
+    base = file[file.rfind("/") + 1 :]
+    place = base.rfind(".")
+    return base[place:].lower() if place > 0 else ""
 
 
 def counted(count: int, noun: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -20,19 +21,24 @@ class Summarised(Protocol):
     notes: ReadingNotes
     split_sizes: dict[str, int]
 
+    row_name: str
+
     def __len__(self) -> int: ...
 
-    def key(self, row: int) -> str: ...
+    def count_rows(self) -> int:
+        """Pictures, or documents."""
 
-    def read_captions(self, row: int, notes: ReadingNotes) -> list[str]: ...
+    def captioned_rows(self, notes: ReadingNotes) -> Iterator[tuple[str, Sequence[str]]]:
+        """(name, captions) of each row."""
 
 
 @dataclass
 class DataSummary:
     """One split of a data set.
 
-    split_sizes: pictures (or documents) of each split, as far as they are known without opening it.
-    captioned: pictures with at least one caption. median_length, longest_length: of captions, in characters.
+    rows: pictures, or documents, as `row_name` says.
+    split_sizes: rows of each split, as far as they are known without opening it.
+    captioned: rows with at least one text. median_length, longest_length: of captions, in characters.
     first_captions: (row's name, caption) of the first captioned pictures.
     notes: files left out, repairs, where captions came from, warnings.
     """
@@ -40,6 +46,8 @@ class DataSummary:
     name: str
     split: str
     pictures: int
+    rows: int
+    row_name: str
     split_sizes: dict[str, int]
     captioned: int = 0
     captions: int = 0
@@ -52,8 +60,8 @@ class DataSummary:
     def warnings(self) -> list[str]:
         """What a person should look at before training."""
         warnings = list(self.notes.warnings)
-        if 0 < self.captioned < self.pictures:
-            warnings.append(f"{self.pictures - self.captioned:,} of {self.pictures:,} pictures have no caption")
+        if 0 < self.captioned < self.rows and self.row_name == "picture":
+            warnings.append(f"{self.rows - self.captioned:,} of {self.rows:,} pictures have no caption")
         for (ending, reason), tally in self.notes.left_out.items():
             if ending == "caption" or ending in CAPTION_ENDINGS:
                 what = "caption" if ending == "caption" else f"{ending} file"
@@ -63,14 +71,15 @@ class DataSummary:
     def lines(self) -> list[str]:
         """The summary for the screen. Warnings come last, each a line that begins with WARNING."""
         others = ", ".join(f"{split} {count:,}" for split, count in self.split_sizes.items() if split != self.split)
-        lines = [
-            f"{shown(self.name)}, {self.split}: {counted(self.pictures, 'picture')}{f' ({others})' if others else ''}"
-        ]
+        inside = "" if self.row_name == "picture" else f" in {counted(self.rows, self.row_name)}"
+        head = f"{shown(self.name)}, {self.split}: {counted(self.pictures, 'picture')}{inside}"
+        lines = [f"{head} ({others})" if others else head]
         if self.captioned:
             origins = ", ".join(f"{origin} {count:,}" for origin, count in self.notes.caption_origins.items())
             lines += [
-                f"  captions: {self.captions:,}, of {self.captioned:,} pictures; median length {self.median_length} "
-                f"characters, longest {self.longest_length}{f'; from {origins}' if origins else ''}",
+                f"  captions: {self.captions:,}, of {counted(self.captioned, self.row_name)}; "
+                f"median length {self.median_length} characters, longest {self.longest_length}"
+                f"{f'; from {origins}' if origins else ''}",
                 *(f"    {place}: {caption[:80]!r}" for place, caption in self.first_captions),
             ]
         else:
@@ -100,19 +109,20 @@ def summarise(source: Summarised) -> DataSummary:
     from tqdm import tqdm
 
     notes = source.notes.copy()
-    summary = DataSummary(source.name, source.split, len(source), dict(source.split_sizes), notes=notes)
+    rows = source.count_rows()
+    sizes = dict(source.split_sizes)
+    summary = DataSummary(source.name, source.split, len(source), rows, source.row_name, sizes, notes=notes)
     lengths: list[int] = []
-    label = f"looking at {shown(source.name)}"
-    for row in tqdm(
-        range(len(source)), desc=label, unit=" pictures", disable=len(source) < QUICK_ROWS, mininterval=0.5
-    ):
-        captions = source.read_captions(row, notes)
-        if not captions:
-            continue
-        summary.captioned += 1
-        lengths += map(len, captions)
-        if len(summary.first_captions) < NUM_EXAMPLES:
-            summary.first_captions.append((shown(source.key(row)), captions[0]))
+    bar = tqdm(total=rows, desc=f"looking at {shown(source.name)}", disable=rows < QUICK_ROWS, mininterval=0.5)
+    with bar:
+        for place, captions in source.captioned_rows(notes):
+            bar.update()
+            if not captions:
+                continue
+            summary.captioned += 1
+            lengths += map(len, captions)
+            if len(summary.first_captions) < NUM_EXAMPLES:
+                summary.first_captions.append((shown(place), captions[0]))
     if lengths:
         summary.captions, summary.longest_length = len(lengths), max(lengths)
         summary.median_length = round(statistics.median(lengths))
