@@ -306,6 +306,8 @@ def inspect_table(root: Path, file: str, columns: Columns) -> TableFile:
         schema = footer.schema_arrow
     except Exception as error:  # whatever Arrow makes of a damaged file
         return TableFile(problem=f"it cannot be read as Parquet ({' '.join(str(error).split()):.80})")
+    if footer.metadata.num_rows == 0:
+        return TableFile(problem="it has no rows")
     marked = b'"_type": "Image"' in ((schema.metadata or {}).get(b"huggingface") or b"")
     column = columns.image or usual_column(schema.names, IMAGE_NAMES)
     kind = schema.field(column).type if column in schema.names else None
