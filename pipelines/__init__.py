@@ -10,6 +10,7 @@ _PUBLIC = {
     "ImageToTextPipeline": "image_to_text",
     "InterleavedOutput": "interleaved",
     "InterleavedPipeline": "interleaved",
+    "PictureEncoder": "caching.encoder",
     "TextToImageOutput": "text_to_image",
     "TextToImagePipeline": "text_to_image",
 }

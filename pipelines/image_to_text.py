@@ -12,7 +12,7 @@ from lm.generation.sampling import SamplingSettings
 from lm.generation.texts import generate_text, room_after
 from lm.sequences import DESCRIBING, description_prompt
 from lm.vocabulary import Size
-from pipelines.arguments import whole_number
+from pipelines.drawing.arguments import whole_number
 from pipelines.drawing.best_of import best_rows, check_can_rank_texts, picture_scores
 from pipelines.drawing.streams import Seed, text_streams
 from pipelines.multimodal import MultimodalPipeline

@@ -13,7 +13,7 @@ from lm.generation.sampling import SamplingSettings
 from lm.generation.texts import room_after
 from lm.pretrained import max_positions
 from lm.sequences import Picture, document_sequence
-from pipelines.arguments import shown, whole_number
+from pipelines.drawing.arguments import shown, whole_number
 from pipelines.drawing.streams import text_streams
 from pipelines.multimodal import MultimodalPipeline
 from tokenizer_image.pictures.text_intake import clean_text

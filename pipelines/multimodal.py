@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from lm.vocabulary import MultimodalVocabulary, Size
-from pipelines.arguments import each_image, shown
+from pipelines.drawing.arguments import each_image, shown
 from pipelines.model_card import model_card
 from pipelines.model_folder import INDEX_FILE, local_folder, read_index, write_index
 from tokenizer_image.fingerprint import accepts_fingerprint

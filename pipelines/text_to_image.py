@@ -16,7 +16,7 @@ from lm.generation.progress import Callback, DrawingInterrupted, DrawingStopped
 from lm.generation.sampling import ByLevel, CountByLevel, Guidance
 from lm.generation.task import UNDRAWN, DrawingTask
 from lm.vocabulary import Size
-from pipelines.arguments import whole_number
+from pipelines.drawing.arguments import whole_number
 from pipelines.drawing.best_of import Ranker, best_rows, caption_scores, check_can_rank, ranker_scores
 from pipelines.drawing.completion import (
     check_picture,

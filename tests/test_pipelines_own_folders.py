@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.arguments import list_of_texts
+from pipelines.drawing.arguments import list_of_texts
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from scripts import train_tokenizer
 from tokenizer_image.pictures.dataset import print_summary

@@ -15,7 +15,7 @@ from lm.generation.stepper import check_finite
 from lm.pretrained import max_positions
 from lm.sequences import DESCRIBING, DRAWING_CAPTIONS
 from lm.vocabulary import Size
-from pipelines.arguments import shown
+from pipelines.drawing.arguments import shown
 from pipelines.drawing.captions import RANKING_TOKENS, ranking_room
 from pipelines.drawing.likelihood import label_nats
 from pipelines.multimodal import MultimodalPipeline

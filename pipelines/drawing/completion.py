@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from pipelines.arguments import whole_number
+from pipelines.drawing.arguments import whole_number
 from pipelines.drawing.streams import keyed_stream
 
 Layout = Mapping[str, Sequence[int]]

@@ -13,7 +13,7 @@ from lm.generation.stepper import evaluation_mode
 from lm.sequences import IGNORED, collate, image_prompt, token_sequence
 from lm.training.losses import NextTokenLoss
 from lm.vocabulary import Size
-from pipelines.arguments import list_of_texts
+from pipelines.drawing.arguments import list_of_texts
 from pipelines.drawing.prompts import Prompt, check_trained, prompt_rows
 from pipelines.multimodal import MultimodalPipeline
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lm.sequences import DRAWING_ALONE, DRAWING_CAPTIONS, image_prompt
 from lm.vocabulary import MultimodalVocabulary, Size
-from pipelines.arguments import list_of_texts, shown
+from pipelines.drawing.arguments import list_of_texts, shown
 from pipelines.drawing.captions import caption_room
 
 Prompt = str | list[str] | None

@@ -13,7 +13,7 @@ from lm.generation.sampling import ByLevel, CountByLevel, Guidance, SamplingSche
 from lm.generation.task import DrawingTask
 from lm.sequences import DRAWING_ALONE
 from lm.vocabulary import MultimodalVocabulary, Size
-from pipelines.arguments import list_of_texts, shown, whole_number
+from pipelines.drawing.arguments import list_of_texts, shown, whole_number
 from pipelines.drawing.best_of import Ranker
 from pipelines.drawing.prompts import Prompt, check_trained, negative_texts, prompt_rows
 from pipelines.drawing.streams import picture_streams

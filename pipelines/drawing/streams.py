@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.arguments import whole_number
+from pipelines.drawing.arguments import whole_number
 
 Seed = int | Sequence[int] | None
 Generators = torch.Generator | Sequence[torch.Generator] | None
