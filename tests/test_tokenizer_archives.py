@@ -92,6 +92,13 @@ def test_json_with_several_captions_numbers_and_surrogates(tmp_path):
     assert captions(opened(tmp_path, {"1.jpg": encoded(), "1.json": meta})) == {"1": ["hi \ufffd", "7"]}
 
 
+def test_captions_in_two_kinds_of_members_are_told(tmp_path):
+    source = opened(tmp_path, {"1.png": encoded(), "1.txt": b"one", "1.json": b'{"caption": "other", "width": 3}'})
+    assert captions(source) == {"1": ["one"]} and "caption in .json members not used" in lines(source)
+    source = opened(tmp_path, {"1.png": encoded(), "1.json": b'{"blip": "other"}'})
+    assert captions(source) == {"1": []} and "it has blip (--caption_column chooses)" in lines(source)
+
+
 def test_members_that_lead_elsewhere(tmp_path):
     write(tmp_path / "secret.png", encoded())
     write(tmp_path / "val.tar", b"")

@@ -64,6 +64,12 @@ def test_caption_files_that_are_no_text_or_have_no_picture(tmp_path):
     assert "WARNING: 1 .txt file not used: no picture has this name; such as d.txt" in lines(tmp_path)
 
 
+def test_two_caption_files_of_a_picture(tmp_path):
+    make(tmp_path, {"a.png": None, "a.txt": "one", "a.caption": "other", "b.png": None})
+    assert captions(tmp_path) == {"a.png": ["one"], "b.png": []}
+    assert "1 .caption file not used: another caption file is read; such as a.caption" in lines(tmp_path)
+
+
 # ---- class folders
 
 

@@ -91,12 +91,12 @@ def test_encodings(tmp_path, encoding, kind):
         (
             "metadata.jsonl",
             '{"file_name": "a.png", "text": "x", "text": "y"}\n',
-            "line 1: the key 'text' stands there twice",
+            "line 1: the key 'text' occurs twice",
         ),
         (
             "metadata.jsonl",
             '{"file_name": "a.png", "file_name": "b.png"}\n',
-            "line 1: the key 'file_name' stands there twice",
+            "line 1: the key 'file_name' occurs twice",
         ),
         ("metadata.jsonl", '{"file_name": "a.png",}\n', "metadata.jsonl, line 1, is not JSON"),
         ("metadata.jsonl", '{"file_name": ["a.png"]}\n', "metadata.jsonl, line 1: the line names no picture file"),
@@ -211,6 +211,18 @@ def test_a_column_that_holds_no_captions_is_told(tmp_path):
         ValueError, match="no captions in 'conversations' .*a mapping without a key such as caption or text"
     ):
         load_pictures(str(tmp_path), caption_column="conversations", need_captions=True)
+
+
+def test_columns_that_may_hold_captions_are_told(tmp_path):
+    content = "file_name,blip_caption,width\na.png,a dog,3\nb.png,a cat,4\n"
+    data_set(tmp_path, content, pictures="ab")
+    with pytest.raises(ValueError, match="no column has a usual name for captions, .* it has blip_caption, width"):
+        load_pictures(str(tmp_path), need_captions=True)
+    assert captions(tmp_path, caption_column="blip_caption") == {"a.png": ["a dog"], "b.png": ["a cat"]}
+    data_set(tmp_path, content.replace("width", "text"), pictures="ab")
+    assert "captions are read from text; blip_caption not used" in lines(tmp_path)
+    data_set(tmp_path, "file_name,label\na.png,dog\nb.png,cat\n", pictures="ab")
+    assert "WARNING" not in lines(tmp_path) and captions(tmp_path) == {"a.png": ["dog"], "b.png": ["cat"]}
 
 
 def test_metadata_in_tsv_and_parquet(tmp_path):

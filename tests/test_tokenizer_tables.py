@@ -92,6 +92,11 @@ def test_several_columns_of_captions(tmp_path):
     assert load_pictures(str(tmp_path), caption_column="text").texts(0) == ["t"]
 
 
+def test_columns_that_may_hold_captions_are_told(tmp_path):
+    source = opened(tmp_path, {"image": BYTES, "long_caption": ["t"] * 3, "label": [1, 2, 3]})
+    assert source.texts(0) == [] and "it has long_caption (--caption_column chooses)" in lines(source)
+
+
 def test_a_column_of_turns_or_numbers_is_no_caption(tmp_path):
     turns = [[{"from": "human", "value": "hi"}]] * 3
     with pytest.raises(

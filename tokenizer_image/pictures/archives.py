@@ -74,16 +74,22 @@ class TarPictures(PictureSource):
         self.fingerprint = digest("tar", files, pictures, *map(one_or_all, (fields, self._caption_keys)))
 
     def _find_captions(self, fields: list[str], wanted: str | None) -> tuple[list[str], list[str]]:
-        """(members that hold the captions, keys inside the .json member): one of the two is empty, or both."""
+        """(members that hold the captions, keys inside the .json member): at least one list is empty."""
         if wanted in fields:
             return [str(wanted)], []
-        plain = caption_columns([field for field in fields if field != "json"], self.name, self.notes)
-        if wanted is None and plain:
-            return plain, []
+        plain = caption_columns([field for field in fields if field != "json"], self.name, ReadingNotes())
         keys: dict[str, None] = {}
         if "json" in fields:
             for row in range(min(len(self._rows), LOOKED_AT)):
                 keys.update(dict.fromkeys(self._json(row, ReadingNotes())))
+        if wanted is None and plain:
+            unused = caption_columns(list(keys), self.name, ReadingNotes())
+            if unused:
+                self.notes.warn(
+                    f"{self.name}: captions are read from .{', .'.join(plain)} members; {', '.join(unused)} in .json "
+                    "members not used (--caption_column chooses)"
+                )
+            return plain, []
         if wanted is not None:
             return [], [check_column([*fields, *keys], wanted, "caption_column", self.name)]
         return [], caption_columns(list(keys), self.name, self.notes)
@@ -135,7 +141,7 @@ class TarPictures(PictureSource):
         return int(content) if content.isdigit() else -1
 
     def _json(self, row: int, notes: ReadingNotes) -> dict[str, Any]:
-        """The row's .json member, {} without one, or where it is broken."""
+        """The row's .json member, {} if there is none or it cannot be parsed."""
         content = self._member(row, "json")
         place = f"{self.key(row)}.json"
         if not content.strip():
@@ -157,7 +163,7 @@ class TarPictures(PictureSource):
         return next((f"{reason}" for _, reason in notes.left_out if reason.startswith("broken")), None)
 
     def _member(self, row: int, field: str) -> bytes:
-        """Content of one member of the row's example, empty if it has none."""
+        """Content of one member of the row's example, empty if there is no such member."""
         place = self._rows[row]
         return self._read(place.archive, place.members[field]) if field in place.members else b""
 
@@ -210,8 +216,9 @@ def tar_examples(path: Path, notes: ReadingNotes) -> dict[str, Members]:
 def dotted_keys(fields: dict[str, list[str]]) -> set[str]:
     """The keys whose files' names go on behind their first dot: {"22": ["05.png", "05.txt", "06.png"]} -> {"22"}.
 
-    A part between two dots is the name's if it is a number. So is another part if no file of the key is without one,
-    unless most keys have a picture with it ("input.png", "target.png") and no text has one.
+    The part between two dots ("05") belongs to the name if it is a number. If it is not a number, it belongs to the
+    name if every file of the key has such a part, unless most keys share the part ("input.png", "target.png") and only
+    pictures have it.
     """
     pictures = Counter(field.lower() for members in fields.values() for field in members if _is_picture_field(field))
     dotted = set()

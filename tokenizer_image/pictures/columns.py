@@ -12,6 +12,7 @@ CAPTION_NAMES = (
     "caption", "captions", "text", "texts", "txt", "prompt", "prompts", "description", "descriptions",
     "sentence", "sentences", "sentences_raw", "raw", "alt_text", "title", "json",
 )  # fmt: skip
+CAPTION_PARTS = ("caption", "text", "prompt", "description", "sentence", "title")  # in names of columns with texts
 IMAGE_NAMES = (
     "image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes",
     "images", "pictures", "photos",
@@ -44,21 +45,26 @@ def usual_column(columns: Sequence[str], names: Iterable[str]) -> str | None:
 def caption_columns(columns: Sequence[str], source: str, notes: ReadingNotes) -> list[str]:
     """The columns with usual names for captions: the first of them and its numbered ones (caption, caption_1, ...).
 
-    Other columns whose names are usual for captions too are named in a warning.
+    Warnings list other columns that may hold captions, or all columns if none has a usual name.
     """
     numbered: dict[str, list[tuple[int, str]]] = {}
     for column in columns:
-        base, number = re.fullmatch(r"(.*?)(?:[ _-]?(\d+))?", column.lower(), re.DOTALL).groups()  # type: ignore[union-attr]
+        match = re.fullmatch(r"(.*?)(?:[ _-]?(\d+))?", column.lower(), re.DOTALL)
+        base, number = match.groups() if match else (column, None)
         if base in CAPTION_NAMES:
             numbered.setdefault(base, []).append((-1 if number is None else int(number), column))
-    if not numbered:
-        return []
-    chosen = min(numbered, key=CAPTION_NAMES.index)
-    others = [column for base, entries in numbered.items() if base != chosen for _, column in entries]
-    used = [column for _, column in sorted(numbered[chosen])]
-    if others:
+    chosen = min(numbered, key=CAPTION_NAMES.index, default="")
+    used = [column for _, column in sorted(numbered.get(chosen, []))]
+    others = [column for column in columns if column not in used]
+    similar = [column for column in others if any(part in column.lower() for part in CAPTION_PARTS)]
+    if used and similar:
         notes.warn(
-            f"{source}: captions are read from {', '.join(used)}; {', '.join(others)} not used "
+            f"{source}: captions are read from {', '.join(used)}; {', '.join(similar)} not used "
+            "(--caption_column chooses)"
+        )
+    elif not used and others:
+        notes.warn(
+            f"{source}: no column has a usual name for captions, such as caption or text; it has {', '.join(others)} "
             "(--caption_column chooses)"
         )
     return used

@@ -23,7 +23,7 @@ class PictureDataset(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the pictures and texts: another one where files, columns or split differ."""
+        """Hash that changes with the files, the columns and the split."""
 
     @property
     def label_names(self) -> list[str] | None:
@@ -48,7 +48,7 @@ class PictureSource:
     """Base of the sources in files: a `PictureDataset` whose rows have names, and a summary.
 
     Subclasses give `__len__`, `key`, `image` and `read_captions`.
-    notes: what the reader noticed while it opened the data set.
+    notes: repairs, files left out and warnings from opening the data set.
     split_sizes: pictures (or documents) of each split of the data set, as far as they are known.
     data_set_size: pictures of all splits; None: those of this source.
     """
@@ -68,7 +68,7 @@ class PictureSource:
         raise NotImplementedError
 
     def key(self, row: int) -> str:
-        """The row's name in its source, and where it stands, for messages."""
+        """The row's unique name in its source, such as its path. Messages use it, too."""
         raise NotImplementedError
 
     def image(self, row: int) -> Image.Image:

@@ -29,7 +29,7 @@ Unreadable = list[tuple[int, str]]  # (row, reason)
 
 @dataclass(frozen=True)
 class Reading:
-    """What becomes of each picture: uint8 (C, H, W), where (H, W) is one of `sizes`."""
+    """How pictures are decoded: to uint8 (C, H, W), where (H, W) is one of `sizes`."""
 
     settings: Preprocessing
     sizes: tuple[tuple[int, int], ...]
@@ -147,7 +147,7 @@ def _decode_shard(source: PictureDataset, reading: Reading, target: Path | None,
     block = np.zeros((stop - start, reading.picture_bytes), dtype=np.uint8)
     result = DecodeResult(np.zeros(stop - start, np.uint8))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about damaged metadata of single files: nobody can act on these
+        warnings.simplefilter("ignore")  # Pillow warns about damaged metadata of single files
         for row in range(start, stop):
             try:
                 image = source.image(row)
@@ -167,7 +167,7 @@ def _decode_shard(source: PictureDataset, reading: Reading, target: Path | None,
 
 
 def decode_one(source: PictureDataset, row: int, reading: Reading) -> np.ndarray:
-    """One picture -> uint8 (C, H, W). Raises whatever the reader raises."""
+    """One picture -> uint8 (C, H, W). Raises any error of the reader."""
     return _decode(source.image(row), reading)
 
 
@@ -177,10 +177,10 @@ def _decode(image: Image.Image, reading: Reading) -> np.ndarray:
 
 
 def _skip_detail(image: Image.Image, least: int) -> None:
-    """Let the JPEG reader leave out detail that is thrown away anyway: several times faster for photographs.
+    """Let the JPEG reader decode at a reduced scale, which is several times faster for photographs.
 
-    At least four times the size asked for remains, so that the antialiased resize still decides, and the sides
-    must divide, so that nothing is moved: on average a value differs by one step of 255 or less.
+    At least four times the target size remains, so that the antialiased resize determines the result. The scale must
+    divide both sides, so that pixels do not shift. On average a value differs by at most 1 of 255.
     """
     width, height = image.size
     for scale in (8, 4, 2):

@@ -38,7 +38,7 @@ class PictureDocument(NamedTuple):
 
 @dataclass(frozen=True)
 class DocumentLine:
-    """One line as it is read: where it stands, its parts ("t" or "i" each), and their texts and paths."""
+    """One parsed line: its file and line number, its parts ("t" or "i" each), and their texts and paths."""
 
     place: str
     order: str
@@ -58,7 +58,7 @@ class DocumentFile:
         self.root, self.name, self.notes = files.root, name, notes
         self._documents: list[DocumentLine] = []
         for file in names:
-            # Places name the file as the rows' keys do, so they stay the same wherever the folder lies.
+            # Keys have the path relative to the root, so that they do not change when the folder is moved.
             for place, value in json_lines(
                 read_text_file(self.root / file, notes), self.root / file, f"A line is one document: {FORM}", notes
             ):
@@ -73,7 +73,7 @@ class DocumentFile:
         return len(self._documents)
 
     def places(self, rows: np.ndarray) -> list[str]:
-        """Where some documents stand: file and line."""
+        """File and line of some documents."""
         return [self._documents[row].place for row in rows]
 
     def row_hashes(self, salt: str) -> np.ndarray:
@@ -130,7 +130,7 @@ class DocumentPictures(FolderPictures):
         self.fingerprint = digest(self.fingerprint, file.fingerprint, None if rows is None else rows.tobytes())
 
     def key(self, row: int) -> str:
-        """Where the picture is named first."""
+        """File and line of the first document with the picture, and its path."""
         return f"{self._places[row]}: {self.files[row]}"
 
     def part(self, rows: np.ndarray) -> DocumentPictures:

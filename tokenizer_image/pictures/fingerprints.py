@@ -41,5 +41,5 @@ def hash_numbers(count: int, salt: str) -> np.ndarray:
 
 
 def one_or_all(names: list[str]) -> str | list[str] | None:
-    """Names as they enter a fingerprint: None for none, a text for one, a list for several."""
+    """Names in the form that fingerprints hash: None if there are none, a string for one, a list for several."""
     return names if len(names) > 1 else next(iter(names), None)

@@ -1,4 +1,4 @@
-"""The files below a data set's folder, and the one place where a name in a text is matched with one of them."""
+"""The files below a data set's folder, and how a name in a text is matched with one of them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class FolderFiles:
         self._folded: dict[str, list[str]] | None = None
 
     def find(self, *names: str) -> str | None:
-        """The file that has one of these paths: exactly, else in another Unicode form (NFC, NFD), else in another case
-        too, as far as that is one file alone."""
+        """The file with one of these paths, or None. Exact matches come first, then those that differ in their Unicode
+        form (NFC, NFD) alone, then those that differ in case, too. Ambiguous matches do not count."""
         for name in names:
             if name in self._exact:
                 return name
@@ -43,13 +43,13 @@ class FolderFiles:
         return None
 
     def resolve(self, folder: str, name: str, place: str) -> str:
-        """The file that a text means which lies in `folder` (relative to the root): its path relative to the root.
+        """The path, relative to the root, of the picture `name` in a text file of `folder` (relative to the root, too).
 
         The name may be relative to that folder or to the root, absolute inside the root, have Windows separators, or be
         percent-encoded. A file that is not there is its path relative to `folder`.
 
         Raises:
-            ValueError: the name lies outside of the root. The message begins with `place`.
+            ValueError: the path leads out of the root. The message begins with `place`.
         """
         spellings = list(dict.fromkeys([name, name.replace("\\", "/"), urllib.parse.unquote(name.replace("\\", "/"))]))
         paths = [path for spelling in spellings for path in self._paths(folder, spelling)]
@@ -62,7 +62,7 @@ class FolderFiles:
         return self.find(*inside) or inside[0]
 
     def _paths(self, folder: str, name: str) -> list[str]:
-        """What a name may mean, as paths relative to the root; those outside of it begin with "/" or "../"."""
+        """Candidate paths for a name, relative to the root; those outside of it begin with "/" or "../"."""
         if posixpath.isabs(name):
             for root in (os.path.abspath(self.root), os.path.realpath(self.root)):
                 relative = os.path.relpath(posixpath.normpath(name), root)
@@ -86,8 +86,8 @@ def _folded(name: str) -> str:
 def files_below(root: Path, notes: ReadingNotes) -> Iterator[str]:
     """Paths of the files below `root`, relative, with "/".
 
-    Hidden names and systems' own folders are passed over. Links are followed inside of `root`; a link out of it is left
-    out, as nothing outside of the folder is read (but for the store of the Hub's cache, which its snapshots link to).
+    Hidden names and folders of the operating system are skipped. Links are followed inside of `root`. A link out of it
+    is left out, since nothing outside of the folder is read, except the store that a snapshot in the Hub's cache links to.
     """
     seen: set[str] = set()
     allowed = _roots(root)
@@ -128,7 +128,7 @@ def _within(path: str, folders: list[str]) -> bool:
 
 
 def real_path_inside(root: Path, path: str) -> Path:
-    """`root / path`. Raises ValueError where that is outside of `root`, be it by "..", or by a link."""
+    """`root / path`. Raises ValueError where that is outside of `root`, through ".." or a link."""
     real = os.path.realpath(root / path)
     if not _within(real, _roots(root)):
         raise ValueError(f"{shown(path)!r} is outside of the data set's folder, {root}")

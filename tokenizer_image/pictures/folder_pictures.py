@@ -35,7 +35,7 @@ class FolderCaptions:
     texts: captions in metadata files, and `origins`, the names of those files; None without such files.
     sidecars: paths of caption files relative to the root, None where a picture has none; [] without any.
     labels, label_names: classes. names_are_captions: a picture without other captions has the name of its class.
-    folder_caption: what takes its place where all pictures are in one folder.
+    folder_caption: the folder's name, if all pictures are in one folder: the caption of pictures without another.
     """
 
     texts: list[list[str]] | None = None
@@ -125,8 +125,8 @@ def sidecars_of(files: FolderFiles, pictures: Sequence[str]) -> dict[str, str]:
     """{picture: caption file} of the pictures that have one."""
     if not any(ending(file) in SIDECAR_ENDINGS for file in files.files):
         return {}
-    found = ((picture, find_sidecar(files, picture)) for picture in pictures)
-    return {picture: sidecar for picture, sidecar in found if sidecar is not None}
+    sidecars = ((picture, find_sidecar(files, picture)) for picture in pictures)
+    return {picture: sidecar for picture, sidecar in sidecars if sidecar is not None}
 
 
 def picture_splits(files: FolderFiles, name: str, pictures: list[str], notes: ReadingNotes) -> dict[str, SplitFiles]:
@@ -169,16 +169,18 @@ def note_left_out(
     notes: ReadingNotes,
     *,
     pictures: str = "",
-    texts: str = "no picture has this name",
+    texts: str = "",
 ) -> None:
     """Count the files that are not `used` and not counted yet, with the reason: for pictures, and for caption files."""
+    stems = {posixpath.splitext(file)[0] for file in used if is_picture(file)}
     for file in files.files:
         if file in used or file in notes.counted:
             continue
         if is_picture(file):
             notes.leave_out(file, pictures)
         elif ending(file) in SIDECAR_ENDINGS:
-            notes.leave_out(file, texts)
+            beside = posixpath.splitext(file)[0] in stems
+            notes.leave_out(file, texts or ("another caption file is read" if beside else "no picture has this name"))
         else:
             notes.leave_out(file, why_not_read(file) or "not a kind of file that is read here")
 
@@ -208,7 +210,7 @@ def _class_names(pictures: Sequence[str], depth: int, sidecars: bool, notes: Rea
 
 
 def _only_folder(pictures: Sequence[str], depth: int, notes: ReadingNotes) -> str | None:
-    """The name of the one folder that holds all pictures of each split, if it can say what they show."""
+    """The name of the folder that holds all pictures, if there is only one and its name can describe them."""
     for level in (depth, depth - 1):
         folders = {_class_of(file, level) if level >= 0 else "" for file in pictures}
         name = folders.pop() if len(folders) == 1 else ""

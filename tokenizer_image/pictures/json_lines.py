@@ -1,4 +1,4 @@
-"""JSON that people write: one value a line, with mistakes named by file and line."""
+"""Files with one JSON value a line. Errors name file and line."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def parse_json(text: str | bytes, place: str) -> Any:
         if len(values) < len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"the key {twice!r} stands there twice; leave one out")
+            raise ValueError(f"the key {twice!r} occurs twice; leave one out")
         return values
 
     try:
@@ -65,5 +65,5 @@ def parse_json(text: str | bytes, place: str) -> Any:
         raise
     except RecursionError as error:
         raise ValueError(f"{place}: the JSON is nested too deeply") from error
-    except ValueError as error:  # a key that stands twice, or a number of thousands of digits
+    except ValueError as error:  # a key that occurs twice, or a number of thousands of digits
         raise ValueError(f"{place}: {error}") from error

@@ -1,7 +1,7 @@
 """Any source of pictures -> examples: a picture, its captions, its label.
 
 `load_pictures` finds out what `--dataset` names and which split is meant; `decode_pictures` reads every
-picture once; `preprocess`, `to_pixel_values` and `postprocess` are the one way between files and tensors.
+picture once; `preprocess`, `to_pixel_values` and `postprocess` convert between files and tensors.
 """
 
 from __future__ import annotations

@@ -34,9 +34,9 @@ Line = tuple[str, dict[str, Any]]  # (place, {column: value})
 
 @dataclass
 class MetadataPicture:
-    """What metadata files say about one picture; several lines about it are several captions.
+    """The lines of metadata files about one picture; several lines are several captions.
 
-    label: the value of a column of classes and where it stands, None without.
+    label: (file and line, value) in a column of classes, None if there is none.
     """
 
     origin: str
@@ -46,7 +46,7 @@ class MetadataPicture:
 
 @dataclass
 class Metadata:
-    """What all metadata files of a data set say, by picture, in their order.
+    """All metadata files of a data set, by picture, in the order of their lines.
 
     has_captions: whether any of them has a column of captions.
     """
@@ -74,7 +74,8 @@ def read_metadata(
         file_column = _file_column(file, present, name, columns)
         others = [column for column in present if column != file_column]
         named = [columns.caption] if columns.caption in present else []
-        captions = [str(column) for column in named] if columns.caption else caption_columns(others, file, notes)
+        texts_in = [column for column in others if column.lower() not in LABEL_NAMES]
+        captions = [str(column) for column in named] if columns.caption else caption_columns(texts_in, file, notes)
         has_captions = has_captions or bool(captions)
         labels = usual_column([column for column in others if column not in captions], LABEL_NAMES)
         for place, line in lines:
@@ -168,7 +169,7 @@ def _parquet_lines(path: Path) -> Iterator[Line]:
 
     try:
         rows = parquet.read_table(path).to_pylist()
-    except Exception as error:  # whatever Arrow makes of a damaged file
+    except Exception as error:  # Arrow raises many kinds for damaged files
         raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
     yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows))
 

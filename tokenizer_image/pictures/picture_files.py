@@ -1,4 +1,4 @@
-"""Picture files: which endings are read, and how a file is opened so that only its pixels can stop it."""
+"""Picture files: which endings are read, and how a file is opened whatever metadata it carries."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ OTHER_PICTURES = (
 
 MAX_REDUCED_PIXELS = 1 << 30  # of a JPEG that is read at an eighth of its size
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# What decides a PNG's pixels and its orientation. Texts, profiles, times and the frames after the first do not.
+# The chunks that determine a PNG's pixels and its orientation.
 PNG_PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")
 
 
@@ -66,10 +66,10 @@ def why_not_read(file: str) -> str | None:
 
 
 def open_picture(file: Path | bytes, name: str = "") -> Image.Image:
-    """Open a picture file, given by its path or its content, of which `name` tells the ending.
+    """Open a picture file, given by its path, or by its content and a `name` with its ending.
 
-    What stands beside the pixels (texts, profiles) never stops a PNG: it is read again without. A JPEG beyond Pillow's
-    limit of pixels is opened, for its reader can reduce it while it decodes.
+    A PNG whose metadata (texts, profiles) cannot be read is opened without it. A JPEG beyond Pillow's limit of pixels
+    is opened at a reduced scale.
     Raises what Pillow raises for a file that cannot be read, and ValueError for one with too many pixels.
     """
     plugin = PLUGINS.get(ending(name or os.fspath(file) if isinstance(file, Path) else name))
@@ -81,7 +81,7 @@ def open_picture(file: Path | bytes, name: str = "") -> Image.Image:
         image = _open(file)
         if image.format == "PNG":
             _note_significant_bits(image, file)
-            image.load()  # texts may stand behind the pixels
+            image.load()  # reads the texts behind the pixels, too
         return image
     except Image.DecompressionBombError as error:
         return _open_large(file, error)
@@ -112,7 +112,7 @@ def _register(module: str) -> None:
 
 
 def _note_significant_bits(image: Image.Image, file: Path | bytes) -> None:
-    """Keep what the sBIT chunk of a 16-bit PNG says, which Pillow passes over, for `preprocess`."""
+    """Keep the number of bits in the sBIT chunk of a 16-bit PNG, which Pillow ignores, for `preprocess`."""
     if not image.mode.startswith("I"):
         return
     if isinstance(file, Path):
@@ -126,7 +126,7 @@ def _note_significant_bits(image: Image.Image, file: Path | bytes) -> None:
 
 
 def _pixel_chunks(content: bytes) -> Iterator[bytes]:
-    """The chunks of a PNG that decide its pixels, as they are."""
+    """The chunks of a PNG that determine its pixels, unchanged."""
     place = len(PNG_SIGNATURE)
     while place + 12 <= len(content):
         length, kind = struct.unpack(">I4s", content[place : place + 8])

@@ -1,7 +1,7 @@
-"""Every picture of a source, read once and kept as uint8 in one file.
+"""The pixel cache: every picture of a source, decoded once and kept as uint8 in one file.
 
-A picture is opened, decoded and resized by worker processes that write their share of one .npy file; later
-epochs and later runs read that file through a memory map. The folder appears under its name only when whole.
+Worker processes open, decode and resize the pictures and write their shares of one .npy file. Later epochs and runs
+read that file through a memory map. The folder gets its name when it is complete.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def decode_pictures(
     """Read every picture of `source` once -> uint8 pictures (n, C, H, W) in a memory-mapped file.
 
     The file lives in `<cache_folder>/pictures/<hash of source.fingerprint and settings>` (default folder:
-    $TESSERA_CACHE, else ~/.cache/tessera) and is used again as long as it is whole. Where it would exceed
-    `max_bytes` or the free disk space, pictures are only checked now and decoded whenever they are asked for.
+    $TESSERA_CACHE, else ~/.cache/tessera) and is used again as long as it is complete. If it would exceed
+    `max_bytes` or the free disk space, pictures are only checked now, and decoded on each access.
     sizes: (height, width) of what pictures become, each the one whose shape is nearest (default: the square of
     `settings`). Of several, a picture has the room of the largest in the file.
     num_workers: worker processes (0: this process). They are spawned, so call this below
@@ -56,7 +56,7 @@ def decode_pictures(
 
     Pictures that cannot be read are skipped, counted, and listed with the reason in `unreadable.txt` there.
     Raises ValueError when their share of all pictures in the data set, with its other splits, exceeds
-    `max_unreadable_share` (a single one is always let pass, unless that is 0), or when none can be read.
+    `max_unreadable_share` (one unreadable picture is always allowed, unless that is 0), or when none can be read.
     """
     if not 0.0 <= max_unreadable_share <= 1.0:
         raise ValueError(f"--max_unreadable_share must be between 0 and 1, got {max_unreadable_share}")
@@ -66,13 +66,13 @@ def decode_pictures(
     reading = Reading(settings, tuple(sizes) or (square,), max_image_pixels)
     allow_pixels(max_image_pixels)
     folder = cache_root(cache_folder) / "pictures" / _key(source, reading)
-    whole = _read_manifest(folder, source, reading)
-    if whole is None or not _worth_reusing(whole, source, folder, reading, max_bytes, max_unreadable_share):
-        whole = _fill(folder, source, reading, num_workers, max_bytes, progress)
-    decoded = DecodedPictures(folder, reading, whole, source, num_workers)
-    _complain(decoded, source, max_unreadable_share, progress)
+    manifest = _read_manifest(folder, source, reading)
+    if manifest is None or not _worth_reusing(manifest, source, folder, reading, max_bytes, max_unreadable_share):
+        manifest = _fill(folder, source, reading, num_workers, max_bytes, progress)
+    decoded = DecodedPictures(folder, reading, manifest, source, num_workers)
+    _check_unreadable(decoded, source, max_unreadable_share, progress)
     if progress:
-        _tell_dark(decoded, source)
+        _warn_of_dark(decoded, source)
     return decoded
 
 
@@ -159,7 +159,7 @@ class DecodedPictures:
 
 
 def cache_root(cache_folder: str | os.PathLike[str] | None = None) -> Path:
-    """Where what can be made again is kept: `cache_folder`, else $TESSERA_CACHE, else ~/.cache/tessera."""
+    """The folder of caches: `cache_folder`, else $TESSERA_CACHE, else ~/.cache/tessera."""
     if cache_folder is None:
         cache_folder = os.environ.get("TESSERA_CACHE") or Path.home() / ".cache" / "tessera"
     return Path(cache_folder).expanduser()
@@ -177,7 +177,7 @@ def _sizes_beyond_square(reading: Reading) -> list[list[int]]:
 
 
 def _read_manifest(folder: Path, source: PictureDataset, reading: Reading) -> dict[str, Any] | None:
-    """The manifest of a whole folder of these very pictures, else None."""
+    """The manifest of a complete folder of these pictures, else None."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         same = (
@@ -201,7 +201,7 @@ def _worth_reusing(
     max_bytes: int,
     max_share: float,
 ) -> bool:
-    """False where another try may be better: too many pictures failed, or now their pixels can be stored."""
+    """False if decoding again may do better: too many pictures failed, or there is room for the pixels now."""
     size = manifest["num_rows"] * manifest["picture_bytes"]
     readable_enough = not _too_many(len(manifest["unreadable"]), _data_set_size(source), max_share)
     limit_raised = (reading.max_image_pixels or 0) > (manifest.get("max_image_pixels") or 0)
@@ -261,7 +261,9 @@ def _fill(
         }
         (work / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
         present = _read_manifest(folder, source, reading)
-        if present is None or present != _read_manifest(work, source, reading):  # else another process was as quick
+        if present is None or present != _read_manifest(
+            work, source, reading
+        ):  # else another process has written the same
             replace_folder(work, folder)
     return json.loads(json.dumps(manifest))
 
@@ -284,19 +286,19 @@ def _write_unreadable(path: Path, source: PictureDataset, unreadable: Unreadable
 
 
 def _place(source: PictureDataset, row: int) -> str:
-    """Where a row came from, in words: its file if the source can tell."""
+    """The row's file, if the source knows it, else its number."""
     key = getattr(source, "key", None)
     return str(key(row)) if callable(key) else f"row {row}"
 
 
 def _too_many(unreadable: int, total: int, max_share: float) -> bool:
-    """Whether more pictures than the allowed share cannot be read. One is let pass in any data set, unless the share
-    is zero: of fewer than a hundred pictures, it would be more than one in a hundred."""
+    """Whether more pictures than the allowed share cannot be read. One is allowed in any data set, unless the share is
+    0: of fewer than 100 pictures, one is more than 1%."""
     return unreadable > total * max_share and not (unreadable == 1 and max_share > 0)
 
 
-def _complain(decoded: DecodedPictures, source: PictureDataset, max_share: float, progress: bool) -> None:
-    """Say how many pictures were skipped; ValueError when they are too many of all in the data set."""
+def _check_unreadable(decoded: DecodedPictures, source: PictureDataset, max_share: float, progress: bool) -> None:
+    """Print how many pictures were skipped; ValueError if they are too large a share of the data set."""
     count, total = len(decoded.unreadable), _data_set_size(source)
     if count == 0:
         return
@@ -319,8 +321,8 @@ def _data_set_size(source: PictureDataset) -> int:
     return max(getattr(source, "data_set_size", None) or 0, len(source))
 
 
-def _tell_dark(decoded: DecodedPictures, source: PictureDataset) -> None:
-    """Say that pictures of 16 bits come out nearly black, where their files do not tell how many bits they use."""
+def _warn_of_dark(decoded: DecodedPictures, source: PictureDataset) -> None:
+    """Print that 16-bit pictures are nearly black, if their files do not state how many bits they use."""
     if decoded.dark and decoded.settings.sixteen_bit == "full":
         print(
             f"WARNING: {shown(source.name)}: {decoded.dark:,} pictures of 16 bits use a sixteenth of that range "

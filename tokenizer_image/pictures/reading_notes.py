@@ -1,4 +1,4 @@
-"""What readers notice while they read a data set: repairs, what they leave out, and warnings."""
+"""What readers report about a data set: repairs, files that are left out, and warnings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Tally:
 class ReadingNotes:
     """Every reader of a data set fills these; `DataSummary` prints them.
 
-    repairs: texts and names that were mended, by kind.
+    repairs: places where texts were repaired, by kind.
     left_out: files, by (ending, reason); captions that are not used are under the ending "caption".
     caption_origins: pictures whose captions came from each origin ("sidecar files", "folder names", ...).
     """
@@ -71,5 +71,5 @@ def counted(count: int, noun: str) -> str:
 
 
 def shown(text: str) -> str:
-    """A text or file name that any terminal and file can take: what is not Unicode is escaped."""
+    """A text or file name in a form that can be printed: what is not Unicode is escaped."""
     return text.encode("utf-8", errors="backslashreplace").decode("utf-8")

@@ -28,7 +28,7 @@ class RowSource(Protocol):
     def __len__(self) -> int: ...
 
     def row_hashes(self, salt: str) -> np.ndarray:
-        """uint64 (n,): a hash of (salt, name) for each row, whatever the other rows."""
+        """uint64 (n,): a hash of (salt, name) for each row, independent of the other rows."""
 
     def select(self, rows: np.ndarray) -> PictureSource:
         """The pictures of some rows, int64, increasing."""
@@ -36,7 +36,7 @@ class RowSource(Protocol):
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """One split of a data set before it is opened. count: its rows, None where only opening tells."""
+    """One split of a data set before it is opened. count: its rows, None if they are only known once it is opened."""
 
     open: Callable[[], RowSource]
     count: int | None = None
@@ -79,7 +79,7 @@ def split_by_folder(pictures: Sequence[str]) -> tuple[int, dict[str, list[str]]]
 
 
 def choose_split(dataset: str, present: Sequence[str], wanted: str) -> tuple[str, str]:
-    """(split of the source, "all" | "kept" | "held out") for the split that is asked for."""
+    """(split of the source, "all" | "kept" | "held out") for the split `wanted`."""
     own_validation = next((split for split in ("validation", "test") if split in present), None)
     if wanted == "validation" and own_validation:
         return own_validation, "all"

@@ -41,7 +41,7 @@ class TablePictures(PictureSource):
 
     A picture is a cell with encoded bytes, a path, both (as `datasets.Image` has it), or a list of these, of which the
     first is used. Paths are relative to `root`, or to the folder of the file that the row comes from.
-    identity: fingerprint of the rows, whatever the columns.
+    identity: fingerprint of the rows, independent of the chosen columns.
     folders: (number of the first row, folder relative to the root) of each file, increasing.
     """
 
@@ -120,14 +120,14 @@ class TablePictures(PictureSource):
                 yield row, path
 
     def _identity(self, row: int, path: str) -> tuple[int, int]:
-        """Size and time of the file that a cell's path means, (-1, -1) for one that cannot be read."""
+        """Size and time of the file that a cell's path names, (-1, -1) if it cannot be read."""
         try:
             return file_identity(self._find(row, path))
         except ValueError:
             return -1, -1
 
     def _find(self, row: int, path: str) -> Path:
-        """The file that a cell's path means. Raises ValueError for one that must not be read."""
+        """The file that a cell's path names. Raises ValueError for one outside of the data set's folder."""
         if "://" in path:
             raise ValueError(f"a web address instead of a picture: {path}")
         if "\0" in path:
@@ -262,7 +262,11 @@ def _caption_columns(
 ) -> list[str]:
     """The columns with captions: the one named, which must hold texts, else those of usual names."""
     if wanted is None:
-        return caption_columns([name for name in table.features if name != image_column], source, notes)
+        classes = [
+            name for name, kind in table.features.items() if _is_class(kind) and name.lower() not in CAPTION_NAMES
+        ]
+        others = [name for name in table.features if name not in (image_column, *classes)]
+        return caption_columns([name for name in others if name.lower() not in LABEL_NAMES], source, notes)
     kind = table.features[check_column(list(table.features), wanted, "caption_column", source)]
     if not _is_class(kind) and not _can_hold_texts(table.data.schema.field(wanted).type):
         raise ValueError(
@@ -304,7 +308,7 @@ def inspect_table(root: Path, file: str, columns: Columns) -> TableFile:
     try:
         footer = parquet.ParquetFile(root / file)
         schema = footer.schema_arrow
-    except Exception as error:  # whatever Arrow makes of a damaged file
+    except Exception as error:  # Arrow raises many kinds for damaged files
         return TableFile(problem=f"it cannot be read as Parquet ({' '.join(str(error).split()):.80})")
     if footer.metadata.num_rows == 0:
         return TableFile(problem="it has no rows")
@@ -328,7 +332,7 @@ def open_parquet(root: Path, files: Sequence[str], name: str, columns: Columns, 
     try:
         table = load_dataset("parquet", data_files={"train": patterns}, split="train")
         counts = [parquet.ParquetFile(path).metadata.num_rows for path in paths]
-    except Exception as error:  # whatever Arrow and datasets make of a damaged file or unlike columns
+    except Exception as error:  # Arrow and datasets raise many kinds for damaged files and for columns that differ
         reason = " ".join(str(error.__cause__ or error).split())
         raise ValueError(f"{name}: {', '.join(files[:3])} cannot be read as Parquet: {reason}") from error
     starts = np.cumsum([0, *counts[:-1]]).tolist()
@@ -343,7 +347,7 @@ def saved_to_disk(path: Path, name: str, columns: Columns, notes: ReadingNotes) 
 
     try:
         loaded = load_from_disk(str(path))
-    except Exception as error:  # whatever Arrow and datasets make of damaged files
+    except Exception as error:  # Arrow and datasets raise many kinds for damaged files
         reason = " ".join(str(error).split())
         raise ValueError(f"{name}: {path} cannot be read as what datasets saved: {reason}") from error
     return table_splits({"train": loaded} if isinstance(loaded, Dataset) else loaded, name, columns, notes, root=path)

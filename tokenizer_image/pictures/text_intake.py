@@ -1,4 +1,4 @@
-"""The one place where text comes in: bytes to text, and any value that stands for captions to clean captions."""
+"""Text intake of all readers: bytes to text, and the value of any cell to clean captions."""
 
 from __future__ import annotations
 

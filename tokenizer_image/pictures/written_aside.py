@@ -1,4 +1,4 @@
-"""Folders that appear under their names only when they are whole."""
+"""Folders that get their names when they are complete."""
 
 from __future__ import annotations
 

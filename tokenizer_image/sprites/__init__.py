@@ -1,1 +1,1 @@
-"""The built-in world of captioned pictures, drawn when they are asked for."""
+"""The built-in world of captioned pictures, drawn on the fly."""

@@ -35,7 +35,7 @@ FULL_SHARE = 0.4  # of captions of one object: all five attributes
 def describe(scene: Scene, rng: random.Random, *, full: bool = False) -> str:
     """A true caption in lower case, such as "a small red dog on the left, on grass" or just "a dog".
 
-    Things are always named; other attributes only now and then, unless `full` (one object: all five; two
+    Things are always named; other attributes sometimes, unless `full` (one object: all five; two
     objects: both colours and the relation). Synonyms: little, big, middle, center, over, under. `rng` is used
     through `rng.random()` only, so that a caption is the same in every version of Python.
     """
@@ -59,7 +59,7 @@ def _join(*words: str) -> str:
 
 
 def _describe_one(stated: dict[str, str], rng: random.Random) -> str:
-    """One object: a noun phrase with its place, the whole sentence turned round, or a bare list of words."""
+    """One object: a noun phrase with its place, a sentence with its parts in another order, or a list of words."""
     thing, colour = stated["thing"], stated.get("colour", "")
     size = pick(rng, SIZE_WORDS[stated["size"]]) if "size" in stated else ""
     position = pick(rng, POSITION_PHRASES[stated["position"]]) if "position" in stated else ""

@@ -38,7 +38,7 @@ _FIXED: dict[str, RGB] = {
     "flame": (255, 176, 40),
     "beak": (250, 170, 40),
 }
-# Where the general rule would give a detail that cannot be seen on the thing itself.
+# Tones of details that the general rule would make invisible on the thing.
 _EXCEPTIONS: dict[str, dict[str, RGB]] = {
     "orange": {"beak": (214, 60, 30), "flame": (226, 60, 30)},
     "yellow": {"beak": (214, 60, 30), "flame": (226, 60, 30), "dark": (226, 172, 20), "rim": (122, 92, 12)},
@@ -133,9 +133,9 @@ def draw_thing(
 
 @dataclass(frozen=True)
 class Backdrop:
-    """Two smooth vertical gradients (top, bottom), the near one below a skyline, and perhaps a few clouds.
+    """Two vertical gradients (top, bottom), the near one below a skyline, with optional clouds.
 
-    Muted on purpose: calm for the codes and unlike every object's colour. The same in every picture.
+    Muted colours, which need few codes and differ from those of all objects. The same in every picture.
     """
 
     far: tuple[RGB, RGB]

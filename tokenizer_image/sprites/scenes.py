@@ -75,7 +75,7 @@ class SpriteObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two objects before a background; `relation` is how the first object lies to the second."""
+    """One or two objects before a background; `relation` is the first object's position relative to the second."""
 
     objects: tuple[SpriteObject, ...]
     background: str
@@ -93,7 +93,7 @@ class Scene:
 
     @property
     def attributes(self) -> dict[str, str]:
-        """What a caption can say: thing, colour, size, position, background; of two objects thing, colour,
+        """What a caption can state: thing, colour, size, position, background; of two objects thing, colour,
         relation, other_thing, other_colour, background ("thing relation other_thing"); and num_objects."""
         first = self.objects[0]
         named = {"num_objects": str(len(self.objects)), "thing": first.thing, "colour": first.colour}
