@@ -87,7 +87,8 @@ def files_below(root: Path, notes: ReadingNotes) -> Iterator[str]:
     """Paths of the files below `root`, relative, with "/".
 
     Hidden names and folders of the operating system are skipped. Links are followed inside of `root`. A link out of it
-    is left out, since nothing outside of the folder is read, except the store that a snapshot in the Hub's cache links to.
+    is left out, since nothing outside of the folder is read,
+    except the store that a snapshot in the Hub's cache links to.
     """
     seen: set[str] = set()
     allowed = _roots(root)
