@@ -71,8 +71,9 @@ def main(options: Options) -> None:
 def write_split(options: Options, tokenizer: Any, split: str, device: torch.device) -> None:
     """Write this job's shards of one split."""
     from lm.data.token_cache import TokenCache, damaged_shards
-    from pipelines.caching.writer import TokenCacheWriter, source_settings, tell_left_out
-    from pipelines.training.start import load_source
+    from pipelines.caching.opening import report_left_out, source_settings
+    from pipelines.caching.sources import load_source
+    from pipelines.caching.writer import TokenCacheWriter
     from tokenizer_image.pictures.dataset import print_summary
 
     folder = Path(str(options.token_cache)) / split
@@ -98,7 +99,7 @@ def write_split(options: Options, tokenizer: Any, split: str, device: torch.devi
         )
         return
     if mine or not writer.finished:
-        tell_left_out(writer.finish())
+        report_left_out(writer.finish())
     print(f"{folder} is whole: {len(TokenCache(folder)):,} rows", flush=True)
 
 
@@ -106,7 +107,7 @@ def read_shards(options: Options, writer: TokenCacheWriter, tokenizer: Any) -> N
     """Decode the pictures of this job's shards: all of them, so that a job that is run again finds them decoded."""
     import numpy as np
 
-    from pipelines.training.start import read_pictures
+    from pipelines.caching.sources import read_pictures
     from tokenizer_image.preprocessing import preprocessing_of
 
     whole = writer.finished  # then only what is to be repaired

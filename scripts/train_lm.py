@@ -29,7 +29,8 @@ def main(options: LanguageModelOptions) -> None:
     from lm.model import recompute_layers
     from lm.training.attention import use_fastest_attention
     from lm.training.losses import NextTokenLoss
-    from pipelines.caching.writer import open_cache
+    from pipelines.caching.opening import open_cache
+    from pipelines.machine.printing import say
     from pipelines.text_to_image import TextToImagePipeline
     from pipelines.training.averages import AveragedWeights
     from pipelines.training.compilation import compile_layers
@@ -42,7 +43,7 @@ def main(options: LanguageModelOptions) -> None:
     from pipelines.training.prefetch import prefetch
     from pipelines.training.sample_pictures import choose_prompts, draw_samples, next_commands
     from pipelines.training.sequences import build_source, count_long, formats_line, long_line
-    from pipelines.training.start import check_batch_size, count_parameters, say, start_run, warn_small_data_set
+    from pipelines.training.start import check_batch_size, count_parameters, start_run, warn_small_data_set
     from pipelines.training.state import TrainingState
     from pipelines.training.throughput import Throughput, total_peak
     from tokenizer_image.registry import load_tokenizer
@@ -54,8 +55,9 @@ def main(options: LanguageModelOptions) -> None:
     tokenizer = load_tokenizer(options.image_tokenizer).to(device)
     check_parts(options, tokenizer)
     check_batch_size(accelerator, options.batch_size, parts=accumulation_steps)
-    cache = open_cache(options, tokenizer, "train", accelerator)
-    validation_cache = open_cache(options, tokenizer, "validation", accelerator)
+    root = options.token_cache or Path(options.output_dir) / "token_cache"
+    cache = open_cache(options, tokenizer, "train", accelerator, root=root, need_captions=options.needs_captions)
+    validation_cache = open_cache(options, tokenizer, "validation", accelerator, root=root)
     model, vocabulary = build_parts(options, tokenizer, cache)
     source = build_source(options, cache, vocabulary, model)
     vocabulary.formats = source.trained_formats()
@@ -137,7 +139,7 @@ def main(options: LanguageModelOptions) -> None:
 
 def finish(loop: Loop, write: Callable[[Any, Path], None], commands: list[str]) -> None:
     """Save the model folder with the averaged weights, and say where everything is."""
-    from pipelines.training.start import say
+    from pipelines.machine.printing import say
 
     run, progress, figures = loop.run, loop.progress, loop.figures  # of these very weights
     with loop.state.averaged():

@@ -24,6 +24,7 @@ def main(options: ImageTokenizerOptions) -> None:
     """Train, then leave the tokenizer in `options.output_dir`."""
     import torch
 
+    from pipelines.machine.printing import say
     from pipelines.training.averages import AveragedWeights
     from pipelines.training.image_tokenizer import (
         build_tokenizer,
@@ -41,7 +42,6 @@ def main(options: ImageTokenizerOptions) -> None:
         check_batch_size,
         count_parameters,
         load_split,
-        say,
         start_run,
         warn_small_data_set,
     )
@@ -110,8 +110,8 @@ def main(options: ImageTokenizerOptions) -> None:
 
 def finish(loop: Loop, pictures: DecodedPictures, validation_pictures: DecodedPictures) -> None:
     """Fit the codebook to the averaged weights, measure, and save the tokenizer."""
+    from pipelines.machine.printing import say
     from pipelines.training.image_tokenizer import draw_reconstructions, refit, validate
-    from pipelines.training.start import say
 
     tokenizer, run, device, options = loop.state.model, loop.run, loop.accelerator.device, loop.options
     tokenizer.eval()

@@ -22,7 +22,7 @@ from transformers import (
 from lm.pretrained import extend_model, load_own_tokenizer, load_pretrained
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines import TextToImagePipeline
-from pipelines.training import start as training
+from pipelines.caching import sources
 from scripts import train_lm, train_tokenizer
 from tokenizer_image.layout import build_layout
 
@@ -128,7 +128,7 @@ def image_tokenizer(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("stage1")
         patch.setenv("TESSERA_CACHE", str(folder / "pictures"))
-        patch.setattr(training, "VALIDATION_PICTURES", 16)
+        patch.setattr(sources, "VALIDATION_PICTURES", 16)
         AcceleratorState._reset_state(reset_partial_state=True)
         train_tokenizer.main(train_tokenizer.ImageTokenizerOptions(
             output_dir=str(folder / "tokenizer"), num_workers=0, cpu_threads=1, mixed_precision="no", batch_size=16,

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from lm.data.token_cache import TokenCache
 from pipelines import TextToImagePipeline
+from pipelines.caching import sources
 from pipelines.options.language_model import LanguageModelOptions
-from pipelines.training import start
 from scripts import train_lm
 from tokenizer_image import CodeLayout, ImageTokenizer, load_tokenizer, register_tokenizer
 from tokenizer_image.layout import build_layout
@@ -73,7 +73,7 @@ class GreyPatches:
 @pytest.fixture
 def tokenizer_folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("TESSERA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(start, "VALIDATION_PICTURES", 8)
+    monkeypatch.setattr(sources, "VALIDATION_PICTURES", 8)
     GreyPatches(torch.linspace(-1, 1, GreyPatches.num_codes)).save_pretrained(str(tmp_path / "tokenizer"))
     yield tmp_path / "tokenizer"
     TOKENIZERS.pop("grey_patches", None)

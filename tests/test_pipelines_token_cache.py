@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +23,9 @@ from lm.data.shards import damage
 from lm.data.token_cache import Document, TokenCache, code_dtype, write_manifest, write_shard
 from pipelines.caching import encoder as encoding
 from pipelines.caching.encoder import PictureEncoder, check_sizes, encoded_documents
-from pipelines.caching.writer import TokenCacheWriter, open_cache
+from pipelines.caching.opening import open_cache
+from pipelines.caching.writer import TokenCacheWriter
+from pipelines.machine import batches
 from pipelines.options.data import CacheOptions
 from scripts import cache_tokens
 from tokenizer_image import VQVAE, VQVAEConfig
@@ -90,14 +91,13 @@ def write_documents(folder: Path, broken: bool = False) -> Path:
     return folder
 
 
-def options(tokenizer_folder: Path, tmp_path: Path, **changes) -> SimpleNamespace:
-    values = vars(CacheOptions(image_tokenizer=str(tokenizer_folder), num_workers=0)) | {
-        "token_cache": str(tmp_path / "cache"), "needs_captions": False, **changes,
-    }  # fmt: skip
-    made = SimpleNamespace(**values)
-    made.picture_sizes = lambda: CacheOptions(image_sizes=made.image_sizes).picture_sizes()
-    made.workers = lambda: 0
-    return made
+def options(tokenizer_folder: Path, tmp_path: Path, **changes) -> CacheOptions:
+    values = {"image_tokenizer": str(tokenizer_folder), "num_workers": 0, "token_cache": str(tmp_path / "cache")}
+    return CacheOptions(**(values | changes))
+
+
+def opened(options: CacheOptions, tokenizer: VQVAE, split: str) -> TokenCache:
+    return open_cache(options, tokenizer, split, Accelerator(), root=str(options.token_cache))
 
 
 def codes_of(tokenizer: VQVAE, image: Image.Image, sizes=()) -> np.ndarray:
@@ -111,7 +111,7 @@ def test_a_tokenizer_without_preprocessing_settings_encodes_at_its_size(tokenize
     saved.save_pretrained(tmp_path / "plain")
     tokenizer, folder = load_tokenizer(tmp_path / "plain"), write_pictures(tmp_path / "pictures", 12)
     made = options(tmp_path / "plain", tmp_path, dataset=str(folder))
-    cache = open_cache(made, tokenizer, "train", Accelerator())
+    cache = opened(made, tokenizer, "train")
     source = load_pictures(str(folder))
     expected = [codes_of(tokenizer, source.image(row)).tolist() for row in range(len(source))]
     assert [cache.codes(row).tolist() for row in range(len(cache))] == expected
@@ -130,20 +130,20 @@ def test_a_tokenizer_without_preprocessing_settings_encodes_at_its_size(tokenize
 def test_a_cache_with_the_legacy_fingerprint(tokenizer, tokenizer_folder, tmp_path, is_whole, monkeypatch):
     """Of earlier versions, whole or interrupted: nothing in it is encoded again."""
     made = options(tokenizer_folder, tmp_path, dataset=str(write_pictures(tmp_path / "pictures", 12)))
-    cache = open_cache(made, tokenizer, "train", Accelerator())
+    cache = opened(made, tokenizer, "train")
     manifest = cache.folder / "manifest.json"
     values = json.loads(manifest.read_text()) | {"image_tokenizer_fingerprint": tokenizer.legacy_fingerprint}
     manifest.write_text(json.dumps(values))
     if not is_whole:
         manifest.rename(cache.folder / "building.json")
     monkeypatch.setattr(VQVAE, "encode", None)
-    again = open_cache(made, tokenizer, "train", Accelerator())
+    again = opened(made, tokenizer, "train")
     assert [again.codes(row).tolist() for row in range(len(again))] == [
         cache.codes(r).tolist() for r in range(len(cache))
     ]
     tokenizer.encoder.head.bias.data[0] += 1
     with pytest.raises(ValueError, match="belongs to another image tokenizer"):
-        open_cache(made, tokenizer, "train", Accelerator())
+        opened(made, tokenizer, "train")
 
 
 # Documents
@@ -154,7 +154,7 @@ def test_documents_become_rows(tokenizer, tokenizer_folder, tmp_path, monkeypatc
     original = VQVAE.encode
     monkeypatch.setattr(VQVAE, "encode", lambda self, pixels: encoded.append(len(pixels)) or original(self, pixels))
     folder = write_documents(tmp_path / "documents")
-    cache = open_cache(options(tokenizer_folder, tmp_path, dataset=str(folder)), tokenizer, "train", Accelerator())
+    cache = opened(options(tokenizer_folder, tmp_path, dataset=str(folder)), tokenizer, "train")
     assert sum(encoded) == 4, "each picture once, though two of them stand in several places"
     own = [original(tokenizer, to_pixel_values(preprocess(picture(n), SETTINGS)[None]))[0].numpy() for n in range(4)]
     expected = [("tiit", ["a", "b"], [0, 1]), ("t", ["words alone"], []), ("i", [], [2]), ("itii", ["c"], [1, 3, 1]),
@@ -176,9 +176,9 @@ def test_a_document_without_one_of_its_pictures_is_left_out(tokenizer, tokenizer
     folder = write_documents(tmp_path / "documents", broken=True)
     made = options(tokenizer_folder, tmp_path, dataset=str(folder), max_unreadable_share=0.0)
     with pytest.raises(ValueError, match=r"1 of 4 pictures(?s:.*)documents.jsonl, line 4: train/7.png: FileNotFound"):
-        open_cache(made, tokenizer, "train", Accelerator())
+        opened(made, tokenizer, "train")
     made.max_unreadable_share = 0.25
-    cache = open_cache(made, tokenizer, "train", Accelerator())
+    cache = opened(made, tokenizer, "train")
     assert [cache.order(row) for row in range(len(cache))] == ["tiit", "t", "i", "ti"]
     assert cache.manifest["rows_left_out"] == 1 and "1 of 5 rows have a picture" in capsys.readouterr().out
 
@@ -187,7 +187,7 @@ def test_documents_of_texts_alone(tokenizer, tokenizer_folder, tmp_path):
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "documents.jsonl").write_text('[{"text": "a"}]\n' * 40)
     made = options(tokenizer_folder, tmp_path, dataset=str(tmp_path / "documents"))
-    cache = open_cache(made, tokenizer, "validation", Accelerator())
+    cache = opened(made, tokenizer, "validation")
     assert len(cache) == 2 and cache.texts(1) == ["a"] and len(cache.codes(1)) == 0 and cache.image_sizes(1) == []
 
 
@@ -197,7 +197,7 @@ def test_documents_of_texts_alone(tokenizer, tokenizer_folder, tmp_path):
 def test_each_picture_is_encoded_at_the_size_nearest_to_its_shape(tokenizer, tokenizer_folder, tmp_path):
     folder = write_pictures(tmp_path / "pictures", 30)
     made = options(tokenizer_folder, tmp_path, dataset=str(folder), image_sizes=["8x8", "4x12", "12x4"])
-    cache = open_cache(made, tokenizer, "train", Accelerator())
+    cache = opened(made, tokenizer, "train")
     source = load_pictures(str(folder), "train")
     assert {tuple(cache.image_sizes(row)) for row in range(len(cache))} == {((8, 8),), ((4, 12),), ((12, 4),)}
     for row in range(len(cache)):
@@ -208,14 +208,14 @@ def test_each_picture_is_encoded_at_the_size_nearest_to_its_shape(tokenizer, tok
     made.image_sizes = ["8x8"]
     message = "built with --image_sizes 8x8 4x12 12x4, not 8x8: give the same, another --token_cache folder, or delete"
     with pytest.raises(ValueError, match=message):
-        open_cache(made, tokenizer, "train", Accelerator())
+        opened(made, tokenizer, "train")
 
 
 def test_the_tokenizers_square_needs_no_word(tokenizer, tokenizer_folder, tmp_path):
     made = options(tokenizer_folder, tmp_path, dataset=str(write_pictures(tmp_path / "pictures", 30)))
-    open_cache(made, tokenizer, "validation", Accelerator())
+    opened(made, tokenizer, "validation")
     made.image_sizes = ["8x8"]
-    assert open_cache(made, tokenizer, "validation", Accelerator()).manifest["image_sizes"] == [[8, 8]]
+    assert opened(made, tokenizer, "validation").manifest["image_sizes"] == [[8, 8]]
 
 
 def test_a_size_that_the_downsampling_does_not_divide(tokenizer):
@@ -389,7 +389,7 @@ def test_a_damaged_shard_alone_is_written_again(
         cache_tokens.main(made)
     else:
         monkeypatch.setattr("pipelines.caching.writer.SHARD_ROWS", 16)
-        open_cache(options(tokenizer_folder, tmp_path, max_examples=100), tokenizer, "train", Accelerator())
+        opened(options(tokenizer_folder, tmp_path, max_examples=100), tokenizer, "train")
     assert "shard-00002 is " in capsys.readouterr().out
     assert content(tmp_path / "cache") == whole
     after = {path.name: path.stat().st_ctime_ns for path in folder.iterdir() if path.is_dir()}
@@ -399,11 +399,11 @@ def test_a_damaged_shard_alone_is_written_again(
 def test_a_shard_that_cannot_be_repaired_says_why(tokenizer, tokenizer_folder, tmp_path):
     folder = write_pictures(tmp_path / "pictures", 30)
     made = options(tokenizer_folder, tmp_path, dataset=str(folder))
-    open_cache(made, tokenizer, "train", Accelerator())
+    opened(made, tokenizer, "train")
     shutil.rmtree(tmp_path / "cache" / "train" / "shard-00000")
     shutil.rmtree(folder)
     with pytest.raises(ValueError, match="shard-00000 is missing.*cannot be repaired: dataset .* does not exist"):
-        open_cache(made, tokenizer, "train", Accelerator())
+        opened(made, tokenizer, "train")
 
 
 @pytest.mark.parametrize(
@@ -473,7 +473,7 @@ def test_a_batch_without_the_column(tokenizer_folder):
 
 
 def test_large_batches_are_encoded_in_parts(tokenizer, monkeypatch):
-    monkeypatch.setattr(encoding, "PIXELS_AT_ONCE", 3 * 64)
+    monkeypatch.setattr(batches, "PIXELS_AT_ONCE", 3 * 64)
     pictures = np.stack([preprocess(picture(number), SETTINGS) for number in range(10)])
     sizes: list[int] = []
 
@@ -497,7 +497,7 @@ def remote(tokenizer, tokenizer_folder, tmp_path) -> str:
 
     made = options(tokenizer_folder, tmp_path, dataset=str(write_pictures(tmp_path / "pictures", 40)))
     for split in ("train", "validation"):
-        open_cache(made, tokenizer, split, Accelerator())
+        opened(made, tokenizer, split)
     system = fsspec.filesystem("memory")
     system.put(str(tmp_path / "cache"), "/bucket/cache", recursive=True)
     yield "memory://bucket/cache"
@@ -513,7 +513,7 @@ def test_a_remote_cache_is_fetched_once_shard_by_shard(remote, tokenizer, tokeni
     original = type(system).get
     monkeypatch.setattr(type(system), "get", lambda self, files, *a: fetched.extend(files) or original(self, files, *a))
     made = options(tokenizer_folder, tmp_path, token_cache=remote, dataset=str(tmp_path / "pictures"))
-    cache = open_cache(made, tokenizer, "train", Accelerator())
+    cache = opened(made, tokenizer, "train")
     assert len(cache) == len(local) == 38 and cache.count(True, True) == 38
     assert fetched == [], "opening reads the manifest alone"
     assert isinstance(cache.codes(3), np.memmap)
@@ -540,7 +540,7 @@ def test_remote_caches_that_are_not_there(remote, tokenizer, tokenizer_folder, t
 
 def test_a_file_address(tokenizer, tokenizer_folder, tmp_path):
     made = options(tokenizer_folder, tmp_path, dataset=str(write_pictures(tmp_path / "pictures", 40)))
-    local = open_cache(made, tokenizer, "train", Accelerator())
+    local = opened(made, tokenizer, "train")
     cache = TokenCache(f"file://{tmp_path}/cache/train")
     assert cache.codes(5).tolist() == local.codes(5).tolist()
 

@@ -27,10 +27,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lm.data.token_cache import TokenCache
 from lm.vocabulary import MultimodalVocabulary
 from pipelines import InterleavedPipeline, TextToImagePipeline
+from pipelines.caching import sources
 from pipelines.options.evaluation import EvaluationOptions
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from pipelines.options.training import TrainingOptions
-from pipelines.training import start as training
 from pipelines.training.image_tokenizer import build_tokenizer, training_batches
 from pipelines.training.language_model import build_parts, check_parts
 from pipelines.training.loop import Loop
@@ -67,7 +67,7 @@ def _own_cache(tmp_path_factory) -> None:
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TESSERA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(training, "VALIDATION_PICTURES", 24)
+        patch.setattr(sources, "VALIDATION_PICTURES", 24)
         yield
     torch.set_num_threads(threads)
 
@@ -318,7 +318,7 @@ def two_processes(rank: int, port: int, runs: list) -> None:
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in ranks.items()})
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"})
-    training.VALIDATION_PICTURES = 24
+    sources.VALIDATION_PICTURES = 24
     for options in runs:
         train(options)
 

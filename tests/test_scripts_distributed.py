@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from lm.vocabulary import train_text_tokenizer
 from pipelines import TextToImagePipeline
-from pipelines.training import start as training
+from pipelines.caching import sources
 from pipelines.training.loop import Loop
 from scripts import train_lm, train_tokenizer
 
@@ -69,7 +69,7 @@ def on_two_processes(rank: int, port: int, runs: list) -> None:
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in ranks.items()})
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"})
-    training.VALIDATION_PICTURES = 20
+    sources.VALIDATION_PICTURES = 20
     for options, environment, kill_at in runs:
         for name in FSDP:
             os.environ.pop(name, None)
@@ -83,7 +83,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TESSERA_CACHE", str(folder / "pictures"))
-        patch.setattr(training, "VALIDATION_PICTURES", 20)
+        patch.setattr(sources, "VALIDATION_PICTURES", 20)
         AcceleratorState._reset_state(reset_partial_state=True)
         train_tokenizer.main(train_tokenizer.ImageTokenizerOptions(output_dir=str(folder / "tokenizer"), **STAGE_1))
         train(options(folder, "one"))

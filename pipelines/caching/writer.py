@@ -1,4 +1,4 @@
-"""Picture data set to token cache: every picture is encoded once."""
+"""The writer of token caches: encodes each picture of a data set once, in shards that processes share."""
 
 from __future__ import annotations
 
@@ -10,21 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from lm.data.remote import is_remote, joined
 from lm.data.shards import Shard, aside_of, damage, remove_abandoned
-from lm.data.token_cache import MANIFEST, Document, TokenCache, code_dtype, damaged_shards, write_manifest, write_shard
+from lm.data.token_cache import MANIFEST, Document, TokenCache, code_dtype, write_manifest, write_shard
 from pipelines.caching.encoder import check_sizes, encode_pictures
 from pipelines.caching.rows import CacheRow, CacheRows, count_rows
-from pipelines.training import start as training
 from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import ImageTokenizer
-from tokenizer_image.pictures.dataset import PictureSource, print_summary
+from tokenizer_image.pictures.dataset import PictureSource
 from tokenizer_image.pictures.documents import DocumentPictures
 from tokenizer_image.pictures.loading import DecodedPictures, PictureDataset, SelectedPictures
-from tokenizer_image.preprocessing import preprocessing_of
 
 PARTIAL = "building.json"  # whose shards these are, until the manifest says so
 SHARD_ROWS = 8192
@@ -213,103 +209,3 @@ class TokenCacheWriter:
         )
         (self.folder / PARTIAL).unlink(missing_ok=True)
         return TokenCache(self.folder)
-
-
-def open_cache(options: Any, tokenizer: Any, split: str, accelerator: Accelerator) -> TokenCache:
-    """The token cache of one split, built or repaired if it is not whole. A whole cache needs no data set."""
-    root = options.token_cache or Path(options.output_dir) / "token_cache"
-    folder = joined(root, split)
-    if not is_remote(folder):
-        _build(options, tokenizer, split, Path(folder), accelerator)
-    cache = TokenCache(folder)
-    if not accepts_fingerprint(tokenizer, cache.fingerprint):
-        cache.check_fingerprint(tokenizer.fingerprint)
-    check_settings(cache, source_settings(options, split))
-    check_image_sizes(cache, check_sizes(tokenizer, options.picture_sizes()))
-    if split == "train" and options.needs_captions and not cache.has_texts:
-        raise ValueError(f"the token cache {folder} has no captions: train without by --unconditional")
-    return cache
-
-
-def _build(options: Any, tokenizer: Any, split: str, folder: Path, accelerator: Accelerator) -> None:
-    """Write what is missing of a token cache, by all processes of this launch."""
-    whole = (folder / MANIFEST).is_file()
-    damaged = damaged_shards(folder) if whole else {}
-    accelerator.wait_for_everyone()  # all have looked before anything changes
-    if whole and not damaged:
-        return
-    for problem in damaged.values():
-        training.say(accelerator, f"token cache: {problem}; writing it again")
-    try:
-        writer = build_writer(options, tokenizer, split, folder, accelerator)
-        _ = writer.finished  # raises where the folder is another's
-    except ValueError as error:
-        if damaged:
-            raise ValueError(f"token cache: {'; '.join(damaged.values())}; and cannot be repaired: {error}") from error
-        raise
-    if accelerator.is_main_process:
-        writer.prepare()
-    accelerator.wait_for_everyone()
-    writer.write(
-        process_index=accelerator.process_index, num_processes=accelerator.num_processes, device=accelerator.device
-    )
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        tell_left_out(writer.finish())
-    accelerator.wait_for_everyone()
-
-
-def tell_left_out(cache: TokenCache) -> None:
-    """Say how many rows a new cache does without."""
-    left_out, name = cache.manifest["rows_left_out"], cache.manifest["source"]["name"]
-    if left_out:
-        total = f"{left_out + len(cache):,} rows"
-        print(f"{name}: {left_out:,} of {total} have a picture that cannot be read and are left out", flush=True)
-
-
-def source_settings(options: Any, split: str) -> dict[str, Any]:
-    """Which pictures a split's cache holds, by option."""
-    names = ("dataset", "image_column", "caption_column", *(["max_examples"] if split == "train" else []))
-    return {name: getattr(options, name) for name in names}
-
-
-def build_writer(options: Any, tokenizer: Any, split: str, folder: Path, accelerator: Accelerator) -> TokenCacheWriter:
-    """What encodes one split of the data set, whose pictures the main process reads first."""
-    captions = split == "train" and options.needs_captions
-    settings = preprocessing_of(tokenizer)
-    source = training.load_source(options, split, image_size=settings.image_size, need_captions=captions)
-    if accelerator.is_main_process:
-        print_summary(source)
-    sizes = check_sizes(tokenizer, options.picture_sizes())
-    decoded = None
-    if len(source):
-        with accelerator.main_process_first():
-            decoded = training.read_pictures(options, source, settings, sizes, progress=accelerator.is_main_process)
-    return TokenCacheWriter(folder, tokenizer, source, decoded, source_settings(options, split), sizes)
-
-
-def check_settings(cache: TokenCache, settings: dict[str, Any]) -> None:
-    """Raise ValueError unless a whole cache was built with these options. Needs no data set, so that a cache can be
-    used where its data set is not; a cache that does not say how it was built is taken as it is."""
-    built = cache.manifest.get("settings", {})
-    for name, value in settings.items():
-        if name in built and built[name] != value and not (name == "dataset" and _same_place(built[name], value)):
-            raise ValueError(
-                f"the token cache {cache.folder} was built from --{name} {built[name]}, not {value}: give the same, "
-                "another --token_cache folder, or delete this one to build it again"
-            )
-
-
-def check_image_sizes(cache: TokenCache, sizes: Sequence[tuple[int, int]]) -> None:
-    """Raise ValueError unless a cache's pictures were encoded at these sizes."""
-    built = [tuple(size) for size in cache.manifest.get("image_sizes", sizes)]
-    if built != list(sizes):
-        words = [" ".join(f"{height}x{width}" for height, width in each) for each in (built, sizes)]
-        raise ValueError(
-            f"the token cache {cache.folder} was built with --image_sizes {words[0]}, not {words[1]}: give the same, "
-            "another --token_cache folder, or delete this one to build it again"
-        )
-
-
-def _same_place(first: str, second: str) -> bool:
-    return Path(first).exists() and Path(second).exists() and Path(first).samefile(second)

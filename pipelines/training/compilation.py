@@ -13,7 +13,7 @@ from torch import nn
 
 from lm.data.batch_order import BatchOrder
 from lm.training.losses import NextTokenLoss
-from pipelines.training.start import say
+from pipelines.machine.printing import say
 
 
 def repeated_layers(model: Any) -> list[nn.Module]:

@@ -15,12 +15,12 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
+from pipelines.machine.printing import say
 from pipelines.options.training import TrainingOptions
 from pipelines.training.distribution import all_finite
 from pipelines.training.metrics_log import MetricsLog
 from pipelines.training.run_folder import Run, peak_memory
 from pipelines.training.schedule import Budget, learning_rate_share, set_learning_rate
-from pipelines.training.start import say
 from pipelines.training.state import Progress, TrainingState
 from pipelines.training.termination import Termination, termination
 

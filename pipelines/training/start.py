@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
@@ -11,26 +10,20 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
-from tqdm.auto import tqdm
 
+from pipelines.caching.sources import load_source, read_pictures
 from pipelines.machine.devices import computes_bf16
+from pipelines.machine.printing import say
 from pipelines.machine.processors import usable_cores
-from pipelines.options.data import DataOptions
 from pipelines.options.training import TrainingOptions
 from pipelines.training.distribution import check_distribution, refuse_deepspeed, shard_on_cpu
 from pipelines.training.run_folder import Run
 from pipelines.training.termination import end_with_launcher
 from tokenizer_image.pictures.dataset import print_summary
-from tokenizer_image.pictures.loading import (
-    DecodedPictures,
-    PictureDataset,
-    Preprocessing,
-    decode_pictures,
-    load_pictures,
-)
+from tokenizer_image.pictures.loading import DecodedPictures
+from tokenizer_image.preprocessing import Preprocessing
 
 SMALL_DATA_SET = 1000
-VALIDATION_PICTURES = 2000
 
 
 def start_accelerator(options: TrainingOptions) -> Accelerator:
@@ -87,40 +80,6 @@ def load_split(
         return read_pictures(options, source, settings, progress=accelerator.is_main_process)
 
 
-def load_source(options: DataOptions, split: str, *, image_size: int, need_captions: bool = False) -> PictureDataset:
-    """One split of the data set, as the options say."""
-    return load_pictures(
-        options.dataset,
-        split,
-        image_column=options.image_column,
-        caption_column=options.caption_column,
-        need_captions=need_captions,
-        max_examples=options.max_examples if split == "train" else VALIDATION_PICTURES,
-        seed=options.seed,
-        image_size=image_size,
-    )
-
-
-def read_pictures(
-    options: DataOptions,
-    source: PictureDataset,
-    settings: Preprocessing,
-    sizes: Sequence[tuple[int, int]] = (),
-    *,
-    progress: bool = True,
-) -> DecodedPictures:
-    """Every picture of a source, decoded as the options say."""
-    return decode_pictures(
-        source,
-        settings,
-        sizes=sizes,
-        num_workers=options.workers(),
-        max_unreadable_share=options.max_unreadable_share,
-        max_image_pixels=options.max_image_pixels,
-        progress=progress,
-    )
-
-
 def check_batch_size(accelerator: Accelerator, batch_size: int, *, pictures: int | None = None, parts: int = 1) -> None:
     """Raise ValueError unless every process gets an equal share of a batch, in `parts`, and `pictures` make one."""
     shares = accelerator.num_processes * parts
@@ -131,12 +90,6 @@ def check_batch_size(accelerator: Accelerator, batch_size: int, *, pictures: int
         )
     if pictures is not None and pictures < batch_size:
         raise ValueError(f"--batch_size {batch_size} must be at most the number of training pictures, {pictures}")
-
-
-def say(accelerator: Accelerator, text: str) -> None:
-    """Print from the main process, above any progress bar."""
-    if accelerator.is_main_process:
-        tqdm.write(text)
 
 
 def count_parameters(model: nn.Module) -> int:

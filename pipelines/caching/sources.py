@@ -1,0 +1,60 @@
+"""The pictures that a command's data options name: a data set's split, and its decoded pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipelines.options.data import DataOptions
+from tokenizer_image.pictures.loading import DecodedPictures, PictureDataset, decode_pictures, load_pictures
+from tokenizer_image.preprocessing import Preprocessing
+
+VALIDATION_PICTURES = 2000
+
+
+def load_source(options: DataOptions, split: str, *, image_size: int, need_captions: bool = False) -> PictureDataset:
+    """One split of the data set: --max_examples of its training rows, at most `VALIDATION_PICTURES` of others.
+
+    Args:
+        image_size: side in pixels that sprites are drawn at.
+
+    Raises:
+        ValueError: as `load_pictures`.
+    """
+    return load_pictures(
+        options.dataset,
+        split,
+        image_column=options.image_column,
+        caption_column=options.caption_column,
+        need_captions=need_captions,
+        max_examples=options.max_examples if split == "train" else VALIDATION_PICTURES,
+        seed=options.seed,
+        image_size=image_size,
+    )
+
+
+def read_pictures(
+    options: DataOptions,
+    source: PictureDataset,
+    settings: Preprocessing,
+    sizes: Sequence[tuple[int, int]] = (),
+    *,
+    progress: bool = True,
+) -> DecodedPictures:
+    """Every picture of a source, decoded by --num_workers processes, with a progress bar if `progress`.
+
+    Args:
+        sizes: (height, width) that pictures are decoded at, each at the nearest in shape; default: the square of
+            `settings`.
+
+    Raises:
+        ValueError: more than --max_unreadable_share of the pictures cannot be read.
+    """
+    return decode_pictures(
+        source,
+        settings,
+        sizes=sizes,
+        num_workers=options.workers(),
+        max_unreadable_share=options.max_unreadable_share,
+        max_image_pixels=options.max_image_pixels,
+        progress=progress,
+    )
