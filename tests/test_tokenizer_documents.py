@@ -127,6 +127,27 @@ def test_lines_that_are_no_documents(tmp_path, line, message):
         load_pictures(str(write_documents(tmp_path, [[text("a")], line])))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_documents_as_people_write_them(tmp_path, encoding):
+    write_documents(tmp_path, [[image("0.png")], [image("1.png")]], "train/caf\u00e9/documents.jsonl")
+    lines = [
+        '[{"text": "caf\u00e9 "}, {"image": "0.PNG"}],',
+        "",
+        '[{"image": "train/caf\u00e9/1.png"}, {"text": "a\\ud83d"}]',
+    ]
+    (tmp_path / "train" / "caf\u00e9" / "documents.jsonl").write_bytes("\r\n".join(lines).encode(encoding))
+    write_documents(tmp_path, [[image("9.png")]], "val/documents.jsonl")
+    source = load_pictures(str(tmp_path))
+    assert [document.texts for document in source.documents] == [("caf\u00e9 ",), ("a\ufffd",)]
+    assert [source.image(row).getpixel((0, 0))[0] for row in range(2)] == [0, 1]
+    assert "a comma behind a line of JSON" in "".join(source.summary.lines())
+
+
+def test_a_key_that_occurs_twice_in_a_document(tmp_path):
+    with pytest.raises(ValueError, match="documents.jsonl, line 1: the key 'image' occurs twice"):
+        load_pictures(str(write_documents(tmp_path, ['[{"image": "a.png", "image": "b.png"}]'])))
+
+
 def test_files_that_hold_nothing(tmp_path):
     with pytest.raises(ValueError, match="holds no documents: documents.jsonl has no lines"):
         load_pictures(str(write_documents(tmp_path, ["", " "])))

@@ -1,6 +1,7 @@
 """Parquet files and saved data sets as people have them."""
 
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ def test_paths_are_found_beside_the_file_and_in_the_folder(tmp_path):
     paths = ["a.png", "b.png", str(tmp_path / "data" / "sub" / "c.png")]
     source = opened(tmp_path, {"image": paths, "text": list(COLOURS)}, "data/train.parquet")
     assert contents(source) == {colour: [colour] for colour in COLOURS}
+
+
+def test_paths_in_another_case_or_unicode_form(tmp_path):
+    for name, colour in (("café.png", "red"), ("sub/b.PNG", "green"), ("c.png", "blue")):
+        write(tmp_path / "data" / name, encoded(colour))
+    paths = ["cafe\u0301.png", "data\\SUB\\b.png", "./c.png"]
+    source = opened(tmp_path, {"image": paths, "text": list(COLOURS)}, "data/train.parquet")
+    assert contents(pickle.loads(pickle.dumps(source))) == {colour: [colour] for colour in COLOURS}
 
 
 @pytest.mark.parametrize(

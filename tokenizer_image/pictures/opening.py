@@ -57,7 +57,7 @@ def open_path(path: Path, name: str, columns: Columns, notes: ReadingNotes) -> d
     kind = _choose_kind(contents, columns, notes)
     if kind == "tables":
         note_left_out(files, {*contents.tables, *contents.pictures}, notes)
-        return _splits(contents.tables, lambda part: open_parquet(files.root, part, name, columns, notes))
+        return _splits(contents.tables, lambda part: open_parquet(files, part, name, columns, notes))
     if kind == "tars":
         note_left_out(files, set(contents.tars), notes, pictures="the archives are the data set")
         paths = partial(map, files.root.joinpath)

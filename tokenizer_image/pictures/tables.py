@@ -25,7 +25,7 @@ from tokenizer_image.pictures.columns import (
 )
 from tokenizer_image.pictures.dataset import PictureSource
 from tokenizer_image.pictures.fingerprints import digest, file_identity, hash_numbers, one_or_all
-from tokenizer_image.pictures.folder_files import outside, real_path_inside
+from tokenizer_image.pictures.folder_files import FolderFiles, outside, real_path_inside
 from tokenizer_image.pictures.picture_files import open_picture
 from tokenizer_image.pictures.reading_notes import ReadingNotes, shown
 from tokenizer_image.pictures.splits import SplitFiles, split_word
@@ -43,6 +43,7 @@ class TablePictures(PictureSource):
     first is used. Paths are relative to `root`, or to the folder of the file that the row comes from.
     identity: fingerprint of the rows, independent of the chosen columns.
     folders: (number of the first row, folder relative to the root) of each file, increasing.
+    files: the files below the root, where paths are looked up that differ in case or Unicode form.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class TablePictures(PictureSource):
         notes: ReadingNotes,
         root: Path | None = None,
         folders: Sequence[tuple[int, str]] = (),
+        files: FolderFiles | None = None,
     ) -> None:
         super().__init__(name, notes)
         if table._indices is not None:
@@ -73,7 +75,8 @@ class TablePictures(PictureSource):
         self._length = len(table)
         self._table = None if self._files else table.data.table
         self._columns: dict[str, pa.ChunkedArray] = {}
-        behind = [(path, *self._identity(row, path)) for row, path in self._paths()]
+        self._renamed: dict[str, str] = {}  # paths in cells -> the files that they mean, where these differ
+        behind = [(path, *self._identity(row, path, files)) for row, path in self._paths()]
         self.fingerprint = digest(
             "table", identity, self._image_column, one_or_all(self._caption_columns), self._label_column,
             *([digest(behind)] if behind else []),
@@ -119,10 +122,15 @@ class TablePictures(PictureSource):
             if isinstance(path, str) and "://" not in path:
                 yield row, path
 
-    def _identity(self, row: int, path: str) -> tuple[int, int]:
+    def _identity(self, row: int, path: str, files: FolderFiles | None) -> tuple[int, int]:
         """Size and time of the file that a cell's path names, (-1, -1) if it cannot be read."""
         try:
-            return file_identity(self._find(row, path))
+            found = self._find(row, path)
+            renamed = None if files is None or found.exists() else files.find(*self._candidates(row, path))
+            if renamed is not None:
+                self._renamed[path] = renamed
+                found = self._find(row, path)
+            return file_identity(found)
         except ValueError:
             return -1, -1
 
@@ -134,14 +142,18 @@ class TablePictures(PictureSource):
             raise ValueError(f"no such file: {path!r}")
         if self.root is None:  # a data set of the Hub: its files are in the cache
             return _in_hub_cache(path)
-        root = os.path.abspath(self.root)
-        relative = os.path.relpath(path, root) if os.path.isabs(path) else os.path.normpath(path.replace("\\", "/"))
-        folder = self._folders[bisect_right(self._folders, (row, "\U0010ffff")) - 1][1] if self._folders else ""
-        beside = os.path.normpath(os.path.join(folder, relative))
-        inside = [candidate for candidate in (relative, beside) if not outside(candidate)]
+        inside = self._candidates(row, path)
         if not inside:
             raise ValueError(f"{shown(path)!r} is outside of the data set's folder, {self.root}")
         return real_path_inside(self.root, next((p for p in inside if (self.root / p).exists()), inside[0]))
+
+    def _candidates(self, row: int, path: str) -> list[str]:
+        """Paths inside of the root that a cell's path may stand for, relative to the root."""
+        path, root = self._renamed.get(path, path), os.path.abspath(self.root or ".")
+        relative = os.path.relpath(path, root) if os.path.isabs(path) else os.path.normpath(path.replace("\\", "/"))
+        folder = self._folders[bisect_right(self._folders, (row, "\U0010ffff")) - 1][1] if self._folders else ""
+        beside = os.path.normpath(os.path.join(folder, relative))
+        return [candidate for candidate in (relative, beside) if not outside(candidate)]
 
     def read_captions(self, row: int, notes: ReadingNotes) -> list[str]:
         if not self._caption_columns:
@@ -322,23 +334,27 @@ def inspect_table(root: Path, file: str, columns: Columns) -> TableFile:
     return TableFile(footer.metadata.num_rows, by_path, has_captions)
 
 
-def open_parquet(root: Path, files: Sequence[str], name: str, columns: Columns, notes: ReadingNotes) -> TablePictures:
+def open_parquet(
+    files: FolderFiles, tables: Sequence[str], name: str, columns: Columns, notes: ReadingNotes
+) -> TablePictures:
     """Parquet files as one table: converted once to Arrow in the cache of `datasets`, then memory-mapped."""
     import pyarrow.parquet as parquet
     from datasets import load_dataset
 
-    paths = [root / file for file in files]
+    paths = [files.root / file for file in tables]
     patterns = [glob.escape(str(path.absolute())) for path in paths]
     try:
         table = load_dataset("parquet", data_files={"train": patterns}, split="train")
         counts = [parquet.ParquetFile(path).metadata.num_rows for path in paths]
     except Exception as error:  # Arrow and datasets raise many kinds for damaged files and for columns that differ
         reason = " ".join(str(error.__cause__ or error).split())
-        raise ValueError(f"{name}: {', '.join(files[:3])} cannot be read as Parquet: {reason}") from error
+        raise ValueError(f"{name}: {', '.join(tables[:3])} cannot be read as Parquet: {reason}") from error
     starts = np.cumsum([0, *counts[:-1]]).tolist()
-    folders = [(start, os.path.dirname(file)) for start, file in zip(starts, files, strict=True)]
-    identity = digest([(file, *file_identity(path)) for file, path in zip(files, paths, strict=True)])
-    return TablePictures(table, name=name, identity=identity, columns=columns, notes=notes, root=root, folders=folders)
+    folders = [(start, os.path.dirname(file)) for start, file in zip(starts, tables, strict=True)]
+    identity = digest([(file, *file_identity(path)) for file, path in zip(tables, paths, strict=True)])
+    return TablePictures(
+        table, name=name, identity=identity, columns=columns, notes=notes, root=files.root, folders=folders, files=files
+    )
 
 
 def saved_to_disk(path: Path, name: str, columns: Columns, notes: ReadingNotes) -> dict[str, SplitFiles]:
