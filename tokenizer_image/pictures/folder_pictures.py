@@ -182,7 +182,14 @@ def note_left_out(
             beside = posixpath.splitext(file)[0] in stems
             notes.leave_out(file, texts or ("another caption file is read" if beside else "no picture has this name"))
         else:
-            notes.leave_out(file, why_not_read(file) or "not a kind of file that is read here")
+            notes.leave_out(file, why_not_read(file) or _why_not_metadata(file))
+
+
+def _why_not_metadata(file: str) -> str:
+    """Why a file that is neither a picture nor a caption file is left out."""
+    if ending(file) in (".csv", ".tsv", ".json", ".jsonl"):
+        return "captions in one file are read from metadata.csv, .tsv, .jsonl or .parquet"
+    return "not a kind of file that is read here"
 
 
 def _class_of(file: str, depth: int) -> str:

@@ -25,7 +25,7 @@ from tokenizer_image.pictures.reading_notes import shown
 from tokenizer_image.pictures.written_aside import replace_folder, written_aside
 from tokenizer_image.preprocessing import Preprocessing
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: pictures with large texts or of 12 bits were decoded differently
 DEFAULT_MAX_BYTES = 8 * 2**30
 
 
