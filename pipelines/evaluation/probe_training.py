@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,8 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from lm.data.shards import aside_of, remove_abandoned
 from pipelines.evaluation.sprites_probe import NOT_ASKED, QUESTIONS, SpritesProbe, labels
 from pipelines.machine.devices import computes_bf16
+from tokenizer_image.pictures.pixel_cache import cache_root
 from tokenizer_image.sprites import scenes as sprites
 
 PROBE_VERSION = 1  # part of the cache's name: raise it when the network or its training changes
@@ -165,10 +165,9 @@ def load_probe(
 ) -> SpritesProbe:
     """The probe of this version of the sprites, trained on first use and kept in `cache_folder`.
 
-    `cache_folder` is by default $TESSERA_CACHE, else ~/.cache/tessera; the probe is in `probe-<hash>` there.
+    The probe is in `probe-<hash>` of the cache folder (default: `cache_root`).
     """
-    root = cache_folder or os.environ.get("TESSERA_CACHE") or Path.home() / ".cache" / "tessera"
-    folder = Path(root).expanduser() / f"probe-{probe_hash()}"
+    folder = cache_root(cache_folder) / f"probe-{probe_hash()}"
     if (folder / "probe.json").is_file() and (folder / "model.safetensors").is_file():
         return _read_probe(folder).to(device)
     started = time.monotonic()
@@ -183,21 +182,22 @@ def probe_hash() -> str:
 
 
 def _write_probe(probe: SpritesProbe, folder: Path, seconds: float) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    whole = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
-    whole.mkdir()
+    """Write the probe aside and rename its folder, which therefore is always whole."""
+    remove_abandoned(folder.parent)
+    aside = aside_of(folder)
+    aside.mkdir(parents=True)
     try:
         weights = {name: tensor.contiguous().cpu() for name, tensor in probe.state_dict().items()}
-        save_file(weights, whole / "model.safetensors")
+        save_file(weights, aside / "model.safetensors")
         about = {"probe_version": PROBE_VERSION, "accuracies": probe.accuracies, "training_seconds": seconds}
-        (whole / "probe.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)  # a broken one, or nothing
-        whole.rename(folder)
+        (aside / "probe.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)  # one that lacks a file
+        aside.rename(folder)
     except OSError:
-        if not (folder / "probe.json").is_file():  # otherwise another process was first: use that one
+        if not (folder / "probe.json").is_file():  # otherwise another process was first, and its probe is the same
             raise
     finally:
-        shutil.rmtree(whole, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _read_probe(folder: Path) -> SpritesProbe:
