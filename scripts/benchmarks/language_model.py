@@ -8,7 +8,7 @@ The baseline has the same stock model, batch size and optimizer, but pads rows i
 in float32, and uses the model's own loss over all tokens. They take turns; the rows are medians.
 
 MFU is the floating-point operations a second of the matrix products that a step executes (no embedding lookups, no
-skipped rows of the output layer), over those of the fastest square bfloat16 product of 1,024 to 4,096 in the same run.
+skipped rows of the output layer), over those of the fastest square product of 1,024 to 4,096 in the same precision.
 
 The memory of the loss is measured by `scripts/benchmarks/loss_memory.py`.
 """
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.machine.devices import choose_device
+from pipelines.machine.devices import choose_device, computes_bf16
 from pipelines.options.option import option
 from pipelines.options.parser import run_command
 from scripts.benchmarks.figures import BenchmarkOptions, Row, interleaved, row, show, write_rows
@@ -130,7 +130,6 @@ def our_trainer(
     from lm.model import build_configuration, build_model, default_learning_rate
     from lm.training.attention import use_fastest_attention
     from lm.training.losses import NextTokenLoss
-    from pipelines.machine.devices import computes_bf16
     from pipelines.training.averages import AveragedWeights
     from pipelines.training.compilation import compile_layers
     from pipelines.training.language_model_step import train_step
@@ -180,10 +179,9 @@ def useful_tokens(data: Data, options: Options) -> list[Row]:
     def turn(name: str, step: Callable[[], float]) -> Callable[[], None]:
         return lambda: tokens[name].extend(step() for _ in range(options.steps))
 
-    calls = {"baseline": turn("baseline", plain)}
-    calls |= {name: turn(name, lambda step=step: step()[0]) for name, step in ways.items()}
-    taken = interleaved(calls, options.repeats)
-    rates = {name: options.steps * sum(found) / len(found) / taken[name] for name, found in tokens.items()}
+    ours = {name: turn(name, lambda step=step: step()[0]) for name, step in ways.items()}
+    taken = interleaved({"baseline": turn("baseline", plain), **ours}, options.repeats)
+    rates = {name: options.steps * sum(counts) / len(counts) / taken[name] for name, counts in tokens.items()}
     print(f"{parameters / 1e6:.2f}M parameters, {BATCH} sequences a step (packed: 12 rows of 256 tokens)")
     return [
         row("useful_tokens/speedup", rates["padded"] / rates["baseline"], "x", 2.5, True),
@@ -195,8 +193,6 @@ def useful_tokens(data: Data, options: Options) -> list[Row]:
 def square_products(device: Any) -> dict[str, Callable[[], Any]]:
     """Calls of square products in the precision of training, by side; each computes about as much as the largest."""
     import torch
-
-    from pipelines.machine.devices import computes_bf16
 
     dtype = torch.bfloat16 if computes_bf16() else torch.float32
     matrices = {side: torch.randn(side, side, device=device, dtype=dtype) for side in SIDES}
@@ -215,7 +211,6 @@ def square_products(device: Any) -> dict[str, Callable[[], Any]]:
 
 def utilization(data: Data, options: Options, sizes: dict[str, Any], name: str, target: float) -> list[Row]:
     """MFU of our step on batches of `ROWS_5M` sequences (32 times as many on a GPU)."""
-
     device = choose_device()
     rows = ROWS_5M if device.type == "cpu" else 32 * ROWS_5M
     ours = our_trainer(data, {**sizes, "max_positions": 128}, options, batch_size=rows)
