@@ -6,15 +6,12 @@ each, and are used again; a cache that changes at its address gets a folder of i
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
-from lm.data.shards import aside_of, remove_abandoned
+from lm.files import cache_root, published
 
 
 def is_remote(folder: str | Path) -> bool:
@@ -40,9 +37,8 @@ class RemoteFolder:
 
     def __init__(self, address: str, identity: str = "") -> None:
         self.address = address.rstrip("/")
-        root = Path(os.environ.get("TESSERA_CACHE") or Path.home() / ".cache" / "tessera").expanduser()
         key = hashlib.blake2b(f"{self.address}\n{identity}".encode(), digest_size=12).hexdigest()
-        self.copies = root / "remote" / key
+        self.copies = cache_root() / "remote" / key
         self._system, self._path = _file_system(self.address)
 
     def read_text(self, name: str) -> str | None:
@@ -62,23 +58,17 @@ class RemoteFolder:
         folder = self.copies / name
         if folder.is_dir():
             return folder
-        self.copies.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(self.copies)
-        aside = aside_of(folder)
-        aside.mkdir()
         try:
             listed = self._system.ls(f"{self._path}/{name}", detail=False)
             files = [file for file in listed if "." in file.rsplit("/", 1)[-1]]  # no marks of empty folders
-            self._system.get(files, [str(aside / file.rsplit("/", 1)[-1]) for file in files])
-            with contextlib.suppress(OSError):  # another process has just copied the same
-                os.rename(aside, folder)
+            with published(folder) as aside:
+                aside.mkdir()
+                self._system.get(files, [str(aside / file.rsplit("/", 1)[-1]) for file in files])
         except Exception as error:
             raise ValueError(
                 f"token cache: shard {self.address}/{name} is missing or cannot be copied ({type(error).__name__}: "
                 f"{error}): upload it again"
             ) from error
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
         return folder
 
 

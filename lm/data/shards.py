@@ -5,12 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import filecmp
-import os
-import shutil
-import socket
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from lm.files import published
 
 SEPARATOR = b"\0"
 ARRAYS = ("codes", "code_ends", "text_ends", "labels", "image_sizes")
@@ -51,26 +47,8 @@ def code_dtype(num_codes: int) -> np.dtype[Any]:
 # ---- writing
 
 
-def aside_of(path: Path) -> Path:
-    """A name beside `path`, of this process and call alone, to write under before renaming."""
-    return path.with_name(f"{path.name}.part-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}")
-
-
-def remove_abandoned(folder: Path) -> None:
-    """Delete what killed processes of this machine left half written in `folder`."""
-    import psutil
-
-    for path in folder.glob(f"*.part-{socket.gethostname()}-*"):
-        pid = path.name.rsplit("-", 2)[1]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)
-            path.unlink(missing_ok=True)
-
-
 def write_shard(folder: Path, documents: Sequence[Document], dtype: np.dtype[Any]) -> None:
-    """Write a shard aside and rename it: a folder of that name is always whole, however many processes write it."""
-    aside = aside_of(folder)
-    aside.mkdir(parents=True)
+    """Write a shard. A folder of that name is always whole, however many processes write it."""
     texts = [b"".join(text.replace("\0", " ").encode() + SEPARATOR for text in d.texts) for d in documents]
     codes = [np.asarray(document.codes) for document in documents]
     arrays = {
@@ -80,39 +58,13 @@ def write_shard(folder: Path, documents: Sequence[Document], dtype: np.dtype[Any
         "labels": np.asarray([document.label for document in documents], np.int32),
         "image_sizes": np.asarray([size for d in documents for size in d.image_sizes], np.uint16).reshape(-1, 2),
     }
-    for name, array in arrays.items():
-        np.save(aside / f"{name}.npy", array)
-    (aside / "texts.bin").write_bytes(b"".join(texts))
-    if any(document.order for document in documents):
-        (aside / "orders.bin").write_bytes(SEPARATOR.join(document.order.encode() for document in documents))
-    _publish(aside, folder)
-
-
-def _publish(aside: Path, folder: Path) -> None:
-    """Give a finished shard its name; what had that name goes, unless it is the same.
-
-    Between the two renames there is no shard of that name, and a job that ends just then would say that it is missing.
-    """
-    while True:
-        with contextlib.suppress(OSError):
-            os.rename(aside, folder)
-            return
-        if _same_files(aside, folder):  # another writer of the same shard was quicker
-            shutil.rmtree(aside)
-            return
-        earlier = aside_of(folder)
-        with contextlib.suppress(FileNotFoundError):  # another writer of the same shard was quicker
-            os.rename(folder, earlier)
-        shutil.rmtree(earlier, ignore_errors=True)
-
-
-def _same_files(first: Path, second: Path) -> bool:
-    """Whether two folders hold files of the same names and contents."""
-    names = sorted(path.name for path in first.iterdir())
-    with contextlib.suppress(OSError):
-        if names == sorted(path.name for path in second.iterdir()):
-            return all(filecmp.cmp(first / name, second / name, shallow=False) for name in names)
-    return False
+    with published(folder) as aside:
+        aside.mkdir()
+        for name, array in arrays.items():
+            np.save(aside / f"{name}.npy", array)
+        (aside / "texts.bin").write_bytes(b"".join(texts))
+        if any(document.order for document in documents):
+            (aside / "orders.bin").write_bytes(SEPARATOR.join(document.order.encode() for document in documents))
 
 
 def _ends(lengths: Sequence[int]) -> np.ndarray:

@@ -18,7 +18,6 @@ Token ids of the language model are never stored: captions are drawn, dropped an
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from lm.data.remote import RemoteFolder, is_remote
-from lm.data.shards import Document, Shard, aside_of, code_dtype, damage, kind_name, write_shard
+from lm.data.shards import Document, Shard, code_dtype, damage, kind_name, write_shard
+from lm.files import published
 
 __all__ = ["FORMAT_VERSION", "MANIFEST", "Document", "TokenCache", "code_dtype", "write_manifest", "write_shard"]
 
@@ -41,9 +41,8 @@ REMEDY = (
 
 def write_manifest(folder: Path, values: dict[str, Any]) -> None:
     """Write manifest.json last: its presence says that the cache is whole."""
-    aside = aside_of(folder / MANIFEST)
-    aside.write_text(json.dumps({"format_version": FORMAT_VERSION, **values}, indent=1) + "\n")
-    os.replace(aside, folder / MANIFEST)
+    with published(folder / MANIFEST) as aside:
+        aside.write_text(json.dumps({"format_version": FORMAT_VERSION, **values}, indent=1) + "\n")
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

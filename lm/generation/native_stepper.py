@@ -17,7 +17,6 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lm.files import cache_root, published
 from lm.generation.stepper import Stepper
 
 SOURCE = Path(__file__).with_name("native_stepper.cpp")
@@ -111,16 +111,13 @@ def _compiled(compiler: str) -> Path:
     except (OSError, StopIteration):
         processor = platform.node()
     key = "\n".join([SOURCE.read_text(), compiler, *FLAGS, platform.machine(), processor])
-    cache = Path(os.environ.get("TESSERA_CACHE") or Path.home() / ".cache" / "tessera").expanduser()
-    file = cache / f"native-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    file = cache_root() / f"native-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if not file.is_file():
         logger.info("compiling %s, once", SOURCE.name)
-        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # Compiled under a temporary name and then renamed: several processes may compile at once.
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            output = str(Path(folder) / file.name)
-            subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", output], check=True, capture_output=True, text=True)
-            os.replace(output, file)
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with published(file) as output:  # several processes may compile at once
+            command = [compiler, *FLAGS, str(SOURCE), "-o", str(output)]
+            subprocess.run(command, check=True, capture_output=True, text=True)
     return file
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from lm.data.shards import Shard, aside_of, damage, remove_abandoned
+from lm.data.shards import Shard, damage
 from lm.data.token_cache import MANIFEST, Document, TokenCache, code_dtype, write_manifest, write_shard
+from lm.files import published
 from pipelines.caching.encoder import check_sizes, encode_pictures
 from pipelines.caching.rows import CacheRow, CacheRows, count_rows
 from tokenizer_image.fingerprint import accepts_fingerprint
@@ -111,11 +111,8 @@ class TokenCacheWriter:
 
     def prepare(self) -> None:
         """Say what is being built here, before any process writes a shard."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(self.folder)
-        aside = aside_of(self.folder / PARTIAL)
-        aside.write_text(json.dumps(self.identity) + "\n")
-        os.replace(aside, self.folder / PARTIAL)
+        with published(self.folder / PARTIAL) as aside:
+            aside.write_text(json.dumps(self.identity) + "\n")
 
     def missing(self, process_index: int = 0, num_processes: int = 1) -> list[int]:
         """Numbers of this process's shards that are not there, or not whole."""

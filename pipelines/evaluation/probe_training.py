@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,10 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from lm.data.shards import aside_of, remove_abandoned
+from lm.files import cache_root, published
 from pipelines.evaluation.sprites_probe import NOT_ASKED, QUESTIONS, SpritesProbe, labels
 from pipelines.machine.devices import computes_bf16
-from tokenizer_image.pictures.pixel_cache import cache_root
 from tokenizer_image.sprites import scenes as sprites
 
 PROBE_VERSION = 1  # part of the cache's name: raise it when the network or its training changes
@@ -182,22 +180,12 @@ def probe_hash() -> str:
 
 
 def _write_probe(probe: SpritesProbe, folder: Path, seconds: float) -> None:
-    """Write the probe aside and rename its folder, which therefore is always whole."""
-    remove_abandoned(folder.parent)
-    aside = aside_of(folder)
-    aside.mkdir(parents=True)
-    try:
-        weights = {name: tensor.contiguous().cpu() for name, tensor in probe.state_dict().items()}
+    weights = {name: tensor.contiguous().cpu() for name, tensor in probe.state_dict().items()}
+    about = {"probe_version": PROBE_VERSION, "accuracies": probe.accuracies, "training_seconds": seconds}
+    with published(folder) as aside:
+        aside.mkdir()
         save_file(weights, aside / "model.safetensors")
-        about = {"probe_version": PROBE_VERSION, "accuracies": probe.accuracies, "training_seconds": seconds}
         (aside / "probe.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)  # one that lacks a file
-        aside.rename(folder)
-    except OSError:
-        if not (folder / "probe.json").is_file():  # otherwise another process was first, and its probe is the same
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _read_probe(folder: Path) -> SpritesProbe:

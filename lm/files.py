@@ -1,0 +1,84 @@
+"""Files and folders that appear under their names only when they are whole, and where caches lie."""
+
+from __future__ import annotations
+
+import contextlib
+import filecmp
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def cache_root(cache_folder: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of what can be made again: `cache_folder`, else $TESSERA_CACHE, else ~/.cache/tessera."""
+    return Path(cache_folder or os.environ.get("TESSERA_CACHE") or Path.home() / ".cache" / "tessera").expanduser()
+
+
+@contextmanager
+def published(path: Path) -> Iterator[Path]:
+    """A new path beside `path`, at which the caller writes a file or makes a folder; it is then renamed to `path`.
+
+    Whatever has the name `path` is replaced; a folder with the same content stays. After an error nothing changes. Any
+    number of processes may write the same path. What killed processes of this machine left half written in the same
+    folder is removed first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path.parent)
+    aside = _aside_of(path)
+    try:
+        yield aside
+        if aside.is_dir():
+            _rename_folder(aside, path)
+        else:
+            os.replace(aside, path)
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.unlink(missing_ok=True)
+
+
+def _aside_of(path: Path) -> Path:
+    """A name beside `path` that no other process or call uses."""
+    return path.with_name(f"{path.name}.part-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}")
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Delete what ended processes of this machine left in `folder` under names of `_aside_of`."""
+    import psutil
+
+    for path in folder.glob(f"*.part-{socket.gethostname()}-*"):
+        pid = path.name.rsplit("-", 2)[1]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+            path.unlink(missing_ok=True)
+
+
+def _rename_folder(aside: Path, folder: Path) -> None:
+    """Rename `aside` to `folder`; a folder of that name goes first, unless it has the same content.
+
+    A directory cannot be replaced in one step: for a moment there is none of that name.
+    """
+    while True:
+        with contextlib.suppress(OSError):
+            os.rename(aside, folder)
+            return
+        if _same_files(aside, folder):  # another process wrote the same
+            return
+        earlier = _aside_of(folder)
+        with contextlib.suppress(FileNotFoundError):  # another process has just moved it
+            os.rename(folder, earlier)
+        shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _same_files(first: Path, second: Path) -> bool:
+    """Whether two folders hold files of the same names and contents."""
+    names = sorted(path.name for path in first.iterdir())
+    with contextlib.suppress(OSError):
+        if names == sorted(path.name for path in second.iterdir()):
+            return all(filecmp.cmp(first / name, second / name, shallow=False) for name in names)
+    return False
