@@ -173,7 +173,8 @@ def is_right(scene: sprites.Scene, reading: Mapping[str, str]) -> dict[str, bool
 
 def real_pictures(scenes: Sequence[sprites.Scene], settings: Preprocessing) -> Tensor:
     """uint8 (B, C, H, W), preprocessed as the tokenizer's training pictures are."""
-    return torch.from_numpy(np.stack([preprocess(sprites.draw_scene(scene), settings) for scene in scenes]))
+    side = sprites.drawn_size(settings.image_size)
+    return torch.from_numpy(np.stack([preprocess(sprites.draw_scene(scene, side), settings) for scene in scenes]))
 
 
 def _samples(

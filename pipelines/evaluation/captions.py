@@ -13,7 +13,7 @@ from pipelines.image_to_text import ImageToTextPipeline
 from pipelines.machine.batches import index_batches
 from pipelines.multimodal import MultimodalPipeline
 from tokenizer_image.sprites.caption_reading import is_true, read_caption
-from tokenizer_image.sprites.scenes import Scene, draw_scene
+from tokenizer_image.sprites.scenes import Scene, draw_scene, drawn_size
 
 # Score -> what a caption must state, and rightly, to count; for scenes of one object and of two.
 ONE_OBJECT = {"thing": ("thing",), "colour": ("colour",), "thing_and_colour": ("thing", "colour")}
@@ -49,12 +49,13 @@ def caption_report(
     describer = ImageToTextPipeline(pipeline.image_tokenizer, pipeline.model, pipeline.vocabulary)
     report: dict[str, Any] = {}
     total = sum(len(scene_set.scenes) for scene_set in sets)
+    side = drawn_size(pipeline.image_tokenizer.config.image_size)
     with tqdm(total=total, desc="captions", unit=" pictures", disable=not progress) as bar:
         for scene_set in sets:
             likeliest: list[str] = []
             best: list[str] = []
             for rows in index_batches(len(scene_set.scenes), batch_size):
-                images = [draw_scene(scene) for scene in scene_set.scenes[rows.start : rows.stop]]
+                images = [draw_scene(scene, side) for scene in scene_set.scenes[rows.start : rows.stop]]
                 likeliest += describer(images).texts
                 if best_of > 1:
                     # One seed for each picture: with a shared seed the captions of different pictures would be

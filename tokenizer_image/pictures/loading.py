@@ -115,12 +115,12 @@ def _check_captions(source: PictureSource, caption_column: str | None) -> None:
 
 def _sprites(split: str, max_examples: int | None, seed: int, image_size: int | None) -> PictureDataset:
     from tokenizer_image.sprites.data_set import SpriteDataset
-    from tokenizer_image.sprites.scenes import IMAGE_SIZE, LEAST_IMAGE_SIZE
+    from tokenizer_image.sprites.scenes import IMAGE_SIZE, drawn_size
 
     if split not in ("train", "validation", "held_out"):
         raise ValueError(f"sprites have no split {split!r}; they have: train, validation, held_out")
     number = max_examples or (100_000 if split == "train" else 2_000)
-    side = IMAGE_SIZE if image_size is None else max(image_size, LEAST_IMAGE_SIZE)
+    side = drawn_size(IMAGE_SIZE if image_size is None else image_size)
     return SpriteDataset(split, num_examples=number, seed=seed, image_size=side)  # type: ignore[arg-type]
 
 

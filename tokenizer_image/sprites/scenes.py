@@ -180,6 +180,11 @@ def _place(
     return SpriteObject(thing, colour, size, position if named else None, x, y, diameter)
 
 
+def drawn_size(image_size: int) -> int:
+    """The side at which scenes are drawn for pictures of `image_size` pixels a side."""
+    return max(image_size, LEAST_IMAGE_SIZE)
+
+
 def draw_scene(scene: Scene, image_size: int = IMAGE_SIZE) -> Image.Image:
     """The scene as an RGB picture of `image_size` x `image_size` pixels (positions scale with it)."""
     if image_size < LEAST_IMAGE_SIZE:
