@@ -193,7 +193,8 @@ def test_captioned_pictures_are_the_data_set_whatever_else_lies_there(tmp_path, 
     found = captions(tmp_path)
     assert {f"{number}.png" for number in range(8)} <= set(found) and found["0.png"] == ["words"]
     assert f"WARNING: 1 {os.path.splitext(stray)[1].lower()} file not used" in lines(tmp_path)
-    assert f"--dataset {tmp_path / stray} reads it" in lines(tmp_path)
+    named = tmp_path / "old" if stray.endswith(".jsonl") else tmp_path / stray
+    assert f"--dataset {named} reads it" in lines(tmp_path)
 
 
 def test_most_pictures_win_where_none_has_a_caption(tmp_path):

@@ -178,6 +178,10 @@ def test_pictures_are_found_however_they_are_named(tmp_path, name):
     assert len(source) == 1 and source.texts(0) == ["words"] and source.image(0).size == (6, 4)
 
 
+def test_pictures_that_are_named_without_their_endings(tmp_path):
+    assert captions(data_set(tmp_path, "file_name,text\na,x\nb,y\n", pictures="ab")) == {"a.png": ["x"], "b.png": ["y"]}
+
+
 def test_a_name_that_fits_two_files_is_not_guessed(tmp_path):
     data_set(
         tmp_path, '{"file_name": "A.PNG", "text": "x"}\n{"file_name": "b.png", "text": "y"}', "metadata.jsonl", "b"

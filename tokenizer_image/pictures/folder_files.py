@@ -6,9 +6,10 @@ import os
 import posixpath
 import unicodedata
 import urllib.parse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from tokenizer_image.pictures.picture_files import is_picture
 from tokenizer_image.pictures.reading_notes import ReadingNotes, shown
 
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
@@ -22,6 +23,7 @@ class FolderFiles:
         self.files = sorted(files)
         self._exact = set(self.files)
         self._folded: dict[str, list[str]] | None = None
+        self._stems: dict[str, list[str]] | None = None
 
     def find(self, *names: str) -> str | None:
         """The file with one of these paths, or None. Exact matches come first, then those that differ in their Unicode
@@ -45,8 +47,8 @@ class FolderFiles:
     def resolve(self, folder: str, name: str, place: str) -> str:
         """The path, relative to the root, of the picture `name` in a text file of `folder` (relative to the root, too).
 
-        The name may be relative to that folder or to the root, absolute inside the root, have Windows separators, or be
-        percent-encoded. A file that is not there is its path relative to `folder`.
+        The name may be relative to that folder or to the root, absolute inside the root, have Windows separators, be
+        percent-encoded, or lack its ending. A file that is not there is its path relative to `folder`.
 
         Raises:
             ValueError: the path leads out of the root. The message begins with `place`.
@@ -59,7 +61,16 @@ class FolderFiles:
                 f"{place}: the picture {shown(name)!r} is outside of the data set's folder. "
                 f"Nothing outside of the folder {self.root} is read: put the picture inside"
             )
-        return self.find(*inside) or inside[0]
+        return self.find(*inside) or self._without_ending(inside) or inside[0]
+
+    def _without_ending(self, paths: Sequence[str]) -> str | None:
+        """The only picture that has one of these paths once its ending is taken off."""
+        if self._stems is None:
+            self._stems = {}
+            for file in filter(is_picture, self.files):
+                self._stems.setdefault(os.path.splitext(file)[0], []).append(file)
+        matches = [self._stems[path] for path in paths if path in self._stems]
+        return matches[0][0] if matches and len(matches[0]) == 1 else None
 
     def _paths(self, folder: str, name: str) -> list[str]:
         """Candidate paths for a name, relative to the root; those outside of it begin with "/" or "../"."""

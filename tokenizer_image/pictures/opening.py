@@ -22,7 +22,7 @@ from tokenizer_image.pictures.folder_pictures import (
 from tokenizer_image.pictures.metadata import METADATA_FILES
 from tokenizer_image.pictures.picture_files import is_picture, why_not_read
 from tokenizer_image.pictures.reading_notes import ReadingNotes, ending, shown
-from tokenizer_image.pictures.splits import RowSource, SplitFiles, split_by_name
+from tokenizer_image.pictures.splits import RowSource, SplitFiles, split_by_name, split_word
 from tokenizer_image.pictures.tables import TableFile, inspect_table, open_parquet, saved_to_disk
 
 ACCEPTED = "pictures (.jpg, .png, .webp, ...), documents.jsonl, Parquet files or WebDataset .tar archives"
@@ -106,14 +106,14 @@ def _without_strays(candidates: list[str], contents: FolderContents, notes: Read
     """metadata.jsonl or documents.jsonl files, unless they lie in a sub-folder beside more pictures with captions of
     their own."""
     folders = [posixpath.dirname(file) for file in candidates]
-    if not candidates or "" in folders:
+    if not candidates or "" in folders or any(split_word(posixpath.basename(folder)) for folder in folders):
         return candidates
     apart = [file for file in contents.pictures if not any(file.startswith(f"{folder}/") for folder in folders)]
     if 2 * len(apart) < len(contents.pictures) or 2 * len(sidecars_of(contents.files, apart)) < len(apart) or not apart:
         return candidates
-    for file in candidates:
+    for file, folder in zip(candidates, folders, strict=True):
         notes.leave_out(
-            file, f"most pictures lie outside of its folder; --dataset {contents.files.root / file} reads it"
+            file, f"most pictures lie outside of its folder; --dataset {contents.files.root / folder} reads it"
         )
     return []
 
