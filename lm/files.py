@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import filecmp
 import os
 import shutil
@@ -11,6 +12,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # there is something of the name that a folder is to get
 
 
 def cache_root(cache_folder: str | os.PathLike[str] | None = None) -> Path:
@@ -63,16 +66,21 @@ def _rename_folder(aside: Path, folder: Path) -> None:
 
     A directory cannot be replaced in one step: for a moment there is none of that name.
     """
+    earlier: list[Path] = []
     while True:
-        with contextlib.suppress(OSError):
+        try:
             os.rename(aside, folder)
-            return
+            break
+        except OSError as error:
+            if error.errno not in OCCUPIED:
+                raise
         if _same_files(aside, folder):  # another process wrote the same
-            return
-        earlier = _aside_of(folder)
+            break
+        earlier.append(_aside_of(folder))
         with contextlib.suppress(FileNotFoundError):  # another process has just moved it
-            os.rename(folder, earlier)
-        shutil.rmtree(earlier, ignore_errors=True)
+            os.rename(folder, earlier[-1])
+    for path in earlier:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _same_files(first: Path, second: Path) -> bool:
