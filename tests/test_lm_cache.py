@@ -18,13 +18,13 @@ from tokenizer_image import VQVAE, VQVAEConfig
 from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, preprocess, to_pixel_values
 
 DOCUMENTS = [
-    Document(np.array([3, 1, 2, 0]), [(8, 8)], ["a dog", "Größe 犬 🐕‍🦺", ""], label=4),
+    Document(np.array([3, 1, 2, 0]), [(8, 8)], ["a dog", "Größe 犬 🐕‍🦺", ""]),
     Document(np.array([0, 0, 0, 0]), [(8, 8)]),
-    Document(np.array([255, 254, 253, 252]), [(8, 8)], ["", "two\nlines, \u2028 and a tab\t"], label=0),
+    Document(np.array([255, 254, 253, 252]), [(8, 8)], ["", "two\nlines, \u2028 and a tab\t"]),
     Document(np.array([9, 9, 9, 9]), [(8, 8)], ["<|image_3|>"]),
     Document(np.array([7, 6, 5, 4]), [(8, 8)], ["x" * 10_000]),
 ]
-FILES = ("codes.npy", "code_ends.npy", "text_ends.npy", "labels.npy", "image_sizes.npy", "texts.bin")
+FILES = ("codes.npy", "code_ends.npy", "text_ends.npy", "image_sizes.npy", "texts.bin")
 
 
 def write_cache(folder: Path, shards: list[list[Document]], num_codes: int = 256, fingerprint: str = "abc") -> Path:
@@ -37,7 +37,7 @@ def write_cache(folder: Path, shards: list[list[Document]], num_codes: int = 256
 
 def assert_same(found: Document, expected: Document) -> None:
     assert np.array_equal(found.codes, expected.codes)
-    assert (found.texts, found.order, found.label) == (expected.texts, expected.order, expected.label)
+    assert (found.texts, found.order) == (expected.texts, expected.order)
     assert found.image_sizes == expected.image_sizes
 
 
@@ -65,7 +65,7 @@ def test_interleaved_documents(tmp_path):
     """Pictures of several sizes between texts; rows without an order are captioned pictures."""
     documents = [
         Document(np.arange(4), [(8, 8)], ["a dog"]),
-        Document(np.arange(10), [(8, 8), (8, 24)], ["before", "between", "after"], order="titit", label=1),
+        Document(np.arange(10), [(8, 8), (8, 24)], ["before", "between", "after"], order="titit"),
         Document(np.arange(2), [(8, 8)], ["end"], order="it"),
     ]
     cache = TokenCache(write_cache(tmp_path, [documents, documents[:1]]))
@@ -74,6 +74,16 @@ def test_interleaved_documents(tmp_path):
     assert [cache.order(row) for row in range(4)] == ["", "titit", "it", ""]
     assert [cache.image_sizes(row) for row in range(4)] == [[(8, 8)], [(8, 8), (8, 24)], [(8, 8)], [(8, 8)]]
     assert not (tmp_path / "shard-00001" / "orders.bin").exists()
+
+
+def test_caches_with_and_without_labels_load(tmp_path):
+    """Class labels were part of a shard before; no shard that is written now has them."""
+    write_cache(tmp_path, [DOCUMENTS])
+    assert not list(tmp_path.rglob("labels.npy"))
+    np.save(tmp_path / "shard-00000" / "labels.npy", np.full(len(DOCUMENTS), -1, np.int32))
+    cache = TokenCache(tmp_path)
+    for row, document in enumerate(DOCUMENTS):
+        assert_same(cache.document(row), document)
 
 
 def test_zero_bytes_in_a_text_do_not_split_it(tmp_path):
@@ -241,7 +251,7 @@ def assert_whole(cache: TokenCache, tokenizer: VQVAE) -> None:
     pixel_values = to_pixel_values(np.stack([preprocess(source.image(row), settings) for row in rows]))
     codes = tokenizer.encode(pixel_values).numpy()
     for index, row in enumerate(rows):
-        expected = Document(codes[index], [(8, 8)], source.texts(row), label=source.label(row))
+        expected = Document(codes[index], [(8, 8)], source.texts(row))
         assert_same(cache.document(index), expected)
 
 

@@ -162,7 +162,7 @@ def test_documents_become_rows(tokenizer, tokenizer_folder, tmp_path, monkeypatc
     assert len(cache) == 5
     for row, (order, texts, pictures) in enumerate(expected):
         document = cache.document(row)
-        assert (document.order, document.texts, document.label) == (order, texts, -1)
+        assert (document.order, document.texts) == (order, texts)
         assert (cache.order(row), cache.image_sizes(row)) == (order, [(8, 8)] * len(pictures))
         assert document.codes.tolist() == np.concatenate([[], *(own[n] for n in pictures)]).tolist()
     kinds = [(True, True), (True, False), (False, True), (False, False)]
@@ -337,14 +337,14 @@ def test_two_writers_of_the_same_shards_at_once(tokenizer_folder, tmp_path, whol
 
 def write_often(folder: str, label: int) -> None:
     for _ in range(60):
-        write_shard(Path(folder), [Document(np.full(50, label), [(8, 8)], ["text"], label=label)] * 20, code_dtype(9))
+        write_shard(Path(folder), [Document(np.full(50, label), [(8, 8)], ["text"])] * 20, code_dtype(9))
 
 
 def test_a_shard_that_is_there_already_is_never_missing(tmp_path):
     """Two jobs of the same shards: the later one leaves what it finds, and replaces what differs."""
     folder, places = tmp_path / "shard-00000", []
     for label in (1, 1, 2):
-        documents = [Document(np.full(50, label), [(8, 8)], ["text"], label=label)] * 20
+        documents = [Document(np.full(50, label), [(8, 8)], ["text"])] * 20
         write_shard(folder, documents, code_dtype(9))
         places.append(folder.stat().st_ino)
         assert np.load(folder / "labels.npy")[0] == label

@@ -17,7 +17,7 @@ import numpy as np
 from lm.files import published
 
 SEPARATOR = b"\0"
-ARRAYS = ("codes", "code_ends", "text_ends", "labels", "image_sizes")
+ARRAYS = ("codes", "code_ends", "text_ends", "image_sizes")
 
 
 @dataclass
@@ -29,14 +29,12 @@ class Document:
         image_sizes: (height, width) of each picture, in pixels.
         texts: captions of the picture, or the text parts of an interleaved document.
         order: parts of an interleaved document in order, "t" or "i" each; "" for a captioned picture.
-        label: class label, -1 if none.
     """
 
     codes: np.ndarray
     image_sizes: list[tuple[int, int]]
     texts: list[str] = field(default_factory=list)
     order: str = ""
-    label: int = -1
 
 
 def code_dtype(num_codes: int) -> np.dtype[Any]:
@@ -55,7 +53,6 @@ def write_shard(folder: Path, documents: Sequence[Document], dtype: np.dtype[Any
         "codes": np.concatenate([np.zeros(0, dtype), *codes], dtype=dtype, casting="unsafe"),
         "code_ends": _ends([len(row) for row in codes]),
         "text_ends": _ends([len(text) for text in texts]),
-        "labels": np.asarray([document.label for document in documents], np.int32),
         "image_sizes": np.asarray([size for d in documents for size in d.image_sizes], np.uint16).reshape(-1, 2),
     }
     with published(folder) as aside:
@@ -94,8 +91,8 @@ class Shard:
         except (OSError, ValueError, EOFError) as error:  # NumPy's words for an empty file: EOFError
             raise ValueError(f"shard {folder} is missing or damaged ({error})") from error
         self.codes, self.code_ends, self.text_ends = arrays["codes"], arrays["code_ends"], arrays["text_ends"]
-        self.labels, self._image_sizes = arrays["labels"], arrays["image_sizes"]
-        self.rows = len(self.labels) if rows is None else rows
+        self._image_sizes = arrays["image_sizes"]
+        self.rows = len(self.code_ends) if rows is None else rows
         orders = folder / "orders.bin"
         # As bytes and where each row ends; without orders every row is one captioned picture.
         self._orders = orders.read_bytes() if orders.is_file() else None
@@ -103,7 +100,7 @@ class Shard:
             raise ValueError(f"shard {folder} is truncated ({self.rows} rows expected)")
 
     def _whole(self) -> bool:
-        rows = len(self.labels) == len(self.code_ends) == len(self.text_ends) == self.rows
+        rows = len(self.code_ends) == len(self.text_ends) == self.rows
         if self._orders is not None:
             rows = rows and len(self._order_ends) == self.rows
         pictures = self.rows if self._orders is None else int(self._picture_ends[-1])

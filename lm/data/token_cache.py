@@ -7,7 +7,6 @@ One row is one document. A folder holds a manifest and shards; a shard holds fla
     shard-00000/code_ends.npy     (rows,) uint32, uint64 where that is too small
     shard-00000/texts.bin         UTF-8, each text of a row ended by a zero byte
     shard-00000/text_ends.npy     (rows,) uint32 or uint64, in bytes
-    shard-00000/labels.npy        (rows,) int32, -1 if none
     shard-00000/image_sizes.npy   (pictures, 2) uint16 height and width
     shard-00000/orders.bin        order of parts, a string of "t" and "i" a row separated by a zero byte; only where
                                   a row has one (a captioned picture has none)
@@ -32,7 +31,7 @@ __all__ = ["FORMAT_VERSION", "MANIFEST", "Document", "TokenCache", "code_dtype",
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
-FILES_OPEN = 6  # of a shard
+FILES_OPEN = 5  # of a shard
 REMEDY = (
     "run the command that wrote it (train_lm.py or cache_tokens.py) again with the same options: it writes the shards "
     "that are not whole, and no others, or build it again"
@@ -182,10 +181,7 @@ class TokenCache:
     def document(self, row: int) -> Document:
         """Everything about a row."""
         shard, local = self._place(row)
-        return Document(
-            shard.row_codes(local), shard.image_sizes(local), shard.row_texts(local), shard.order(local),
-            int(shard.labels[local]),
-        )  # fmt: skip
+        return Document(shard.row_codes(local), shard.image_sizes(local), shard.row_texts(local), shard.order(local))
 
     def all_texts(self) -> Iterator[str]:
         """Every text of every row, in order."""

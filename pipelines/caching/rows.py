@@ -17,7 +17,6 @@ class CacheRow(NamedTuple):
     positions: list[int]
     texts: list[str]
     order: str
-    label: int
 
 
 def count_rows(source: PictureDataset) -> int:
@@ -49,10 +48,10 @@ class CacheRows:
             positions = self._positions([place])
             if positions is None:
                 return None
-            return CacheRow(positions, self._source.texts(place), "", self._source.label(place))
+            return CacheRow(positions, self._source.texts(place), "")
         document = self._documents[place]
         found = self._positions(document.pictures)
-        return None if found is None else CacheRow(found, list(document.texts), document.order, -1)
+        return None if found is None else CacheRow(found, list(document.texts), document.order)
 
     def _positions(self, pictures: Sequence[int]) -> list[int] | None:
         """Where pictures are among the readable ones; None if one is not."""

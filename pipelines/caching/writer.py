@@ -36,7 +36,7 @@ class TokenCacheWriter:
     Args:
         folder: where the cache goes.
         tokenizer: the image tokenizer, in eval mode.
-        source: captions and labels, or documents.
+        source: captions, or documents.
         decoded: the source's pictures; None: `read` gives those of some shards.
         settings: the options that chose them, by name, kept in the manifest for `check_settings`.
         sizes: (height, width) that pictures are encoded at (default: the tokenizer's square).
@@ -180,7 +180,7 @@ class TokenCacheWriter:
         codes = [self._known[position] for position in row.positions]
         sizes = [self.sizes[self._decoded.which[position]] for position in row.positions] if self._decoded else []
         row_codes = codes[0] if len(codes) == 1 else np.concatenate([np.zeros(0, np.uint8), *codes])
-        return Document(row_codes, sizes, row.texts, row.order, row.label)
+        return Document(row_codes, sizes, row.texts, row.order)
 
     def finish(self) -> TokenCache:
         """Write the manifest, once every process has written its shards. Whoever comes last does it."""
