@@ -57,6 +57,7 @@ def main(options: Options) -> None:
     import torch
     import transformers
 
+    from pipelines.caching.writer import remove_replaced
     from pipelines.machine.devices import choose_device
     from tokenizer_image.registry import load_tokenizer
 
@@ -66,6 +67,7 @@ def main(options: Options) -> None:
     tokenizer = load_tokenizer(options.image_tokenizer).to(device)
     for split in options.splits:
         write_split(options, tokenizer, split, device)
+    remove_replaced(Path(str(options.token_cache)))
 
 
 def write_split(options: Options, tokenizer: Any, split: str, device: torch.device) -> None:
@@ -107,14 +109,17 @@ def read_shards(options: Options, writer: TokenCacheWriter, tokenizer: Any) -> N
     """Decode the pictures of this job's shards: all of them, so that a job that is run again finds them decoded."""
     import numpy as np
 
+    from pipelines.caching.opening import report_update
     from pipelines.caching.sources import read_pictures
     from tokenizer_image.preprocessing import preprocessing_of
 
     whole = writer.finished  # then only what is to be repaired
     shards = range(len(writer.shards))[options.shard_index :: options.num_shards]
     part, numbers = writer.part(writer.missing(options.shard_index, options.num_shards) if whole else list(shards))
-    decoded = read_pictures(options, part, preprocessing_of(tokenizer), writer.sizes) if len(part) else None
-    writer.read(part, decoded, np.asarray(numbers))
+    settings = preprocessing_of(tokenizer)
+    writer.read(part, np.asarray(numbers), lambda pictures: read_pictures(options, pictures, settings, writer.sizes))
+    if writer.updates:
+        report_update(writer)
 
 
 if __name__ == "__main__":

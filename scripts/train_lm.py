@@ -29,7 +29,7 @@ def main(options: LanguageModelOptions) -> None:
     from lm.model import recompute_layers
     from lm.training.attention import use_fastest_attention
     from lm.training.losses import NextTokenLoss
-    from pipelines.caching.opening import open_cache
+    from pipelines.caching.opening import open_caches
     from pipelines.machine.printing import say
     from pipelines.text_to_image import TextToImagePipeline
     from pipelines.training.averages import AveragedWeights
@@ -56,8 +56,9 @@ def main(options: LanguageModelOptions) -> None:
     check_parts(options, tokenizer)
     check_batch_size(accelerator, options.batch_size, parts=accumulation_steps)
     root = options.token_cache or Path(options.output_dir) / "token_cache"
-    cache = open_cache(options, tokenizer, "train", accelerator, root=root, need_captions=options.needs_captions)
-    validation_cache = open_cache(options, tokenizer, "validation", accelerator, root=root)
+    cache, validation_cache = open_caches(
+        options, tokenizer, accelerator, root=root, need_captions=options.needs_captions
+    )
     model, vocabulary = build_parts(options, tokenizer, cache)
     source = build_source(options, cache, vocabulary, model)
     vocabulary.formats = source.trained_formats()

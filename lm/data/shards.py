@@ -18,6 +18,7 @@ from lm.files import published
 
 SEPARATOR = b"\0"
 ARRAYS = ("codes", "code_ends", "text_ends", "image_sizes")
+KEYS = "picture_keys.npy"
 
 
 @dataclass
@@ -29,12 +30,14 @@ class Document:
         image_sizes: (height, width) of each picture, in pixels.
         texts: captions of the picture, or the text parts of an interleaved document.
         order: parts of an interleaved document in order, "t" or "i" each; "" for a captioned picture.
+        picture_keys: for each picture, a 64-bit hash that changes with it; [] where none are kept.
     """
 
     codes: np.ndarray
     image_sizes: list[tuple[int, int]]
     texts: list[str] = field(default_factory=list)
     order: str = ""
+    picture_keys: list[int] = field(default_factory=list)
 
 
 def code_dtype(num_codes: int) -> np.dtype[Any]:
@@ -55,6 +58,9 @@ def write_shard(folder: Path, documents: Sequence[Document], dtype: np.dtype[Any
         "text_ends": _ends([len(text) for text in texts]),
         "image_sizes": np.asarray([size for d in documents for size in d.image_sizes], np.uint16).reshape(-1, 2),
     }
+    keys = [key for document in documents for key in document.picture_keys]
+    if keys and len(keys) == len(arrays["image_sizes"]):
+        arrays["picture_keys"] = np.asarray(keys, np.uint64)
     with published(folder) as aside:
         aside.mkdir()
         for name, array in arrays.items():
@@ -122,6 +128,23 @@ class Shard:
         pictures = np.append(np.cumsum(raw == ord("i")), 0)[self._order_ends - 1]  # up to each row's end; -1: 0
         starts = np.append(0, self._order_ends[:-1] + 1)
         return pictures + np.cumsum(starts == self._order_ends)
+
+    @property
+    def num_pictures(self) -> int:
+        """Pictures of all rows."""
+        return len(self._image_sizes)
+
+    def picture_keys(self) -> np.ndarray | None:
+        """(pictures,) uint64, the keys of the pictures of all rows; None where they are not kept."""
+        try:
+            keys = np.load(self.folder / KEYS, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        return keys if len(keys) == self.num_pictures else None
+
+    def all_image_sizes(self) -> np.ndarray:
+        """(pictures, 2) uint16, height and width of the pictures of all rows."""
+        return self._image_sizes
 
     def row_codes(self, row: int) -> np.ndarray:
         """Codes of a row's pictures, one after the other."""

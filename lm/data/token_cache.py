@@ -8,6 +8,8 @@ One row is one document. A folder holds a manifest and shards; a shard holds fla
     shard-00000/texts.bin         UTF-8, each text of a row ended by a zero byte
     shard-00000/text_ends.npy     (rows,) uint32 or uint64, in bytes
     shard-00000/image_sizes.npy   (pictures, 2) uint16 height and width
+    shard-00000/picture_keys.npy  (pictures,) uint64, a hash of each picture (its file's path, size and time, or its
+                                  bytes); optional: by it codes are used again when the data set changes
     shard-00000/orders.bin        order of parts, a string of "t" and "i" a row separated by a zero byte; only where
                                   a row has one (a captioned picture has none)
 
@@ -82,6 +84,16 @@ def damaged_shards(folder: Path) -> dict[str, str]:
     return {name: problem for name, problem in found.items() if problem}
 
 
+def check_fingerprint(manifest: dict[str, Any], folder: str | Path, fingerprint: str) -> None:
+    """Raise ValueError unless a cache's codes belong to the image tokenizer with this fingerprint."""
+    found = manifest["image_tokenizer_fingerprint"]
+    if found != fingerprint:
+        raise ValueError(
+            f"the token cache {folder} belongs to another image tokenizer (fingerprint {found}, not {fingerprint}): "
+            "give another --token_cache folder, or delete this one to build it again"
+        )
+
+
 class TokenCache:
     """A token cache folder, read by memory map: opening it costs nothing, a row costs its bytes.
 
@@ -127,11 +139,7 @@ class TokenCache:
 
     def check_fingerprint(self, fingerprint: str) -> None:
         """Raise ValueError unless the codes belong to the image tokenizer with this fingerprint."""
-        if self.fingerprint != fingerprint:
-            raise ValueError(
-                f"the token cache {self.folder} belongs to another image tokenizer (fingerprint {self.fingerprint}, "
-                f"not {fingerprint}): give another --token_cache folder, or delete this one to build it again"
-            )
+        check_fingerprint(self.manifest, self.folder, fingerprint)
 
     def _place(self, row: int) -> tuple[Shard, int]:
         if not 0 <= row < len(self):

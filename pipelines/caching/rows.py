@@ -1,20 +1,19 @@
-"""Rows of a data set as they go into a token cache: which of its pictures each has, and what is said about them."""
+"""Rows of a data set as they go into a token cache: their pictures and texts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from tokenizer_image.pictures.documents import DocumentPictures
-from tokenizer_image.pictures.loading import DecodedPictures, PictureDataset
+from tokenizer_image.pictures.loading import PictureDataset
 
 
 class CacheRow(NamedTuple):
-    """positions: of its pictures, among the decoded ones; the rest as in `lm.data.shards.Document`."""
+    """pictures: rows of the source, in order; texts and order as in `lm.data.shards.Document`."""
 
-    positions: list[int]
+    pictures: list[int]
     texts: list[str]
     order: str
 
@@ -28,36 +27,23 @@ class CacheRows:
     """Rows by their number in the whole data set.
 
     Args:
-        source: of the data set, the rows `numbers` alone.
-        decoded: its pictures; None where no document has one.
+        source: the rows `numbers` of the data set.
+        available: bool, for each picture of `source`: whether it can be encoded.
         numbers: increasing (default: all).
     """
 
-    def __init__(
-        self, source: PictureDataset, decoded: DecodedPictures | None, numbers: np.ndarray | None = None
-    ) -> None:
-        self._source = source
+    def __init__(self, source: PictureDataset, available: np.ndarray, numbers: np.ndarray | None = None) -> None:
+        self._source, self._available = source, available
         self._documents = source.documents if isinstance(source, DocumentPictures) else None
         self._numbers = np.arange(count_rows(source)) if numbers is None else numbers
-        self._readable = np.zeros(0, np.int64) if decoded is None else decoded.rows
 
     def __getitem__(self, number: int) -> CacheRow | None:
-        """One row; None: it is left out, since a picture of it cannot be read."""
+        """One row; None for a row with a picture that cannot be encoded, which the cache leaves out."""
         place = int(np.searchsorted(self._numbers, number))
-        if self._documents is None:
-            positions = self._positions([place])
-            if positions is None:
-                return None
-            return CacheRow(positions, self._source.texts(place), "")
-        document = self._documents[place]
-        found = self._positions(document.pictures)
-        return None if found is None else CacheRow(found, list(document.texts), document.order)
-
-    def _positions(self, pictures: Sequence[int]) -> list[int] | None:
-        """Where pictures are among the readable ones; None if one is not."""
-        if not len(pictures):
-            return []
-        places = np.searchsorted(self._readable, pictures)
-        if (places >= len(self._readable)).any():
+        pictures = [place] if self._documents is None else list(self._documents[place].pictures)
+        if not self._available[pictures].all():
             return None
-        return places.tolist() if (self._readable[places] == pictures).all() else None
+        if self._documents is None:
+            return CacheRow(pictures, self._source.texts(place), "")
+        document = self._documents[place]
+        return CacheRow(pictures, list(document.texts), document.order)

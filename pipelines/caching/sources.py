@@ -14,6 +14,8 @@ VALIDATION_PICTURES = 2000
 def load_source(options: DataOptions, split: str, *, image_size: int, need_captions: bool = False) -> PictureDataset:
     """One split of the data set: --max_examples of its training rows, at most `VALIDATION_PICTURES` of others.
 
+    The seed chooses training rows alone: runs with different seeds are validated on the same pictures.
+
     Args:
         image_size: side in pixels that sprites are drawn at.
 
@@ -27,7 +29,7 @@ def load_source(options: DataOptions, split: str, *, image_size: int, need_capti
         caption_column=options.caption_column,
         need_captions=need_captions,
         max_examples=options.max_examples if split == "train" else VALIDATION_PICTURES,
-        seed=options.seed,
+        seed=options.seed if split == "train" else 0,
         image_size=image_size,
     )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from lm.data.shards import Shard, damage
+from lm.data.shards import KEYS, Shard, damage
 from lm.data.token_cache import MANIFEST, Document, TokenCache, code_dtype, write_manifest, write_shard
 from lm.files import published
+from pipelines.caching.earlier import EarlierCodes, picture_keys
 from pipelines.caching.encoder import check_sizes, encode_pictures
 from pipelines.caching.rows import CacheRow, CacheRows, count_rows
 from tokenizer_image.fingerprint import accepts_fingerprint
@@ -29,20 +32,22 @@ SHARD_ROWS = 8192
 class TokenCacheWriter:
     """Writes a token cache; any number of processes may share the work, each writing whole shards of its own.
 
-    A shard is a run of the data set's rows, less those with pictures that cannot be read, so that no process needs to
-    know what another one found. Whatever was whole when a build was interrupted is used again; a shard that two
-    processes write is written twice, and whole all the time.
+    A shard is a run of the data set's rows, less those with pictures that cannot be read, so that processes need not
+    know of each other's pictures. An interrupted build keeps its whole shards. A shard that two processes write is
+    written twice, and whole all the time.
+
+    Where the folder holds a whole cache of the same data set with other pictures or texts (`updates`), the shards get
+    names of their own and take the place of the earlier ones with the manifest. Pictures whose keys are in earlier
+    shards, of this split or of the others, keep their codes.
 
     Args:
         folder: where the cache goes.
         tokenizer: the image tokenizer, in eval mode.
-        source: captions, or documents.
-        decoded: the source's pictures; None: `read` gives those of some shards.
-        settings: the options that chose them, by name, kept in the manifest for `check_settings`.
+        source: pictures with captions, or documents.
+        decoded: the source's pictures; None: `read` decodes those of some rows.
+        settings: the options that chose them, by name, kept in the manifest.
         sizes: (height, width) that pictures are encoded at (default: the tokenizer's square).
-
-    Raises:
-        ValueError: the folder holds a cache (or the beginning of one) of another tokenizer or data set.
+        shard_rows: rows of a shard (default: those of the cache in the folder, else `SHARD_ROWS`).
     """
 
     def __init__(
@@ -60,48 +65,84 @@ class TokenCacheWriter:
         self.source = source
         self.settings = settings or {}
         self.sizes = check_sizes(tokenizer, sizes)
-        self.shard_rows, total = shard_rows or SHARD_ROWS, count_rows(source)
-        self.shards: list[dict[str, Any]] = [
-            {"name": f"shard-{index:05d}", "rows": min(self.shard_rows, total - start)}
-            for index, start in enumerate(range(0, total, self.shard_rows))
-        ]
+        manifest = self._read(MANIFEST)
+        total = count_rows(source)
+        self.shard_rows: int = shard_rows or (manifest or {}).get("shard_rows") or SHARD_ROWS
         self.identity: dict[str, Any] = {
             "image_tokenizer_fingerprint": tokenizer.fingerprint,
             "source": {"name": source.name, "fingerprint": source.fingerprint, "rows": total},
             "image_sizes": [list(size) for size in self.sizes],
             "shard_rows": self.shard_rows,
         }
-        self._decoded = decoded
-        self._rows = CacheRows(source, decoded) if decoded is not None or not len(source) else None
-        self._known: dict[int, np.ndarray] = {}  # codes of pictures that documents of a shard share
+        self.updates = manifest is not None and self._can_update(manifest)
+        names = self._shard_names(manifest, range(0, total, self.shard_rows))
+        self.shards: list[dict[str, Any]] = [
+            {"name": name, "rows": min(self.shard_rows, total - index * self.shard_rows)}
+            for index, name in enumerate(names)
+        ]
+        self.reused = 0  # pictures whose codes are in earlier shards
+        self._earlier = EarlierCodes(self._earlier_shards(), tokenizer) if self.updates else None
+        self._rows: CacheRows | None = None
+        self._known: dict[int, tuple[np.ndarray, tuple[int, int]]] = {}  # codes and sizes of pictures of a shard
+        if decoded is not None or not len(source):
+            self.read(source, np.arange(total), lambda pictures: decoded)
+
+    def _can_update(self, manifest: dict[str, Any]) -> bool:
+        """Whether a whole cache is of the same data set in another state, and keeps keys of its pictures."""
+        before, now = manifest.get("source", {}), self.identity["source"]
+        return (
+            before != now
+            and before.get("name") == now["name"]
+            and all((self.folder / shard["name"] / KEYS).is_file() for shard in manifest["shards"])
+        )
+
+    def _shard_names(self, manifest: dict[str, Any] | None, starts: Sequence[int]) -> list[str]:
+        """Those of the manifest, where it is of the same pictures and texts."""
+        if manifest is not None and manifest.get("source") == self.identity["source"]:
+            names = [shard["name"] for shard in manifest["shards"]]
+            if len(names) == len(starts):
+                return names
+        suffix = f"-{hashlib.blake2b(self.source.fingerprint.encode(), digest_size=4).hexdigest()}"
+        return [f"shard-{index:05d}{suffix if self.updates else ''}" for index in range(len(starts))]
+
+    def _earlier_shards(self) -> Iterator[Path]:
+        """Shards of this split and of the others beside it, if their codes belong to the same tokenizer and sizes."""
+        for folder in sorted(self.folder.parent.iterdir()):
+            manifest = _read_json(folder / MANIFEST)
+            if (
+                manifest is not None
+                and accepts_fingerprint(self.tokenizer, manifest.get("image_tokenizer_fingerprint", ""))
+                and manifest.get("image_sizes") == self.identity["image_sizes"]
+            ):
+                yield from sorted(folder.glob("shard-*"))
 
     @property
     def finished(self) -> bool:
-        """Whether the whole cache is there already.
+        """Whether the whole cache of these pictures and texts is there already.
 
         Raises:
-            ValueError: it is, but of another tokenizer or data set.
+            ValueError: the folder holds a cache, or the beginning of one, of another tokenizer or data set.
         """
-        for name in (PARTIAL, MANIFEST):
-            found = self._read(name)
-            if found is not None:
-                self._check_identity(found)
-        return (self.folder / MANIFEST).is_file()
+        manifest, partial = self._read(MANIFEST), self._read(PARTIAL)
+        if manifest is not None:
+            self._check_identity(manifest, may_update=self.updates)
+        if partial is not None:
+            self._check_identity(partial, may_update=manifest is not None)
+        return manifest is not None and manifest.get("source") == self.identity["source"]
 
     def _read(self, name: str) -> dict[str, Any] | None:
         """PARTIAL or MANIFEST, None if it is not there (any more: another writer may be at work)."""
-        try:
-            return json.loads((self.folder / name).read_text())
-        except FileNotFoundError:
-            return None
+        return _read_json(self.folder / name)
 
-    def _check_identity(self, found: dict[str, Any]) -> None:
+    def _check_identity(self, found: dict[str, Any], may_update: bool) -> None:
         kinds = {
             "image_tokenizer_fingerprint": "another image tokenizer", "source": "another data set",
             "image_sizes": "other --image_sizes", "shard_rows": "another --shard_rows, or version of tessera",
         }  # fmt: skip
         for key, what in kinds.items():
             if key == "image_tokenizer_fingerprint" and accepts_fingerprint(self.tokenizer, found.get(key, "")):
+                continue
+            if key == "source" and may_update:
                 continue
             if found.get(key) != self.identity[key]:
                 raise ValueError(
@@ -132,9 +173,27 @@ class TokenCacheWriter:
             return self.source.part(numbers), numbers
         return SelectedPictures(self.source, numbers), numbers
 
-    def read(self, part: PictureDataset, decoded: DecodedPictures | None, numbers: np.ndarray) -> None:
-        """Take the pictures of a `part`, for `write`."""
-        self._decoded, self._rows = decoded, CacheRows(part, decoded, numbers)
+    def read(
+        self, part: PictureDataset, numbers: np.ndarray, decode: Callable[[PictureDataset], DecodedPictures | None]
+    ) -> None:
+        """Decode the pictures of a `part`, for `write`: those that have no codes yet."""
+        self._keys = picture_keys(part)
+        is_coded = np.zeros(len(part), bool)
+        if self._earlier is not None and self._keys is not None:
+            is_coded = np.asarray([key in self._earlier for key in self._keys.tolist()], bool)
+        self.reused = int(is_coded.sum())
+        wanted = np.flatnonzero(~is_coded)
+        if self.reused and len(wanted):  # with one that is readable, since pictures of which none is are refused
+            wanted = np.union1d(wanted, np.flatnonzero(is_coded)[:1])
+        pictures = part
+        if len(wanted) < len(part):
+            pictures = SelectedPictures(part, wanted)
+            pictures.data_set_size = getattr(part, "data_set_size", None)
+        self._decoded = decode(pictures) if len(wanted) else None
+        self._positions = np.full(len(part), -1, np.int64)  # of each picture, among the decoded ones
+        if self._decoded is not None:
+            self._positions[wanted[self._decoded.rows]] = np.arange(len(self._decoded))
+        self._rows = CacheRows(part, is_coded | (self._positions >= 0), numbers)
 
     def write(
         self,
@@ -163,24 +222,30 @@ class TokenCacheWriter:
         if self._rows is None:
             raise ValueError("TokenCacheWriter has no pictures: give `decoded`, or call `read`")
         rows = [row for row in (self._rows[number] for number in range(first, last)) if row is not None]
-        new = list(dict.fromkeys(p for row in rows for p in row.positions if p not in self._known))
         if not isinstance(self.source, DocumentPictures):
             self._known.clear()
+        new = []
+        for picture in dict.fromkeys(p for row in rows for p in row.pictures if p not in self._known):
+            if self._earlier is not None and self._keys is not None and int(self._keys[picture]) in self._earlier:
+                self._known[picture] = self._earlier[int(self._keys[picture])]
+            else:
+                new.append(picture)
         if new and self._decoded is not None:
-            decoded, positions = self._decoded, np.asarray(new, np.int64)
+            decoded, positions = self._decoded, self._positions[new]
+            which, dtype = decoded.which[positions], code_dtype(self.tokenizer.num_codes)
             codes = encode_pictures(
-                self.tokenizer, decoded.which[positions], lambda places: decoded.batch(positions[places]),
-                self.sizes, device,
-            )  # fmt: skip
-            dtype = code_dtype(self.tokenizer.num_codes)
-            self._known.update((position, row.astype(dtype)) for position, row in zip(new, codes, strict=True))
+                self.tokenizer, which, lambda places: decoded.batch(positions[places]), self.sizes, device
+            )
+            for picture, number, picture_codes in zip(new, which.tolist(), codes, strict=True):
+                self._known[picture] = picture_codes.astype(dtype), self.sizes[number]
         return [self._document(row) for row in rows]
 
     def _document(self, row: CacheRow) -> Document:
-        codes = [self._known[position] for position in row.positions]
-        sizes = [self.sizes[self._decoded.which[position]] for position in row.positions] if self._decoded else []
+        codes = [self._known[picture][0] for picture in row.pictures]
+        sizes = [self._known[picture][1] for picture in row.pictures]
+        keys = [] if self._keys is None else self._keys[row.pictures].tolist()
         row_codes = codes[0] if len(codes) == 1 else np.concatenate([np.zeros(0, np.uint8), *codes])
-        return Document(row_codes, sizes, row.texts, row.order)
+        return Document(row_codes, sizes, row.texts, row.order, keys)
 
     def finish(self) -> TokenCache:
         """Write the manifest, once every process has written its shards. Whoever comes last does it."""
@@ -206,3 +271,22 @@ class TokenCacheWriter:
         )
         (self.folder / PARTIAL).unlink(missing_ok=True)
         return TokenCache(self.folder)
+
+
+def remove_replaced(root: Path) -> None:
+    """Delete the shards in the whole caches below `root` that updates have replaced."""
+    for folder in root.iterdir():
+        manifest = _read_json(folder / MANIFEST)
+        if manifest is not None and not (folder / PARTIAL).exists():
+            listed = {shard["name"] for shard in manifest["shards"]}
+            for shard in folder.glob("shard-*"):
+                if shard.name not in listed and ".part" not in shard.name:
+                    shutil.rmtree(shard, ignore_errors=True)
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    """The content of a file, None if it is not there."""
+    try:
+        return json.loads(file.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None

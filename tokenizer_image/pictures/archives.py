@@ -18,7 +18,7 @@ from PIL import Image
 
 from tokenizer_image.pictures.columns import IMAGE_NAMES, Columns, caption_columns, check_column
 from tokenizer_image.pictures.dataset import PictureSource
-from tokenizer_image.pictures.fingerprints import digest, file_identity, one_or_all
+from tokenizer_image.pictures.fingerprints import digest, file_identity, hash64, one_or_all
 from tokenizer_image.pictures.json_lines import parse_json
 from tokenizer_image.pictures.picture_files import is_picture, open_picture
 from tokenizer_image.pictures.reading_notes import ReadingNotes, shown
@@ -118,6 +118,10 @@ class TarPictures(PictureSource):
         place = self._rows[row]
         field = next(field for field, where in place.members.items() if where == place.picture)
         return open_picture(self._read(place.archive, place.picture), f".{field}")
+
+    def picture_key(self, row: int) -> int:
+        place = self._rows[row]
+        return hash64(self._read(place.archive, place.picture))
 
     def read_captions(self, row: int, notes: ReadingNotes) -> list[str]:
         place = self.key(row)

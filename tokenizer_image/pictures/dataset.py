@@ -75,6 +75,11 @@ class PictureSource:
         """The picture, of any size and mode. Raises (anything) where it cannot be read."""
         raise NotImplementedError
 
+    def picture_key(self, row: int) -> int:
+        """A 64-bit hash that is another one where the row's picture is: of a file's path, size and time of last change,
+        or of the picture's bytes in a table or an archive. Captions and other rows do not matter."""
+        raise NotImplementedError
+
     def read_captions(self, row: int, notes: ReadingNotes) -> list[str]:
         """The row's captions, [] without; repairs and origins are counted in `notes`."""
         raise NotImplementedError
@@ -141,6 +146,11 @@ class SelectedPictures(PictureSource):
 
     def image(self, row: int) -> Image.Image:
         return self.source.image(int(self.rows[row]))
+
+    def picture_key(self, row: int) -> int:
+        if not isinstance(self.source, PictureSource):
+            raise NotImplementedError
+        return self.source.picture_key(int(self.rows[row]))
 
     def read_captions(self, row: int, notes: ReadingNotes) -> list[str]:
         number = int(self.rows[row])

@@ -15,6 +15,13 @@ def digest(*parts: Any) -> str:
     return hashlib.blake2b(repr(parts).encode(), digest_size=12).hexdigest()
 
 
+def hash64(*parts: Any) -> int:
+    """A 64-bit hash of plain values; of bytes alone, of their content."""
+    if len(parts) == 1 and isinstance(parts[0], bytes):
+        return int.from_bytes(hashlib.blake2b(parts[0], digest_size=8).digest(), "big")
+    return int(digest(*parts)[:16], 16)
+
+
 def file_identity(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(size, time of last change) of a file, (-1, -1) if it is not there."""
     try:

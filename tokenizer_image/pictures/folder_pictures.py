@@ -14,7 +14,7 @@ from PIL import Image
 
 from tokenizer_image.pictures.columns import Columns
 from tokenizer_image.pictures.dataset import PictureSource
-from tokenizer_image.pictures.fingerprints import digest, file_identity
+from tokenizer_image.pictures.fingerprints import digest, file_identity, hash64
 from tokenizer_image.pictures.folder_files import FolderFiles, real_path_inside
 from tokenizer_image.pictures.metadata import classes, read_metadata
 from tokenizer_image.pictures.picture_files import is_picture, open_picture, why_not_read
@@ -79,6 +79,9 @@ class FolderPictures(PictureSource):
 
     def image(self, row: int) -> Image.Image:
         return open_picture(real_path_inside(self.root, self.files[row]))
+
+    def picture_key(self, row: int) -> int:
+        return hash64(self.files[row], *file_identity(self.root / self.files[row]))
 
     def read_captions(self, row: int, notes: ReadingNotes) -> list[str]:
         captions = self._captions

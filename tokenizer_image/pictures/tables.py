@@ -24,7 +24,7 @@ from tokenizer_image.pictures.columns import (
     usual_column,
 )
 from tokenizer_image.pictures.dataset import PictureSource
-from tokenizer_image.pictures.fingerprints import digest, file_identity, hash_numbers, one_or_all
+from tokenizer_image.pictures.fingerprints import digest, file_identity, hash64, hash_numbers, one_or_all
 from tokenizer_image.pictures.folder_files import FolderFiles, outside, real_path_inside
 from tokenizer_image.pictures.picture_files import open_picture
 from tokenizer_image.pictures.reading_notes import ReadingNotes, shown
@@ -91,9 +91,19 @@ class TablePictures(PictureSource):
     def row_hashes(self, salt: str) -> np.ndarray:
         return hash_numbers(len(self), salt)  # rows have no names, only numbers
 
-    def image(self, row: int) -> Image.Image:
+    def _cell(self, row: int) -> tuple[Any, Any]:
+        """(bytes, path) of a row's picture; what there is of the two."""
         value = _first(self._column(self._image_column)[row].as_py())
-        content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, value)
+        return (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, value)
+
+    def picture_key(self, row: int) -> int:
+        content, path = self._cell(row)
+        if isinstance(content, bytes):
+            return hash64(content)
+        return hash64(path, *(self._identity(row, path) if isinstance(path, str) else ()))
+
+    def image(self, row: int) -> Image.Image:
+        content, path = self._cell(row)
         if isinstance(content, bytes):
             return open_picture(content, path if isinstance(path, str) else "")
         if not isinstance(path, str):
