@@ -98,6 +98,8 @@ def extend_model(model: PreTrainedModel, vocabulary: MultimodalVocabulary, known
     """
     if model.get_input_embeddings().weight.shape[0] < vocabulary.size:
         model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
+    if getattr(model.get_input_embeddings(), "padding_idx", None) is not None:  # a row without gradient
+        model.get_input_embeddings().padding_idx = vocabulary.pad_id
     layers = [model.get_input_embeddings(), model.get_output_embeddings()]
     tensors = {id(tensor): tensor for layer in layers for tensor in layer.parameters()}
     for tensor in tensors.values():  # a bias too, where the output layer has one

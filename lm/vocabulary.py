@@ -15,6 +15,8 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from lm.surrogates import replace_surrogates
+
 FORMAT_VERSION = 1
 FILE_NAME = "vocabulary.json"
 BOS, EOS, PAD, BEGIN_IMAGE, END_IMAGE = "<|bos|>", "<|eos|>", "<|pad|>", "<|begin_image|>", "<|end_image|>"
@@ -48,7 +50,7 @@ def train_text_tokenizer(
         min_frequency=2,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(map(replace_surrogates, texts), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
 
 
@@ -130,6 +132,9 @@ class MultimodalVocabulary:
         for role, text in (("bos_token", BOS), ("eos_token", EOS), ("pad_token", PAD)):
             if getattr(tokenizer, role) is None:
                 tokenizer.add_special_tokens({role: text})
+        if tokenizer.pad_token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+            # Embeddings of the padding id get no gradient: it must be no token that is learned.
+            tokenizer.add_special_tokens({"pad_token": PAD})
         tokenizer.add_tokens([AddedToken(BEGIN_IMAGE, special=True), AddedToken(END_IMAGE, special=True)])
         others = other_layouts or {}
         sizes = [(int(image_size[0]), int(image_size[1])), *others] if others else []
@@ -231,12 +236,13 @@ class MultimodalVocabulary:
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens. A text that contains the name of a special or image token
-        stays text."""
+        stays text; a lone surrogate in it counts as U+FFFD."""
         return self.encode_texts([text])[0]
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode_text` for many texts at once."""
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
+        readable = [replace_surrogates(text) for text in texts]
+        encoded = self.tokenizer(readable, add_special_tokens=False, split_special_tokens=True)
         return encoded["input_ids"]
 
     def decode_text(self, ids: Sequence[int]) -> str:

@@ -86,6 +86,11 @@ def test_caches_with_and_without_labels_load(tmp_path):
         assert_same(cache.document(row), document)
 
 
+def test_lone_surrogates_in_a_text_are_replaced(tmp_path):
+    cache = TokenCache(write_cache(tmp_path, [[Document(np.arange(4), [(8, 8)], ["a \ud83d", "\ud83d\udc15", "c"])]]))
+    assert cache.texts(0) == ["a \ufffd", "🐕", "c"]
+
+
 def test_zero_bytes_in_a_text_do_not_split_it(tmp_path):
     cache = TokenCache(write_cache(tmp_path, [[Document(np.arange(4), [(8, 8)], ["a\0b", "c"])]]))
     assert cache.texts(0) == ["a b", "c"]

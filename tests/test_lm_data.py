@@ -119,6 +119,26 @@ def test_a_batch_does_not_depend_on_those_before(order, settings):
     assert len(set(places)) == 70
 
 
+@pytest.mark.parametrize("settings", [{}, PACKED], ids=["padded", "packed"])
+def test_each_epoch_has_an_order_of_its_own(order, settings):
+    """Of rows, over windows, and of the batches in a window."""
+    data = order(window=64, **settings)
+    windows = [
+        {item.row for batch in data.window_batches(epoch, 0) for row in batch for item in row} for epoch in (0, 1)
+    ]
+    assert windows[0] != windows[1]
+    sorted_data = order(window=203, mix=0.0, caption_dropout=0.0, **settings)
+    sorted_data._rows = lambda epoch: np.arange(ROWS)  # the same in each epoch, so that only the batches' order differs
+    sorted_data.source.choose = lambda seed, epoch, rows, choose=sorted_data.source.choose: choose(seed, 0, rows)
+    batches = [
+        [tuple(sorted(item.row for row in batch for item in row)) for batch in sorted_data.window_batches(epoch, 0)]
+        for epoch in (0, 1)
+    ]
+    assert batches[0] != batches[1]
+    if not settings:
+        assert sorted(batches[0]) == sorted(batches[1])
+
+
 @pytest.mark.parametrize("world_size, micro_batches", [(2, 1), (4, 1), (1, 4), (2, 2)])
 def test_any_number_of_processes_has_the_same_batches(order, vocabulary, world_size, micro_batches):
     expected = global_batches(order(), 30)

@@ -257,6 +257,19 @@ def test_balancing_leaves_a_batch_of_drawing_as_it_is(vocabulary, sequences):
     assert torch.equal(batch["loss_weights"], before)
 
 
+def test_codes_keep_their_weights_beside_text(vocabulary, sequences):
+    """Text is weighed beside codes, and the divisor has the codes' share, whatever that is."""
+    plain = [replace(one, loss_weights=(one.labels != IGNORED).astype(np.float32)) for one in sequences[3:5]]
+    batch = collate(plain, vocabulary.pad_id)
+    texts, codes = label_weights([batch], vocabulary.image_offset).tolist()
+    is_code = batch["labels"] >= vocabulary.image_offset
+    before = batch["loss_weights"].clone()
+    divisor = balance([batch], vocabulary.image_offset, [texts, codes], (1 / 8, 7 / 8))
+    assert divisor == pytest.approx(codes / (7 / 8))
+    assert torch.equal(batch["loss_weights"][is_code], before[is_code])
+    assert batch["loss_weights"][~is_code].sum() / divisor == pytest.approx(1 / 8)
+
+
 def test_chunks_change_nothing(vocabulary, model, batch, monkeypatch):
     whole = sums_of(model, vocabulary, batch)
     whole["loss"].backward()

@@ -51,6 +51,15 @@ def test_codes_that_look_alike_start_alike(vocabulary, architecture):
             assert codes[low:high].std().item() == pytest.approx(scale, rel=1e-3)
 
 
+def test_codes_start_larger_than_text(vocabulary):
+    torch.manual_seed(0)
+    model = build_model(build_configuration(vocabulary, max_positions=64, **SIZES))
+    start_code_rows(model, vocabulary, torch.randn(100, 8))
+    for layer, times in ((model.get_input_embeddings(), 15), (model.get_output_embeddings(), 7.5)):
+        texts, codes = layer.weight[: vocabulary.image_offset], layer.weight[vocabulary.image_offset :]
+        assert (codes.std() / texts.std()).item() == pytest.approx(times, rel=0.1)
+
+
 def test_codes_that_are_all_alike_keep_their_random_rows(vocabulary):
     model = build_model(build_configuration(vocabulary, max_positions=64, **SIZES))
     before = model.get_input_embeddings().weight.detach().clone()

@@ -66,6 +66,22 @@ def joined(folder: Path, num_codes: int = 20) -> tuple[int, MultimodalVocabulary
     return known, vocabulary
 
 
+def test_the_row_that_begins_and_ends_sequences_learns(tmp_path):
+    """Of a model whose three special tokens are one: its padding row had no gradient."""
+    tokenizer = text_tokenizer(bos_token="<s>", eos_token="<s>", pad_token="<s>")
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.bos_token_id)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=128, **ids)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    known, vocabulary = joined(tmp_path)
+    model = load_pretrained(str(tmp_path))
+    extend_model(model, vocabulary, known)
+    assert vocabulary.pad_id not in (vocabulary.bos_id, vocabulary.eos_id)
+    model(input_ids=torch.tensor([[vocabulary.bos_id, 3, 4]]), labels=torch.tensor([[-100, 3, 4]])).loss.backward()
+    assert model.get_input_embeddings().weight.grad[vocabulary.bos_id].abs().sum() > 0
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 @pytest.mark.parametrize("num_codes", [5, 200])  # few enough for the padded rows, and not
 def test_new_rows_start_from_the_mean_and_old_ones_stay(folder, name, num_codes):

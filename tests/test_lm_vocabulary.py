@@ -217,6 +217,26 @@ def test_missing_special_tokens_are_added():
     assert vocabulary.image_offset == size + 3
 
 
+def test_padding_gets_an_id_of_its_own(tmp_path):
+    """The embedding of the padding id never learns: it may not be the one that begins and ends sequences."""
+    tokenizer = pretrained(bos_token="<s>", eos_token="<s>", pad_token="<s>")
+    size = len(tokenizer)
+    vocabulary = build(tokenizer)
+    assert vocabulary.bos_id == vocabulary.eos_id < size and vocabulary.pad_id == size
+    vocabulary.save_pretrained(tmp_path)
+    assert MultimodalVocabulary.from_pretrained(tmp_path).tokenizer.pad_token_id == size
+    vocabulary.pad_id = vocabulary.bos_id  # as in a model folder of an earlier version
+    vocabulary.save_pretrained(tmp_path)
+    assert MultimodalVocabulary.from_pretrained(tmp_path).pad_id == vocabulary.bos_id
+
+
+@pytest.mark.parametrize("text, same", [("a \ud83d dog", "a \ufffd dog"), ("\udc00", "\ufffd"), ("🐕", "🐕"),
+                                        ("\ud83d\udc15", "🐕")])  # fmt: skip
+def test_lone_surrogates_count_as_replacement_characters(vocabulary, text, same):
+    assert vocabulary.encode_text(text) == vocabulary.encode_text(same)
+    assert train_text_tokenizer([text] * 3, 300).get_vocab() == train_text_tokenizer([same] * 3, 300).get_vocab()
+
+
 def test_a_tokenizer_that_has_image_tokens_already(vocabulary):
     with pytest.raises(ValueError, match=r"has tokens like '<\|image_0\|>', or ids .*: use another"):
         build(build().tokenizer)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lm.files import published
+from lm.surrogates import replace_surrogates
 
 SEPARATOR = b"\0"
 ARRAYS = ("codes", "code_ends", "text_ends", "image_sizes")
@@ -50,7 +51,10 @@ def code_dtype(num_codes: int) -> np.dtype[Any]:
 
 def write_shard(folder: Path, documents: Sequence[Document], dtype: np.dtype[Any]) -> None:
     """Write a shard. A folder of that name is always whole, however many processes write it."""
-    texts = [b"".join(text.replace("\0", " ").encode() + SEPARATOR for text in d.texts) for d in documents]
+    texts = [
+        b"".join(replace_surrogates(text).replace("\0", " ").encode() + SEPARATOR for text in d.texts)
+        for d in documents
+    ]
     codes = [np.asarray(document.codes) for document in documents]
     arrays = {
         "codes": np.concatenate([np.zeros(0, dtype), *codes], dtype=dtype, casting="unsafe"),
@@ -68,6 +72,11 @@ def write_shard(folder: Path, documents: Sequence[Document], dtype: np.dtype[Any
         (aside / "texts.bin").write_bytes(b"".join(texts))
         if any(document.order for document in documents):
             (aside / "orders.bin").write_bytes(SEPARATOR.join(document.order.encode() for document in documents))
+
+
+def _encoded(text: str) -> bytes:
+    """A text as it is stored, which no zero byte and no lone surrogate in it can break."""
+    return replace_surrogates(text).replace("\0", " ").encode() + SEPARATOR
 
 
 def _ends(lengths: Sequence[int]) -> np.ndarray:
