@@ -100,7 +100,7 @@ class TablePictures(PictureSource):
         content, path = self._cell(row)
         if isinstance(content, bytes):
             return hash64(content)
-        return hash64(path, *(self._identity(row, path) if isinstance(path, str) else ()))
+        return hash64(path, *(self._identity(row, path, None) if isinstance(path, str) else ()))
 
     def image(self, row: int) -> Image.Image:
         content, path = self._cell(row)
