@@ -345,7 +345,7 @@ class MultimodalVocabulary:
         layouts = {tuple(one["image_size"]): one["layout"] for one in sizes}
         layouts.pop(tuple(values["image_size"]), None)
         return cls(
-            tokenizer=PreTrainedTokenizerFast.from_pretrained(folder),
+            tokenizer=_load_tokenizer(folder),
             image_offset=values["image_offset"],
             num_codes=values["num_codes"],
             bos_id=ids["bos"],
@@ -362,3 +362,12 @@ class MultimodalVocabulary:
             size_ids={tuple(one["image_size"]): one["id"] for one in sizes},
             end_row_id=ids.get("end_row"),
         )
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`.
+
+    `tokenizer.json` holds the added tokens. Without `added_tokens_decoder`, transformers makes a Python object of each
+    and copies it: of 262,144 image tokens, that takes half a minute.
+    """
+    return PreTrainedTokenizerFast.from_pretrained(folder, added_tokens_decoder={})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import cProfile
 import json
+import pstats
 
 import numpy as np
 import pytest
@@ -253,6 +255,22 @@ def test_save_and_load(vocabulary, tmp_path):
     texts = [*CAPTIONS, *TRICKY, "", "Ünseen Wörds"]
     assert loaded.encode_texts(texts) == vocabulary.encode_texts(texts)
     assert (loaded.size, loaded.id_ranges) == (vocabulary.size, vocabulary.id_ranges)
+
+
+def test_loading_does_not_copy_image_tokens_one_by_one(tmp_path):
+    codes = 4096
+    layout = build_layout([(1, 1)], [[codes]]).to_dict()
+    MultimodalVocabulary.build(
+        train_text_tokenizer(CAPTIONS * 3, 300),
+        num_codes=codes,
+        layout=layout,
+        image_size=[16, 16],
+        image_tokenizer_fingerprint="abc",
+    ).save_pretrained(tmp_path)
+    with cProfile.Profile() as profile:
+        loaded = MultimodalVocabulary.from_pretrained(tmp_path)
+    assert loaded.tokenizer.convert_tokens_to_ids("<|image_4095|>") == loaded.image_offset + 4095
+    assert pstats.Stats(profile).total_calls < 20 * codes  # type: ignore[attr-defined]
 
 
 def test_the_file_says_what_the_design_promises(vocabulary, tmp_path):
