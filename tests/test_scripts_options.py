@@ -179,7 +179,9 @@ def test_help_shows_defaults(capsys):
     assert "turn --average_weights off" in text and "(default: None)" not in text
 
 
-@pytest.mark.parametrize("script", ["train_tokenizer", "train_lm", "generate", "evaluate", "cache_tokens"])
+@pytest.mark.parametrize(
+    "script", ["train_tokenizer", "train_lm", "generate", "evaluate", "cache_tokens", "inspect_data"]
+)
 def test_help_leaves_torch_out(script):
     """It answers at once."""
     code = (

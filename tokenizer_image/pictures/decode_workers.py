@@ -151,7 +151,7 @@ def _decode_shard(source: PictureDataset, reading: Reading, target: Path | None,
         for row in range(start, stop):
             try:
                 image = source.image(row)
-                picture = _decode(image, reading)
+                picture = decode_image(image, reading)
             except Exception as error:  # decoders of damaged files raise nearly anything
                 result.unreadable.append((row, " ".join(f"{type(error).__name__}: {error}".split())))
                 continue
@@ -168,10 +168,11 @@ def _decode_shard(source: PictureDataset, reading: Reading, target: Path | None,
 
 def decode_one(source: PictureDataset, row: int, reading: Reading) -> np.ndarray:
     """One picture -> uint8 (C, H, W). Raises any error of the reader."""
-    return _decode(source.image(row), reading)
+    return decode_image(source.image(row), reading)
 
 
-def _decode(image: Image.Image, reading: Reading) -> np.ndarray:
+def decode_image(image: Image.Image, reading: Reading) -> np.ndarray:
+    """A picture as `source.image` opens it -> uint8 (C, H, W). Raises any error of the decoder."""
     _skip_detail(image, 4 * max(side for size in reading.sizes for side in size))
     return preprocess(image, reading.settings, reading.sizes)
 

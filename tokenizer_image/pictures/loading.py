@@ -96,11 +96,11 @@ def load_pictures(
     if source.data_set_size is None:
         source.data_set_size = sum(source.split_sizes.values())
     if need_captions:
-        _check_captions(source, caption_column)
+        check_captions(source, caption_column)
     return source
 
 
-def _check_captions(source: PictureSource, caption_column: str | None) -> None:
+def check_captions(source: PictureSource, caption_column: str | None) -> None:
     """Raise ValueError unless a picture, or a document, has a text."""
     if any(captions for _, captions in source.captioned_rows(ReadingNotes())):
         return

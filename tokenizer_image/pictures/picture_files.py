@@ -148,5 +148,6 @@ def _open_large(file: Path | bytes, error: Image.DecompressionBombError) -> Imag
     if image.width * image.height > MAX_REDUCED_PIXELS or image.info.get("progressive"):
         stream.close()
         raise ValueError(remedy)
+    image.info["full_size"] = image.size
     image.draft(None, (image.width // 8, image.height // 8))
     return image

@@ -203,7 +203,7 @@ def _worth_reusing(
 ) -> bool:
     """False if decoding again may do better: too many pictures failed, or there is room for the pixels now."""
     size = manifest["num_rows"] * manifest["picture_bytes"]
-    readable_enough = not _too_many(len(manifest["unreadable"]), _data_set_size(source), max_share)
+    readable_enough = not too_many_unreadable(len(manifest["unreadable"]), data_set_size(source), max_share)
     limit_raised = (reading.max_image_pixels or 0) > (manifest.get("max_image_pixels") or 0)
     if limit_raised and any("--max_image_pixels" in reason for _, reason in manifest["unreadable"]):
         return False
@@ -281,17 +281,17 @@ def _keep_rows(path: Path, rows: np.ndarray) -> None:
 
 
 def _write_unreadable(path: Path, source: PictureDataset, unreadable: Unreadable) -> None:
-    lines = [f"{row}\t{_place(source, row)}\t{reason}\n" for row, reason in unreadable]
+    lines = [f"{row}\t{picture_name(source, row)}\t{reason}\n" for row, reason in unreadable]
     path.write_text(shown("".join(lines)), encoding="utf-8")
 
 
-def _place(source: PictureDataset, row: int) -> str:
+def picture_name(source: PictureDataset, row: int) -> str:
     """The row's file, if the source knows it, else its number."""
     key = getattr(source, "key", None)
     return str(key(row)) if callable(key) else f"row {row}"
 
 
-def _too_many(unreadable: int, total: int, max_share: float) -> bool:
+def too_many_unreadable(unreadable: int, total: int, max_share: float) -> bool:
     """Whether more pictures than the allowed share cannot be read. One is allowed in any data set, unless the share is
     0: of fewer than 100 pictures, one is more than 1%."""
     return unreadable > total * max_share and not (unreadable == 1 and max_share > 0)
@@ -299,13 +299,15 @@ def _too_many(unreadable: int, total: int, max_share: float) -> bool:
 
 def _check_unreadable(decoded: DecodedPictures, source: PictureDataset, max_share: float, progress: bool) -> None:
     """Print how many pictures were skipped; ValueError if they are too large a share of the data set."""
-    count, total = len(decoded.unreadable), _data_set_size(source)
+    count, total = len(decoded.unreadable), data_set_size(source)
     if count == 0:
         return
     listing = decoded.folder / "unreadable.txt"
     summary = f"{shown(source.name)}: {count:,} of {total:,} pictures ({count / total:.1%}) cannot be read"
-    if _too_many(count, total, max_share) or len(decoded) == 0:
-        examples = "\n".join(f"  {shown(_place(source, row))}: {shown(why)}" for row, why in decoded.unreadable[:3])
+    if too_many_unreadable(count, total, max_share) or len(decoded) == 0:
+        examples = "\n".join(
+            f"  {shown(picture_name(source, row))}: {shown(why)}" for row, why in decoded.unreadable[:3]
+        )
         remedy = (
             f"Repair or remove them, or raise --max_unreadable_share (now {max_share:g}) to go on without."
             if len(decoded)
@@ -316,7 +318,7 @@ def _check_unreadable(decoded: DecodedPictures, source: PictureDataset, max_shar
         print(f"{summary} and are left out; listed in {listing}", flush=True)
 
 
-def _data_set_size(source: PictureDataset) -> int:
+def data_set_size(source: PictureDataset) -> int:
     """Pictures of all splits of the data set, as far as the source knows."""
     return max(getattr(source, "data_set_size", None) or 0, len(source))
 
