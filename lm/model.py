@@ -131,10 +131,10 @@ def build_model(config: PretrainedConfig) -> PreTrainedModel:
 def start_code_rows(model: PreTrainedModel, vocabulary: MultimodalVocabulary, vectors: torch.Tensor) -> None:
     """Start the rows of image codes, in the embeddings and in the output layer, as projections of their own vectors.
 
-    Random rows would make the model find out from data which of the codes look alike. Projected at random, the image
-    tokenizer's vectors keep their angles and distances, so what is learned of one code holds for its likes from the
-    first step on; docs/results.md has what that is worth. The classes of transformers start all rows at a standard
-    deviation of 0.02; these start larger, so that training does not wash the likeness out.
+    With random rows the model has to learn from data which codes look alike. A random projection of the image
+    tokenizer's vectors keeps their angles and distances, so an update for one code also moves the predictions for
+    similar codes from the first step on (docs/results.md has the gain). transformers starts all rows at a standard
+    deviation of 0.02; these start larger, so that training does not erase the similarity.
 
     Args:
         vectors: (num_codes, D) float, what each code stands for in the image tokenizer.

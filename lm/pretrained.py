@@ -1,4 +1,4 @@
-"""A pretrained causal LM of transformers as the start: its own tokenizer, and rows for what it has no token for."""
+"""A pretrained causal LM of transformers as the start: its own tokenizer, and new rows for the tokens that it lacks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load_configuration(name: str) -> PretrainedConfig:
 
 
 def load_pretrained(name: str) -> PreTrainedModel:
-    """The model in float32, whatever it was saved in: what training adds to a weight is smaller than bfloat16's steps.
+    """The model in float32, also where it was saved in another type: updates are smaller than the spacing of bfloat16.
 
     Raises:
         ValueError: not a causal LM, or one whose weights are not safetensors.
@@ -91,8 +91,8 @@ def max_positions(config: Any) -> int:
 def extend_model(model: PreTrainedModel, vocabulary: MultimodalVocabulary, known: int) -> None:
     """Give the model a row for each id of the vocabulary, in the embeddings and in the output layer.
 
-    What is new, and the rows that only rounded the model's size up, starts from the mean of the rows of the `known` ids
-    that the model was trained with: no new token is then much likelier than the old ones (Hewitt 2021, "Initializing
+    New rows, and rows that only round the model's size up, start from the mean of the rows of the `known` ids that the
+    model was trained with, so that no new token is much likelier than the old ones (Hewitt 2021, "Initializing
     new word embeddings for pretrained language models"). Tied layers stay tied. Ids of special tokens and the size
     become the vocabulary's in the configurations.
     """

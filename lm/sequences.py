@@ -1,4 +1,4 @@
-"""Text and codes to what the language model reads. Every sequence format is here.
+"""Text and codes to the sequences that the language model reads. Every sequence format is here.
 
 | format              | sequence                                      | learned                                   |
 |---------------------|-----------------------------------------------|-------------------------------------------|
@@ -13,16 +13,17 @@
 |                     | codes end_image                               |                                           |
 
 `document` is for interleaved rows, and the only format that they take. Where a model draws several sizes, a size token
-follows each begin_image, learned where begin_image is (where nobody has asked for a size), and end-of-row tokens stand
-among the codes, never learned (`lm.vocabulary.PictureTokens`).
+follows each begin_image, learned where begin_image is learned (the model then chooses the size), and end-of-row tokens
+are among the codes, never learned (`lm.vocabulary.PictureTokens`).
 
 `image_and_caption` teaches to describe, and its codes, which have no text before them, what `image` teaches: beside
-`caption_to_image` it takes the place of caption dropout, and then describing costs drawing next to nothing.
+`caption_to_image` it takes the place of caption dropout, and the model draws about as well as one that does not
+describe.
 
 `image` is also what caption dropout makes of the first two; its prompt is the unconditional one of classifier-free
 guidance (Ho and Salimans 2022). Where nothing after the last code is learned, the sequence ends with it: end_image and
-eos would only cost time. What is learned has weight 1; how much all text counts beside all codes is said where their
-losses are put together (`lm.training.losses.balance`).
+eos would only cost time. Every learned token has weight 1 here; `lm.training.losses.balance` weighs the text of a
+batch against its codes.
 """
 
 from __future__ import annotations
@@ -125,9 +126,9 @@ FORMATS: dict[str, SequenceFormat] = {
 
 
 # Formats that teach a use, for `MultimodalVocabulary.check_trained`.
-DESCRIBING = tuple(name for name, one in FORMATS.items() if one.describes)
-DRAWING_ALONE = tuple(name for name, one in FORMATS.items() if one.draws_alone)
-DRAWING_CAPTIONS = tuple(name for name, one in FORMATS.items() if one.drops_captions)
+DESCRIBING = tuple(name for name, layout in FORMATS.items() if layout.describes)
+DRAWING_ALONE = tuple(name for name, layout in FORMATS.items() if layout.draws_alone)
+DRAWING_CAPTIONS = tuple(name for name, layout in FORMATS.items() if layout.drops_captions)
 
 
 def check_mixture(weights: Mapping[str, float]) -> None:
@@ -206,14 +207,14 @@ _Stretch = tuple[np.ndarray, np.ndarray]
 
 
 def image_prompt(vocabulary: MultimodalVocabulary, caption: str | None, size: Size | None = None) -> list[int]:
-    """Token ids of what stands before a picture's first code; a caption of None gives the unconditional prompt."""
+    """Token ids before a picture's first code; a caption of None gives the unconditional prompt."""
     caption_ids = [] if caption is None else vocabulary.encode_text(caption)
     picture = vocabulary.picture(size)
     return [vocabulary.bos_id, *caption_ids, vocabulary.boi_id, *picture.ids[: picture.places[0]].tolist()]
 
 
 def description_prompt(vocabulary: MultimodalVocabulary, codes: np.ndarray, size: Size | None = None) -> list[int]:
-    """Token ids of a picture, up to and including end_image: what a caption follows. `codes`: (T,) integers."""
+    """Token ids of a picture, up to and including end_image: a caption follows it. `codes`: (T,) integers."""
     return [vocabulary.bos_id, vocabulary.boi_id, *vocabulary.picture_ids(codes, size).tolist(), vocabulary.eoi_id]
 
 
@@ -227,8 +228,8 @@ def token_sequence(
     """A text, a picture, or both, in the format `name`; interleaved rows: `document_sequence`.
 
     Args:
-        text_ids: text token ids; not looked at where the format has no text.
-        codes: (T,) integers; not looked at where the format has no picture.
+        text_ids: text token ids; ignored where the format has no text.
+        codes: (T,) integers; ignored where the format has no picture.
         size: of the picture, (height, width); default: the vocabulary's default.
     """
     stretches: list[_Stretch] = []
@@ -301,13 +302,13 @@ def collate(
     input_ids, labels = np.full(shape, pad_id, np.int64), np.full(shape, IGNORED, np.int64)
     loss_weights, positions = np.zeros(shape, np.float32), np.empty(shape, np.int64)
     for index, (pack, size) in enumerate(zip(packs, sizes, strict=True)):
-        input_ids[index, :size] = np.concatenate([one.input_ids for one in pack])
-        labels[index, :size] = np.concatenate([one.labels for one in pack])
-        loss_weights[index, :size] = np.concatenate([one.loss_weights for one in pack])
+        input_ids[index, :size] = np.concatenate([sequence.input_ids for sequence in pack])
+        labels[index, :size] = np.concatenate([sequence.labels for sequence in pack])
+        loss_weights[index, :size] = np.concatenate([sequence.loss_weights for sequence in pack])
         if packed:
-            # Padding is one more document, no longer than the longest, since positions may be few.
+            # Padding is one more document; its positions stay below those of the longest, since a model may have few.
             ends = np.arange(length - size) % max(map(len, pack))
-            positions[index] = np.concatenate([*(np.arange(len(one)) for one in pack), ends])
+            positions[index] = np.concatenate([*(np.arange(len(sequence)) for sequence in pack), ends])
         else:
             positions[index] = np.arange(length)  # the same for all rows, padding or not
     return {

@@ -60,7 +60,7 @@ class PictureTokens:
 
     Where a model draws several sizes, a picture starts with the token of its size, and each row of codes (of each
     level) ends with a token that says so, as in Emu3 (Wang et al. 2024): without them the model could not tell which
-    code stands below which. They say nothing that the size does not say, so only the first is ever learned.
+    code is below which. End-of-row tokens follow from the size, so only the size token is ever learned.
 
     Attributes:
         ids: (L,) int64 token ids, -1 where a code goes.
@@ -85,7 +85,7 @@ class MultimodalVocabulary:
         image_offset: id of code 0.
         num_codes: codes are 0 .. num_codes - 1.
         bos_id, eos_id, pad_id, boi_id, eoi_id: begin, end, padding, begin and end of a picture.
-        layout: code layout of a picture of the default size, as plain lists, one entry a position.
+        layout: code layout of a picture of the default size, as plain lists, one entry for each position.
         image_size: [height, width] of the default size.
         image_tokenizer_fingerprint: which image tokenizer the codes belong to.
         formats: sequence formats that the model was trained on.
@@ -342,7 +342,7 @@ class MultimodalVocabulary:
                 "upgrade tessera"
             )
         ids, sizes = values["special_ids"], values.get("sizes", [])
-        layouts = {tuple(one["image_size"]): one["layout"] for one in sizes}
+        layouts = {tuple(entry["image_size"]): entry["layout"] for entry in sizes}
         layouts.pop(tuple(values["image_size"]), None)
         return cls(
             tokenizer=_load_tokenizer(folder),
@@ -359,7 +359,7 @@ class MultimodalVocabulary:
             formats=values["formats"],
             default_guidance=values["default_guidance"],
             other_layouts=layouts,
-            size_ids={tuple(one["image_size"]): one["id"] for one in sizes},
+            size_ids={tuple(entry["image_size"]): entry["id"] for entry in sizes},
             end_row_id=ids.get("end_row"),
         )
 

@@ -87,8 +87,8 @@ def write_split(options: Options, tokenizer: Any, split: str, device: torch.devi
     )  # fmt: skip
     for problem in damaged_shards(folder).values() if writer.finished else ():
         print(f"{problem}; writing it again", flush=True)
-    mine = writer.missing(options.shard_index, options.num_shards)
-    if mine:
+    own_shards = writer.missing(options.shard_index, options.num_shards)
+    if own_shards:
         writer.prepare()
         read_shards(options, writer, tokenizer)
         writer.write(process_index=options.shard_index, num_processes=options.num_shards, device=device)
@@ -100,7 +100,7 @@ def write_split(options: Options, tokenizer: Any, split: str, device: torch.devi
             flush=True,
         )
         return
-    if mine or not writer.finished:
+    if own_shards or not writer.finished:
         report_left_out(writer.finish())
     print(f"{folder} is whole: {len(TokenCache(folder)):,} rows", flush=True)
 

@@ -229,7 +229,7 @@ def test_a_bounded_number_of_token_ids_is_kept(cache, vocabulary, monkeypatch):
     rows = np.arange(ROWS)
 
     def found(bound: int) -> tuple[list[list[int]], list[int]]:
-        monkeypatch.setattr("lm.data.sequence_source.HELD_TOKENS", bound)
+        monkeypatch.setattr("lm.data.sequence_source.CACHED_TOKENS", bound)
         source, sequences, held = SequenceSource(cache, vocabulary), [], []
         for some in [*np.array_split(rows, 20)] * 2:
             items = source.items(some, source.choose(0, 0, some))

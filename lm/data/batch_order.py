@@ -13,10 +13,10 @@ import torch
 from lm.data.sequence_source import BLOCK_ORDER, BUCKETS, ROW_ORDER, Item, SequenceSource, keyed_generator
 from lm.sequences import collate
 
-BATCHES_PER_WINDOW = 32  # packed ones, at least: what does not fill a batch waits for another epoch
+BATCHES_PER_WINDOW = 32  # with packing, at least; rows that fill no batch are left out of the epoch
 
 Batch = dict[str, torch.Tensor]
-Row = list[Item]  # what stands in one row of a batch: one sequence, or several that are packed
+Row = list[Item]  # one row of a batch: one sequence, or several that are packed
 
 
 class Place(NamedTuple):
@@ -39,10 +39,10 @@ class BatchOrder:
     - with `pack_length`, `batch_size` rows of that many tokens, each filled with as many whole sequences as fit, so
       that next to nothing is padding, whatever the lengths.
 
-    What does not fill a last block of a window (of an epoch, without packing) comes in another epoch.
+    Sequences that do not fill the last block of a window (without packing: of an epoch) are left out of the epoch.
 
     Attributes:
-        source: what the rows are.
+        source: the rows as sequences.
         batch_size: rows of a batch, over all processes.
         window: rows of the cache in a window.
         mix: sequences whose texts' lengths differ by up to this many tokens may share a batch by chance; 0 sorts
@@ -112,7 +112,7 @@ class BatchOrder:
     def batches(
         self, start: Sequence[int] = Place(), *, rank: int = 0, world_size: int = 1, micro_batches: int = 1
     ) -> Iterator[tuple[Place, list[Batch]]]:
-        """This rank's share of all batches from `start` on, for ever.
+        """This rank's share of all batches from `start` on, without end.
 
         Yields:
             the place of the batch that comes next, and this one as `micro_batches` collated parts.
@@ -127,17 +127,17 @@ class BatchOrder:
                 f"({world_size} processes x {micro_batches} accumulation steps)"
             )
         epoch, window, first = start
-        found = window > 0 or first > 0
+        any_batch = window > 0 or first > 0
         while True:
             blocks = self.window_batches(epoch, window)
-            found |= bool(blocks)
+            any_batch |= bool(blocks)
             ended = window + 1 >= self.windows
             follows = Place(epoch + 1) if ended else Place(epoch, window + 1)
             for number in range(first, len(blocks)):
                 shares = [blocks[number][part::parts] for part in range(parts)]
                 after = follows if number + 1 == len(blocks) else Place(epoch, window, number + 1)
                 yield after, [self.collate(shares[rank * micro_batches + micro]) for micro in range(micro_batches)]
-            if ended and not found:
+            if ended and not any_batch:
                 raise ValueError(
                     f"the {len(self.source.cache)} rows do not fill one batch of {self.batch_size} rows"
                     f"{f' of {self.pack_length} tokens' if self.pack_length else ''}: lower --batch_size"
@@ -155,7 +155,7 @@ def packed(items: Sequence[Item], length: int) -> list[Row]:
     (best-fit decreasing)."""
     rows: list[Row] = []
     free: list[tuple[int, int]] = []  # (room, row), in order
-    for item in sorted(items, key=lambda one: -one.length):
+    for item in sorted(items, key=lambda item: -item.length):
         place = bisect_left(free, (item.length, 0))
         if place == len(free):
             room, row = length, len(rows)

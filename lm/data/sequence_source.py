@@ -1,4 +1,4 @@
-"""Rows of a token cache to sequences: which format, which of its texts, with or without it, cut to what length."""
+"""Rows of a token cache to sequences: the choice of format and caption, caption dropout, and cropping."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from lm.data.token_cache import TokenCache
 from lm.sequences import FORMATS, Picture, TokenSequence, check_mixture, document_sequence, token_sequence
 from lm.vocabulary import MultimodalVocabulary, Size
 
-# Streams of random numbers, each keyed by (seed, epoch, ...), so that none depends on what another one drew.
+# Streams of random numbers, each keyed by (seed, epoch, ...), so that no stream depends on how much another has drawn.
 ROW_ORDER, BLOCK_ORDER, CHOICES, BUCKETS = range(4)
 
-
-HELD_TOKENS = 5_000_000  # token ids that are kept, at about 36 bytes
+CACHED_TOKENS = 5_000_000  # token ids of texts kept in memory, at about 36 bytes each
 
 
 def keyed_generator(*key: int) -> np.random.Generator:
@@ -27,13 +26,13 @@ def keyed_generator(*key: int) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class Item:
-    """What becomes one sequence.
+    """A row of the cache with the choices that make one sequence of it.
 
     Attributes:
         row: of the cache.
         format: the sequence format.
         texts: token ids of the texts that it has, in order.
-        order: what an interleaved row keeps of its own order, "t" and "i" each; "" for other rows.
+        order: the parts of an interleaved row that fit, in order, "t" and "i" each; "" for other rows.
         whole: whether an interleaved row keeps all of it.
         length: tokens of the sequence.
     """
@@ -64,8 +63,8 @@ class SequenceSource:
         max_length: most tokens of a sequence.
         drop_long: leave longer ones out, in place of cropping them: a caption loses its end, an interleaved row what
             does not fit (a picture whole, a text its end, and all that follows).
-        max_caption_tokens: longer captions lose their end, too, whatever `max_length`.
-        cropped, dropped: how many were, so far.
+        max_caption_tokens: longer captions lose their end, even where `max_length` has room for them.
+        cropped, dropped: how many rows have been cropped, and left out, so far.
     """
 
     cache: TokenCache
@@ -81,7 +80,7 @@ class SequenceSource:
     def __post_init__(self) -> None:
         check_mixture(self.mixture)
         self._encoded: dict[str, list[int]] = {}
-        self._held = 0  # tokens in there
+        self._num_cached = 0  # tokens in `_encoded`
         self._pictures_everywhere = not (self.cache.count(True, False) or self.cache.count(False, False))
         # Names and running sums of weights, by what a row has: text, codes, an order of its own.
         self._possible: dict[tuple[bool, bool, bool], tuple[list[str], list[float]]] = {}
@@ -101,13 +100,13 @@ class SequenceSource:
 
     def trained_formats(self) -> list[str]:
         """The formats that rows of this cache are learned in, in the order of `FORMATS`."""
-        found: set[str] = set()
+        names: set[str] = set()
         for text, codes, interleaved in product((False, True), repeat=3):
             if self.cache.count(text, codes, interleaved):
-                found.update(self.possible(text, codes, interleaved))
-        if self.caption_dropout > 0 and any(FORMATS[name].drops_captions for name in found):
-            found.add("image")
-        return [name for name in FORMATS if name in found]
+                names.update(self.possible(text, codes, interleaved))
+        if self.caption_dropout > 0 and any(FORMATS[name].drops_captions for name in names):
+            names.add("image")
+        return [name for name in FORMATS if name in names]
 
     def choose(self, seed: int, epoch: int, rows: np.ndarray) -> list[tuple[str, str | None]]:
         """Format of each row in this epoch, and one of its texts where the format takes one."""
@@ -124,37 +123,37 @@ class SequenceSource:
         return chosen
 
     def items(self, rows: Sequence[int] | np.ndarray, chosen: Sequence[tuple[str, str | None]]) -> list[Item]:
-        """Rows with what `choose` found for them; too long ones cropped, or left out."""
+        """Rows with the choices of `choose`; rows that are too long are cropped, or left out."""
         texts = [
             self.cache.texts(int(row)) if FORMATS[name].interleaved else [] if text is None else [text]
             for row, (name, text) in zip(rows, chosen, strict=True)
         ]
         self._encode([text for row in texts for text in row])
-        made = []
-        for row, (name, _), own in zip(rows, chosen, texts, strict=True):
-            ids = [self._encoded[text] for text in own]
+        items = []
+        for row, (name, _), row_texts in zip(rows, chosen, texts, strict=True):
+            ids = [self._encoded[text] for text in row_texts]
             make = self._document_item if FORMATS[name].interleaved else self._item
             item, too_long = make(int(row), name, ids)
             if too_long and self.drop_long:
                 self.dropped += 1
                 continue
             self.cropped += too_long
-            made.append(item)
-        return made
+            items.append(item)
+        return items
 
     def _encode(self, texts: Sequence[str]) -> None:
-        """Have the token ids of texts at hand, each tokenized once, and no longer than a sequence may be and one."""
+        """Tokenize texts into `_encoded`, each once, cut to one token more than a sequence may have."""
         new = list(set(texts) - self._encoded.keys())
-        if self._held > HELD_TOKENS:
+        if self._num_cached > CACHED_TOKENS:
             self._encoded.clear()
-            self._held, new = 0, list(set(texts))
+            self._num_cached, new = 0, list(set(texts))
         if new:
-            found = [ids[: self.max_length + 1] for ids in self.vocabulary.encode_texts(new)]
-            self._encoded.update(zip(new, found, strict=True))
-            self._held += sum(map(len, found)) + len(found)
+            encoded = [ids[: self.max_length + 1] for ids in self.vocabulary.encode_texts(new)]
+            self._encoded.update(zip(new, encoded, strict=True))
+            self._num_cached += sum(map(len, encoded)) + len(encoded)
 
     def _item(self, row: int, name: str, texts: list[list[int]]) -> tuple[Item, bool]:
-        """A captioned row, its text cut to fit, and whether it had to be."""
+        """A captioned row, its text cut to fit, and whether anything was cut."""
         layout = FORMATS[name]
         used = layout.frame + (len(self.vocabulary.picture(self._size(row))) if layout.has_codes else 0)
         room = self.max_length - used
@@ -164,16 +163,16 @@ class SequenceSource:
                 "may have: raise --max_length"
             )
         room = min(room, self.max_caption_tokens) if layout.has_codes else room
-        own = tuple(text[:room] for text in texts)
-        return Item(row, name, own, length=used + sum(map(len, own))), any(len(text) > room for text in texts)
+        cropped = tuple(text[:room] for text in texts)
+        return Item(row, name, cropped, length=used + sum(map(len, cropped))), any(len(text) > room for text in texts)
 
     def _document_item(self, row: int, name: str, texts: list[list[int]]) -> tuple[Item, bool]:
-        """An interleaved row, cut where it does not fit, and whether it had to be."""
+        """An interleaved row, cut where it does not fit, and whether anything was cut."""
         order, sizes = self.cache.order(row), iter(self.cache.image_sizes(row))
         kept, length = "", FORMATS[name].frame
-        own: list[list[int]] = []
+        kept_texts: list[list[int]] = []
         for part in order:
-            needed = len(self.vocabulary.picture(next(sizes))) + 2 if part == "i" else len(texts[len(own)])
+            needed = len(self.vocabulary.picture(next(sizes))) + 2 if part == "i" else len(texts[len(kept_texts)])
             room = self.max_length - length
             if needed > room and (part == "i" or room <= 0):
                 if not kept:
@@ -183,12 +182,12 @@ class SequenceSource:
                     )
                 break
             if part == "t":
-                own.append(texts[len(own)][:room])
+                kept_texts.append(texts[len(kept_texts)][:room])
             kept, length = kept + part, length + min(needed, room)
             if needed > room:
                 break
-        whole = kept == order and all(len(a) == len(b) for a, b in zip(own, texts, strict=True))
-        return Item(row, name, tuple(own), kept, whole, length if whole else length - 1), not whole
+        whole = kept == order and all(len(a) == len(b) for a, b in zip(kept_texts, texts, strict=True))
+        return Item(row, name, tuple(kept_texts), kept, whole, length if whole else length - 1), not whole
 
     def _size(self, row: int) -> Size:
         """Size of a captioned picture."""

@@ -109,7 +109,7 @@ class Shard:
         self._image_sizes = arrays["image_sizes"]
         self.rows = len(self.code_ends) if rows is None else rows
         orders = folder / "orders.bin"
-        # As bytes and where each row ends; without orders every row is one captioned picture.
+        # None: every row is one captioned picture.
         self._orders = orders.read_bytes() if orders.is_file() else None
         if not self._whole():
             raise ValueError(f"shard {folder} is truncated ({self.rows} rows expected)")
@@ -132,7 +132,7 @@ class Shard:
 
     @cached_property
     def _picture_ends(self) -> np.ndarray:
-        """Where each row's pictures end, int64: as many as its order has, one where it has none."""
+        """Where each row's pictures end, int64; a row without an order has one picture."""
         raw = np.frombuffer(self._orders or b"", np.uint8)
         pictures = np.append(np.cumsum(raw == ord("i")), 0)[self._order_ends - 1]  # up to each row's end; -1: 0
         starts = np.append(0, self._order_ends[:-1] + 1)
@@ -194,26 +194,26 @@ class Shard:
         interleaved = np.zeros(self.rows, bool)
         if self._orders is not None:
             interleaved = np.diff(self._order_ends, prepend=-1) > 2  # a separator and more than one part
-        found = {}
+        counts = {}
         for has in product((False, True), repeat=3):
             rows = (texts == has[0]) & (codes == has[1]) & (interleaved == has[2])
             if rows.any():
-                found[kind_name(*has)] = int(rows.sum())
-        return found
+                counts[kind_name(*has)] = int(rows.sum())
+        return counts
 
     def entry(self) -> dict[str, Any]:
-        """What the manifest says of it."""
+        """Its entry in the manifest."""
         return {"name": self.folder.name, "rows": self.rows, "kinds": self.kinds()}
 
 
 def kind_name(has_text: bool, has_codes: bool, interleaved: bool) -> str:
-    """What a row has, in a word: "text codes", "text codes interleaved", "" for one that has nothing."""
+    """Name of what a row has: "text codes", "text codes interleaved", "" for one that has nothing."""
     words = ("text" if has_text else "", "codes" if has_codes else "", "interleaved" if interleaved else "")
     return " ".join(word for word in words if word)
 
 
 def damage(folder: Path, rows: int | None = None) -> str | None:
-    """What is wrong with a shard, None for a whole one."""
+    """Why a shard cannot be read, None for a whole one."""
     try:
         Shard(folder, rows)
     except ValueError as error:

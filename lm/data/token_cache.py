@@ -41,7 +41,7 @@ REMEDY = (
 
 
 def write_manifest(folder: Path, values: dict[str, Any]) -> None:
-    """Write manifest.json last: its presence says that the cache is whole."""
+    """Write manifest.json last: a folder with a manifest is a whole cache."""
     with published(folder / MANIFEST) as aside:
         aside.write_text(json.dumps({"format_version": FORMAT_VERSION, **values}, indent=1) + "\n")
 
@@ -78,18 +78,18 @@ def _read_text(file: Path) -> str | None:
 
 
 def damaged_shards(folder: Path) -> dict[str, str]:
-    """{name: what is wrong with it} of the shards of a local cache that are not whole."""
+    """{name: why it cannot be read} of the shards of a local cache that are not whole."""
     shards = read_manifest(folder)["shards"]
-    found = {shard["name"]: damage(folder / shard["name"], shard["rows"]) for shard in shards}
-    return {name: problem for name, problem in found.items() if problem}
+    problems = {shard["name"]: damage(folder / shard["name"], shard["rows"]) for shard in shards}
+    return {name: problem for name, problem in problems.items() if problem}
 
 
 def check_fingerprint(manifest: dict[str, Any], folder: str | Path, fingerprint: str) -> None:
     """Raise ValueError unless a cache's codes belong to the image tokenizer with this fingerprint."""
-    found = manifest["image_tokenizer_fingerprint"]
-    if found != fingerprint:
+    built = manifest["image_tokenizer_fingerprint"]
+    if built != fingerprint:
         raise ValueError(
-            f"the token cache {folder} belongs to another image tokenizer (fingerprint {found}, not {fingerprint}): "
+            f"the token cache {folder} belongs to another image tokenizer (fingerprint {built}, not {fingerprint}): "
             "give another --token_cache folder, or delete this one to build it again"
         )
 

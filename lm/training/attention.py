@@ -27,21 +27,21 @@ def short_causal_attention(
     dropout: float = 0.0,
     **unused: Any,
 ) -> tuple[torch.Tensor, None]:
-    """softmax(scaling Q K^T + causal mask) V, in the form that transformers asks of an attention function.
+    """softmax(scaling Q K^T + causal mask) V, with the signature of transformers' attention functions.
 
-    Training has no cache: every token sees all that came before it in its row, or, where `attention_mask` says which
-    (rows of several documents), in its document. What has a cache, the sample pictures in between, goes to
-    transformers' own attention.
+    In training there is no cache: a token attends to all tokens before it in its row, or, with `attention_mask` (rows
+    of several documents), in its document. Calls with a cache (sample pictures) go to transformers' own attention.
 
     Args:
         query, key, value: (B, heads, L, head_dim), with fewer heads for key and value where they are shared.
-        attention_mask: (B, 1, L, L) bool, True where a token (third) sees another (last); None: all before it.
+        attention_mask: (B, 1, L, L) bool, True where a token (third axis) attends to another (last axis); None: to all
+            before it.
 
     Returns:
         (B, L, heads, head_dim), and no weights.
     """
-    masked = attention_mask is not None and attention_mask.dtype != torch.bool
-    if masked or query.shape[2] != key.shape[2] or dropout:
+    has_float_mask = attention_mask is not None and attention_mask.dtype != torch.bool
+    if has_float_mask or query.shape[2] != key.shape[2] or dropout:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **unused
         )
@@ -52,7 +52,7 @@ def short_causal_attention(
     if attention_mask is None:
         bias = torch.full((length, length), float("-inf"), dtype=query.dtype, device=query.device).triu(1)
     else:
-        # Finite, since padding on the left of a prompt sees nothing at all.
+        # Finite, since padding on the left of a prompt attends to nothing, and softmax of -inf alone is NaN.
         lowest = torch.finfo(query.dtype).min / 2
         bias = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, lowest)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -62,7 +62,7 @@ def short_causal_attention(
 
 
 def _product_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """What autocast would make of a product's operand: a function with a backward of its own has to do it itself."""
+    """The type that autocast gives a product's operands; a custom autograd function has to cast them itself."""
     device = tensor.device.type
     if device == "meta" or tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device):
         return tensor.dtype
@@ -72,8 +72,8 @@ def _product_dtype(tensor: torch.Tensor) -> torch.dtype:
 class _Scores(torch.autograd.Function):
     """Q K^T of (B, heads, L, head_dim) each.
 
-    Autograd would make the gradient of K^T and turn it round, and compiled layers (torch.compile) then read it number
-    by number for the rotary positions: 1 or 2% of a step.
+    Autograd would compute the gradient of K^T and transpose it, and compiled layers (torch.compile) would then read it
+    with a stride for the rotary positions, which takes 1 or 2% of a step.
     """
 
     @staticmethod
@@ -88,14 +88,14 @@ class _Scores(torch.autograd.Function):
 
 
 AttentionInterface.register(NAME, short_causal_attention)
-# Without this, transformers would make no mask and padding would be read as text.
+# Without this, transformers makes no mask, and tokens attend to padding.
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def use_fastest_attention(model: PreTrainedModel, longest: int) -> None:
     """Choose how `model` attends in training, to sequences of up to `longest` tokens.
 
-    Models with more than one linear map for a head keep their own attention, which may have as much that is their own.
+    Models with more than one linear map for a head keep their own attention, which may differ from this one, too.
     """
     if plain_head(model) is None:
         return

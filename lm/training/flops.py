@@ -10,7 +10,7 @@ import torch
 from lm.training.attention import NAME as SHORT_ATTENTION
 from lm.training.losses import places_read
 
-# Feed-forward parts of two matrices; all others have three, one of them a gate.
+# Model types whose feed-forward parts have two matrices; all others have three, one of them a gate.
 UNGATED = frozenset(
     [
         "gpt2",
@@ -40,9 +40,9 @@ def layer_products(config: Any) -> tuple[int, int]:
     queries = heads * head_dim
     keys = (getattr(config, "num_key_value_heads", None) or heads) * head_dim
     attention = hidden * queries + 2 * hidden * keys + queries * hidden
-    gpt2 = config.model_type in UNGATED
+    matrices = 2 if config.model_type in UNGATED else 3
     intermediate = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
-    return attention + (2 if gpt2 else 3) * hidden * intermediate, queries
+    return attention + matrices * hidden * intermediate, queries
 
 
 def forward_flops(

@@ -50,12 +50,12 @@ def balance(
     totals: Sequence[float],
     shares: tuple[float, float],
 ) -> float:
-    """Weigh text beside codes, and say what to divide by: then the loss is a weighted sum of two global means,
+    """Weigh text beside codes, and return the divisor that makes the loss a weighted sum of two global means,
 
         sum over ranks and batches of `NextTokenLoss`'s loss / divisor
             = text share x mean nats of a text label + image share x mean nats of a code,
 
-    whatever the numbers of either in a rank or a micro-batch. A batch without one kind has the other's term alone.
+    for any numbers of either in a rank or a micro-batch. A batch without one kind has the other's term alone.
 
     Args:
         batches: this rank's micro-batches; their loss weights are changed in place.
@@ -77,9 +77,9 @@ def balance(
 
 
 class NextTokenLoss(nn.Module):
-    """Backbone, output layer and loss in one module, so that what wraps it (DDP, FSDP, autocast) sees one forward.
+    """Backbone, output layer and loss in one module, so that wrappers (DDP, FSDP, autocast) see one forward.
 
-    The place of a token says which kind it is (text or special; image code of a certain depth), and the sampler draws
+    The place of a token determines its kind (text or special; image code of a certain depth), and the sampler draws
     only from that kind. So the softmax runs over that kind's ids alone, and only at places that have a label: no
     logit is computed that nothing is learned from.
 
@@ -134,10 +134,10 @@ class NextTokenLoss(nn.Module):
     def position_nats(self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """Negative log-likelihood of each label in nats, 0 where there is none: (B, L) float32."""
         hidden = self._hidden(input_ids, position_ids)
-        found = hidden.new_zeros(labels.shape, dtype=torch.float32)
+        all_nats = hidden.new_zeros(labels.shape, dtype=torch.float32)
         for _, (rows, columns), (nats, *_) in self._kinds(hidden, labels[:, 1:]):
-            found[rows, columns + 1] = nats
-        return found
+            all_nats[rows, columns + 1] = nats
+        return all_nats
 
     def _hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """Last hidden states (B, P, d), or logits (B, P, V) where there is no plain head, at the P = L or L - 1
@@ -155,7 +155,7 @@ class NextTokenLoss(nn.Module):
     def _kinds(
         self, hidden: torch.Tensor, labels: torch.Tensor
     ) -> Iterator[tuple[str, tuple[torch.Tensor, ...], torch.Tensor]]:
-        """For each range of ids that has labels: "text" or "image", the labels' places, and what `_terms` has there."""
+        """For each range of ids that has labels: "text" or "image", the labels' places, and `_terms` of them."""
         for index, (low, high) in enumerate(self.id_ranges):
             places = ((labels >= low) & (labels < high) & (labels != IGNORED)).nonzero(as_tuple=True)
             if len(places[0]):

@@ -32,7 +32,7 @@ class EarlierCodes:
 
     def __init__(self, folders: Iterable[Path], tokenizer: ImageTokenizer) -> None:
         self._shards: list[tuple[Shard, np.ndarray]] = []  # with where the codes of each picture start and end
-        self._places: dict[int, tuple[int, int]] = {}  # key -> (shard, picture)
+        all_keys, places = [np.zeros(0, np.uint64)], [np.zeros((0, 2), np.int64)]
         tokens: dict[tuple[int, int], int] = {}
         for folder in folders:
             try:
@@ -47,15 +47,22 @@ class EarlierCodes:
             ends = np.cumsum([0, *(tokens[size] for size in sizes)])
             if ends[-1] != len(shard.codes):
                 continue
-            self._places |= {key: (len(self._shards), picture) for picture, key in enumerate(keys.tolist())}
+            all_keys.append(np.array(keys))
+            places.append(np.stack([np.full(len(keys), len(self._shards)), np.arange(len(keys))], axis=1))
             self._shards.append((shard, ends))
+        self._keys, first = np.unique(np.concatenate(all_keys), return_index=True)
+        self._places = np.concatenate(places)[first]  # (shard, picture) of each key
 
-    def __contains__(self, key: int) -> bool:
-        return key in self._places
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        """(n,) int64, for each key (n,) uint64 the number of a picture that has it, -1 where none has."""
+        if not len(self._keys):
+            return np.full(len(keys), -1, np.int64)
+        numbers = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return np.where(self._keys[numbers] == keys, numbers, -1)
 
-    def __getitem__(self, key: int) -> tuple[np.ndarray, tuple[int, int]]:
-        """Codes (T,) of a picture, and its (height, width)."""
-        number, picture = self._places[key]
-        shard, ends = self._shards[number]
+    def __getitem__(self, number: int) -> tuple[np.ndarray, tuple[int, int]]:
+        """Codes (T,) of a picture by its number, and its (height, width)."""
+        shard_number, picture = self._places[number].tolist()
+        shard, ends = self._shards[shard_number]
         height, width = shard.all_image_sizes()[picture].tolist()
         return np.array(shard.codes[ends[picture] : ends[picture + 1]]), (height, width)

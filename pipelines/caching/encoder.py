@@ -68,8 +68,8 @@ def encode_pictures(
         places = np.flatnonzero(which == number)
         for batch in index_batches(len(places), pictures_at_once(*sizes[number])):
             part = places[batch.start : batch.stop]
-            found = tokenizer.encode(to_pixel_values(read(part)).to(device)).cpu().numpy()
-            for place, row in zip(part.tolist(), found, strict=True):
+            encoded = tokenizer.encode(to_pixel_values(read(part)).to(device)).cpu().numpy()
+            for place, row in zip(part.tolist(), encoded, strict=True):
                 codes[place] = row
     return codes
 
@@ -134,7 +134,7 @@ class PictureEncoder:
                 pictures.append(None)
                 errors.append(f"{type(error).__name__}: {error}")
         readable = [picture for picture in pictures if picture is not None]
-        which = np.asarray([self._sizes.index((one.shape[1], one.shape[2])) for one in readable], np.int64)
+        which = np.asarray([self._sizes.index((picture.shape[1], picture.shape[2])) for picture in readable], np.int64)
         codes = iter(
             encode_pictures(
                 tokenizer,

@@ -38,7 +38,7 @@ def open_caches(
     train = open_cache(options, tokenizer, "train", accelerator, root=root, need_captions=need_captions)
     validation = open_cache(options, tokenizer, "validation", accelerator, root=root)
     if not is_remote(root) and accelerator.is_main_process:
-        remove_replaced(Path(root))  # now: a picture may have come from one split to the other
+        remove_replaced(Path(root))  # not before: a picture may have moved to the other split
     return train, validation
 
 

@@ -25,7 +25,7 @@ from tokenizer_image.pictures.dataset import PictureSource
 from tokenizer_image.pictures.documents import DocumentPictures
 from tokenizer_image.pictures.loading import DecodedPictures, PictureDataset, SelectedPictures
 
-PARTIAL = "building.json"  # whose shards these are, until the manifest says so
+PARTIAL = "building.json"  # identity of the shards until there is a manifest
 SHARD_ROWS = 8192
 
 
@@ -134,31 +134,31 @@ class TokenCacheWriter:
         """PARTIAL or MANIFEST, None if it is not there (any more: another writer may be at work)."""
         return _read_json(self.folder / name)
 
-    def _check_identity(self, found: dict[str, Any], may_update: bool) -> None:
+    def _check_identity(self, built: dict[str, Any], may_update: bool) -> None:
         kinds = {
             "image_tokenizer_fingerprint": "another image tokenizer", "source": "another data set",
             "image_sizes": "other --image_sizes", "shard_rows": "another --shard_rows, or version of tessera",
         }  # fmt: skip
         for key, what in kinds.items():
-            if key == "image_tokenizer_fingerprint" and accepts_fingerprint(self.tokenizer, found.get(key, "")):
+            if key == "image_tokenizer_fingerprint" and accepts_fingerprint(self.tokenizer, built.get(key, "")):
                 continue
             if key == "source" and may_update:
                 continue
-            if found.get(key) != self.identity[key]:
+            if built.get(key) != self.identity[key]:
                 raise ValueError(
-                    f"the token cache {self.folder} belongs to {what} ({found.get(key)}, not "
+                    f"the token cache {self.folder} belongs to {what} ({built.get(key)}, not "
                     f"{self.identity[key]}): give another --token_cache folder, or delete this one to build it again"
                 )
 
     def prepare(self) -> None:
-        """Say what is being built here, before any process writes a shard."""
+        """Write down what is being built here, before any process writes a shard."""
         with published(self.folder / PARTIAL) as aside:
             aside.write_text(json.dumps(self.identity) + "\n")
 
     def missing(self, process_index: int = 0, num_processes: int = 1) -> list[int]:
         """Numbers of this process's shards that are not there, or not whole."""
-        told = (self._read(MANIFEST) or {"shards": []})["shards"]
-        rows = {shard["name"]: shard["rows"] for shard in told}
+        entries = (self._read(MANIFEST) or {"shards": []})["shards"]
+        rows = {shard["name"]: shard["rows"] for shard in entries}
         names = [shard["name"] for shard in self.shards]
         numbers = range(len(names))[process_index::num_processes]
         return [number for number in numbers if damage(self.folder / names[number], rows.get(names[number]))]
@@ -178,12 +178,15 @@ class TokenCacheWriter:
     ) -> None:
         """Decode the pictures of a `part`, for `write`: those that have no codes yet."""
         self._keys = picture_keys(part)
-        is_coded = np.zeros(len(part), bool)
+        self._coded = np.full(len(part), -1, np.int64)  # number of each picture among the earlier ones
         if self._earlier is not None and self._keys is not None:
-            is_coded = np.asarray([key in self._earlier for key in self._keys.tolist()], bool)
+            self._coded = self._earlier.find(self._keys)
+        is_coded = self._coded >= 0
         self.reused = int(is_coded.sum())
         wanted = np.flatnonzero(~is_coded)
-        if self.reused and len(wanted):  # with one that is readable, since pictures of which none is are refused
+        if self.reused and len(
+            wanted
+        ):  # with one that can be read: `decode_pictures` refuses pictures of which none can
             wanted = np.union1d(wanted, np.flatnonzero(is_coded)[:1])
         pictures = part
         if len(wanted) < len(part):
@@ -226,8 +229,8 @@ class TokenCacheWriter:
             self._known.clear()
         new = []
         for picture in dict.fromkeys(p for row in rows for p in row.pictures if p not in self._known):
-            if self._earlier is not None and self._keys is not None and int(self._keys[picture]) in self._earlier:
-                self._known[picture] = self._earlier[int(self._keys[picture])]
+            if self._earlier is not None and self._coded[picture] >= 0:
+                self._known[picture] = self._earlier[int(self._coded[picture])]
             else:
                 new.append(picture)
         if new and self._decoded is not None:
