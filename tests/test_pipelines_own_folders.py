@@ -9,9 +9,11 @@ from PIL import Image
 
 from pipelines.drawing.arguments import list_of_texts
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
-from scripts import train_tokenizer
+from pipelines.options.language_model import LanguageModelOptions
+from scripts import train_lm, train_tokenizer
 from tokenizer_image.pictures.dataset import print_summary
 from tokenizer_image.pictures.loading import load_pictures
+from tokenizer_image.quantizers.kinds import KINDS
 
 
 @pytest.fixture(autouse=True)
@@ -38,10 +40,11 @@ def train(folder: Path, output: Path, **options) -> dict:
         "codebook_sizes": [16],
         "code_dim": 4,
         "batch_size": 2,
+        "quantizer": "ema",
     }
     train_tokenizer.main(
         ImageTokenizerOptions(
-            dataset=str(folder), output_dir=str(output), max_steps=2, num_workers=0, quantizer="ema", cpu_threads=1,
+            dataset=str(folder), output_dir=str(output), max_steps=2, num_workers=0, cpu_threads=1,
             **settings | options,
         )
     )  # fmt: skip
@@ -66,6 +69,41 @@ def test_stage_1_says_what_the_data_holds(tmp_path, capsys, count, white):
 def test_too_few_pictures_end_in_one_sentence(tmp_path, count, message):
     with pytest.raises(ValueError, match=message):
         train(pictures(tmp_path / "set", count), tmp_path / "run", batch_size=8)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("count, white, batch_size", [(2, False, 1), (3, True, 1), (20, True, 4)])
+def test_every_quantizer_trains_on_few_or_equal_pictures(tmp_path, kind, count, white, batch_size):
+    """A batch has 4 latents, fewer than there are codes for k-means."""
+    parts = {"residual": 2, "grouped": 2, "grouped_residual": 4}.get(kind, 1)
+    folder = pictures(tmp_path / "set", count, white)
+    info = train(folder, tmp_path / "run", quantizer=kind, codebook_sizes=[64] * parts, batch_size=batch_size)
+    assert info["finished"] and np.isfinite(info["validation"]["mse"])
+
+
+@pytest.mark.parametrize("count, white", [(2, False), (3, False), (3, True)])
+def test_stage_2_trains_on_few_or_equal_pictures(tmp_path, count, white):
+    folder = pictures(tmp_path / "set", count, white)
+    train(folder, tmp_path / "tokenizer", batch_size=1)
+
+    def train_model(**options):
+        train_lm.main(
+            LanguageModelOptions(
+                dataset=str(folder), output_dir=str(tmp_path / "model"), image_tokenizer=str(tmp_path / "tokenizer"),
+                lm_size="2M", max_steps=2, num_workers=0, cpu_threads=1, overwrite=True, **options,
+            )
+        )  # fmt: skip
+
+    rows = count - 1
+    with pytest.raises(
+        ValueError, match=f"--batch_size 64 is larger than the data set, {rows} rows: lower it to {rows}"
+    ):
+        train_model()
+    with pytest.raises(ValueError, match="do not fill one batch of 64 rows .*: lower --batch_size"):
+        train_model(pack_length=128)
+    for options in ({}, {"pack_length": 128}, {"unconditional": True}):
+        train_model(batch_size=1, **options)
+        assert json.loads((tmp_path / "model" / "run.json").read_text())["finished"]
 
 
 def test_the_settings_of_sixteen_bits_travel_with_the_tokenizer(tmp_path):

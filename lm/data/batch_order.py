@@ -62,12 +62,14 @@ class BatchOrder:
         rows = len(self.source.cache)
         if self.pack_length is None:
             if rows < self.batch_size:
-                raise ValueError(f"batch_size {self.batch_size} is larger than the data set, {rows} rows: lower it")
+                raise ValueError(
+                    f"--batch_size {self.batch_size} is larger than the data set, {rows} rows: lower it to {rows}"
+                )
             self.window = max(self.batch_size, self.window // self.batch_size * self.batch_size)
         elif self.pack_length < self.source.max_length:
             raise ValueError(
-                f"pack_length {self.pack_length} is shorter than the longest sequence, {self.source.max_length} tokens:"
-                " raise it, or lower --max_caption_tokens or --max_length"
+                f"--pack_length {self.pack_length} is shorter than the longest sequence, {self.source.max_length} "
+                "tokens: raise it, or lower --max_caption_tokens or --max_length"
             )
         else:
             first = self._items(0, np.arange(min(256, rows)))
