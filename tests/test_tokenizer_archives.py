@@ -126,3 +126,24 @@ def test_endings_in_any_case(tmp_path):
         "1": ["one"],
         "2": [],
     }
+
+
+@pytest.mark.parametrize("field, content", [("json", b'["a dog", "a cat"]'), ("cls", b"1"), ("npy", b"1")])
+def test_members_without_captions_are_told(tmp_path, field, content):
+    members = {f"a{number}.png": encoded() for number in range(4)}
+    source = opened(tmp_path, members | {f"a{number}.{field}": content for number in range(4)})
+    assert not any(captions(source).values())
+    assert f"WARNING: {tmp_path}: no captions in its .{field} members" in lines(source)
+
+
+def test_an_archive_that_is_cut_off_between_two_members_is_told(tmp_path):
+    members = {f"a{number}.{field}": content for number in range(6) for field, content in
+               (("png", encoded()), ("txt", b"a dog"))}  # fmt: skip
+    file = write_tar(tmp_path / "a.tar", members)
+    whole = load_pictures(str(tmp_path), "train")
+    assert "cut off" not in lines(whole) and len(whole) == 5
+    with tarfile.open(file) as archive:
+        seventh = archive.getmembers()[6].offset
+    file.write_bytes(file.read_bytes()[:seventh])
+    cut = load_pictures(str(tmp_path), "train")
+    assert len(cut) == 2 and "WARNING: a.tar has no end mark: it may be cut off" in lines(cut)

@@ -241,3 +241,24 @@ def test_a_name_in_another_form_than_its_captions(tmp_path):
     for form in ("NFC", "NFD"):
         make(tmp_path / form, {f"{unicodedata.normalize(form, name)}.png": None, f"{name}.txt": "words", "b.png": None})
         assert sorted(captions(tmp_path / form).values()) == [[], ["words"]]
+
+
+def test_control_characters_in_a_caption_file_are_replaced(tmp_path):
+    make(tmp_path, {"a.png": None, "a.txt": b"a\0\x07 dog \x1b[31m", "b.png": None, "b.txt": b"\0\0\0\0"})
+    assert captions(tmp_path) == {"a.png": ["a   dog  [31m"], "b.png": []}
+    assert "control characters replaced by spaces: 1" in lines(tmp_path), "of the training split"
+
+
+def test_splits_named_with_a_year(tmp_path):
+    make(tmp_path, {f"{split}/{number}.png": None for split in ("train2017", "val2017") for number in range(3)})
+    for split in ("train", "validation"):
+        assert len(load_pictures(str(tmp_path), split)) == 3
+    assert "WARNING" not in lines(tmp_path), "no class names"
+
+
+def test_a_folder_of_links_out_of_it_says_so(tmp_path):
+    make(tmp_path / "elsewhere", {"a.png": None})
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    with pytest.raises(ValueError, match=r"holds no pictures: 1 .png left out \(a link out of the folder; copy in"):
+        load_pictures(str(tmp_path / "data"), "train")

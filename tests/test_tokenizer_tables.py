@@ -4,6 +4,8 @@ import os
 import pickle
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_tokenizer_loading import COLOURS, contents, encoded, write, write_parquet
 
@@ -140,3 +142,21 @@ def test_saved_data_sets(tmp_path):
     os.truncate(next((tmp_path / "saved").glob("*.arrow")), 10)
     with pytest.raises(ValueError, match="cannot be read as what datasets saved"):
         load_pictures(str(tmp_path / "saved"))
+
+
+def test_pairs_of_no_bytes_and_a_path_name_the_pictures_beside_the_file(tmp_path):
+    """As `datasets` writes an image column whose files lie beside the table."""
+    for number in range(4):
+        write(tmp_path / f"{number}.png", encoded())
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    pairs = pa.array([{"bytes": None, "path": f"{number}.png"} for number in range(4)], kind)
+    pq.write_table(pa.table({"image": pairs, "caption": ["a", "b", "c", "d"]}), tmp_path / "train.parquet")
+    source = load_pictures(str(tmp_path), "train")
+    assert len(source) == 3 and all(len(source.texts(row)) == 1 for row in range(3))
+    assert source.image(0).size[0] > 0
+
+
+def test_a_table_without_rows(tmp_path):
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="train.parquet cannot be read as Parquet: it has no rows"):
+        load_pictures(str(tmp_path), "train")

@@ -92,7 +92,14 @@ class TarPictures(PictureSource):
             return plain, []
         if wanted is not None:
             return [], [check_column([*fields, *keys], wanted, "caption_column", self.name)]
-        return [], caption_columns(list(keys), self.name, self.notes)
+        caption_keys = caption_columns(list(keys), self.name, self.notes)
+        others = [field for field in fields if not _is_picture_field(field)]
+        if not caption_keys and others:
+            self.notes.warn(
+                f"{self.name}: no captions in its .{', .'.join(others[:5])} members; they are read from .txt and "
+                ".caption members, and from keys such as caption of .json objects"
+            )
+        return [], caption_keys
 
     def _note_left_out(self, examples: Iterable[tuple[int, str, Members]], pictures: Sequence[str]) -> None:
         """Count members that are not used: texts without a picture, and further pictures of an example."""
@@ -201,6 +208,8 @@ def tar_examples(path: Path, notes: ReadingNotes) -> dict[str, Members]:
                 if key in places:
                     notes.leave_out(f"{path.name}/{member.name}", "a later member of the archive has the same name")
                 places[key] = member.offset_data, member.size
+            if path.stat().st_size <= archive.offset:  # `offset`: where the next member would begin
+                notes.warn(f"{path.name} has no end mark: it may be cut off, and what was behind the cut is missing")
     except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError) as error:
         raise ValueError(f"{path} is no tar archive ({error}); unpack a compressed one first") from error
     fields: dict[str, list[str]] = {}

@@ -65,7 +65,7 @@ def open_path(path: Path, name: str, columns: Columns, notes: ReadingNotes) -> d
     if kind == "pictures":
         _no_columns(name, columns, "a folder of pictures without metadata.jsonl")
         return picture_splits(files, name, contents.pictures, notes)
-    raise ValueError(f"{name} holds no pictures: {_what_lies_there(files.files, path)}")
+    raise ValueError(f"{name} holds no pictures: {_what_lies_there(files.files, path, notes)}")
 
 
 def _look_into(path: Path, notes: ReadingNotes) -> FolderContents:
@@ -157,9 +157,10 @@ def _choose_kind(contents: FolderContents, columns: Columns, notes: ReadingNotes
     return kind
 
 
-def _what_lies_there(files: Sequence[str], path: Path) -> str:
+def _what_lies_there(files: Sequence[str], path: Path, notes: ReadingNotes) -> str:
     if not files:
-        return f"the folder is empty. It should hold {ACCEPTED}"
+        skipped = [f"{tally.count} {kind} left out ({reason})" for (kind, reason), tally in notes.left_out.items()]
+        return f"{', '.join(skipped) or 'the folder is empty'}. It should hold {ACCEPTED}"
     endings = sorted({posixpath.splitext(file)[1] or posixpath.basename(file) for file in files})
     unpack = ". Unpack the archives first" if {".zip", ".gz", ".tgz", ".zst"} & set(map(str.lower, endings)) else ""
     hints = dict.fromkeys(f". {ending(file)} {why_not_read(file)}" for file in files if why_not_read(file))

@@ -43,8 +43,9 @@ class SplitFiles:
 
 
 def split_word(name: str) -> str | None:
-    """The split that a folder or split name means ("val" -> "validation"), None if it means none."""
-    return SPLIT_WORDS.get(name.lower())
+    """The split that the name of a folder or a split means ("val" and "val2017" -> "validation"), None if it means
+    none."""
+    return SPLIT_WORDS.get(name.lower().rstrip("0123456789_- "))
 
 
 def split_by_name(files: Sequence[str]) -> dict[str, list[str]]:
@@ -52,9 +53,8 @@ def split_by_name(files: Sequence[str]) -> dict[str, list[str]]:
     splits: dict[str, list[str]] = {}
     for file in files:
         *folders, base = file.lower().split("/")
-        words = [SPLIT_WORDS[folder] for folder in folders if folder in SPLIT_WORDS]
-        words += [SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", base) if word in SPLIT_WORDS]
-        splits.setdefault(words[0] if words else "train", []).append(file)
+        words = [split_word(word) for word in (*folders, *re.split(r"[^a-z]+", base))]
+        splits.setdefault(next(filter(None, words), "train"), []).append(file)
     return splits
 
 
@@ -70,7 +70,7 @@ def split_by_folder(pictures: Sequence[str]) -> tuple[int, dict[str, list[str]]]
         if all(split_word(folder) for folder in folders):
             splits: dict[str, list[str]] = {}
             for file in pictures:
-                splits.setdefault(SPLIT_WORDS[file.split("/")[depth].lower()], []).append(file)
+                splits.setdefault(str(split_word(file.split("/")[depth])), []).append(file)
             return depth + 1, splits
         if len(folders) > 1:
             break

@@ -324,7 +324,6 @@ class TableFile:
 
 def inspect_table(root: Path, file: str, columns: Columns) -> TableFile:
     """Read a Parquet file's footer."""
-    import pyarrow as pa
     import pyarrow.parquet as parquet
 
     try:
@@ -339,9 +338,30 @@ def inspect_table(root: Path, file: str, columns: Columns) -> TableFile:
     kind = schema.field(column).type if column in schema.names else None
     if not marked and (kind is None or not can_hold_pictures(kind)):
         return TableFile(problem=f"it has no column of pictures, but {', '.join(schema.names)}")
-    by_path = kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    by_path = kind is not None and _names_files(kind, footer.metadata, str(column))
     has_captions = bool(caption_columns([name for name in schema.names if name != column], "", ReadingNotes()))
     return TableFile(footer.metadata.num_rows, by_path, has_captions)
+
+
+def _names_files(kind: Any, metadata: Any, column: str) -> bool:
+    """Whether the pictures of a column are files: paths, or Hugging Face's pairs of bytes and a path without bytes."""
+    import pyarrow as pa
+
+    if not pa.types.is_struct(kind):
+        return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    names = [field.name for field in kind]
+    if "path" not in names:
+        return False
+    has_no_bytes = "bytes" not in names or pa.types.is_null(kind.field("bytes").type)
+    return has_no_bytes or _all_null(metadata, f"{column}.bytes")
+
+
+def _all_null(metadata: Any, column: str) -> bool:
+    """Whether a column of a Parquet file has no values, by the statistics in its footer."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
+    counts = [chunk.statistics for chunk in chunks if chunk.path_in_schema == column]
+    return bool(counts) and all(one is not None and one.num_values == 0 for one in counts)
 
 
 def open_parquet(
@@ -354,8 +374,10 @@ def open_parquet(
     paths = [files.root / file for file in tables]
     patterns = [glob.escape(str(path.absolute())) for path in paths]
     try:
-        table = load_dataset("parquet", data_files={"train": patterns}, split="train")
         counts = [parquet.ParquetFile(path).metadata.num_rows for path in paths]
+        if not sum(counts):
+            raise ValueError("it has no rows")
+        table = load_dataset("parquet", data_files={"train": patterns}, split="train")
     except Exception as error:  # Arrow and datasets raise many kinds for damaged files and for columns that differ
         reason = " ".join(str(error.__cause__ or error).split())
         raise ValueError(f"{name}: {', '.join(tables[:3])} cannot be read as Parquet: {reason}") from error

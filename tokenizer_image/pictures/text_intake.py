@@ -55,7 +55,7 @@ def decode_text(content: bytes, place: str, notes: ReadingNotes) -> str:
         text = content.decode(encoding, errors="replace")
     else:
         try:
-            text = content.decode("utf-8")
+            return content.decode("utf-8")  # with control characters, which `clean_text` replaces
         except UnicodeDecodeError:
             notes.repair("not UTF-8, read as Windows-1252", place)
             text = content.decode("utf-8", errors="windows-1252")
