@@ -635,6 +635,7 @@ def test_captions_are_read_again_without_encoding(tokenizer, tokenizer_folder, t
     encoded.clear()
     for number in range(40):
         (folder / f"{number:03d}.txt").write_text(f"another caption {number}")
+    made.dataset = f"{folder}/"  # the same folder by another name
     caches = both(made, tokenizer)
     assert sum(encoded) == 0 and sum(map(len, caches)) == 39
     assert all("another" in text for cache in caches for text in cache.all_texts())

@@ -16,7 +16,7 @@ from lm.data.token_cache import MANIFEST, TokenCache, check_fingerprint, damaged
 from pipelines.caching.encoder import check_sizes
 from pipelines.caching.rows import count_rows
 from pipelines.caching.sources import load_source, read_pictures
-from pipelines.caching.writer import TokenCacheWriter, remove_replaced
+from pipelines.caching.writer import TokenCacheWriter, remove_replaced, same_path
 from pipelines.machine.printing import say
 from pipelines.options.data import CacheOptions
 from tokenizer_image.fingerprint import accepts_fingerprint
@@ -181,8 +181,8 @@ def _build_writer(
 def report_update(writer: TokenCacheWriter) -> None:
     """Print how a cache is brought to the state of its data set."""
     tqdm.write(
-        f"{writer.source.name} has changed since the token cache {writer.folder} was built: {writer.reused:,} of "
-        f"{len(writer.source):,} pictures keep their codes, the others are encoded; all texts are read again"
+        f"{writer.source.name} has changed since the token cache {writer.folder} was built: {writer.reused:,} pictures "
+        f"keep their codes, {writer.num_new:,} are encoded; all texts are read again"
     )
 
 
@@ -204,7 +204,7 @@ def _check_settings(manifest: dict[str, Any], folder: str | Path, settings: dict
     """
     built = manifest.get("settings", {})
     for name, value in settings.items():
-        if name in built and built[name] != value and not (name == "dataset" and _same_path(built[name], value)):
+        if name in built and built[name] != value and not (name == "dataset" and same_path(built[name], value)):
             raise ValueError(
                 f"the token cache {folder} was built from --{name} {built[name]}, not {value}: give the same, "
                 "another --token_cache folder, or delete this one to build it again"
@@ -220,7 +220,3 @@ def _check_image_sizes(manifest: dict[str, Any], folder: str | Path, sizes: Sequ
             f"the token cache {folder} was built with --image_sizes {words[0]}, not {words[1]}: give the same, "
             "another --token_cache folder, or delete this one to build it again"
         )
-
-
-def _same_path(first: str, second: str) -> bool:
-    return Path(first).exists() and Path(second).exists() and Path(first).samefile(second)

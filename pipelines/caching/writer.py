@@ -80,7 +80,7 @@ class TokenCacheWriter:
             {"name": name, "rows": min(self.shard_rows, total - index * self.shard_rows)}
             for index, name in enumerate(names)
         ]
-        self.reused = 0  # pictures whose codes are in earlier shards
+        self.reused = self.num_new = 0  # pictures whose codes are in earlier shards, and others
         self._earlier = EarlierCodes(self._earlier_shards(), tokenizer) if self.updates else None
         self._rows: CacheRows | None = None
         self._known: dict[int, tuple[np.ndarray, tuple[int, int]]] = {}  # codes and sizes of pictures of a shard
@@ -92,8 +92,8 @@ class TokenCacheWriter:
         before, now = manifest.get("source", {}), self.identity["source"]
         return (
             before != now
-            and before.get("name") == now["name"]
-            and all((self.folder / shard["name"] / KEYS).is_file() for shard in manifest["shards"])
+            and (before.get("name") == now["name"] or same_path(before.get("name", ""), now["name"]))
+            and any((self.folder / shard["name"] / KEYS).is_file() for shard in manifest["shards"])
         )
 
     def _shard_names(self, manifest: dict[str, Any] | None, starts: Sequence[int]) -> list[str]:
@@ -182,7 +182,7 @@ class TokenCacheWriter:
         if self._earlier is not None and self._keys is not None:
             self._coded = self._earlier.find(self._keys)
         is_coded = self._coded >= 0
-        self.reused = int(is_coded.sum())
+        self.reused, self.num_new = int(is_coded.sum()), int((~is_coded).sum())
         wanted = np.flatnonzero(~is_coded)
         if self.reused and len(
             wanted
@@ -277,14 +277,21 @@ class TokenCacheWriter:
 
 
 def remove_replaced(root: Path) -> None:
-    """Delete the shards in the whole caches below `root` that updates have replaced."""
-    for folder in root.iterdir():
-        manifest = _read_json(folder / MANIFEST)
-        if manifest is not None and not (folder / PARTIAL).exists():
-            listed = {shard["name"] for shard in manifest["shards"]}
-            for shard in folder.glob("shard-*"):
-                if shard.name not in listed and ".part" not in shard.name:
-                    shutil.rmtree(shard, ignore_errors=True)
+    """Delete the shards in the caches below `root` that updates have replaced, unless one of them is still being built:
+    another process may then read these shards."""
+    folders = [folder for folder in root.iterdir() if (folder / MANIFEST).is_file()]
+    if any((folder / PARTIAL).exists() for folder in root.iterdir()):
+        return
+    for folder in folders:
+        listed = {shard["name"] for shard in (_read_json(folder / MANIFEST) or {"shards": []})["shards"]}
+        for shard in folder.glob("shard-*"):
+            if shard.name not in listed and ".part" not in shard.name:
+                shutil.rmtree(shard, ignore_errors=True)
+
+
+def same_path(first: str, second: str) -> bool:
+    """Whether two names are the same folder or file on this machine."""
+    return Path(first).exists() and Path(second).exists() and Path(first).samefile(second)
 
 
 def _read_json(file: Path) -> dict[str, Any] | None:
