@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
+
+from pipelines.drawing.fonts import CaptionPen
 
 PAPER, INK = (255, 255, 255), (32, 32, 32)
 
@@ -22,7 +24,8 @@ def labelled_grid(
     """Draw each (caption, pictures) of `rows` as a line of text above a row of pictures, on one RGB sheet.
 
     Args:
-        rows: pictures of any mode and size; an empty caption takes no room.
+        rows: pictures of any mode and size; an empty caption takes no room. Captions may be in any script that
+            Pillow's or the system's fonts have; see `CaptionPen`.
         min_side: small pictures are enlarged by a whole number until the shorter side has this many pixels.
         font_size, margin: in pixels.
         max_lines: a caption that is wrapped to more lines than this ends in "...".
@@ -33,21 +36,21 @@ def labelled_grid(
     """
     if not any(pictures for _, pictures in rows):
         raise ValueError("a grid needs at least one picture, got none")
-    font = ImageFont.load_default(size=font_size)
+    pens = [CaptionPen(caption, font_size) for caption, _ in rows]
     enlarged = [(caption, [_enlarge(image, min_side, smooth) for image in images]) for caption, images in rows]
     columns = max(len(images) for _, images in enlarged)
     cell_width = max(image.width for _, images in enlarged for image in images)
     width = margin + columns * (cell_width + margin)
     line_height = math.ceil(font_size * 1.25)
-    captions = [_wrap(caption, font, width - 2 * margin, max_lines) for caption, _ in enlarged]
+    captions = [_wrap(pen, width - 2 * margin, max_lines) for pen in pens]
     heights = [
         _row_height(lines, images, line_height, margin) for lines, (_, images) in zip(captions, enlarged, strict=True)
     ]
     sheet = Image.new("RGB", (width, margin + sum(heights)), PAPER)
-    draw, top = ImageDraw.Draw(sheet), margin
-    for lines, (_, images), height in zip(captions, enlarged, heights, strict=True):
+    top = margin
+    for pen, lines, (_, images), height in zip(pens, captions, enlarged, heights, strict=True):
         for number, line in enumerate(lines):
-            draw.text((margin, top + number * line_height), line, fill=INK, font=font)
+            pen.draw(sheet, (margin, top + number * line_height), line, INK)
         below = top + len(lines) * line_height + (margin // 2 if lines else 0)
         for column, image in enumerate(images):
             sheet.paste(image, (margin + column * (cell_width + margin), below))
@@ -67,22 +70,22 @@ def _enlarge(image: Image.Image, min_side: int, smooth: bool) -> Image.Image:
     return image if factor == 1 else image.resize((image.width * factor, image.height * factor), filter_)
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, max_lines: int) -> list[str]:
-    """Break a text into at most `max_lines` lines of at most `width` pixels, between words where possible."""
+def _wrap(pen: CaptionPen, width: int, max_lines: int) -> list[str]:
+    """Break a caption into at most `max_lines` lines of at most `width` pixels, between words where possible."""
     lines: list[str] = []
-    for word in text.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+    for word in pen.text.split():
+        if lines and pen.length(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
             continue
         while word and len(lines) <= max_lines:  # a word wider than the sheet is broken
             fits = 1
-            while fits < len(word) and font.getlength(word[: fits + 1]) <= width:
+            while fits < len(word) and pen.length(word[: fits + 1]) <= width:
                 fits += 1
             lines.append(word[:fits])
             word = word[fits:]
     if len(lines) <= max_lines:
         return lines
     last = lines[max_lines - 1]
-    while last and font.getlength(f"{last}...") > width:
+    while last and pen.length(f"{last}...") > width:
         last = last[:-1]
     return [*lines[: max_lines - 1], f"{last}..."]
