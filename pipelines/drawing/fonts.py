@@ -54,9 +54,12 @@ class CaptionPen:
         lacking = sorted({letter for letter in caption if not self._has(letter)})
         drawable = [letter for letter in lacking if _can_order(letter)]
         if drawable:
-            needed = "".join(sorted({letter for letter in caption if not _is_mark(letter) and _can_order(letter)}))
+            visible = {letter for letter in caption if not letter.isspace() and not _is_mark(letter)}
+            needed = "".join(sorted(filter(_can_order, visible)))
             whole = font_file(needed, color=False)
-            files = {letter: whole or font_file(letter) for letter in (needed if whole else drawable)}
+            files = {
+                letter: whole or font_file(letter) for letter in (filter(_can_order, caption) if whole else drawable)
+            }
             self._files = {letter: file for letter, file in files.items() if file is not None}
         missing = [letter for letter in lacking if letter not in self._files]
         if missing:
