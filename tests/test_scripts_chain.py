@@ -504,6 +504,34 @@ def test_flips_do_not_depend_on_the_number_of_processes(tmp_path):
     assert 0.3 < np.mean([picture[0][0][0] > picture[0][0][2] for batch in alone for picture in batch]) < 0.7
 
 
+def test_ranks_share_a_batch_and_each_epoch_flips_and_orders_anew(tmp_path):
+    class Pictures:
+        def __len__(self) -> int:
+            return 64
+
+        def batch(self, rows: np.ndarray) -> np.ndarray:
+            pixels = np.zeros((len(rows), 1, 1, 2), np.uint8)
+            pixels[:, 0, 0, 0], pixels[:, 0, 0, 1] = rows, 255
+            return pixels
+
+    def epochs(rank: int) -> list[dict[int, bool]]:
+        """Of two epochs: {row: whether it was mirrored}, in order."""
+        processes = SimpleNamespace(num_processes=2, process_index=rank)
+        stream = training_batches(Pictures(), stage_1(tmp_path, random_flip=True), 0, processes)
+        seen = []
+        for _ in range(2):
+            pairs = [pair for _ in range(4) for pair in next(stream)[:, 0, 0].tolist()]
+            seen.append({min(pair): pair[0] == 255 for pair in pairs})
+        return seen
+
+    first, second = epochs(0), epochs(1)
+    for mine, others in zip(first, second, strict=True):
+        assert len(mine) == len(others) == 32 and not mine.keys() & others.keys(), "each row once, in one process"
+    flips = [{**mine, **others} for mine, others in zip(first, second, strict=True)]
+    assert sum(flips[0][row] != flips[1][row] for row in range(64)) > 16, "other flips in another epoch"
+    assert list(first[0]) != list(first[1]), "and another order"
+
+
 def test_stage_1_trains_on_the_pictures_of_documents(tmp_path, capsys):
     pictures = own_pictures(tmp_path / "discs")
     lines = [
