@@ -716,7 +716,7 @@ def test_the_best_validation_is_kept_beside_the_last(tmp_path):
     averaged = load_file(whole.run.checkpoints / "checkpoint-4" / "state.safetensors")["averaged/weight"]
     best = load_file(tmp_path / "checkpoints" / "best" / "model.safetensors")["weight"]
     assert torch.equal(best, averaged), "the averaged weights of step 4"
-    assert not list((tmp_path / "checkpoints").glob("*.part"))
+    assert not list((tmp_path / "checkpoints").glob("*.part*"))
 
 
 def test_a_checkpoint_between_two_lines_of_the_log_keeps_their_means(tmp_path):

@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
+from lm.files import published
 from pipelines.machine.provenance import commit, versions
 
 # Options that may differ between a run and its continuation.
@@ -98,7 +99,7 @@ class Run:
                 file.unlink(missing_ok=True)
         self.samples.mkdir(parents=True, exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
-        for leftover in self.checkpoints.glob("*.part"):
+        for leftover in self.checkpoints.glob("*.part*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
     def _check_options(self) -> None:
@@ -187,27 +188,20 @@ class Run:
         if not self.is_main:
             return
         target = self.checkpoints / name
-        aside, before = target.with_name(name + ".part"), target.with_name(name + ".before.part")
-        for leftover in (aside, before):
-            shutil.rmtree(leftover, ignore_errors=True)
         try:
-            aside.mkdir(parents=True)
-            write(aside)
-            for file in aside.rglob("*"):
-                if file.is_file():
-                    sync(file)
-        except (OSError, SafetensorError) as error:  # what safetensors says of a full disk is no OSError
-            shutil.rmtree(aside, ignore_errors=True)
+            with published(target) as aside:
+                aside.mkdir()
+                write(aside)
+                for file in aside.rglob("*"):
+                    if file.is_file():
+                        sync(file)
+        except (OSError, SafetensorError) as error:  # safetensors reports a full disk by an error of its own
             steps = self._steps()
             last = f"checkpoint-{steps[-1]} is the last good one" if steps else "there is no checkpoint yet"
             raise OSError(
                 f"{target} could not be written ({' '.join(str(error).split())}): {last}. Make room, or mend what is "
                 "wrong with the disk, and go on with --resume"
             ) from error
-        if target.exists():
-            os.replace(target, before)
-        os.replace(aside, target)
-        shutil.rmtree(before, ignore_errors=True)
 
     def _steps(self) -> list[int]:
         """Steps of the whole checkpoints, oldest first."""
@@ -257,10 +251,9 @@ class Run:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a file aside and rename it, so that it is never half written."""
-    aside = file.with_name(file.name + ".part")
-    aside.write_text(text)
-    os.replace(aside, file)
+    """Write a file, which is never half written under its name."""
+    with published(file) as aside:
+        aside.write_text(text)
 
 
 def sync(file: Path) -> None:

@@ -65,7 +65,7 @@ class Training:
 
     def writes(self) -> bool:
         """Whether a checkpoint is being written."""
-        return any((self.folder / "checkpoints").glob("*.part"))
+        return any((self.folder / "checkpoints").glob("*.part*"))
 
     def began_checkpoints(self) -> bool:
         """Whether the first checkpoint has at least begun."""
