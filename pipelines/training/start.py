@@ -102,7 +102,7 @@ def warn_small_data_set(accelerator: Accelerator, pictures: int) -> None:
     if pictures < SMALL_DATA_SET:
         say(
             accelerator,
-            f"Only {pictures} training pictures: the model will mostly learn them by heart. Watch the validation "
+            f"Only {pictures} training pictures: the model will mostly memorise them. Watch the validation "
             "figures and stop when they rise (fewer --max_minutes), start from a model trained on more pictures "
             "(--init_from), and for stage 1 use --random_flip if left and right do not matter.",
         )
