@@ -7,6 +7,7 @@ leaves a loadable `VQVAE` in --output_dir, with reconstructions in samples/ and 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
@@ -73,18 +74,17 @@ def main(options: ImageTokenizerOptions) -> None:
     optimizers = optimizers_of(options, tokenizer, options.learning_rate or LEARNING_RATE, BETAS)
     prepared = accelerator.prepare(tokenizer)
 
-    def measure() -> dict[str, float]:
-        with refitted(tokenizer, pictures, device):
-            return validate(tokenizer, validation_pictures, device)
-
     def sample(_: object, step: int) -> None:
-        with refitted(tokenizer, pictures, device):
-            draw_reconstructions(tokenizer, validation_pictures, device, run.samples / f"step-{step:06d}.png")
+        draw_reconstructions(tokenizer, validation_pictures, device, run.samples / f"step-{step:06d}.png")
 
+    validation = Validation(
+        partial(validate, tokenizer, validation_pictures, device), sample,
+        around=partial(refitted, tokenizer, pictures, device),
+    )  # fmt: skip
     loop = Loop(
         accelerator, run, options,
         TrainingState(accelerator, tokenizer, optimizers, AveragedWeights(tokenizer, options.ema_decay), prepared),
-        Validation(measure, sample),
+        validation,
         MetricsLog(accelerator, run, options.tracker, "images", options.batch_size),
     )  # fmt: skip
     if options.resume:
@@ -93,19 +93,19 @@ def main(options: ImageTokenizerOptions) -> None:
 
     tokenizer.train()
     batches = prefetch(training_batches(pictures, options, loop.progress.step, accelerator))
-    for _ in loop.steps():
-        pixel_values = to_pixel_values(next(batches)).to(device).contiguous(memory_format=torch.channels_last)
-        try:
+    try:
+        for _ in loop.steps():
+            pixel_values = to_pixel_values(next(batches)).to(device).contiguous(memory_format=torch.channels_last)
             output = prepared(pixel_values)
-        except NotFiniteError:
-            loop.stop("there are latents with NaN or infinity")
-        accelerator.backward(output.loss)
-        torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), options.max_grad_norm)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        loop.finish_step(output.loss, **step_figures(output, tokenizer.num_codes))
-    finish(loop, pictures, validation_pictures)
+            accelerator.backward(output.loss)
+            torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), options.max_grad_norm)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            loop.finish_step(output.loss, **step_figures(output, tokenizer.num_codes))
+        finish(loop, pictures, validation_pictures)
+    except NotFiniteError:  # of a step, of a validation, or of the last fit of the codebook
+        loop.stop("there are latents with NaN or infinity")
 
 
 def finish(loop: Loop, pictures: DecodedPictures, validation_pictures: DecodedPictures) -> None:

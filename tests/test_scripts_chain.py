@@ -31,6 +31,7 @@ from pipelines.caching import sources
 from pipelines.options.evaluation import EvaluationOptions
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from pipelines.options.training import TrainingOptions
+from pipelines.training import image_tokenizer
 from pipelines.training.image_tokenizer import build_tokenizer, training_batches
 from pipelines.training.language_model import build_parts, check_parts
 from pipelines.training.loop import Loop
@@ -751,6 +752,30 @@ def test_a_learning_rate_that_breaks_the_loss(tokenizer_folder, model_folder, tm
         assert names == {"checkpoint-3"}
         train(replace(options, learning_rate=5e-4, muon_learning_rate=1e-3, resume=True))
         assert json.loads((Path(options.output_dir) / "run.json").read_text())["finished"]
+
+
+def test_stage_1_that_diverges_before_a_validation_names_the_way_out(tmp_path, monkeypatch):
+    """The codebook is fitted before each validation, where latents that are not finite are met first."""
+    original = Loop.finish_step
+
+    def finish_step(self, *args, **kwargs):
+        with torch.no_grad():
+            next(self.state.model.parameters()).fill_(float("nan"))
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Loop, "finish_step", finish_step)
+    for name, every in (("validation", {"validate_every": 1}), ("sample", {"validate_every": 0, "sample_every": 1})):
+        with pytest.raises(ValueError, match="latents with NaN or infinity at step 1: stopped.*lower --learning_rate"):
+            train(stage_1(tmp_path / name, ema_decay=0.0, **every))
+
+
+def test_stage_1_fits_the_codebook_once_for_a_validation_and_its_sample(tmp_path, monkeypatch):
+    fitted: list[int] = []
+    original = image_tokenizer.refit
+    monkeypatch.setattr(image_tokenizer, "refit", lambda *args: (fitted.append(len(args)), original(*args)))
+    folder = train(stage_1(tmp_path / "run", max_steps=4, max_minutes=None, validate_every=2, sample_every=2))
+    assert len(fitted) == 3, "two validations and the end"
+    assert {path.name for path in (folder / "samples").iterdir()} >= {"step-000002.png", "step-000004.png", "final.png"}
 
 
 # Options of the two commands

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,12 +38,14 @@ class Validation:
         sample: called in the main process with the model and the step; writes pictures.
         score: of a validation's figures, one number that is best where it is lowest.
         keep_best: writes the model of the best validation so far into a folder.
+        around: a context that `measure`, `sample` and `keep_best` run in; entered in all processes, once for all three.
     """
 
     measure: Callable[[], dict[str, float]]
     sample: Callable[[Any, int], None]
     score: Callable[[dict[str, float]], float] | None = None
     keep_best: Callable[[Any, Path], None] | None = None
+    around: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass
@@ -229,7 +232,7 @@ class Loop:
         step = self.progress.step
         self._validated_at = step if validate else self._validated_at
         self._sampled_at = step if sample else self._sampled_at
-        with self.log.paused(), self.state.averaged():
+        with self.log.paused(), self.state.averaged(), self.validation.around():
             better = self._validate() if validate else False
             if not (sample or better):
                 return

@@ -57,8 +57,10 @@ class MetricsLog:
     def paused(self) -> Iterator[None]:
         """Inside, time counts as training time, but not in the rates."""
         before = time.monotonic()
-        yield
-        self._paused += time.monotonic() - before
+        try:
+            yield
+        finally:
+            self._paused += time.monotonic() - before
 
     def means(self) -> dict[str, float]:
         """Means of what was added since the last line, which starts the next one."""
