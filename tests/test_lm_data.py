@@ -202,6 +202,15 @@ def test_batches_that_do_not_divide(order):
     assert len(batch["input_ids"]) == 203 and place == Place(1)
 
 
+def test_windows_are_of_whole_batches_and_hold_enough_to_pack(order):
+    assert [order(window=window).window for window in (1, 8, 67)] == [8, 8, 64]
+    data = order(window=8, batch_size=2, **PACKED)
+    mean = np.mean([item.length for item in data._items(0, np.arange(ROWS))])
+    assert data.window == int(32 * 2 * 40 / mean) and data.windows == -(-ROWS // data.window)
+    assert order(window=5000, **PACKED).window == 5000
+    assert BatchOrder(order().source, 8).seed == 0
+
+
 # Choices
 
 
@@ -279,6 +288,17 @@ def test_long_captions_lose_their_end_and_are_counted(cache, vocabulary):
         SequenceSource(cache, vocabulary, max_length=5).items([0], [("image", None)])
 
 
+def test_captions_beside_a_picture_have_a_limit_of_their_own(cache, vocabulary):
+    source = SequenceSource(cache, vocabulary, max_caption_tokens=2)
+    long = next(row for row in range(ROWS) if captions(row) and len(vocabulary.encode_text(captions(row)[0])) > 4)
+    ids, text = vocabulary.encode_text(captions(long)[0]), captions(long)[0]
+    drawn, described, alone = source.items(
+        [long] * 3, [("caption_to_image", text), ("image_to_caption", text), ("text", text)]
+    )
+    assert drawn.texts == described.texts == (ids[:2],) and source.cropped == 2
+    assert alone.texts == (ids,), "a text without a picture is whole"
+
+
 # Packing
 
 PICTURES = {"caption_to_image": 3.0, "image_to_caption": 2.0}  # every sequence tells its row
@@ -320,6 +340,9 @@ def test_packing_that_cannot_be(order):
     dropping = order(max_length=6, drop_long=True, caption_dropout=0.0)
     with pytest.raises(ValueError, match="the 203 rows do not fill one batch of 8 rows: lower --batch_size"):
         next(dropping.batches())
+    nothing = order(max_length=6, drop_long=True, caption_dropout=0.0, pack_length=40)
+    with pytest.raises(ValueError, match="the 203 rows do not fill one batch of 8 rows of 40 tokens"):
+        next(nothing.batches())
 
 
 # Formats
