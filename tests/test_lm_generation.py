@@ -357,10 +357,12 @@ def test_forced_codes_do_not_move_the_stream(model, vocabulary, prompts):
 def test_forced_codes_that_cannot_be(model, vocabulary, prompts):
     with pytest.raises(ValueError, match=r"forced codes of shape \(4, 3\): expected \(4, 12\)"):
         draw_codes(model, vocabulary, prompts, generators=streams(0, 0, 0, 0), forced=torch.zeros(4, 3).long())
-    forced = torch.full((4, 12), -1)
-    forced[2, 5] = 3
-    with pytest.raises(ValueError, match="forced code 3 at position 5 of row 2: the codes there are 12 to 31, or -1"):
-        draw_codes(model, vocabulary, prompts, generators=streams(0, 0, 0, 0), forced=forced)
+    for position, code, possible in ((5, 3, "12 to 31"), (5, 32, "12 to 31"), (3, 12, "0 to 11"), (3, -2, "0 to 11")):
+        forced = torch.full((4, 12), -1)
+        forced[2, position], forced[3, 0] = code, 99  # the first is named
+        words = f"forced code {code} at position {position} of row 2: the codes there are {possible}, or -1"
+        with pytest.raises(ValueError, match=words):
+            draw_codes(model, vocabulary, prompts, generators=streams(0, 0, 0, 0), forced=forced)
 
 
 # What stops it

@@ -261,6 +261,8 @@ def test_a_step_of_muon_may_compute_its_gradients():
     before = weight.detach().clone()
     assert optimizer.step(closure).item() == pytest.approx(before.square().sum().item())
     assert not torch.equal(weight, before) and optimizer.step() is None
+    theirs = torch.optim.Muon([weight]).defaults
+    assert optimizer.defaults == {**{name: theirs[name] for name in ("lr", "momentum")}, "weight_decay": 0.0}
 
 
 @pytest.mark.parametrize("shape", [(16, 64), (64, 16), (32, 32)])
