@@ -44,7 +44,7 @@ from pipelines.training.optimizers import (
 from pipelines.training.prefetch import prefetch
 from pipelines.training.run_folder import Run, peak_memory
 from pipelines.training.schedule import FINAL_SHARE, Budget, learning_rate_share, set_learning_rate
-from pipelines.training.state import Progress, TrainingState
+from pipelines.training.state import Progress, TrainingState, eager
 from pipelines.training.termination import termination
 from pipelines.training.throughput import PATIENCE, Throughput, peak_flops
 from tokenizer_image import VQVAE, VQVAEConfig
@@ -460,6 +460,7 @@ def test_progress_survives_json_and_is_read_from_earlier_checkpoints():
         again = Progress.from_dict(values)
         assert again == dataclasses.replace(progress, place=list(progress.place)) and list(again.place) == again.place
     assert Progress.from_dict({"step": 7, "seconds": 1.5}) == Progress(7, 1.5, (0, 0, 0), 0, math.inf)
+    assert Progress() == Progress(0, 0.0, (0, 0, 0), 0, math.inf)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there, what PyTorch holds on the GPU counts")
@@ -860,6 +861,23 @@ def test_a_checkpoint_of_another_model_says_what_does_not_fit(tmp_path):
     save_file({**tensors, "model/weight": torch.zeros(3, 4)}, file)
     with pytest.raises(ValueError, match=r"does not fit this model: .*weight.*another --output_dir"):
         Training(tmp_path, resume=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there, the state is the GPU's")
+def test_a_checkpoint_of_a_gpu_goes_on_without_one(tmp_path):
+    Training(tmp_path).train(kill_at=4)
+    file = tmp_path / "checkpoints" / "checkpoint-3" / "state.safetensors"
+    save_file({**load_file(file), "random/cuda": torch.zeros(16, dtype=torch.uint8)}, file)
+    assert Training(tmp_path, resume=True).train() == [3, 4, 5, 6, 7]
+
+
+def test_compiled_layers_are_compiled_again_after_a_validation():
+    model, compiled = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), object()
+    model[1]._compiled_call_impl = compiled
+    with pytest.raises(KeyError), eager(model):  # after an error too
+        assert model[1]._compiled_call_impl is None
+        raise KeyError
+    assert model[1]._compiled_call_impl is compiled and model[0]._compiled_call_impl is None
 
 
 def test_changed_settings_are_taken_where_that_is_asked_for(tmp_path):
