@@ -133,7 +133,7 @@ def test_rows_of_each_kind_are_counted(tmp_path):
 
 
 def test_some_texts_are_those_of_rows_at_even_distances(tmp_path):
-    documents = [Document(np.arange(4), [(8, 8)], [f"{row}", f"{row}, again"][: row % 3]) for row in range(9)]
+    documents = [Document(np.arange(4), [(8, 8)], [f"{row}", f"{row}, again"][: (row + 1) % 3]) for row in range(9)]
     cache = TokenCache(write_cache(tmp_path, [documents[:2], documents[2:3], documents[3:]]))
     for rows, chosen in ((3, [0, 4, 8]), (2, [0, 8]), (1, [0]), (9, range(9)), (20, range(9))):
         assert list(cache.some_texts(rows)) == [text for row in chosen for text in documents[row].texts]

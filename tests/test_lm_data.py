@@ -332,7 +332,7 @@ def test_best_fit_decreasing():
     assert packed([], 10) == []
 
 
-def test_packing_that_cannot_be(order):
+def test_packing_that_cannot_be(order, monkeypatch):
     with pytest.raises(ValueError, match="pack_length 16 is shorter than the longest sequence, 20 tokens: raise it"):
         order(pack_length=16, max_length=20)
     with pytest.raises(ValueError, match="the 203 rows do not fill one batch of 999 rows of 40 tokens: lower"):
@@ -340,9 +340,9 @@ def test_packing_that_cannot_be(order):
     dropping = order(max_length=6, drop_long=True, caption_dropout=0.0)
     with pytest.raises(ValueError, match="the 203 rows do not fill one batch of 8 rows: lower --batch_size"):
         next(dropping.batches())
-    nothing = order(max_length=6, drop_long=True, caption_dropout=0.0, pack_length=40)
+    monkeypatch.setattr(SequenceSource, "items", lambda self, rows, chosen: [])
     with pytest.raises(ValueError, match="the 203 rows do not fill one batch of 8 rows of 40 tokens"):
-        next(nothing.batches())
+        next(order(**PACKED).batches())
 
 
 # Formats
@@ -404,6 +404,19 @@ def test_rows_that_cannot_take_a_format_take_one_that_they_can(cache, vocabulary
     assert chosen({"caption_to_image": 1.0}) == [{"image"}, {"text"}, {"caption_to_image"}]
     assert chosen({"image_to_caption": 1.0, "text": 1.0}) == [{"image"}, {"text"}, {"image_to_caption", "text"}]
     assert chosen({"image": 1.0}) == [{"image"}, {"text"}, {"image"}]
+
+
+def test_pictures_of_one_code_are_pictures(vocabulary, tmp_path):
+    documents = [Document(np.ones(1, np.uint8), [(8, 8)], ["a cat"]), Document(np.zeros(0, np.uint8), [], ["a"], "t")]
+    write_shard(tmp_path / "shard-00000", documents, code_dtype(4))
+    shards = [{"name": "shard-00000", "rows": 2}]
+    write_manifest(tmp_path, {"image_tokenizer_fingerprint": "none", "num_codes": 4, "shards": shards})
+    source = SequenceSource(TokenCache(tmp_path), vocabulary, caption_dropout=0.0)
+    assert source.choose(0, 0, np.arange(2)) == [("caption_to_image", "a cat"), ("text", "a")]
+    assert source.trained_formats() == ["caption_to_image", "text"], "no caption is dropped"
+    assert source.possible(True, True) == {"caption_to_image": 1.0} and source.possible(True, True, True) == {
+        "document": 1.0
+    }
 
 
 def test_formats_that_were_trained(cache, vocabulary):

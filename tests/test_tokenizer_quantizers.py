@@ -457,6 +457,11 @@ def test_finite_scalar_bounds_are_those_of_the_paper():
     assert torch.allclose(FiniteScalarQuantizer([8, 5]).bound(latents), torch.stack([even, odd], 1), atol=1e-6)
 
 
+def test_extreme_latents_have_the_outermost_of_very_many_levels():
+    """Where the widened range reaches beyond it."""
+    assert FiniteScalarQuantizer([3001]).encode(torch.tensor([[-50.0], [50.0]])).flatten().tolist() == [0, 3000]
+
+
 def test_levels_are_those_of_the_paper():
     """Its table 1, and the nearest of it for sizes between."""
     assert {bits: levels_for(2**bits) for bits in (8, 10, 12, 14, 16)} == {
@@ -710,6 +715,10 @@ def test_codes_do_not_depend_on_autocast(kind):
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(quantizer.encode(latents), codes) and torch.equal(quantizer(latents).codes, codes)
         assert torch.equal(quantizer.decode(codes), quantized)
+    if kind in PROJECTED:  # in float32 outside of autocast, too
+        down = F.linear(latents, quantizer.into.weight, quantizer.into.bias)
+        assert torch.equal(quantizer.down(latents), down)
+        assert torch.equal(quantizer.up(down), F.linear(down, quantizer.out_of.weight, quantizer.out_of.bias))
 
 
 def test_unknown_names_and_options():
