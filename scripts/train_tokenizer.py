@@ -14,8 +14,8 @@ from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from pipelines.options.parser import run_command
 
 if TYPE_CHECKING:
+    from pipelines.caching.pixel_cache import DecodedPictures
     from pipelines.training.loop import Loop
-    from tokenizer_image.pictures.pixel_cache import DecodedPictures
 
 LEARNING_RATE = 2e-3
 BETAS = (0.9, 0.99)

@@ -400,7 +400,10 @@ def test_commands_on_ones_own_pictures(tmp_path):
     checkpoints, said = tmp_path / "tokenizer" / "checkpoints", tmp_path / "said.txt"
     with said.open("w") as file:
         process = subprocess.Popen(first, cwd=ROOT, env=environment(), stdout=file, stderr=file)
-        while not list(checkpoints.glob("checkpoint-*[0-9]")) and process.poll() is None:
+        while (
+            not any(path.name.split("-")[1].isdigit() for path in checkpoints.glob("checkpoint-*"))
+            and process.poll() is None
+        ):
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, f"it ended before it was killed: {said.read_text()[-2000:]}"
@@ -701,9 +704,6 @@ def test_data_sets_that_are_none(tokenizer_folder, tmp_path):
     ({"image_size": 18}, "18x18 is not a multiple of the tokenizer's downsampling, 8; choose a multiple of 8"),
     ({"batch_size": 65}, "--batch_size 65 .*at most the number of training pictures, 64"),
     ({"max_minutes": 1.0}, "--max_steps 6 and --max_minutes 1.0: give one of the two"),
-    ({"num_channels": 2}, "num_channels must be 1 .* got 2"),
-    ({"resize": "stretch"}, "resize must be one of crop, squash, got 'stretch'"),
-    ({"codebook_sizes": [1]}, "codebook_size=1"),
 ])  # fmt: skip
 def test_stage_1_settings_that_cannot_be(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
@@ -713,16 +713,13 @@ def test_stage_1_settings_that_cannot_be(tmp_path, changes, message):
 
 @pytest.mark.parametrize("changes, message", [
     ({"batch_size": 65}, "batch_size 65 is larger than the data set, 64 rows"),
-    ({"caption_dropout": 1.5}, "--caption_dropout 1.5 is out of range"),
     ({"formats": ["caption"]}, "--formats: unknown sequence format 'caption': choose among caption_to_image"),
     ({"formats": ["image=0", "text=0"]}, "--formats: the weights of the sequence formats sum to nothing"),
     ({"formats": ["image=-1"]}, "--formats: sequence format image has weight -1.0"),
     ({"formats": ["text"], "unconditional": True}, "--unconditional and --formats text exclude each other"),
     ({"text_loss_weight": 2.0}, "--text_loss_weight 2 has no effect: --formats caption_to_image learns only image"),
     ({"image_loss_weight": 0.0}, "--image_loss_weight 0.0 must be above zero"),
-    ({"architecture": "bert"}, "unknown architecture 'bert'"),
-    ({"lm_size": "4M"}, "unknown LM size '4M'"),
-    ({"num_heads": 5}, "hidden_size 32 is not a multiple of num_heads 5"),
+    ({"num_heads": 5}, "--hidden_size 32 is not a multiple of --num_heads 5"),
     ({"gradient_accumulation_steps": 3}, "batch_size 16 is not a multiple of 3"),
 ])  # fmt: skip
 def test_stage_2_settings_that_cannot_be(tokenizer_folder, model_folder, tmp_path, changes, message):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from test_tokenizer_loading import encoded, write, write_tar
 
-from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, load_pictures
+from pipelines.caching.pixel_cache import decode_pictures
+from tokenizer_image.pictures.loading import Preprocessing, load_pictures
 
 
 def opened(folder: Path, members: dict[str, bytes], **options):

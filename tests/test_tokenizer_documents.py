@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, load_pictures
+from pipelines.caching.pixel_cache import decode_pictures
+from tokenizer_image.pictures.loading import Preprocessing, load_pictures
 
 
 def text(words: str) -> dict[str, str]:

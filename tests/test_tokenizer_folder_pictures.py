@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from test_tokenizer_loading import encoded, write, write_parquet, write_tar
 
-from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, load_pictures
+from pipelines.caching.pixel_cache import decode_pictures
+from tokenizer_image.pictures.loading import Preprocessing, load_pictures
 
 
 @pytest.fixture(autouse=True)

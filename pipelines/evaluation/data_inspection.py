@@ -13,10 +13,9 @@ from tqdm import tqdm
 
 from pipelines.drawing.grids import labelled_grid
 from pipelines.machine.batches import index_batches
-from tokenizer_image.pictures.dataset import PictureDataset
+from tokenizer_image.pictures.dataset import PictureDataset, data_set_size, picture_name, too_many_unreadable
 from tokenizer_image.pictures.decode_workers import Reading, Unreadable, decode_image, decode_one
 from tokenizer_image.pictures.picture_files import allow_pixels
-from tokenizer_image.pictures.pixel_cache import data_set_size, picture_name, too_many_unreadable
 from tokenizer_image.pictures.reading_notes import NUM_EXAMPLES, counted, shown
 from tokenizer_image.preprocessing import Preprocessing
 

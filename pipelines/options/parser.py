@@ -97,6 +97,15 @@ def run_command(
         main(parse_options(options_class, description=description, positional=positional))
     except (ValueError, OSError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+    except (MemoryError, RuntimeError) as error:
+        from lm.generation.memory import out_of_memory  # imports torch, which has raised this
+
+        if not (isinstance(error, MemoryError) or out_of_memory(error)):
+            raise
+        sys.exit(
+            f"{Path(sys.argv[0]).name}: error: there is not enough memory ({str(error).splitlines()[0]}): work on less "
+            "at once (--batch_size), on smaller pictures or with a smaller model"
+        )
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -19,9 +19,9 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -31,6 +31,9 @@ from tqdm.auto import tqdm
 
 from lm.files import published
 from pipelines.machine.provenance import commit, versions
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 # Options that may differ between a run and its continuation.
 # Learning rates are among them, since a lower one is the way out of a loss that became NaN.
@@ -58,20 +61,22 @@ class Run:
     """
 
     def __init__(
-        self, folder: str | Path, options: Any, *, resume: bool = False, overwrite: bool = False, is_main: bool = True
+        self,
+        folder: str | Path,
+        options: DataclassInstance,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        is_main: bool = True,
     ) -> None:
         self.folder = Path(folder)
         self.is_main = is_main
-        self.options: dict[str, Any] = (
-            asdict(options) if is_dataclass(options) and not isinstance(options, type) else {}
-        )
+        self.options: dict[str, Any] = asdict(options)
         self.script: str | None = getattr(options, "script", None)
         self.checkpoints = self.folder / "checkpoints"
         self.samples = self.folder / "samples"
         self.metrics_file = self.folder / "metrics.jsonl"
         self.info_file = self.folder / "run.json"
-        if resume and overwrite:
-            raise ValueError("--resume and --overwrite exclude each other")
         nearest = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
         if not nearest.is_dir():
             raise ValueError(f"--output_dir {self.folder}: {nearest} is a file; name a folder")

@@ -165,3 +165,20 @@ class SelectedPictures(PictureSource):
 
     def attributes(self, row: int) -> dict[str, str] | None:
         return self.source.attributes(int(self.rows[row]))
+
+
+def data_set_size(source: PictureDataset) -> int:
+    """Pictures of all splits of the data set, as far as the source knows."""
+    return max(getattr(source, "data_set_size", None) or 0, len(source))
+
+
+def picture_name(source: PictureDataset, row: int) -> str:
+    """The row's file, if the source knows it, else its number."""
+    key = getattr(source, "key", None)
+    return str(key(row)) if callable(key) else f"row {row}"
+
+
+def too_many_unreadable(unreadable: int, total: int, max_share: float) -> bool:
+    """Whether more pictures than the allowed share cannot be read. One is allowed in any data set, unless the share is
+    0: of fewer than 100 pictures, one is more than 1%."""
+    return unreadable > total * max_share and not (unreadable == 1 and max_share > 0)

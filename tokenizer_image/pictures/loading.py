@@ -1,7 +1,7 @@
 """Any source of pictures -> examples: a picture, its captions, its label.
 
-`load_pictures` finds out what `--dataset` names and which split is meant; `decode_pictures` reads every
-picture once; `preprocess`, `to_pixel_values` and `postprocess` convert between files and tensors.
+`load_pictures` finds out what `--dataset` names and which split is meant; `preprocess`, `to_pixel_values` and
+`postprocess` convert between files and tensors.
 """
 
 from __future__ import annotations
@@ -14,18 +14,15 @@ import numpy as np
 from tokenizer_image.pictures.columns import Columns
 from tokenizer_image.pictures.dataset import PictureDataset, PictureSource, SelectedPictures
 from tokenizer_image.pictures.opening import open_path
-from tokenizer_image.pictures.pixel_cache import DecodedPictures, decode_pictures
 from tokenizer_image.pictures.reading_notes import ReadingNotes, shown
 from tokenizer_image.pictures.splits import SplitFiles, choose_split, hashed_order, part_rows, split_sizes
 from tokenizer_image.pictures.tables import table_splits
 from tokenizer_image.preprocessing import Preprocessing, postprocess, preprocess, to_pixel_values
 
 __all__ = [
-    "DecodedPictures",
     "PictureDataset",
     "Preprocessing",
     "SelectedPictures",
-    "decode_pictures",
     "load_pictures",
     "postprocess",
     "preprocess",

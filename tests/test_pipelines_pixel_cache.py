@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, load_pictures, preprocess
+from pipelines.caching.pixel_cache import decode_pictures
+from tokenizer_image.pictures.loading import Preprocessing, load_pictures, preprocess
 
 SETTINGS = Preprocessing(image_size=8)
 
@@ -215,7 +216,7 @@ def test_large_jpegs_are_read_at_reduced_scale(tmp_path):
 def test_a_killed_run_leaves_no_worker_and_no_half_file(tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from test_tokenizer_pixel_cache import Noise, decode\n"
+        "from test_pipelines_pixel_cache import Noise, decode\n"
         "if __name__ == '__main__': decode(Noise(600, delay=0.05), sys.argv[2], num_workers=2)\n"
     )
     script = tmp_path / "script.py"
