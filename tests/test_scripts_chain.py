@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lm.data.token_cache import TokenCache
 from lm.vocabulary import MultimodalVocabulary
 from pipelines import InterleavedPipeline, TextToImagePipeline
-from pipelines.caching import sources
+from pipelines.caching import pixel_cache, sources
 from pipelines.options.evaluation import EvaluationOptions
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from pipelines.options.training import TrainingOptions
@@ -749,6 +749,51 @@ def test_a_learning_rate_that_breaks_the_loss(tokenizer_folder, model_folder, tm
         assert names == {"checkpoint-3"}
         train(replace(options, learning_rate=5e-4, muon_learning_rate=1e-3, resume=True))
         assert json.loads((Path(options.output_dir) / "run.json").read_text())["finished"]
+
+
+def test_a_run_whose_folder_is_removed_writes_a_checkpoint_and_ends(
+    tokenizer_folder, model_folder, tmp_path, monkeypatch
+):
+    cache = str(model_folder / "token_cache")
+    for options in (stage_1(tmp_path / "tokenizer"), stage_2(tmp_path / "model", tokenizer_folder, token_cache=cache)):
+        whole, original = train(replace(options, output_dir=f"{options.output_dir}-whole")), Loop.finish_step
+
+        def finish_step(self, *args, original=original, **kwargs):
+            if self.progress.step == 2:
+                shutil.rmtree(self.run.folder)
+            original(self, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Loop, "finish_step", finish_step)
+            with pytest.raises(ValueError, match="was removed .* stopped after step 3; .* --resume goes on from it"):
+                train(options)
+        resumed = train(replace(options, resume=True))
+        part = "lm" if (whole / "lm").is_dir() else "."
+        assert all(torch.equal(weights(resumed / part)[name], value) for name, value in weights(whole / part).items())
+
+
+def test_pictures_that_are_removed_while_a_run_reads_them(tmp_path, monkeypatch):
+    """Where they are too many for the pixel cache, a run reads them as it goes."""
+    monkeypatch.setattr(pixel_cache, "_fits", lambda *_: False)
+    pictures = own_pictures(tmp_path / "discs")
+    options = stage_1(tmp_path / "run", dataset=str(pictures), max_examples=None, max_steps=20, checkpoint_every=0)
+    original = Loop.finish_step
+
+    def finish_step(self, *args, **kwargs):
+        if self.progress.step == 2:
+            pictures.rename(tmp_path / "elsewhere")
+        original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "finish_step", finish_step)
+        with pytest.raises(
+            OSError, match="no such file: .*discs.*: stopped after step .* checkpoint written"
+        ):
+            train(options)
+    (tmp_path / "elsewhere").rename(pictures)
+    steps = [int(path.name.split("-")[1]) for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert len(steps) == 1 and 3 <= steps[0] < 20
+    assert json.loads((train(replace(options, resume=True)) / "run.json").read_text())["steps"] == 20
 
 
 def test_stage_1_that_diverges_before_a_validation_names_the_way_out(tmp_path, monkeypatch):

@@ -138,6 +138,16 @@ class Run:
         larger = [name for name, used in budgets.items() if used is not None and (self.options.get(name) or 0) > used]
         return not larger
 
+    @property
+    def is_removed(self) -> bool:
+        """Whether the folder of a run that has begun is no longer there; False in all processes but the main one."""
+        return self.is_main and not self.info_file.exists()
+
+    def sample_file(self, name: str) -> Path:
+        """Where a picture goes; its folder is there."""
+        self.samples.mkdir(parents=True, exist_ok=True)
+        return self.samples / name
+
     def write_info(self, **values: Any) -> None:
         """Merge `values` into run.json, beside command, options, versions and commit."""
         if not self.is_main:
@@ -162,6 +172,7 @@ class Run:
     def log(self, step: int, **values: float | int | str) -> None:
         """Append a line to metrics.jsonl."""
         if self.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)  # may have been removed; the loop notices after the step
             with self.metrics_file.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
 
