@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -42,12 +43,16 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def write_parquet(path: Path, columns: dict[str, list]) -> Path:
-    import pyarrow as pa
     import pyarrow.parquet as parquet
 
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pa.table(columns), path)
     return path
+
+
+def not_utf8(texts: list[bytes]) -> pa.Array:
+    """A column that calls itself text, whatever its bytes are."""
+    return pa.Array.from_buffers(pa.string(), len(texts), pa.array(texts).buffers())
 
 
 @pytest.fixture

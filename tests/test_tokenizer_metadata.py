@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_tokenizer_loading import encoded, write, write_parquet
+from test_tokenizer_loading import encoded, not_utf8, write, write_parquet
 
 from tokenizer_image.pictures.loading import load_pictures
 
@@ -237,3 +237,42 @@ def test_metadata_in_tsv_and_parquet(tmp_path):
     )
     for folder in (tmp_path / "tsv", tmp_path / "parquet"):
         assert captions(folder) == {"a.png": ["a dog, sitting"], "b.png": ["x"]}
+
+
+def test_a_quote_that_a_later_line_closes(tmp_path):
+    data_set(tmp_path, 'text,file_name\n"a dog,a.png\na cat,b.png\na bird",c.png\n')
+    with pytest.raises(ValueError, match=r"metadata\.csv, line 2: a quoted text holds what looks like the next lines"):
+        load_pictures(str(tmp_path))
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "None", "null", "<NA>"])
+def test_words_for_missing_values_are_no_captions(tmp_path, word):
+    data_set(tmp_path, f"file_name,text\na.png,{word}\nb.png,{word}\nc.png,{word} of these\n")
+    assert captions(tmp_path) == {"a.png": [], "b.png": [], "c.png": [f"{word} of these"]}
+    assert f"not used: {word!r}, which stands for a missing value" in lines(tmp_path)
+
+
+def test_captions_that_are_nested_too_deeply(tmp_path):
+    nested = "[" * 900 + '"a dog"' + "]" * 900
+    rows = [f'{{"file_name": "{letter}.png", "text": {nested}}}' for letter in "abc"]
+    data_set(tmp_path, "\n".join(rows), "metadata.jsonl")
+    assert captions(tmp_path) == {"a.png": [], "b.png": [], "c.png": []}
+    assert "2 captions not used: lists or mappings that are nested too deeply" in lines(tmp_path)
+
+
+def test_a_file_name_that_no_file_system_takes(tmp_path):
+    rows = [
+        json.dumps({"file_name": name, "text": "a dog"}) for name in ("a.png", "b.png", "c.png", "x" * 5000 + ".png")
+    ]
+    data_set(tmp_path, "\n".join(rows), "metadata.jsonl")
+    assert "1 of 4 pictures that metadata names are not there" in lines(tmp_path)
+
+
+def test_parquet_with_blanks_in_names_and_text_that_is_not_utf8(tmp_path):
+    data_set(tmp_path, b"", pictures="abc")
+    (tmp_path / "metadata.csv").unlink()
+    write_parquet(tmp_path / "metadata.parquet", {
+        " file_name ": ["a.png", "b.png", "c.png"],
+        "text ": not_utf8([b"caf\xe9", b"a cat", b"a bird"]),
+    })  # fmt: skip
+    assert captions(tmp_path) == {"a.png": ["caf\u00e9"], "b.png": ["a cat"], "c.png": ["a bird"]}

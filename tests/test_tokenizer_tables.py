@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_tokenizer_loading import COLOURS, contents, encoded, write, write_parquet
+from test_tokenizer_loading import COLOURS, contents, encoded, not_utf8, write, write_parquet
 
 from tokenizer_image.pictures.loading import load_pictures
 
@@ -160,3 +160,26 @@ def test_a_table_without_rows(tmp_path):
     pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "train.parquet")
     with pytest.raises(ValueError, match="train.parquet cannot be read as Parquet: it has no rows"):
         load_pictures(str(tmp_path), "train")
+
+
+def test_text_that_is_not_utf8(tmp_path):
+    source = opened(tmp_path, {"image": BYTES, "text": not_utf8([b"caf\xe9", b"a cat", b"a bird"])})
+    assert [source.texts(row) for row in range(3)] == [["caf\u00e9"], ["a cat"], ["a bird"]]
+    assert "not UTF-8, read as Windows-1252: 1; such as row 0, text" in lines(source)
+
+
+def test_lists_of_texts_that_are_not_utf8_name_the_row(tmp_path):
+    texts = pa.ListArray.from_arrays([0, 1, 2, 3], not_utf8([b"a dog", b"caf\xe9", b"a bird"]))
+    source = opened(tmp_path, {"image": BYTES, "text": texts})
+    with pytest.raises(ValueError, match="row 1, text: a text in a list or struct is not UTF-8"):
+        source.texts(1)
+
+
+def test_columns_with_blanks_around_their_names(tmp_path):
+    source = opened(tmp_path, {" image ": BYTES, "text ": list(COLOURS)})
+    assert contents(source) == {colour: [colour] for colour in COLOURS}
+
+
+def test_names_of_classes_that_are_not_used(tmp_path):
+    source = opened(tmp_path, {"image": BYTES, "label": ["dog", "cat", "dog"]})
+    assert "the names of classes in label are not used (--caption_column chooses)" in lines(source)

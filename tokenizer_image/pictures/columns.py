@@ -38,7 +38,7 @@ def check_column(columns: Sequence[str], wanted: str, option: str, source: str) 
 
 def usual_column(columns: Sequence[str], names: Iterable[str]) -> str | None:
     """The column that has the first of the usual `names`, in any case; None if none has."""
-    by_name = {column.lower(): column for column in reversed(columns)}
+    by_name = {column.strip().lower(): column for column in reversed(columns)}
     return next((by_name[name] for name in names if name in by_name), None)
 
 
@@ -49,7 +49,7 @@ def caption_columns(columns: Sequence[str], source: str, notes: ReadingNotes) ->
     """
     numbered: dict[str, list[tuple[int, str]]] = {}
     for column in columns:
-        match = re.fullmatch(r"(.*?)(?:[ _-]?(\d+))?", column.lower(), re.DOTALL)
+        match = re.fullmatch(r"(.*?)(?:[ _-]?(\d+))?", column.strip().lower(), re.DOTALL)
         base, number = match.groups() if match else (column, None)
         if base in CAPTION_NAMES:
             numbered.setdefault(base, []).append((-1 if number is None else int(number), column))

@@ -24,7 +24,7 @@ from tokenizer_image.pictures.folder_files import FolderFiles
 from tokenizer_image.pictures.json_lines import json_lines, parse_json, read_text_file
 from tokenizer_image.pictures.picture_files import is_picture
 from tokenizer_image.pictures.reading_notes import ReadingNotes, ending
-from tokenizer_image.pictures.text_intake import captions_in, clean_text
+from tokenizer_image.pictures.text_intake import arrow_value, captions_in, clean_text
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
 FORM = 'A line is one object, such as {"file_name": "a.jpg", "text": "a dog"}'
@@ -157,21 +157,24 @@ def _lines(path: Path, notes: ReadingNotes) -> Iterator[Line]:
     """(place, {column: value}) of each line."""
     suffix = ending(path.name)
     if suffix == ".parquet":
-        yield from _parquet_lines(path)
+        yield from _parquet_lines(path, notes)
     elif suffix == ".jsonl":
         yield from _json_objects(path, notes)
     else:
         yield from _csv_lines(path, notes)
 
 
-def _parquet_lines(path: Path) -> Iterator[Line]:
+def _parquet_lines(path: Path, notes: ReadingNotes) -> Iterator[Line]:
     import pyarrow.parquet as parquet
 
     try:
-        rows = parquet.read_table(path).to_pylist()
+        table = parquet.read_table(path)
     except Exception as error:  # Arrow raises many kinds for damaged files
         raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
-    yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows))
+    names = [name.strip() for name in table.column_names]
+    for number, cells in enumerate(zip(*table.columns, strict=True)):
+        place = f"{path}, row {number}"
+        yield place, {name: arrow_value(cell, place, notes) for name, cell in zip(names, cells, strict=True)}
 
 
 def _json_objects(path: Path, notes: ReadingNotes) -> Iterator[Line]:
@@ -238,7 +241,7 @@ def _csv_records(path: Path, text: str, delimiter: str, offset: int) -> Iterator
         except csv.Error as error:
             raise ValueError(f"{place}: {error}; {remedy}") from error
         for cell in cells:
-            if any(is_picture(line.partition(delimiter)[0].strip()) for line in cell.splitlines()[1:]):
+            if any(is_picture(part.strip()) for line in cell.splitlines()[1:] for part in line.split(delimiter)):
                 raise ValueError(f"{place}: a quoted text holds what looks like the next lines of the file; {remedy}")
         raw = "".join(lines[start - offset - 1 : reader.line_num])
         start = reader.line_num + 1 + offset

@@ -29,7 +29,7 @@ from tokenizer_image.pictures.folder_files import FolderFiles, outside, real_pat
 from tokenizer_image.pictures.picture_files import open_picture
 from tokenizer_image.pictures.reading_notes import ReadingNotes, shown
 from tokenizer_image.pictures.splits import SplitFiles, split_word
-from tokenizer_image.pictures.text_intake import captions_in, name_to_caption
+from tokenizer_image.pictures.text_intake import arrow_value, captions_in, name_to_caption
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -93,7 +93,7 @@ class TablePictures(PictureSource):
 
     def _cell(self, row: int) -> tuple[Any, Any]:
         """(bytes, path) of a row's picture; what there is of the two."""
-        value = _first(self._column(self._image_column)[row].as_py())
+        value = _first(arrow_value(self._column(self._image_column)[row], self.key(row), ReadingNotes()))
         return (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, value)
 
     def picture_key(self, row: int) -> int:
@@ -127,7 +127,7 @@ class TablePictures(PictureSource):
                 continue
             if pa.types.is_struct(cell.type) and "bytes" in cell and cell["bytes"].is_valid:
                 continue
-            value = _first(cell.as_py())
+            value = _first(arrow_value(cell, self.key(row), ReadingNotes()))
             path = value.get("path") if isinstance(value, dict) and value.get("bytes") is None else value
             if isinstance(path, str) and "://" not in path:
                 yield row, path
@@ -136,7 +136,7 @@ class TablePictures(PictureSource):
         """Size and time of the file that a cell's path names, (-1, -1) if it cannot be read."""
         try:
             found = self._find(row, path)
-            renamed = None if files is None or found.exists() else files.find(*self._candidates(row, path))
+            renamed = None if files is None or os.path.exists(found) else files.find(*self._candidates(row, path))
             if renamed is not None:
                 self._renamed[path] = renamed
                 found = self._find(row, path)
@@ -155,7 +155,7 @@ class TablePictures(PictureSource):
         inside = self._candidates(row, path)
         if not inside:
             raise ValueError(f"{shown(path)!r} is outside of the data set's folder, {self.root}")
-        return real_path_inside(self.root, next((p for p in inside if (self.root / p).exists()), inside[0]))
+        return real_path_inside(self.root, next((p for p in inside if os.path.exists(self.root / p)), inside[0]))
 
     def _candidates(self, row: int, path: str) -> list[str]:
         """Paths inside of the root that a cell's path may stand for, relative to the root."""
@@ -175,8 +175,10 @@ class TablePictures(PictureSource):
             )
             origin = f"names of classes in the column {self._label_column}"
         else:
-            values = [(column, self._column(column)[row].as_py()) for column in self._caption_columns]
-            texts = [text for column, value in values for text in captions_in(value, f"row {row}, {column}", notes)]
+            texts = []
+            for column in self._caption_columns:
+                place = f"row {row}, {column}"
+                texts += captions_in(arrow_value(self._column(column)[row], place, notes), place, notes)
             origin = f"the column {', '.join(self._caption_columns)}"
         if texts:
             notes.captions_from(origin)
@@ -288,7 +290,12 @@ def _caption_columns(
             name for name, kind in table.features.items() if _is_class(kind) and name.lower() not in CAPTION_NAMES
         ]
         others = [name for name in table.features if name not in (image_column, *classes)]
-        return caption_columns([name for name in others if name.lower() not in LABEL_NAMES], source, notes)
+        labels = [name for name in others if name.strip().lower() in LABEL_NAMES]
+        chosen = caption_columns([name for name in others if name not in labels], source, notes)
+        named = [name for name in labels if _can_hold_texts(table.data.schema.field(name).type)]
+        if named and not chosen and not classes:
+            notes.warn(f"{source}: the names of classes in {', '.join(named)} are not used (--caption_column chooses)")
+        return chosen
     kind = table.features[check_column(list(table.features), wanted, "caption_column", source)]
     if not _is_class(kind) and not _can_hold_texts(table.data.schema.field(wanted).type):
         raise ValueError(

@@ -23,6 +23,8 @@ MARKS = (  # byte order marks; UTF-32's begins with UTF-16's
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 NUMBERS = (int, float, decimal.Decimal, datetime.date, datetime.time)
+MISSING = ("nan", "NaN", "None", "null", "NULL", "<NA>", "#N/A")  # as tables written from Python and Excel have it
+DEEPEST = 8  # lists and mappings around a caption
 MOST_CONTROLS = 0.1  # share of control characters above which a file is no text
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -95,15 +97,22 @@ def caption_lines(content: bytes, place: str, notes: ReadingNotes) -> list[str]:
     return captions_in(re.split(r"\r\n|\r|\n", text), place, notes)
 
 
-def captions_in(value: Any, place: str, notes: ReadingNotes) -> list[str]:
+def captions_in(value: Any, place: str, notes: ReadingNotes, depth: int = 0) -> list[str]:
     """A cell's captions: a text, a number, a list of texts, or a mapping with a usual caption name.
 
     Blank ones, missing ones (None, NaN) and repetitions are dropped; what is no caption is counted in `notes`.
+    depth: lists and mappings around the value.
     """
+    if depth > DEEPEST:
+        notes.leave_out_caption("lists or mappings that are nested too deeply", place)
+        return []
     if isinstance(value, bytes):
         return caption_lines(value, place, notes)
     if isinstance(value, str):
         text = clean_text(value, place, notes).strip()
+        if text in MISSING:
+            notes.leave_out_caption(f"{text!r}, which stands for a missing value", place)
+            return []
         return [text] if text else []
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return []
@@ -113,16 +122,30 @@ def captions_in(value: Any, place: str, notes: ReadingNotes) -> list[str]:
     if isinstance(value, Mapping):
         name = usual_column([str(key) for key in value], CAPTION_NAMES)
         if name is not None:
-            return captions_in(value[name], place, notes)
+            return captions_in(value[name], place, notes, depth + 1)
         reason = f"a mapping without a key such as caption or text (it has {', '.join(map(str, value))[:60]})"
     elif isinstance(value, (list, tuple)):
         if not value or not all(isinstance(item, NUMBERS) for item in value):
-            return list(dict.fromkeys(text for item in value for text in captions_in(item, place, notes)))
+            return list(dict.fromkeys(text for item in value for text in captions_in(item, place, notes, depth + 1)))
         reason = "a list of numbers"
     else:
         reason = f"of the type {type(value).__name__}"
     notes.leave_out_caption(reason, place)
     return []
+
+
+def arrow_value(cell: Any, place: str, notes: ReadingNotes) -> Any:
+    """The Python value of an Arrow scalar. A text there that is not UTF-8 is decoded by `decode_text`.
+
+    Raises:
+        ValueError: such a text is inside a list or struct, or is no text.
+    """
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError as error:
+        if not hasattr(cell, "as_buffer"):
+            raise ValueError(f"{place}: a text in a list or struct is not UTF-8; save it as UTF-8") from error
+        return decode_text(cell.as_buffer().to_pybytes(), place, notes)
 
 
 def name_to_caption(name: str) -> str:
