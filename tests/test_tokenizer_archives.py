@@ -147,3 +147,40 @@ def test_an_archive_that_is_cut_off_between_two_members_is_told(tmp_path):
     file.write_bytes(file.read_bytes()[:seventh])
     cut = load_pictures(str(tmp_path), "train")
     assert len(cut) == 2 and "WARNING: a.tar has no end mark: it may be cut off" in lines(cut)
+
+
+def test_damage_inside_of_an_archive(tmp_path):
+    opened(tmp_path, {name: encoded() for name in ("a.png", "b.png", "c.png")})
+    with tarfile.open(tmp_path / "train.tar") as archive:
+        second = archive.getmembers()[1].offset
+    content = bytearray((tmp_path / "train.tar").read_bytes())
+    content[second : second + 512] = b"x" * 512
+    write(tmp_path / "train.tar", bytes(content))
+    source = load_pictures(str(tmp_path))
+    assert f"train.tar is damaged at byte {second}: the members behind it are not read" in lines(source)
+
+
+def test_an_archive_that_is_cut_in_a_header(tmp_path):
+    opened(tmp_path, {name: encoded() for name in ("a.png", "b.png", "c.png")})
+    with tarfile.open(tmp_path / "train.tar") as archive:
+        last = archive.getmembers()[-1].offset
+    write(tmp_path / "train.tar", (tmp_path / "train.tar").read_bytes()[: last + 100])
+    assert "train.tar has no end mark: it may be cut off" in lines(load_pictures(str(tmp_path)))
+
+
+def test_archives_that_were_joined(tmp_path):
+    opened(tmp_path, {"a.png": encoded(), "b.png": encoded()})
+    write(tmp_path / "train.tar", 2 * (tmp_path / "train.tar").read_bytes())
+    assert "train.tar goes on behind its end mark" in lines(load_pictures(str(tmp_path)))
+
+
+def test_examples_with_either_kind_of_caption_member(tmp_path):
+    members = {"a.png": encoded(), "a.txt": b"a dog", "b.png": encoded(), "b.caption": b"a cat"}
+    source = opened(tmp_path, members | {"c.png": encoded(), "c.txt": b"a bird", "c.caption": b""})
+    assert captions(source) == {"a": ["a dog"], "b": ["a cat"], "c": ["a bird"]}
+
+
+def test_members_that_are_not_read_are_told_with_the_reason(tmp_path):
+    source = opened(tmp_path, {"a.png": encoded(), "b.psd": b"8BPS", "c": encoded()})
+    assert "1 .psd file, a kind of picture that is not read" in lines(source)
+    assert "1 no ending file, its name has no ending" in lines(source)

@@ -20,12 +20,13 @@ from tokenizer_image.pictures.columns import IMAGE_NAMES, Columns, caption_colum
 from tokenizer_image.pictures.dataset import PictureSource
 from tokenizer_image.pictures.fingerprints import digest, file_identity, hash64, one_or_all
 from tokenizer_image.pictures.json_lines import parse_json
-from tokenizer_image.pictures.picture_files import is_picture, open_picture
+from tokenizer_image.pictures.picture_files import is_picture, open_picture, why_not_read
 from tokenizer_image.pictures.reading_notes import ReadingNotes, shown
 from tokenizer_image.pictures.text_intake import caption_lines, captions_in, decode_text
 
 Place = tuple[int, int]  # offset in the archive, and size
 Members = dict[str, Place]  # {field: place} of one example; a field is what follows the key: "png", "seg.png", "txt"
+TEXT_FIELDS = ("txt", "caption")  # members that hold captions; an example may have either
 LOOKED_AT = 64  # examples whose .json members are read to find the key of the captions
 
 
@@ -68,9 +69,11 @@ class TarPictures(PictureSource):
             held = ", ".join(map(shown, fields[:20])) or "nothing"
             raise ValueError(f"{name} holds no pictures: its .tar archives hold {held}, not .jpg, .png, ...")
         self._caption_fields, self._caption_keys = self._find_captions(fields, columns.caption)
+        usable = () if columns.caption or self._caption_keys else TEXT_FIELDS
+        self._second_fields = [field for field in usable if field in fields and field not in self._caption_fields]
         self._note_left_out(examples, pictures)
         files = [(path.name, *file_identity(path)) for path in paths]
-        fields = ["json"] if self._caption_keys else self._caption_fields
+        fields = ["json"] if self._caption_keys else [*self._caption_fields, *self._second_fields]
         self.fingerprint = digest("tar", files, pictures, *map(one_or_all, (fields, self._caption_keys)))
 
     def _find_captions(self, fields: list[str], wanted: str | None) -> tuple[list[str], list[str]]:
@@ -109,7 +112,10 @@ class TarPictures(PictureSource):
             place = f"{self.paths[number].name}/{key}"
             for field, where in members.items():
                 if picture is None:
-                    self.notes.leave_out(f"{place}.{field}", "no picture has this name")
+                    reason = why_not_read(f"{place}.{field}") or "no picture has this name"
+                    self.notes.leave_out(f"{place}.{field}", reason)
+                elif field in self._second_fields and set(self._caption_fields) & set(members):
+                    self.notes.leave_out(f"{place}.{field}", "another caption member is read, where that has a text")
                 elif field in pictures and where != picture:
                     self.notes.leave_out(f"{place}.{field}", "another picture of its example (--image_column chooses)")
 
@@ -140,9 +146,11 @@ class TarPictures(PictureSource):
             ]
             origin = ".json members"
         else:
-            for field in self._caption_fields:
-                texts += caption_lines(self._member(row, field), f"{place}.{field}", notes)
-            origin = f".{', .'.join(self._caption_fields)} members"
+            for fields in (self._caption_fields, self._second_fields):
+                if not texts:
+                    for field in fields:
+                        texts += caption_lines(self._member(row, field), f"{place}.{field}", notes)
+                    origin = f".{', .'.join(fields)} members"
         if texts:
             notes.captions_from(origin)
         return list(dict.fromkeys(texts))
@@ -199,7 +207,10 @@ def tar_examples(path: Path, notes: ReadingNotes) -> dict[str, Members]:
             for member in archive:
                 folder, base = posixpath.split(member.name)
                 stem, _, field = base.partition(".")
-                if member.isdir() or not stem or not field:
+                if member.isdir() or not stem:
+                    continue
+                if not field:
+                    notes.leave_out(f"{path.name}/{member.name}", "its name has no ending")
                     continue
                 if not member.isreg() or member.issparse():
                     notes.leave_out(f"{path.name}/{member.name}", "a link, or no plain file, in an archive")
@@ -208,8 +219,7 @@ def tar_examples(path: Path, notes: ReadingNotes) -> dict[str, Members]:
                 if key in places:
                     notes.leave_out(f"{path.name}/{member.name}", "a later member of the archive has the same name")
                 places[key] = member.offset_data, member.size
-            if path.stat().st_size <= archive.offset:  # `offset`: where the next member would begin
-                notes.warn(f"{path.name} has no end mark: it may be cut off, and what was behind the cut is missing")
+            _check_end(path, archive.offset, notes)
     except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError) as error:
         raise ValueError(f"{path} is no tar archive ({error}); unpack a compressed one first") from error
     fields: dict[str, list[str]] = {}
@@ -224,6 +234,22 @@ def tar_examples(path: Path, notes: ReadingNotes) -> dict[str, Members]:
         else:
             examples.setdefault(stem, {})[field.lower()] = place
     return examples
+
+
+def _check_end(path: Path, offset: int, notes: ReadingNotes) -> None:
+    """Warn unless what follows the last member that was read, at `offset`, are blocks of zeros alone."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        mark, behind = file.read(tarfile.BLOCKSIZE), file.read(16 * tarfile.RECORDSIZE)
+    if len(mark) < tarfile.BLOCKSIZE:
+        notes.warn(f"{path.name} has no end mark: it may be cut off, and what was behind the cut is missing")
+    elif any(mark):
+        notes.warn(f"{path.name} is damaged at byte {offset:,}: the members behind it are not read; pack it anew")
+    elif any(behind):
+        notes.warn(
+            f"{path.name} goes on behind its end mark, at byte {offset:,}: what follows is not read; unpack archives "
+            "that were joined (tar --ignore-zeros) and pack them as one"
+        )
 
 
 def dotted_keys(fields: dict[str, list[str]]) -> set[str]:
