@@ -262,3 +262,22 @@ def test_a_folder_of_links_out_of_it_says_so(tmp_path):
     (tmp_path / "data" / "a.png").symlink_to(tmp_path / "elsewhere" / "a.png")
     with pytest.raises(ValueError, match=r"holds no pictures: 1 .png left out \(a link out of the folder; copy in"):
         load_pictures(str(tmp_path / "data"), "train")
+
+
+def test_a_link_to_itself(tmp_path):
+    make(tmp_path, {"a.png": None, "b.png": None})
+    (tmp_path / "c.png").symlink_to(tmp_path / "c.png")
+    assert sorted(captions(tmp_path)) == ["a.png", "b.png"]
+    assert "1 .png file, a broken link" in lines(tmp_path)
+
+
+def test_folders_whose_names_say_nothing_give_no_captions(tmp_path):
+    make(tmp_path, {"___/a.png": None, "dog/b.png": None})
+    assert captions(tmp_path) == {"___/a.png": [], "dog/b.png": ["dog"]}
+
+
+@pytest.mark.parametrize("other", ["extra/b.png", "b.png"])
+def test_folders_with_names_of_splits_that_are_none(tmp_path, other):
+    make(tmp_path, {"train/a.png": None, "train/c.png": None, other: None})
+    assert "folders named like splits are no splits" in lines(tmp_path)
+    assert "folders named like splits" not in lines(make(tmp_path / "own", {"train/a.png": None, "val/b.png": None}))

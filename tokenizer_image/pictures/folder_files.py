@@ -6,7 +6,7 @@ import os
 import posixpath
 import unicodedata
 import urllib.parse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tokenizer_image.pictures.picture_files import is_picture
@@ -121,12 +121,20 @@ def files_below(root: Path, notes: ReadingNotes) -> Iterator[str]:
                 continue
             if entry.is_symlink() and not _within(os.path.realpath(entry.path), allowed):
                 notes.leave_out(path, "a link out of the folder; copy in what it points to")
-            elif entry.is_dir():
+            elif _is_kind(entry, os.DirEntry.is_dir):
                 folders.append(path)
-            elif entry.is_file():
+            elif _is_kind(entry, os.DirEntry.is_file):
                 yield path
             else:
                 notes.leave_out(path, "a broken link" if entry.is_symlink() else "not a file")
+
+
+def _is_kind(entry: os.DirEntry[str], check: Callable[[os.DirEntry[str]], bool]) -> bool:
+    """What `check` says; False for a link that leads to itself."""
+    try:
+        return check(entry)
+    except OSError:
+        return False
 
 
 def _roots(root: Path) -> list[str]:

@@ -93,7 +93,7 @@ class FolderPictures(PictureSource):
         if not texts and captions.names_are_captions:
             label = self.label(row)
             name = self.label_names[label] if self.label_names and label >= 0 else captions.folder_caption
-            texts, origin = [name_to_caption(name)] if name else [], "names of classes"
+            texts, origin = [*filter(None, [name_to_caption(name or "")])], "names of classes"
         if texts:
             notes.captions_from(origin)
         return texts
@@ -135,6 +135,7 @@ def sidecars_of(files: FolderFiles, pictures: Sequence[str]) -> dict[str, str]:
 def picture_splits(files: FolderFiles, name: str, pictures: list[str], notes: ReadingNotes) -> dict[str, SplitFiles]:
     """Pictures beside caption files, or in one folder per class; split by folders named train, test, ..."""
     depth, splits = split_by_folder(pictures)
+    _warn_of_unused_splits(pictures, set(splits), notes)
     sidecars = sidecars_of(files, pictures)
     note_left_out(files, {*pictures, *sidecars.values()}, notes)
     names = _class_names(pictures, depth, bool(sidecars), notes)
@@ -159,6 +160,19 @@ def picture_splits(files: FolderFiles, name: str, pictures: list[str], notes: Re
         return FolderPictures(files.root, part, name=name, captions=captions, notes=notes)
 
     return {split: SplitFiles(partial(open_split, part), len(part)) for split, part in splits.items()}
+
+
+def _warn_of_unused_splits(pictures: Sequence[str], splits: set[str], notes: ReadingNotes) -> None:
+    """Warn of folders that have a split's name and are no splits, since other folders beside them have none."""
+    folders = {posixpath.dirname(picture) for picture in pictures}
+    words = {folder: {word for word in map(split_word, folder.split("/")) if word} for folder in folders}
+    found = set[str]().union(*words.values())
+    if found and (found != splits or not all(words.values())):
+        named = sorted(folder for folder in folders if words[folder])
+        notes.warn(
+            f"folders named like splits are no splits, since pictures or folders beside them are in none: {named[0]}; "
+            "put all pictures into folders such as train and validation, at the top"
+        )
 
 
 def has_class_folders(pictures: Sequence[str]) -> bool:
@@ -249,7 +263,7 @@ def metadata_splits(
     pictures = list(read.pictures)
     numbers, label_names = classes(read.pictures)
     sidecars = sidecars_of(files, [file for file, picture in read.pictures.items() if not picture.captions])
-    missing = [file for file in pictures if files.find(file) is None and not (files.root / file).is_file()]
+    missing = [file for file in pictures if files.find(file) is None and not os.path.isfile(files.root / file)]
     if missing and len(missing) == len(pictures):
         raise ValueError(
             f"{name}: none of the {len(pictures):,} pictures that {', '.join(metadata[:3])} names is there, such as "
