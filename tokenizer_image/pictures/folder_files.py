@@ -13,6 +13,19 @@ from tokenizer_image.pictures.picture_files import is_picture
 from tokenizer_image.pictures.reading_notes import ReadingNotes, shown
 
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+SYSTEM_FILES = ("Thumbs.db", "ehthumbs.db", "desktop.ini", "Desktop.ini", ".DS_Store", "Icon\r")
+
+
+def is_of_system(path: str) -> bool:
+    """Whether an operating system put a file, or one of its folders, there, such as "__MACOSX/a.png" or "Thumbs.db";
+    "._a.png" has what macOS keeps beside "a.png"."""
+    *folders, base = path.split("/")
+    return base in SYSTEM_FILES or base.startswith("._") or not set(SYSTEM_FOLDERS).isdisjoint((*folders, base))
+
+
+def is_hidden(path: str) -> bool:
+    """Whether the name of a file, or of one of its folders, begins with a dot."""
+    return any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))
 
 
 class FolderFiles:

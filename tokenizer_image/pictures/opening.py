@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tokenizer_image.pictures.archives import TarPictures, count_tar_pictures
+from tokenizer_image.pictures.archives import TarPictures
 from tokenizer_image.pictures.columns import Columns
 from tokenizer_image.pictures.documents import DOCUMENTS_FILE, DocumentFile
 from tokenizer_image.pictures.folder_files import FolderFiles, files_below
@@ -24,6 +24,7 @@ from tokenizer_image.pictures.picture_files import is_picture, why_not_read
 from tokenizer_image.pictures.reading_notes import ReadingNotes, ending, shown
 from tokenizer_image.pictures.splits import RowSource, SplitFiles, split_by_name, split_word
 from tokenizer_image.pictures.tables import TableFile, inspect_table, open_parquet, saved_to_disk
+from tokenizer_image.pictures.tar_members import count_tar_pictures
 
 ACCEPTED = "pictures (.jpg, .png, .webp, ...), documents.jsonl, Parquet files or WebDataset .tar archives"
 

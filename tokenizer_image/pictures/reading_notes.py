@@ -26,7 +26,8 @@ class ReadingNotes:
     """Every reader of a data set fills these; `DataSummary` prints them.
 
     repairs: places where texts were repaired, by kind.
-    left_out: files, by (ending, reason); captions that are not used are under the ending "caption".
+    left_out: files, by (ending, reason); captions that are not used are under the ending "caption", folders under
+        "folder".
     caption_origins: pictures whose captions came from each origin ("sidecar files", "folder names", ...).
     """
 
@@ -39,10 +40,10 @@ class ReadingNotes:
     def repair(self, kind: str, place: str) -> None:
         self.repairs.setdefault(kind, Tally()).add(place)
 
-    def leave_out(self, file: str, reason: str) -> None:
-        """Count a file that is not read, by its ending."""
+    def leave_out(self, file: str, reason: str, *, is_folder: bool = False) -> None:
+        """Count a file that is not read, by its ending, or a folder."""
         self.counted.add(file)
-        self.left_out.setdefault((ending(file) or "no ending", reason), Tally()).add(file)
+        self.left_out.setdefault(("folder" if is_folder else ending(file), reason), Tally()).add(file)
 
     def leave_out_caption(self, reason: str, place: str) -> None:
         self.left_out.setdefault(("caption", reason), Tally()).add(place)

@@ -64,8 +64,7 @@ class DataSummary:
             warnings.append(f"{self.rows - self.captioned:,} of {self.rows:,} pictures have no caption")
         for (ending, reason), tally in self.notes.left_out.items():
             if ending == "caption" or ending in CAPTION_ENDINGS:
-                what = "caption" if ending == "caption" else f"{ending} file"
-                warnings.append(f"{counted(tally.count, what)} not used: {reason}; {_examples(tally)}")
+                warnings.append(f"{_things(ending, tally.count)} not used: {reason}; {_examples(tally)}")
         return warnings
 
     def lines(self) -> list[str]:
@@ -89,7 +88,7 @@ class DataSummary:
         ]
         for (ending, reason), tally in self.notes.left_out.items():
             if ending != "caption" and ending not in CAPTION_ENDINGS:
-                lines.append(f"  left out: {counted(tally.count, f'{ending} file')}, {reason}; {_examples(tally)}")
+                lines.append(f"  left out: {_things(ending, tally.count)}, {reason}; {_examples(tally)}")
         return lines + [f"  WARNING: {warning}" for warning in self.warnings]
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,6 +126,13 @@ def summarise(source: Summarised) -> DataSummary:
         summary.captions, summary.longest_length = len(lengths), max(lengths)
         summary.median_length = round(statistics.median(lengths))
     return summary
+
+
+def _things(ending: str, count: int) -> str:
+    """ "2 .png files", "1 caption", "3 files without an ending", "1 folder"."""
+    if ending in ("caption", "folder"):
+        return counted(count, ending)
+    return counted(count, f"{ending} file") if ending else f"{counted(count, 'file')} without an ending"
 
 
 def _examples(tally: Tally) -> str:
