@@ -239,13 +239,28 @@ def test_metadata_in_tsv_and_parquet(tmp_path):
         assert captions(folder) == {"a.png": ["a dog, sitting"], "b.png": ["x"]}
 
 
-def test_a_quote_that_a_later_line_closes(tmp_path):
-    data_set(tmp_path, 'text,file_name\n"a dog,a.png\na cat,b.png\na bird",c.png\n')
+@pytest.mark.parametrize(
+    "content",
+    [
+        'text,file_name\n"a dog,a.png\na cat,b.png\na bird",c.png\n', 'file_name,text\na,"a dog\nb,a cat"\nc,a bird\n',
+        'file_name;text\na.png;"a dog\nb.png;a cat"\nc.png;a bird\n', 
+        'text\tfile_name\n"a dog\ta\na cat"\tb\na bird\tc\n',
+        'file_name,text\r\na,"a dog\r\nb,a cat"\r\nc,a bird\r\n',
+    ],
+)  # fmt: skip
+def test_a_quote_that_a_later_line_closes(tmp_path, content):
+    data_set(tmp_path, content)
     with pytest.raises(ValueError, match=r"metadata\.csv, line 2: a quoted text holds what looks like the next lines"):
         load_pictures(str(tmp_path))
 
 
-@pytest.mark.parametrize("word", ["nan", "NaN", "None", "null", "<NA>"])
+def test_captions_of_several_lines(tmp_path):
+    content = 'file_name,text\na.png,"a dog,\nsitting, on grass"\nb.png,"a\n\nc\n"\nc.png,"see the file b.png"\n'
+    expected = {"a.png": ["a dog,\nsitting, on grass"], "b.png": ["a\n\nc"], "c.png": ["see the file b.png"]}
+    assert captions(data_set(tmp_path, content)) == expected
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "None", "null", "<NA>", "#N/A", "NA", "#NAME?"])
 def test_words_for_missing_values_are_no_captions(tmp_path, word):
     data_set(tmp_path, f"file_name,text\na.png,{word}\nb.png,{word}\nc.png,{word} of these\n")
     assert captions(tmp_path) == {"a.png": [], "b.png": [], "c.png": [f"{word} of these"]}
@@ -257,7 +272,7 @@ def test_captions_that_are_nested_too_deeply(tmp_path):
     rows = [f'{{"file_name": "{letter}.png", "text": {nested}}}' for letter in "abc"]
     data_set(tmp_path, "\n".join(rows), "metadata.jsonl")
     assert captions(tmp_path) == {"a.png": [], "b.png": [], "c.png": []}
-    assert "2 captions not used: lists or mappings that are nested too deeply" in lines(tmp_path)
+    assert "3 captions not used: lists or mappings that are nested too deeply" in lines(tmp_path)
 
 
 def test_a_file_name_that_no_file_system_takes(tmp_path):

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tokenizer_image.pictures.picture_files import is_picture
-from tokenizer_image.pictures.reading_notes import ReadingNotes, shown
+from tokenizer_image.pictures.reading_notes import ReadingNotes, ending, shown
 
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 SYSTEM_FILES = ("Thumbs.db", "ehthumbs.db", "desktop.ini", "Desktop.ini", ".DS_Store", "Icon\r")
+
+TEXT_ENDINGS = (".txt", ".caption", ".csv", ".tsv", ".json", ".jsonl")  # what may be captions
 
 
 def is_of_system(path: str) -> bool:
@@ -76,6 +78,13 @@ class FolderFiles:
             )
         return self.find(*inside) or self._without_ending(inside) or inside[0]
 
+    def has(self, folder: str, name: str) -> bool:
+        """Whether the picture `name` in a text file of `folder` is a file here, as `resolve` finds it."""
+        try:
+            return self.resolve(folder, name, "") in self._exact
+        except ValueError:
+            return False
+
     def _without_ending(self, paths: Sequence[str]) -> str | None:
         """The only picture that has one of these paths once its ending is taken off."""
         if self._stems is None:
@@ -110,7 +119,8 @@ def _folded(name: str) -> str:
 def files_below(root: Path, notes: ReadingNotes) -> Iterator[str]:
     """Paths of the files below `root`, relative, with "/".
 
-    Hidden names and folders of the operating system are skipped. Links are followed inside of `root`. A link out of it
+    Files and folders of the operating system are skipped, and hidden ones; hidden folders, pictures and texts are left
+    out. Links are followed inside of `root`. A link out of it
     is left out, since nothing outside of the folder is read,
     except the store that a snapshot in the Hub's cache links to.
     """
@@ -130,7 +140,12 @@ def files_below(root: Path, notes: ReadingNotes) -> Iterator[str]:
             continue
         for entry in entries:
             path = f"{relative}/{entry.name}" if relative else entry.name
-            if entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS:
+            if is_of_system(entry.name):
+                continue
+            if is_hidden(entry.name):
+                if _is_kind(entry, os.DirEntry.is_dir) or is_picture(path) or ending(path) in TEXT_ENDINGS:
+                    is_folder = _is_kind(entry, os.DirEntry.is_dir)
+                    notes.leave_out(path, "hidden: its name begins with a dot", is_folder=is_folder)
                 continue
             if entry.is_symlink() and not _within(os.path.realpath(entry.path), allowed):
                 notes.leave_out(path, "a link out of the folder; copy in what it points to")

@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass, field
 
 NUM_EXAMPLES = 3
+COMPRESSED_ENDINGS = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
 @dataclass
@@ -28,17 +29,22 @@ class ReadingNotes:
     repairs: places where texts were repaired, by kind.
     left_out: files, by (ending, reason); captions that are not used are under the ending "caption", folders under
         "folder".
+    doubts: texts that a person should look at, by what is doubtful.
     caption_origins: pictures whose captions came from each origin ("sidecar files", "folder names", ...).
     """
 
     repairs: dict[str, Tally] = field(default_factory=dict)
     left_out: dict[tuple[str, str], Tally] = field(default_factory=dict)
+    doubts: dict[str, Tally] = field(default_factory=dict)
     caption_origins: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     counted: set[str] = field(default_factory=set, repr=False)  # the files in `left_out`
 
     def repair(self, kind: str, place: str) -> None:
         self.repairs.setdefault(kind, Tally()).add(place)
+
+    def doubt(self, kind: str, place: str) -> None:
+        self.doubts.setdefault(kind, Tally()).add(place)
 
     def leave_out(self, file: str, reason: str, *, is_folder: bool = False) -> None:
         """Count a file that is not read, by its ending, or a folder."""

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from tokenizer_image.pictures.reading_notes import NUM_EXAMPLES, ReadingNotes, Tally, counted, shown
+from tokenizer_image.pictures.reading_notes import COMPRESSED_ENDINGS, NUM_EXAMPLES, ReadingNotes, Tally, counted, shown
 
 QUICK_ROWS = 20_000  # from so many rows on, a progress bar shows
-CAPTION_ENDINGS = (".txt", ".caption", ".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".parquet", ".tar")
+CAPTION_ENDINGS = (".txt", ".caption", ".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".parquet", ".tar",
+                   *COMPRESSED_ENDINGS)  # fmt: skip
 
 
 class Summarised(Protocol):
@@ -62,9 +63,11 @@ class DataSummary:
         warnings = list(self.notes.warnings)
         if 0 < self.captioned < self.rows and self.row_name == "picture":
             warnings.append(f"{self.rows - self.captioned:,} of {self.rows:,} pictures have no caption")
+        for kind, tally in self.notes.doubts.items():
+            warnings.append(f"{counted(tally.count, 'text')} {kind}; {_examples(tally)}")
         for (ending, reason), tally in self.notes.left_out.items():
             if ending == "caption" or ending in CAPTION_ENDINGS:
-                warnings.append(f"{_things(ending, tally.count)} not used: {reason}; {_examples(tally)}")
+                warnings.append(f"{things(ending, tally.count)} not used: {reason}; {_examples(tally)}")
         return warnings
 
     def lines(self) -> list[str]:
@@ -88,7 +91,7 @@ class DataSummary:
         ]
         for (ending, reason), tally in self.notes.left_out.items():
             if ending != "caption" and ending not in CAPTION_ENDINGS:
-                lines.append(f"  left out: {_things(ending, tally.count)}, {reason}; {_examples(tally)}")
+                lines.append(f"  left out: {things(ending, tally.count)}, {reason}; {_examples(tally)}")
         return lines + [f"  WARNING: {warning}" for warning in self.warnings]
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,7 +131,7 @@ def summarise(source: Summarised) -> DataSummary:
     return summary
 
 
-def _things(ending: str, count: int) -> str:
+def things(ending: str, count: int) -> str:
     """ "2 .png files", "1 caption", "3 files without an ending", "1 folder"."""
     if ending in ("caption", "folder"):
         return counted(count, ending)

@@ -54,21 +54,26 @@ def can_hold_pictures(kind: pa.DataType) -> bool:
         return can_hold_pictures(kind.value_type)
     if pa.types.is_struct(kind):
         return any(kind.get_field_index(name) >= 0 for name in ("bytes", "path"))
-    checks = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string, pa.types.is_large_string)
-    return any(check(kind) for check in checks)
+    return _is_text_or_bytes(kind)
 
 
 def _can_hold_texts(kind: pa.DataType) -> bool:
     """Whether an Arrow type is text, or holds texts where captions are looked for."""
     import pyarrow as pa
 
-    if is_list(kind):
+    if is_list(kind) or pa.types.is_dictionary(kind):
         return _can_hold_texts(kind.value_type)
     if pa.types.is_struct(kind):
         name = usual_column([field.name for field in kind], CAPTION_NAMES)
         return name is not None and _can_hold_texts(kind.field(name).type)
-    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    return any(check(kind) for check in checks)
+    return _is_text_or_bytes(kind)
+
+
+def _is_text_or_bytes(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    names = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "fixed_size_binary")
+    return any(getattr(pa.types, f"is_{name}")(kind) for name in names)
 
 
 def find_caption_columns(

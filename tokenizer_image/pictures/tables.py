@@ -168,11 +168,8 @@ class TablePictures(PictureSource):
     def read_captions(self, row: int, notes: ReadingNotes) -> list[str]:
         if not self._caption_columns:
             label = self.label(row)
-            texts = (
-                [name_to_caption(self.label_names[label])]
-                if self.label_names and 0 <= label < len(self.label_names)
-                else []
-            )
+            known = self.label_names is not None and 0 <= label < len(self.label_names)
+            texts = [*filter(None, [name_to_caption(self.label_names[label])])] if known and self.label_names else []
             origin = f"names of classes in the column {self._label_column}"
         else:
             texts = []

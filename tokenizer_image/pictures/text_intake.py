@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from tokenizer_image.pictures.columns import CAPTION_NAMES, usual_column
+from tokenizer_image.pictures.columns import CAPTION_NAMES, usual_columns
 from tokenizer_image.pictures.reading_notes import ReadingNotes
 
 MARKS = (  # byte order marks; UTF-32's begins with UTF-16's
@@ -23,11 +23,20 @@ MARKS = (  # byte order marks; UTF-32's begins with UTF-16's
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 NUMBERS = (int, float, decimal.Decimal, datetime.date, datetime.time)
-MISSING = ("nan", "NaN", "None", "null", "NULL", "<NA>", "#N/A")  # as tables written from Python and Excel have it
+MISSING = frozenset((  # how tables written by pandas, R, databases and Excel write a value that is missing, or an error
+    "nan", "NaN", "-nan", "-NaN", "NaT", "None", "null", "NULL", "Null", "NA", "N/A", "n/a", "<NA>", "#N/A", "#NA",
+    "#VALUE!", "#REF!", "#NAME?", "#DIV/0!", "#NULL!", "#NUM!", "undefined",
+))  # fmt: skip
 DEEPEST = 8  # lists and mappings around a caption
 MOST_CONTROLS = 0.1  # share of control characters above which a file is no text
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
+_USUAL = re.compile(  # whitespace, and characters of the scripts that most captions are in
+    "[\t\n\r -~\u00a0-\u024f\u0370-\u052f\u0590-\u06ff\u0900-\u0e7f\u2010-\u2027\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3"
+    "\uff00-\uffef]"
+)
+_RARE = re.compile("[\u0192\u201a\u2020\u2021\u02c6\u2030¤¥¦¬¯±µ¶¸¹×÷ÐÞðþ\ufffd]")
+_RUNS = re.compile("[^\x00-\x7f]{2,}")
 _INVISIBLE = re.compile("[\ufeff\u200b\u2060]")  # byte order mark, zero-width space, word joiner
 
 
@@ -42,36 +51,71 @@ codecs.register_error("windows-1252", _windows_1252)
 
 
 def decode_text(content: bytes, place: str, notes: ReadingNotes) -> str:
-    """Bytes -> text, by their byte order mark (UTF-8, UTF-16, UTF-32), else as UTF-8; what is not UTF-8 is read as
-    Windows-1252, and UTF-16 without a mark is recognised by its zero bytes.
+    """Bytes -> text, by their byte order mark (UTF-8, UTF-16, UTF-32), else as UTF-8, else as UTF-16 if zero bytes
+    suggest it, else as Windows-1252. Text that looks wrong in Windows-1252 is counted as a doubt.
 
     Raises:
         ValueError: the bytes are no text.
     """
     mark, encoding = next(((mark, name) for mark, name in MARKS if content.startswith(mark)), (b"", "utf-8"))
     content = content[len(mark) :]
-    if not mark and b"\0" in content:
-        encoding = _unmarked_utf16(content) or encoding
+    if encoding == "utf-8":
+        text = _as_utf8(content)
+        encoding = "utf-8" if mark else _unmarked_utf16(content, text) or "utf-8"
+        if encoding == "utf-8" and text is not None:
+            return text  # with control characters, which `clean_text` replaces
     if encoding != "utf-8":
         notes.repair(f"read as {encoding[:6].upper()}", place)
         text = content.decode(encoding, errors="replace")
     else:
-        try:
-            return content.decode("utf-8")  # with control characters, which `clean_text` replaces
-        except UnicodeDecodeError:
-            notes.repair("not UTF-8, read as Windows-1252", place)
-            text = content.decode("utf-8", errors="windows-1252")
-    if len(_CONTROLS.findall(text)) > max(2, MOST_CONTROLS * len(text)):
+        notes.repair("not UTF-8, read as Windows-1252", place)
+        text = content.decode("utf-8", errors="windows-1252")
+        if _looks_wrong(text):
+            notes.doubt("may be in another encoding than Windows-1252; save them as UTF-8", f"{place} ({text[:20]!r})")
+    if _too_many_controls(text):
         raise ValueError(f"{place} is not text, or in an unknown encoding; save it as UTF-8")
     return text
 
 
-def _unmarked_utf16(content: bytes) -> str | None:
-    """The byte order of UTF-16 without a mark, of mostly Latin text: every other byte is zero."""
-    for first, name in ((1, "utf-16-le"), (0, "utf-16-be")):
-        if content[first::2].count(0) > 0.4 * (len(content) / 2) and content[1 - first :: 2].count(0) == 0:
-            return name
-    return None
+def _as_utf8(content: bytes) -> str | None:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _unmarked_utf16(content: bytes, as_utf8: str | None) -> str | None:
+    """The byte order of UTF-16 without a mark, None for other text.
+
+    In mostly Latin text every other byte is zero. Else there are zero bytes that are not UTF-8 (of blanks and line
+    ends), or UTF-8 with many control characters, and nearly all characters are usual ones in one order of the bytes.
+    """
+    if b"\0" in content:
+        for first, name in ((1, "utf-16-le"), (0, "utf-16-be")):
+            if content[first::2].count(0) > 0.4 * (len(content) / 2) and content[1 - first :: 2].count(0) == 0:
+                return name
+    suggested = b"\0" in content if as_utf8 is None else _too_many_controls(as_utf8)
+    if not suggested or len(content) % 2:
+        return None
+    usual = {}
+    for name in ("utf-16-le", "utf-16-be"):
+        text = content.decode(name, errors="replace")
+        usual[name] = len(_USUAL.findall(text)) / len(text)
+    best = max(usual, key=lambda name: usual[name])
+    return best if usual[best] > 0.9 else None
+
+
+def _too_many_controls(text: str) -> bool:
+    return len(_CONTROLS.findall(text)) > max(2, MOST_CONTROLS * len(text))
+
+
+def _looks_wrong(text: str) -> bool:
+    """Whether text that was read as Windows-1252 has more letters beyond ASCII, more of them in a row, or more rare
+    signs than Western languages have: Chinese, Japanese, Cyrillic, ... in their own encodings."""
+    length = max(1, len("".join(text.split())))
+    in_runs = sum(map(len, _RUNS.findall(text)))
+    beyond_ascii = sum(letter > "\x7f" for letter in text)
+    return in_runs > 0.2 * length or beyond_ascii > 0.45 * length or len(_RARE.findall(text)) > 0.05 * length
 
 
 def clean_text(text: str, place: str = "", notes: ReadingNotes | None = None) -> str:
@@ -120,9 +164,13 @@ def captions_in(value: Any, place: str, notes: ReadingNotes, depth: int = 0) -> 
         notes.repair("numbers written as text", place)
         return [str(value)]
     if isinstance(value, Mapping):
-        name = usual_column([str(key) for key in value], CAPTION_NAMES)
-        if name is not None:
-            return captions_in(value[name], place, notes, depth + 1)
+        names = usual_columns([key for key in value if isinstance(key, str)], CAPTION_NAMES)
+        for name in names:
+            texts = captions_in(value[name], place, notes, depth + 1)
+            if texts:
+                return texts
+        if names:
+            return []
         reason = f"a mapping without a key such as caption or text (it has {', '.join(map(str, value))[:60]})"
     elif isinstance(value, (list, tuple)):
         if not value or not all(isinstance(item, NUMBERS) for item in value):
@@ -135,17 +183,24 @@ def captions_in(value: Any, place: str, notes: ReadingNotes, depth: int = 0) -> 
 
 
 def arrow_value(cell: Any, place: str, notes: ReadingNotes) -> Any:
-    """The Python value of an Arrow scalar. A text there that is not UTF-8 is decoded by `decode_text`.
+    """The Python value of an Arrow scalar. Texts in it that are not UTF-8 are decoded by `decode_text`; they stay bytes
+    if they are no text."""
+    import pyarrow as pa
 
-    Raises:
-        ValueError: such a text is inside a list or struct, or is no text.
-    """
     try:
         return cell.as_py()
-    except UnicodeDecodeError as error:
-        if not hasattr(cell, "as_buffer"):
-            raise ValueError(f"{place}: a text in a list or struct is not UTF-8; save it as UTF-8") from error
-        return decode_text(cell.as_buffer().to_pybytes(), place, notes)
+    except UnicodeDecodeError:
+        if isinstance(cell, pa.StructScalar):
+            return {name: arrow_value(child, place, notes) for name, child in cell.items()}
+        if isinstance(cell, pa.ListScalar):
+            return [arrow_value(child, place, notes) for child in cell]
+        if isinstance(cell, pa.DictionaryScalar):
+            return arrow_value(cell.value, place, notes)
+        content = cell.as_buffer().to_pybytes()
+    try:
+        return decode_text(content, place, notes)
+    except ValueError:
+        return content
 
 
 def name_to_caption(name: str) -> str:
