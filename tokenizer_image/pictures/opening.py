@@ -17,12 +17,13 @@ from tokenizer_image.pictures.folder_pictures import (
     metadata_splits,
     note_left_out,
     picture_splits,
-    sidecars_of,
 )
 from tokenizer_image.pictures.metadata import METADATA_FILES
 from tokenizer_image.pictures.picture_files import is_picture, why_not_read
-from tokenizer_image.pictures.reading_notes import ReadingNotes, ending, shown
+from tokenizer_image.pictures.reading_notes import COMPRESSED_ENDINGS, ReadingNotes, ending, shown
+from tokenizer_image.pictures.sidecars import find_sidecars
 from tokenizer_image.pictures.splits import RowSource, SplitFiles, split_by_name, split_word
+from tokenizer_image.pictures.summary import things
 from tokenizer_image.pictures.tables import TableFile, inspect_table, open_parquet, saved_to_disk
 from tokenizer_image.pictures.tar_members import count_tar_pictures
 
@@ -50,17 +51,18 @@ def open_path(path: Path, name: str, columns: Columns, notes: ReadingNotes) -> d
     documents = _without_strays(contents.documents, contents, notes)
     if documents:
         _no_columns(name, columns, DOCUMENTS_FILE)
-        note_left_out(files, {*documents, *contents.pictures}, notes)
+        note_left_out(files, {*documents, *contents.pictures}, notes, texts=f"{DOCUMENTS_FILE} has the texts")
         return _splits(documents, lambda part: DocumentFile(files, part, name=name, notes=notes))
     metadata = _without_strays(contents.metadata, contents, notes)
     if metadata:
         return metadata_splits(files, name, metadata, columns, notes)
     kind = _choose_kind(contents, columns, notes)
     if kind == "tables":
-        note_left_out(files, {*contents.tables, *contents.pictures}, notes)
+        note_left_out(files, {*contents.tables, *contents.pictures}, notes, texts="the tables have the captions")
         return _splits(contents.tables, lambda part: open_parquet(files, part, name, columns, notes))
     if kind == "tars":
-        note_left_out(files, set(contents.tars), notes, pictures="the archives are the data set")
+        reason = "the archives are the data set"
+        note_left_out(files, set(contents.tars), notes, pictures=reason, texts=reason)
         paths = partial(map, files.root.joinpath)
         return _splits(contents.tars, lambda part: TarPictures([*paths(part)], name=name, columns=columns, notes=notes))
     if kind == "pictures":
@@ -110,7 +112,11 @@ def _without_strays(candidates: list[str], contents: FolderContents, notes: Read
     if not candidates or "" in folders or any(split_word(posixpath.basename(folder)) for folder in folders):
         return candidates
     apart = [file for file in contents.pictures if not any(file.startswith(f"{folder}/") for folder in folders)]
-    if 2 * len(apart) < len(contents.pictures) or 2 * len(sidecars_of(contents.files, apart)) < len(apart) or not apart:
+    if (
+        2 * len(apart) < len(contents.pictures)
+        or 2 * len(find_sidecars(contents.files, apart).chosen) < len(apart)
+        or not apart
+    ):
         return candidates
     for file, folder in zip(candidates, folders, strict=True):
         notes.leave_out(
@@ -138,7 +144,7 @@ def _choose_kind(contents: FolderContents, columns: Columns, notes: ReadingNotes
     if len(kinds) < 2:
         return next(iter(kinds), None)
     captioned = contents.pictures and (
-        2 * len(sidecars_of(contents.files, contents.pictures)) >= len(contents.pictures)
+        2 * len(find_sidecars(contents.files, contents.pictures).chosen) >= len(contents.pictures)
         or has_class_folders(contents.pictures)
     )
     names_pictures = [table for table in tables.values() if table.by_path and (table.has_captions or not captioned)]
@@ -160,10 +166,12 @@ def _choose_kind(contents: FolderContents, columns: Columns, notes: ReadingNotes
 
 def _what_lies_there(files: Sequence[str], path: Path, notes: ReadingNotes) -> str:
     if not files:
-        skipped = [f"{tally.count} {kind} left out ({reason})" for (kind, reason), tally in notes.left_out.items()]
+        skipped = [
+            f"{things(kind, tally.count)} left out ({reason})" for (kind, reason), tally in notes.left_out.items()
+        ]
         return f"{', '.join(skipped) or 'the folder is empty'}. It should hold {ACCEPTED}"
     endings = sorted({posixpath.splitext(file)[1] or posixpath.basename(file) for file in files})
-    unpack = ". Unpack the archives first" if {".zip", ".gz", ".tgz", ".zst"} & set(map(str.lower, endings)) else ""
+    unpack = ". Unpack the archives first" if set(COMPRESSED_ENDINGS) & set(map(ending, files)) else ""
     hints = dict.fromkeys(f". {ending(file)} {why_not_read(file)}" for file in files if why_not_read(file))
     whole = f". Name its folder, {path.parent}" if path.is_file() else ""
     kinds = ", ".join(map(shown, endings[:8]))

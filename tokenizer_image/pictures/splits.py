@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from tokenizer_image.pictures.dataset import PictureSource
+from tokenizer_image.pictures.reading_notes import ReadingNotes
 
 SPLIT_WORDS = {
     "train": "train", "training": "train",
@@ -76,6 +77,21 @@ def split_by_folder(pictures: Sequence[str]) -> tuple[int, dict[str, list[str]]]
             break
         depth += 1
     return depth, {"train": list(pictures)}
+
+
+def warn_of_unused_split(pictures: Sequence[str], depth: int, notes: ReadingNotes) -> None:
+    """Warn of a folder that has a split's name where `split_by_folder`, whose `depth` that is, found no splits."""
+    if depth and pictures and split_word(pictures[0].split("/")[depth - 1]):
+        return
+    for picture in pictures:
+        folders = picture.split("/")[:-1]
+        level = next((level for level, folder in enumerate(folders) if split_word(folder)), None)
+        if level is not None:
+            notes.warn(
+                f"the folder {'/'.join(folders[: level + 1])} is named like a split, but is none, since pictures or "
+                "folders beside it are in no split; put all pictures into folders such as train and validation"
+            )
+            return
 
 
 def choose_split(dataset: str, present: Sequence[str], wanted: str) -> tuple[str, str]:
