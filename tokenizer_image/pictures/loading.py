@@ -7,6 +7,7 @@ picture once; `preprocess`, `to_pixel_values` and `postprocess` convert between 
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from tokenizer_image.pictures.dataset import PictureDataset, PictureSource, Sele
 from tokenizer_image.pictures.opening import open_path
 from tokenizer_image.pictures.pixel_cache import DecodedPictures, decode_pictures
 from tokenizer_image.pictures.reading_notes import ReadingNotes, shown
-from tokenizer_image.pictures.splits import SplitFiles, choose_split, hashed_order, part_rows, split_sizes
+from tokenizer_image.pictures.splits import SplitFiles, choose_split, count_rest, hashed_order, part_rows, split_sizes
 from tokenizer_image.pictures.tables import table_splits
 from tokenizer_image.preprocessing import Preprocessing, postprocess, preprocess, to_pixel_values
 
@@ -95,6 +96,8 @@ def load_pictures(
     source.split, source.split_sizes = split, sizes | {split: len(rows)}
     if source.data_set_size is None:
         source.data_set_size = sum(source.split_sizes.values())
+        unknown = [files for name, files in splits.items() if name not in source.split_sizes]
+        source.count_rest = partial(count_rest, [files.count_rows for files in unknown if files.count_rows is not None])
     if need_captions:
         check_captions(source, caption_column)
     return source

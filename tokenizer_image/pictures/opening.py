@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,10 @@ from tokenizer_image.pictures.metadata import METADATA_FILES
 from tokenizer_image.pictures.picture_files import is_picture, why_not_read
 from tokenizer_image.pictures.reading_notes import COMPRESSED_ENDINGS, ReadingNotes, ending, shown
 from tokenizer_image.pictures.sidecars import find_sidecars
-from tokenizer_image.pictures.splits import RowSource, SplitFiles, split_by_name, split_word
+from tokenizer_image.pictures.splits import SplitFiles, split_by_name, split_word
 from tokenizer_image.pictures.summary import things
-from tokenizer_image.pictures.tables import TableFile, inspect_table, open_parquet, saved_to_disk
-from tokenizer_image.pictures.tar_members import count_tar_pictures
+from tokenizer_image.pictures.tables import TableFile, count_rows, inspect_table, open_parquet, saved_to_disk
+from tokenizer_image.pictures.tar_members import count_pictures_of_tars, count_tar_pictures
 
 ACCEPTED = "pictures (.jpg, .png, .webp, ...), documents.jsonl, Parquet files or WebDataset .tar archives"
 
@@ -52,19 +52,31 @@ def open_path(path: Path, name: str, columns: Columns, notes: ReadingNotes) -> d
     if documents:
         _no_columns(name, columns, DOCUMENTS_FILE)
         note_left_out(files, {*documents, *contents.pictures}, notes, texts=f"{DOCUMENTS_FILE} has the texts")
-        return _splits(documents, lambda part: DocumentFile(files, part, name=name, notes=notes))
+        return {
+            split: SplitFiles(partial(DocumentFile, files, part, name=name, notes=notes))
+            for split, part in split_by_name(documents).items()
+        }
     metadata = _without_strays(contents.metadata, contents, notes)
     if metadata:
         return metadata_splits(files, name, metadata, columns, notes)
     kind = _choose_kind(contents, columns, notes)
     if kind == "tables":
         note_left_out(files, {*contents.tables, *contents.pictures}, notes, texts="the tables have the captions")
-        return _splits(contents.tables, lambda part: open_parquet(files, part, name, columns, notes))
+        return {
+            split: SplitFiles(partial(open_parquet, files, part, name, columns, notes), count_rows(files.root, part))
+            for split, part in split_by_name(contents.tables).items()
+        }
     if kind == "tars":
         reason = "the archives are the data set"
         note_left_out(files, set(contents.tars), notes, pictures=reason, texts=reason)
-        paths = partial(map, files.root.joinpath)
-        return _splits(contents.tars, lambda part: TarPictures([*paths(part)], name=name, columns=columns, notes=notes))
+        return {
+            split: SplitFiles(
+                partial(TarPictures, paths, name=name, columns=columns, notes=notes),
+                count_rows=partial(count_pictures_of_tars, paths),
+            )
+            for split, part in split_by_name(contents.tars).items()
+            for paths in [[files.root / file for file in part]]
+        }
     if kind == "pictures":
         _no_columns(name, columns, "a folder of pictures without metadata.jsonl")
         return picture_splits(files, name, contents.pictures, notes)
@@ -88,10 +100,6 @@ def _look_into(path: Path, notes: ReadingNotes) -> FolderContents:
         tars=[file for file in names if ending(file) == ".tar"],
         pictures=[file for file in names if is_picture(file)] if path.is_dir() else [],
     )
-
-
-def _splits(files: Sequence[str], open_part: Callable[[list[str]], RowSource]) -> dict[str, SplitFiles]:
-    return {split: SplitFiles(partial(open_part, part)) for split, part in split_by_name(files).items()}
 
 
 def _no_columns(name: str, columns: Columns, what: str) -> None:

@@ -37,10 +37,14 @@ class RowSource(Protocol):
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """One split of a data set before it is opened. count: its rows, None if they are only known once it is opened."""
+    """One split of a data set before it is opened.
+
+    count: its rows, None if they are only known once it is opened. count_rows: counts them then, which takes time.
+    """
 
     open: Callable[[], RowSource]
     count: int | None = None
+    count_rows: Callable[[], int] | None = None
 
 
 def split_word(name: str) -> str | None:
@@ -131,6 +135,11 @@ def hashed_order(source: RowSource, salt: str) -> np.ndarray:
     Depends on the rows' names alone, so a row that comes or goes leaves the order of the others as it was.
     """
     return np.argsort(source.row_hashes(salt), kind="stable")
+
+
+def count_rest(counts: Sequence[Callable[[], int]]) -> int:
+    """Rows of the splits that `counts` count."""
+    return sum(count() for count in counts)
 
 
 def split_sizes(splits: Mapping[str, SplitFiles], chosen: str, rows: int) -> dict[str, int]:

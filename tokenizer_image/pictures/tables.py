@@ -279,6 +279,16 @@ def _all_null(metadata: Any, column: str) -> bool:
     return bool(counts) and all(one is not None and one.num_values == 0 for one in counts)
 
 
+def count_rows(root: Path, tables: Sequence[str]) -> int | None:
+    """Rows of Parquet files, by their footers; None if one cannot be read."""
+    import pyarrow.parquet as parquet
+
+    try:
+        return sum(parquet.ParquetFile(root / table).metadata.num_rows for table in tables)
+    except Exception:  # Arrow raises many kinds for damaged files; opening them says what is wrong
+        return None
+
+
 def open_parquet(
     files: FolderFiles, tables: Sequence[str], name: str, columns: Columns, notes: ReadingNotes
 ) -> TablePictures:

@@ -9,7 +9,7 @@ import posixpath
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -157,10 +157,19 @@ def dotted_keys(fields: dict[str, list[str]]) -> set[str]:
 
 
 def count_tar_pictures(path: Path) -> int:
-    """How many pictures a tar archive holds."""
+    """How many pictures a tar archive holds; 0 for a file that is none."""
     return _count(path, *file_identity(path))
 
 
 @lru_cache(maxsize=4096)
 def _count(path: Path, size: int, changed: int) -> int:
-    return sum(any(map(is_picture_field, members)) for members in tar_examples(path, ReadingNotes()).values())
+    try:
+        examples = tar_examples(path, ReadingNotes())
+    except ValueError:
+        return 0
+    return sum(any(map(is_picture_field, members)) for members in examples.values())
+
+
+def count_pictures_of_tars(paths: Sequence[Path]) -> int:
+    """How many pictures some tar archives hold."""
+    return sum(map(count_tar_pictures, paths))
