@@ -243,3 +243,27 @@ def test_what_systems_put_beside_pictures_counts_for_nothing(tmp_path):
     members = {"set/a.png": encoded(), "__MACOSX/set/._a.png": b"\0\5\x16\7", "set/._a.png": b"\0\5\x16\7"}
     source = opened(tmp_path, members | {"__MACOSX/a.txt": b"x", "set/.DS_Store": b"x", "set/Thumbs.db": b"x"})
     assert captions(source) == {"set/a": []} and "left out" not in lines(source)
+
+
+def test_names_in_another_case_or_unicode_form(tmp_path):
+    members = {
+        "caf\u00e9.png": encoded(), "cafe\u0301.txt": b"one", "B.PNG": encoded(), "b.txt": b"two", "c.png": encoded(),
+        "C.png": encoded(), "c.txt": b"three", "d.png": encoded(), "d.txt": b"four", "D.txt": b"other",
+    }  # fmt: skip
+    source = opened(tmp_path, members)
+    assert captions(source) == {"caf\u00e9": ["one"], "B": ["two"], "c": ["three"], "C": [], "d": ["four"]}
+    assert "1 .txt file not used: no picture has this name; such as train.tar/D.txt" in lines(source)
+
+
+def test_names_of_folders_in_archives_are_told_to_be_no_captions(tmp_path):
+    source = opened(tmp_path, {"dog/a.png": encoded(), "cat/b.png": encoded()})
+    assert "WARNING: the names of folders in archives are no captions: cat, dog; put a .txt beside each" in lines(
+        source
+    )
+
+
+def test_archives_that_hold_no_picture_say_why(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"hold nothing.* 2 files without an ending left out \(its name has no ending\)"
+    ):
+        load_pictures(str(write_tar(tmp_path / "a.tar", {"a": encoded(), "b": encoded()})))

@@ -402,3 +402,26 @@ def test_other_encodings_are_told(tmp_path, encoding, text):
 def test_western_texts_are_no_doubt(tmp_path, text):
     make(tmp_path, {f"{name}.png": None for name in "ab"} | {f"{name}.txt": text.encode("cp1252") for name in "ab"})
     assert captions(tmp_path) == {"a.png": [text], "b.png": [text]} and "WARNING" not in lines(tmp_path)
+
+
+# ---- captions that are none, and names that mislead
+
+
+def test_labels_of_a_detector_are_doubted(tmp_path):
+    make(
+        tmp_path,
+        {f"{name}.png": None for name in "ab"} | {"a.txt": "0 .5 0.5 0.1 0.25\n3 0.1 0.2 0.3 0.4", "b.txt": "7"},
+    )
+    both = "".join("\n".join(load_pictures(str(tmp_path), split).summary.lines()) for split in ("train", "validation"))
+    assert "WARNING: 1 text may be a detector's labels, not captions; such as a.txt" in both and "such as b" not in both
+
+
+def test_a_link_to_a_folder_does_not_name_a_class(tmp_path):
+    make(tmp_path, {f"{name}/{number}.png": None for name in ("dog", "cat") for number in range(2)})
+    (tmp_path / "zoo").symlink_to(tmp_path / "dog")
+    assert set(map(tuple, captions(tmp_path).values())) == {("dog",), ("cat",)}
+
+
+def test_a_name_with_line_ends_stays_in_its_line(tmp_path):
+    make(tmp_path, {"a\nWARNING: b.heic": b"x", "a.png": None, "b.png": None, "c\n.png": None, "c\n.txt": "words"})
+    assert "such as a\\nWARNING: b.heic" in lines(tmp_path) and "\nWARNING" not in lines(tmp_path)

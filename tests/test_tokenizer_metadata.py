@@ -138,6 +138,7 @@ def test_mistakes_are_named_with_file_and_line(tmp_path, name, content, message)
         ({"text": "a\u0000b\u0007c"}, ["a b c"]),
         ({"text": "\ufeffone\u200b"}, ["one"]),
         ({"text": float("nan")}, []),
+        ({"text": float("inf")}, None),
         ({"text": None}, []),
         ({"text": " \n"}, []),
     ],

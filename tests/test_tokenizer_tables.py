@@ -231,3 +231,14 @@ def test_columns_with_blanks_around_their_names(tmp_path):
 def test_names_of_classes_that_are_not_used(tmp_path):
     source = opened(tmp_path, {"image": BYTES, "label": ["dog", "cat", "dog"]})
     assert "the names of classes in label are not used (--caption_column chooses)" in lines(source)
+
+
+@pytest.mark.parametrize("columns", [{"image": [[[1, 2]]]}, {"words": ["a dog"]}, None])
+def test_a_split_whose_tables_cannot_be_used_says_why(tmp_path, columns):
+    write_parquet(tmp_path / "val.parquet", {"image": [encoded()]})
+    write_parquet(tmp_path / "train.parquet", columns or {"image": BYTES})
+    if columns is None:
+        os.truncate(tmp_path / "train.parquet", 100)
+    reason = "has no column of pictures" if columns else "cannot be read as Parquet"
+    with pytest.raises(ValueError, match=f"no split 'train'; it has: validation. Not used: train.parquet .*{reason}"):
+        load_pictures(str(tmp_path))

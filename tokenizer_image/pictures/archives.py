@@ -5,6 +5,7 @@ Nothing is unpacked, so that names with "..", absolute names and links in an arc
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,8 @@ class TarPictures(PictureSource):
         ]
         if not self._rows:
             held = ", ".join(map(shown, fields[:20])) or "nothing"
-            raise ValueError(f"{name} holds no pictures: its .tar archives hold {held}, not .jpg, .png, ...")
+            skipped = "".join(f"; {reason}" for reason in notes.left_out_reasons())
+            raise ValueError(f"{name} holds no pictures: its .tar archives hold {held}, not .jpg, .png, ...{skipped}")
         self._caption_fields, self._caption_keys = self._find_captions(fields, columns.caption)
         self._takes_any_key = columns.caption is None
         self._note_left_out(examples, pictures)
@@ -92,8 +94,16 @@ class TarPictures(PictureSource):
                 f"{self.name}: captions are read from .{', .'.join(groups[0])} members; {', '.join(caption_keys)} in "
                 ".json members not used where an example has both (--caption_column chooses)"
             )
+        if groups or caption_keys:
+            return groups, caption_keys
         others = [field for field in fields if not is_picture_field(field)]
-        if not groups and not caption_keys and others:
+        folders = sorted({posixpath.dirname(row.key) for row in self._rows})
+        if len(folders) > 1:
+            self.notes.warn(
+                f"the names of folders in archives are no captions: {', '.join(folders[:3])}; put a .txt beside each "
+                "picture, or unpack them"
+            )
+        if others:
             self.notes.warn(
                 f"{self.name}: no captions in its .{', .'.join(others[:5])} members; they are read from .txt and "
                 ".caption members, and from keys such as caption of .json objects"

@@ -49,9 +49,9 @@ class FolderFiles:
         if self._folded is None:
             self._folded = {}
             for file in self.files:
-                self._folded.setdefault(_folded(file), []).append(file)
+                self._folded.setdefault(folded(file), []).append(file)
         for name in names:
-            candidates = self._folded.get(_folded(name), [])
+            candidates = self._folded.get(folded(name), [])
             normal = unicodedata.normalize("NFC", name)
             same_case = [file for file in candidates if unicodedata.normalize("NFC", file) == normal]
             for matches in (same_case, candidates):
@@ -112,7 +112,8 @@ def outside(path: str) -> bool:
     return posixpath.isabs(path) or path == ".." or path.startswith("../")
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
+    """A name without its case and its Unicode form: names that differ in these alone are equal."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
@@ -150,7 +151,7 @@ def files_below(root: Path, notes: ReadingNotes) -> Iterator[str]:
             if entry.is_symlink() and not _within(os.path.realpath(entry.path), allowed):
                 notes.leave_out(path, "a link out of the folder; copy in what it points to")
             elif _is_kind(entry, os.DirEntry.is_dir):
-                folders.append(path)
+                folders.insert(0 if entry.is_symlink() else len(folders), path)  # a folder has its own name first
             elif _is_kind(entry, os.DirEntry.is_file):
                 yield path
             else:

@@ -16,7 +16,7 @@ from tokenizer_image.pictures.columns import Columns
 from tokenizer_image.pictures.dataset import PictureSource
 from tokenizer_image.pictures.fingerprints import digest, file_identity, hash64
 from tokenizer_image.pictures.folder_files import FolderFiles, real_path_inside
-from tokenizer_image.pictures.metadata import classes, read_metadata
+from tokenizer_image.pictures.metadata import METADATA_FILES, classes, read_metadata
 from tokenizer_image.pictures.picture_files import is_picture, open_picture, why_not_read
 from tokenizer_image.pictures.reading_notes import COMPRESSED_ENDINGS, ReadingNotes, counted, ending, shown
 from tokenizer_image.pictures.sidecars import SIDECAR_ENDINGS, find_sidecars, sidecar_captions
@@ -165,6 +165,8 @@ def note_left_out(
         beside = posixpath.splitext(file)[0] in stems
         if is_picture(file):
             notes.leave_out(file, pictures)
+        elif posixpath.basename(file).lower() in METADATA_FILES and texts:
+            notes.leave_out(file, texts)
         elif ending(file) in SIDECAR_ENDINGS and (beside or ending(file) != ".json"):
             notes.leave_out(file, texts or "no picture has this name")
         else:

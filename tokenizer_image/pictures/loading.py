@@ -84,8 +84,9 @@ def load_pictures(
         raise ValueError(f"--max_examples must be at least 1, got {max_examples}")
     if dataset == "sprites":
         return _sprites(split, max_examples, seed, image_size)
-    splits = _open(dataset, Columns(image_column, caption_column))
-    chosen, part = choose_split(dataset, list(splits), split)
+    notes = ReadingNotes()
+    splits = _open(dataset, Columns(image_column, caption_column), notes)
+    chosen, part = choose_split(dataset, list(splits), split, notes)
     whole = splits[chosen].open()
     rows = part_rows(whole, part)
     sizes = split_sizes(splits, chosen, len(whole))
@@ -130,10 +131,9 @@ def _sprites(split: str, max_examples: int | None, seed: int, image_size: int | 
 # ---- what `dataset` names
 
 
-def _open(dataset: str, columns: Columns) -> dict[str, SplitFiles]:
+def _open(dataset: str, columns: Columns, notes: ReadingNotes) -> dict[str, SplitFiles]:
     """The splits of what `dataset` names."""
     path = Path(dataset).expanduser()
-    notes = ReadingNotes()
     if path.exists():
         return open_path(path, dataset, columns, notes)
     name = HUB_NAME.fullmatch(dataset)

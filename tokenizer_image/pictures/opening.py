@@ -23,7 +23,6 @@ from tokenizer_image.pictures.picture_files import is_picture, why_not_read
 from tokenizer_image.pictures.reading_notes import COMPRESSED_ENDINGS, ReadingNotes, ending, shown
 from tokenizer_image.pictures.sidecars import find_sidecars
 from tokenizer_image.pictures.splits import SplitFiles, split_by_name, split_word
-from tokenizer_image.pictures.summary import things
 from tokenizer_image.pictures.tables import TableFile, count_rows, inspect_table, open_parquet, saved_to_disk
 from tokenizer_image.pictures.tar_members import count_pictures_of_tars, count_tar_pictures
 
@@ -61,7 +60,7 @@ def open_path(path: Path, name: str, columns: Columns, notes: ReadingNotes) -> d
         return metadata_splits(files, name, metadata, columns, notes)
     kind = _choose_kind(contents, columns, notes)
     if kind == "tables":
-        note_left_out(files, {*contents.tables, *contents.pictures}, notes, texts="the tables have the captions")
+        note_left_out(files, {*contents.tables, *contents.pictures}, notes, texts="Parquet files have the captions")
         return {
             split: SplitFiles(partial(open_parquet, files, part, name, columns, notes), count_rows(files.root, part))
             for split, part in split_by_name(contents.tables).items()
@@ -174,10 +173,8 @@ def _choose_kind(contents: FolderContents, columns: Columns, notes: ReadingNotes
 
 def _what_lies_there(files: Sequence[str], path: Path, notes: ReadingNotes) -> str:
     if not files:
-        skipped = [
-            f"{things(kind, tally.count)} left out ({reason})" for (kind, reason), tally in notes.left_out.items()
-        ]
-        return f"{', '.join(skipped) or 'the folder is empty'}. It should hold {ACCEPTED}"
+        skipped = ", ".join(notes.left_out_reasons())
+        return f"{skipped or 'the folder is empty'}. It should hold {ACCEPTED}"
     endings = sorted({posixpath.splitext(file)[1] or posixpath.basename(file) for file in files})
     unpack = ". Unpack the archives first" if set(COMPRESSED_ENDINGS) & set(map(ending, files)) else ""
     hints = dict.fromkeys(f". {ending(file)} {why_not_read(file)}" for file in files if why_not_read(file))

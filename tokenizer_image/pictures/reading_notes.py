@@ -19,7 +19,7 @@ class Tally:
     def add(self, place: str) -> None:
         self.count += 1
         if len(self.examples) < NUM_EXAMPLES:
-            self.examples.append(shown(place))
+            self.examples.append(one_line(place))
 
 
 @dataclass
@@ -58,8 +58,15 @@ class ReadingNotes:
         self.caption_origins[origin] = self.caption_origins.get(origin, 0) + 1
 
     def warn(self, text: str) -> None:
-        if text not in self.warnings:
-            self.warnings.append(shown(text))
+        if one_line(text) not in self.warnings:
+            self.warnings.append(one_line(text))
+
+    def left_out_reasons(self) -> list[str]:
+        """What is left out and why: "2 .png files left out (no plain file), such as a.png"."""
+        return [
+            f"{things(kind, tally.count)} left out ({reason}), such as {tally.examples[0]}"
+            for (kind, reason), tally in self.left_out.items()
+        ]
 
     def copy(self) -> ReadingNotes:
         return copy.deepcopy(self)
@@ -80,3 +87,15 @@ def counted(count: int, noun: str) -> str:
 def shown(text: str) -> str:
     """A text or file name in a form that can be printed: what is not Unicode is escaped."""
     return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+
+
+def one_line(text: str) -> str:
+    """As `shown`, with its line ends escaped, so that a file's name cannot look like a line of the summary."""
+    return shown(text).replace("\r", "\\r").replace("\n", "\\n")
+
+
+def things(ending: str, count: int) -> str:
+    """ "2 .png files", "1 caption", "3 files without an ending", "1 folder"."""
+    if ending in ("caption", "folder"):
+        return counted(count, ending)
+    return counted(count, f"{ending} file") if ending else f"{counted(count, 'file')} without an ending"

@@ -98,7 +98,7 @@ def warn_of_unused_split(pictures: Sequence[str], depth: int, notes: ReadingNote
             return
 
 
-def choose_split(dataset: str, present: Sequence[str], wanted: str) -> tuple[str, str]:
+def choose_split(dataset: str, present: Sequence[str], wanted: str, notes: ReadingNotes) -> tuple[str, str]:
     """(split of the source, "all" | "kept" | "held out") for the split `wanted`."""
     own_validation = next((split for split in ("validation", "test") if split in present), None)
     if wanted == "validation" and own_validation:
@@ -107,7 +107,13 @@ def choose_split(dataset: str, present: Sequence[str], wanted: str) -> tuple[str
         return "train", "all" if own_validation else ("kept" if wanted == "train" else "held out")
     if wanted in present:
         return wanted, "all"
-    raise ValueError(f"dataset {dataset!r} has no split {wanted!r}; it has: {', '.join(sorted(present))}")
+    skipped = [
+        f"{', '.join(tally.examples)} ({reason})"
+        for (kind, reason), tally in notes.left_out.items()
+        if kind in (".parquet", ".tar")
+    ]
+    why = f". Not used: {'; '.join(skipped)}" if skipped else ""
+    raise ValueError(f"dataset {dataset!r} has no split {wanted!r}; it has: {', '.join(sorted(present))}{why}")
 
 
 def held_out_count(rows: int) -> int:

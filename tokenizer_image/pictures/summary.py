@@ -7,7 +7,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from tokenizer_image.pictures.reading_notes import COMPRESSED_ENDINGS, NUM_EXAMPLES, ReadingNotes, Tally, counted, shown
+from tokenizer_image.pictures.reading_notes import (
+    COMPRESSED_ENDINGS,
+    NUM_EXAMPLES,
+    ReadingNotes,
+    Tally,
+    counted,
+    one_line,
+    shown,
+    things,
+)
 
 QUICK_ROWS = 20_000  # from so many rows on, a progress bar shows
 CAPTION_ENDINGS = (".txt", ".caption", ".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".parquet", ".tar",
@@ -124,18 +133,11 @@ def summarise(source: Summarised) -> DataSummary:
             summary.captioned += 1
             lengths += map(len, captions)
             if len(summary.first_captions) < NUM_EXAMPLES:
-                summary.first_captions.append((shown(place), captions[0]))
+                summary.first_captions.append((one_line(place), captions[0]))
     if lengths:
         summary.captions, summary.longest_length = len(lengths), max(lengths)
         summary.median_length = round(statistics.median(lengths))
     return summary
-
-
-def things(ending: str, count: int) -> str:
-    """ "2 .png files", "1 caption", "3 files without an ending", "1 folder"."""
-    if ending in ("caption", "folder"):
-        return counted(count, ending)
-    return counted(count, f"{ending} file") if ending else f"{counted(count, 'file')} without an ending"
 
 
 def _examples(tally: Tally) -> str:

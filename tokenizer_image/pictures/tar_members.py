@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from tokenizer_image.pictures.fingerprints import file_identity
-from tokenizer_image.pictures.folder_files import is_hidden, is_of_system
+from tokenizer_image.pictures.folder_files import folded, is_hidden, is_of_system
 from tokenizer_image.pictures.picture_files import is_picture
 from tokenizer_image.pictures.reading_notes import ReadingNotes
 
@@ -66,6 +66,21 @@ def tar_examples(path: Path, notes: ReadingNotes) -> dict[str, Members]:
             examples.setdefault(f"{stem}.{middle}", {})[last.lower()] = place
         else:
             examples.setdefault(stem, {})[field.lower()] = place
+    return _joined(examples)
+
+
+def _joined(examples: dict[str, Members]) -> dict[str, Members]:
+    """The examples, with texts that differ from one picture's name in case or Unicode form alone put beside it."""
+    by_name: dict[str, list[str]] = {}
+    for key in examples:
+        by_name.setdefault(folded(key), []).append(key)
+    for keys in by_name.values():
+        pictures = [key for key in keys if any(map(is_picture_field, examples[key]))]
+        if len(pictures) != 1:
+            continue
+        for key in keys:
+            if key != pictures[0] and examples[key].keys().isdisjoint(examples[pictures[0]]):
+                examples[pictures[0]].update(examples.pop(key))
     return examples
 
 

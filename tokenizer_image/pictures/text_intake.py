@@ -37,6 +37,7 @@ _USUAL = re.compile(  # whitespace, and characters of the scripts that most capt
 )
 _RARE = re.compile("[\u0192\u201a\u2020\u2021\u02c6\u2030¤¥¦¬¯±µ¶¸¹×÷ÐÞðþ\ufffd]")
 _RUNS = re.compile("[^\x00-\x7f]{2,}")
+_BOX = re.compile(r"\s*\d+(\s+-?\d*\.?\d+){4,}\s*")  # a class and a box, as detectors have it beside pictures
 _INVISIBLE = re.compile("[\ufeff\u200b\u2060]")  # byte order mark, zero-width space, word joiner
 
 
@@ -138,7 +139,10 @@ def caption_lines(content: bytes, place: str, notes: ReadingNotes) -> list[str]:
     except ValueError:
         notes.leave_out_caption("the file is no text", place)
         return []
-    return captions_in(re.split(r"\r\n|\r|\n", text), place, notes)
+    lines = re.split(r"\r\n|\r|\n", text)
+    if any(map(_BOX.fullmatch, lines)):
+        notes.doubt("may be a detector's labels, not captions", place)
+    return captions_in(lines, place, notes)
 
 
 def captions_in(value: Any, place: str, notes: ReadingNotes, depth: int = 0) -> list[str]:
@@ -159,6 +163,9 @@ def captions_in(value: Any, place: str, notes: ReadingNotes, depth: int = 0) -> 
             return []
         return [text] if text else []
     if value is None or (isinstance(value, float) and math.isnan(value)):
+        return []
+    if isinstance(value, float) and math.isinf(value):
+        notes.leave_out_caption("an infinite number", place)
         return []
     if isinstance(value, NUMBERS) and not isinstance(value, bool):
         notes.repair("numbers written as text", place)
