@@ -89,15 +89,19 @@ def _look_into(path: Path, notes: ReadingNotes) -> FolderContents:
         files = FolderFiles(path.parent, [path.name])
     else:
         raise ValueError(f"{path} is neither a folder nor a file")
-    names = files.files
-    metadata = [file for file in names if posixpath.basename(file).lower() in METADATA_FILES and path.is_dir()]
+    by_ending: dict[str, list[str]] = {}
+    for file in files.files:
+        by_ending.setdefault(ending(file), []).append(file)
+    texts = sorted(file for suffix in (".jsonl", ".csv", ".tsv", ".parquet") for file in by_ending.get(suffix, []))
+    metadata = [file for file in texts if posixpath.basename(file).lower() in METADATA_FILES and path.is_dir()]
+    pictures = [file for suffix, names in by_ending.items() if is_picture(f"x{suffix}") for file in names]
     return FolderContents(
         files,
-        documents=[file for file in names if posixpath.basename(file).lower() == DOCUMENTS_FILE],
+        documents=[file for file in texts if posixpath.basename(file).lower() == DOCUMENTS_FILE],
         metadata=metadata,
-        tables=[file for file in names if ending(file) == ".parquet" and file not in metadata],
-        tars=[file for file in names if ending(file) == ".tar"],
-        pictures=[file for file in names if is_picture(file)] if path.is_dir() else [],
+        tables=[file for file in by_ending.get(".parquet", []) if file not in metadata],
+        tars=by_ending.get(".tar", []),
+        pictures=sorted(pictures) if path.is_dir() else [],
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tokenizer_image.pictures.columns import CAPTION_NAMES, usual_column
 from tokenizer_image.pictures.folder_files import FolderFiles
 from tokenizer_image.pictures.json_lines import parse_json
 from tokenizer_image.pictures.reading_notes import ReadingNotes, ending
@@ -30,7 +31,8 @@ def find_sidecars(files: FolderFiles, pictures: Sequence[str]) -> Sidecars:
     Where a picture has several, they are read until one has a caption. A .json file counts only if it has one.
     """
     found = Sidecars()
-    endings = [suffix for suffix in SIDECAR_ENDINGS if any(ending(file) == suffix for file in files.files)]
+    present = set(map(ending, files.files))
+    endings = [suffix for suffix in SIDECAR_ENDINGS if suffix in present]
     for picture in pictures:
         stem = posixpath.splitext(picture)[0]
         paths = (files.find(stem + suffix, picture + suffix) for suffix in endings)
@@ -78,8 +80,11 @@ def _json_captions(content: bytes, place: str, notes: ReadingNotes) -> list[str]
     except ValueError:
         notes.leave_out_caption("it is not JSON", place)
         return []
-    texts = captions_in(value, place, ReadingNotes()) if isinstance(value, Mapping) else []
+    texts = (
+        captions_in(value, place, notes)
+        if isinstance(value, Mapping) and usual_column(list(value), CAPTION_NAMES)
+        else []
+    )
     if not texts:
         notes.leave_out_caption("no text under a key such as caption, text or prompt", place)
-        return []
-    return captions_in(value, place, notes)
+    return texts

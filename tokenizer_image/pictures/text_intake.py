@@ -22,6 +22,7 @@ MARKS = (  # byte order marks; UTF-32's begins with UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+FIRST_OF_MARKS = {mark[:1] for mark, _ in MARKS}
 NUMBERS = (int, float, decimal.Decimal, datetime.date, datetime.time)
 MISSING = frozenset((  # how tables written by pandas, R, databases and Excel write a value that is missing, or an error
     "nan", "NaN", "-nan", "-NaN", "NaT", "None", "null", "NULL", "Null", "NA", "N/A", "n/a", "<NA>", "#N/A", "#NA",
@@ -37,7 +38,7 @@ _USUAL = re.compile(  # whitespace, and characters of the scripts that most capt
 )
 _RARE = re.compile("[\u0192\u201a\u2020\u2021\u02c6\u2030¤¥¦¬¯±µ¶¸¹×÷ÐÞðþ\ufffd]")
 _RUNS = re.compile("[^\x00-\x7f]{2,}")
-_BOX = re.compile(r"\s*\d+(\s+-?\d*\.?\d+){4,}\s*")  # a class and a box, as detectors have it beside pictures
+_BOX = re.compile(r"\s*\d+(\s+-?(\d+(\.\d*)?|\.\d+)){4,}\s*")  # a class and a box, as detectors have it beside pictures
 _INVISIBLE = re.compile("[\ufeff\u200b\u2060]")  # byte order mark, zero-width space, word joiner
 
 
@@ -58,7 +59,9 @@ def decode_text(content: bytes, place: str, notes: ReadingNotes) -> str:
     Raises:
         ValueError: the bytes are no text.
     """
-    mark, encoding = next(((mark, name) for mark, name in MARKS if content.startswith(mark)), (b"", "utf-8"))
+    mark, encoding = b"", "utf-8"
+    if content[:1] in FIRST_OF_MARKS:
+        mark, encoding = next(((mark, name) for mark, name in MARKS if content.startswith(mark)), (b"", "utf-8"))
     content = content[len(mark) :]
     if encoding == "utf-8":
         text = _as_utf8(content)
