@@ -267,3 +267,18 @@ def test_archives_that_hold_no_picture_say_why(tmp_path):
         ValueError, match=r"hold nothing.* 2 files without an ending left out \(its name has no ending\)"
     ):
         load_pictures(str(write_tar(tmp_path / "a.tar", {"a": encoded(), "b": encoded()})))
+
+
+def test_reasons_with_a_chosen_column_and_with_keys_without_text(tmp_path):
+    members = {"a.png": encoded(), "a.txt": b"x", "a.json": b'{"alt": "y"}', "b.png": encoded()}
+    source = opened(tmp_path / "alt", members, caption_column="alt")
+    assert captions(source) == {"a": ["y"], "b": []}
+    assert "WARNING: 1 .txt file not used: --caption_column alt is read; such as train.tar/a.txt" in lines(source)
+    members = {
+        "a.png": encoded(),
+        "a.json": b'{"caption": null, "text": "x"}',
+        "b.png": encoded(),
+        "b.json": b'{"caption": "y"}',
+    }
+    source = opened(tmp_path / "null", members)
+    assert captions(source) == {"a": ["x"], "b": ["y"]}

@@ -425,3 +425,58 @@ def test_a_link_to_a_folder_does_not_name_a_class(tmp_path):
 def test_a_name_with_line_ends_stays_in_its_line(tmp_path):
     make(tmp_path, {"a\nWARNING: b.heic": b"x", "a.png": None, "b.png": None, "c\n.png": None, "c\n.txt": "words"})
     assert "such as a\\nWARNING: b.heic" in lines(tmp_path) and "\nWARNING" not in lines(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"text": "犬が走る"}, {"image": "a.png"}]\n[{"text": "猫"}, {"image": "b.png"}]',
+        "狗 on grass, 草地 and a tree",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["gb18030", "shift_jis", "euc_jp"])
+def test_other_encodings_among_latin_letters_are_told(tmp_path, text, encoding):
+    name = "documents.jsonl" if text.startswith("[") else "a.txt"
+    make(tmp_path, {"a.png": None, "b.png": None, name: text.encode(encoding, errors="ignore")})
+    sources = [load_pictures(str(tmp_path), split) for split in ("train", "validation")]
+    told = "".join("\n".join(source.summary.lines()) for source in sources)
+    assert "WARNING: 1 text may be in another encoding than Windows-1252; save" in told
+
+
+def test_a_damaged_byte_among_other_scripts_is_no_doubt(tmp_path):
+    make(
+        tmp_path,
+        {
+            "a.png": None,
+            "b.png": None,
+            "a.txt": "一只狗, caf".encode() + b"\xe9",
+            "b.txt": "一只狗, caf".encode() + b"\xe9",
+        },
+    )
+    assert captions(tmp_path) == {"a.png": ["一只狗, café"], "b.png": ["一只狗, café"]} and "WARNING" not in lines(
+        tmp_path
+    )
+
+
+def test_caption_files_behind_the_whole_name(tmp_path):
+    make(
+        tmp_path, {"a.png": None, "a.txt": "", "a.png.txt": "one", "b.png": None, "b.txt": "two", "b.png.txt": "other"}
+    )
+    assert captions(tmp_path) == {"a.png": ["one"], "b.png": ["two"]}
+    text = lines(tmp_path)
+    assert "1 .txt file not used: it holds no caption; such as a.txt" in text
+    assert "1 .txt file not used: another caption file is read; such as b.png.txt" in text
+
+
+@pytest.mark.parametrize("suffix", [".text", ".prompt", ".captions", ".xml"])
+def test_other_files_with_texts_are_warned_of(tmp_path, suffix):
+    make(tmp_path, {"a.png": None, "b.png": None, f"a{suffix}": "words"})
+    assert f"WARNING: 1 {suffix} file not used: not a kind of file that is read here; such as a{suffix}" in lines(
+        tmp_path
+    )
+
+
+@pytest.mark.parametrize("text", ["['a dog', 'a hound']", '["a dog"]'])
+def test_lists_that_were_written_as_text_are_doubted(tmp_path, text):
+    make(tmp_path, {"a.png": None, "b.png": None, "a.txt": text, "b.txt": text})
+    assert "WARNING: 1 text may be a list that was written as text; such as" in lines(tmp_path)

@@ -84,6 +84,11 @@ def test_encodings(tmp_path, encoding, kind):
         ("metadata.csv", "file_name,file_name\na.png,b\n", "metadata.csv, line 1: two columns are called 'file_name'"),
         ("metadata.csv", "file_name,text\n,a dog\n", "metadata.csv, line 2: the line names no picture file"),
         ("metadata.csv", "a.png,a dog\nb.png,a cat\n", "metadata.csv needs a column file_name.*first line should name"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.png", "text": "x", "text ": "y"}\n',
+            "line 1: two columns are called 'text'",
+        ),
         ("metadata.jsonl", "5\n", "metadata.jsonl, line 1: 5 is no object"),
         ("metadata.jsonl", "null\n", "metadata.jsonl, line 1: null is no object"),
         ("metadata.jsonl", '["a.png", "a dog"]\n', "metadata.jsonl, line 1: .* is no object"),
@@ -292,3 +297,17 @@ def test_parquet_with_blanks_in_names_and_text_that_is_not_utf8(tmp_path):
         "text ": not_utf8([b"caf\xe9", b"a cat", b"a bird"]),
     })  # fmt: skip
     assert captions(tmp_path) == {"a.png": ["caf\u00e9"], "b.png": ["a cat"], "c.png": ["a bird"]}
+
+
+def test_parquet_with_two_columns_of_a_name(tmp_path):
+    write_parquet(tmp_path / "metadata.parquet", {"file_name": ["a.png"], "text": ["x"], "text ": ["y"]})
+    with pytest.raises(ValueError, match=r"metadata\.parquet: two columns are called 'text'; rename one"):
+        load_pictures(str(tmp_path))
+
+
+def test_metadata_that_names_one_picture_says_what_is_left_out(tmp_path):
+    data_set(tmp_path, "file_name,text\na.png,a dog\n")
+    with pytest.raises(
+        ValueError, match=r"holds 1 picture; 2 are needed.* 2 .png files left out \(metadata.csv does not"
+    ):
+        load_pictures(str(tmp_path))

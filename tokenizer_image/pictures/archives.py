@@ -13,7 +13,14 @@ from typing import Any
 
 from PIL import Image
 
-from tokenizer_image.pictures.columns import IMAGE_NAMES, Columns, caption_columns, check_column
+from tokenizer_image.pictures.columns import (
+    CAPTION_NAMES,
+    IMAGE_NAMES,
+    Columns,
+    caption_columns,
+    check_column,
+    usual_columns,
+)
 from tokenizer_image.pictures.dataset import PictureSource
 from tokenizer_image.pictures.fingerprints import digest, file_identity, hash64, one_or_all
 from tokenizer_image.pictures.json_lines import parse_json
@@ -66,7 +73,7 @@ class TarPictures(PictureSource):
             raise ValueError(f"{name} holds no pictures: its .tar archives hold {held}, not .jpg, .png, ...{skipped}")
         self._caption_fields, self._caption_keys = self._find_captions(fields, columns.caption)
         self._takes_any_key = columns.caption is None
-        self._note_left_out(examples, pictures)
+        self._note_left_out(examples, pictures, columns.caption)
         files = [(path.name, *file_identity(path)) for path in paths]
         fields = [field for group in self._caption_fields for field in group]
         fields += ["json"] if self._caption_keys else []
@@ -110,7 +117,9 @@ class TarPictures(PictureSource):
             )
         return groups, caption_keys
 
-    def _note_left_out(self, examples: Iterable[tuple[int, str, Members]], pictures: Sequence[str]) -> None:
+    def _note_left_out(
+        self, examples: Iterable[tuple[int, str, Members]], pictures: Sequence[str], caption_column: str | None
+    ) -> None:
         """Count members that are not used: texts without a picture, further pictures of an example, other kinds."""
         used = {(row.archive, row.key): row.picture for row in self._rows}
         read = {"json", "cls", *pictures, *(field for group in self._caption_fields for field in group)}
@@ -123,9 +132,12 @@ class TarPictures(PictureSource):
                 elif field in pictures and where != picture:
                     self.notes.leave_out(place, "another picture of its example (--image_column chooses)")
                 elif field not in read:
-                    reason = "another picture of its example (--image_column chooses)"
-                    other = why_not_read(place) or "not a kind of member that is read"
-                    self.notes.leave_out(place, reason if is_picture_field(field) else other)
+                    reason = why_not_read(place) or "not a kind of member that is read"
+                    if is_picture_field(field):
+                        reason = "another picture of its example (--image_column chooses)"
+                    elif caption_column is not None and caption_columns([field], "", ReadingNotes()):
+                        reason = f"--caption_column {caption_column} is read"
+                    self.notes.leave_out(place, reason)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -165,9 +177,11 @@ class TarPictures(PictureSource):
     def _json_captions(self, row: int, notes: ReadingNotes) -> list[str]:
         values, place = self._json(row, notes), f"{self.key(row)}.json"
         keys = [key for key in self._caption_keys if key in values]
-        if values and not keys and self._takes_any_key:  # only some examples were looked at for the keys
-            return captions_in(values, place, notes)
-        return [text for key in keys for text in captions_in(values[key], place, notes)]
+        texts = [text for key in keys for text in captions_in(values[key], place, notes)]
+        others = {key: value for key, value in values.items() if key not in keys}
+        if texts or not others or not self._takes_any_key or (keys and not usual_columns(list(others), CAPTION_NAMES)):
+            return texts
+        return captions_in(others, place, notes)  # only some examples were looked at for the keys
 
     def label(self, row: int) -> int:
         content = self._member(row, "cls").strip()

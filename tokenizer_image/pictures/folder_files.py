@@ -40,6 +40,9 @@ class FolderFiles:
         self._folded: dict[str, list[str]] | None = None
         self._stems: dict[str, list[str]] | None = None
 
+    def __contains__(self, file: str) -> bool:
+        return file in self._exact
+
     def find(self, *names: str) -> str | None:
         """The file with one of these paths, or None. Exact matches come first, then those that differ in their Unicode
         form (NFC, NFD) alone, then those that differ in case, too. Ambiguous matches do not count."""

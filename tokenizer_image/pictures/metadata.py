@@ -7,7 +7,8 @@ import io
 import json
 import posixpath
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -172,10 +173,20 @@ def _parquet_lines(path: Path, notes: ReadingNotes) -> Iterator[Line]:
         table = parquet.read_table(path)
     except Exception as error:  # Arrow raises many kinds for damaged files
         raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
-    names = [name.strip() for name in table.column_names]
+    names = _names(table.column_names, str(path))
     for number, cells in enumerate(zip(*table.columns, strict=True)):
         place = f"{path}, row {number}"
         yield place, {name: arrow_value(cell, place, notes) for name, cell in zip(names, cells, strict=True)}
+
+
+def _names(columns: Iterable[str], place: str) -> list[str]:
+    """The names of columns without blanks around them. Raises ValueError that names `place` where two are equal."""
+    names = [column.strip() for column in columns]
+    if len(set(names)) < len(names):
+        twice = next((name for name, count in Counter(names).items() if name and count > 1), None)
+        if twice is not None:  # several columns without a name are none
+            raise ValueError(f"{place}: two columns are called {twice!r}; rename one of them")
+    return names
 
 
 def _json_objects(path: Path, notes: ReadingNotes) -> Iterator[Line]:
@@ -187,12 +198,14 @@ def _json_objects(path: Path, notes: ReadingNotes) -> Iterator[Line]:
             values = None
         if isinstance(values, list) and values and all(isinstance(value, dict) for value in values):
             notes.repair("one JSON array instead of a line for each picture", str(path))
-            yield from ((f"{path}, item {number}", value) for number, value in enumerate(values, start=1))
+            for number, value in enumerate(values, start=1):
+                place = f"{path}, item {number}"
+                yield place, dict(zip(_names(value, place), value.values(), strict=True))
             return
     for place, value in json_lines(text, path, FORM, notes):
         if not isinstance(value, dict):
             raise ValueError(f"{place}: {json.dumps(value):.60} is no object. {FORM}")
-        yield place, {str(key).strip(): content for key, content in value.items()}
+        yield place, dict(zip(_names(value, place), value.values(), strict=True))
 
 
 def _csv_lines(files: FolderFiles, file: str, columns: Columns, notes: ReadingNotes) -> Iterator[Line]:
@@ -210,10 +223,7 @@ def _csv_lines(files: FolderFiles, file: str, columns: Columns, notes: ReadingNo
         delimiter = max("\t,;|" if ending(path.name) == ".tsv" else DELIMITERS, key=first.count)
     records = _csv_records(path, text, delimiter, offset)
     header_place, header, _ = next(records, ("", [], ""))
-    header = [cell.strip() for cell in header]
-    twice = [cell for cell in header if cell and header.count(cell) > 1]
-    if twice:
-        raise ValueError(f"{header_place}: two columns are called {twice[0]!r}; rename one of them")
+    header = _names(header, header_place)
     picture_column = columns.image or usual_column(header, FILE_NAMES)
     names_at = header.index(picture_column) if picture_column in header else 0
     for place, cells, raw in records:

@@ -35,7 +35,8 @@ def find_sidecars(files: FolderFiles, pictures: Sequence[str]) -> Sidecars:
     endings = [suffix for suffix in SIDECAR_ENDINGS if suffix in present]
     for picture in pictures:
         stem = posixpath.splitext(picture)[0]
-        paths = (files.find(stem + suffix, picture + suffix) for suffix in endings)
+        paths = [files.find(stem + suffix, picture + suffix) for suffix in endings]
+        paths += [picture + suffix for suffix in endings if picture + suffix in files]
         candidates = list(dict.fromkeys(path for path in paths if path is not None))
         if len(candidates) == 1 and ending(candidates[0]) != ".json":  # its content is read with the captions
             found.chosen[picture] = candidates[0]

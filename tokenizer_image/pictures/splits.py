@@ -24,6 +24,7 @@ class RowSource(Protocol):
     """A split whose rows (pictures, or documents) can be chosen from."""
 
     name: str
+    notes: ReadingNotes
     row_name: str  # "picture" or "document"
 
     def __len__(self) -> int: ...
@@ -127,8 +128,9 @@ def part_rows(source: RowSource, part: str) -> np.ndarray:
     if part == "all":
         return np.arange(len(source), dtype=np.int64)
     if len(source) < 2:
+        skipped = "".join(f"; {reason}" for reason in source.notes.left_out_reasons())
         raise ValueError(
-            f"{source.name} holds {len(source)} {source.row_name}; 2 are needed, one of them for validation"
+            f"{source.name} holds {len(source)} {source.row_name}; 2 are needed, one of them for validation{skipped}"
         )
     count = held_out_count(len(source))
     order = hashed_order(source, "validation")

@@ -19,8 +19,10 @@ from tokenizer_image.pictures.reading_notes import (
 )
 
 QUICK_ROWS = 20_000  # from so many rows on, a progress bar shows
-CAPTION_ENDINGS = (".txt", ".caption", ".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".parquet", ".tar",
-                   *COMPRESSED_ENDINGS)  # fmt: skip
+CAPTION_ENDINGS = (  # of files that may have captions: a warning tells of those that are not used
+    ".txt", ".caption", ".captions", ".text", ".prompt", ".cap", ".tags", ".csv", ".tsv", ".json", ".jsonl", ".xml",
+    ".yaml", ".yml", ".xls", ".xlsx", ".ods", ".parquet", ".arrow", ".tar", *COMPRESSED_ENDINGS,
+)  # fmt: skip
 
 
 class Summarised(Protocol):

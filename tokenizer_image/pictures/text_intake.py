@@ -36,8 +36,14 @@ _USUAL = re.compile(  # whitespace, and characters of the scripts that most capt
     "[\t\n\r -~\u00a0-\u024f\u0370-\u052f\u0590-\u06ff\u0900-\u0e7f\u2010-\u2027\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3"
     "\uff00-\uffef]"
 )
-_RARE = re.compile("[\u0192\u201a\u2020\u2021\u02c6\u2030¤¥¦¬¯±µ¶¸¹×÷ÐÞðþ\ufffd]")
-_RUNS = re.compile("[^\x00-\x7f]{2,}")
+_WORDS = re.compile("[A-Za-z\udc80-\udcff]+")  # with bytes that are not UTF-8, as "surrogateescape" has them
+_RARE = re.compile(
+    "[\udc81\udc83\udc86-\udc89\udc8d\udc8f\udc90\udc9d\udca4\udca6\udca8\udcac\udcaf\udcb6\udcb8\udcb9]"
+)
+_PUNCTUATION = dict.fromkeys(
+    0xDC00 + byte for byte in b"\x80\x84\x85\x91\x92\x93\x94\x95\x96\x97\xa0\xa1\xa7\xa9\xab\xae\xbb\xbf"
+)
+_LIST = re.compile(r"""\[(['"]).*\1\]""", re.DOTALL)  # as pandas writes lists into CSV
 _BOX = re.compile(r"\s*\d+(\s+-?(\d+(\.\d*)?|\.\d+)){4,}\s*")  # a class and a box, as detectors have it beside pictures
 _INVISIBLE = re.compile("[\ufeff\u200b\u2060]")  # byte order mark, zero-width space, word joiner
 
@@ -74,7 +80,7 @@ def decode_text(content: bytes, place: str, notes: ReadingNotes) -> str:
     else:
         notes.repair("not UTF-8, read as Windows-1252", place)
         text = content.decode("utf-8", errors="windows-1252")
-        if _looks_wrong(text):
+        if _looks_wrong(content):
             notes.doubt("may be in another encoding than Windows-1252; save them as UTF-8", f"{place} ({text[:20]!r})")
     if _too_many_controls(text):
         raise ValueError(f"{place} is not text, or in an unknown encoding; save it as UTF-8")
@@ -113,13 +119,15 @@ def _too_many_controls(text: str) -> bool:
     return len(_CONTROLS.findall(text)) > max(2, MOST_CONTROLS * len(text))
 
 
-def _looks_wrong(text: str) -> bool:
-    """Whether text that was read as Windows-1252 has more letters beyond ASCII, more of them in a row, or more rare
-    signs than Western languages have: Chinese, Japanese, Cyrillic, ... in their own encodings."""
-    length = max(1, len("".join(text.split())))
-    in_runs = sum(map(len, _RUNS.findall(text)))
-    beyond_ascii = sum(letter > "\x7f" for letter in text)
-    return in_runs > 0.2 * length or beyond_ascii > 0.45 * length or len(_RARE.findall(text)) > 0.05 * length
+def _looks_wrong(content: bytes) -> bool:
+    """Whether bytes that are not UTF-8 would be words in Windows-1252 that Western languages do not have: mostly of
+    letters beyond ASCII, or with rare signs. So are Chinese, Japanese, Cyrillic, ... in their own encodings."""
+    escaped = content.decode("utf-8", errors="surrogateescape").translate(_PUNCTUATION)  # byte 0xE9 -> "\udce9"
+    words = [word for word in _WORDS.findall(escaped) if not word.isascii()]
+    length = sum(map(len, words))
+    beyond_ascii = sum(not letter.isascii() for word in words for letter in word)
+    rare = sum(len(_RARE.findall(word)) for word in words)
+    return (beyond_ascii > max(1, 0.5 * length)) or rare > 0.2 * length
 
 
 def clean_text(text: str, place: str = "", notes: ReadingNotes | None = None) -> str:
@@ -164,6 +172,8 @@ def captions_in(value: Any, place: str, notes: ReadingNotes, depth: int = 0) -> 
         if text in MISSING:
             notes.leave_out_caption(f"{text!r}, which stands for a missing value", place)
             return []
+        if _LIST.fullmatch(text):
+            notes.doubt("may be a list that was written as text", place)
         return [text] if text else []
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return []
