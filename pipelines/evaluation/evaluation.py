@@ -14,7 +14,6 @@ from PIL import Image
 
 from lm.sequences import DESCRIBING, DRAWING_ALONE, DRAWING_CAPTIONS, FORMATS
 from lm.vocabulary import Size
-from pipelines.caching.sources import read_pictures
 from pipelines.drawing.best_of import check_can_rank, check_can_rank_texts
 from pipelines.drawing.captions import caption_room, cut_caption
 from pipelines.evaluation.alignment import AlignmentSet, alignment_report, alignment_sets
@@ -32,7 +31,7 @@ from pipelines.options.evaluation import EvaluationOptions
 from pipelines.text_to_image import TextToImagePipeline
 from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.pictures.dataset import PictureDataset, print_summary
-from tokenizer_image.pictures.loading import DecodedPictures, load_pictures
+from tokenizer_image.pictures.loading import DecodedPictures, decode_pictures, load_pictures
 from tokenizer_image.preprocessing import preprocessing_of
 from tokenizer_image.registry import load_tokenizer
 
@@ -158,8 +157,15 @@ def load_data(options: EvaluationOptions, model: EvaluatedModel) -> tuple[Pictur
         image_size=side,
     )
     print_summary(source)
-    sizes = () if model.picture_size == (side, side) else [model.picture_size]
-    return source, read_pictures(options, source, preprocessing_of(model.image_tokenizer), sizes)
+    pictures = decode_pictures(
+        source,
+        preprocessing_of(model.image_tokenizer),
+        sizes=() if model.picture_size == (side, side) else [model.picture_size],
+        num_workers=options.workers(),
+        max_unreadable_share=options.max_unreadable_share,
+        max_image_pixels=options.max_image_pixels,
+    )
+    return source, pictures
 
 
 def write_page(options: EvaluationOptions, evaluation: Evaluation, folder: str | Path) -> Path:
