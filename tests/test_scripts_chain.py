@@ -786,9 +786,7 @@ def test_pictures_that_are_removed_while_a_run_reads_them(tmp_path, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "finish_step", finish_step)
-        with pytest.raises(
-            OSError, match="no such file: .*discs.*: stopped after step .* checkpoint written"
-        ):
+        with pytest.raises(OSError, match="no such file: .*discs.*: stopped after step .* checkpoint written"):
             train(options)
     (tmp_path / "elsewhere").rename(pictures)
     steps = [int(path.name.split("-")[1]) for path in (tmp_path / "run" / "checkpoints").iterdir()]

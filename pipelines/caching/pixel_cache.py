@@ -196,7 +196,8 @@ def _worth_reusing(
 ) -> bool:
     """False if decoding again may do better: too many pictures failed, or there is room for the pixels now."""
     size = manifest["num_rows"] * manifest["picture_bytes"]
-    readable_enough = not too_many_unreadable(len(manifest["unreadable"]), data_set_size(source), max_share)
+    count = len(manifest["unreadable"])
+    readable_enough = not count or not too_many_unreadable(count, data_set_size(source), max_share)
     limit_raised = (reading.max_image_pixels or 0) > (manifest.get("max_image_pixels") or 0)
     if limit_raised and any("--max_image_pixels" in reason for _, reason in manifest["unreadable"]):
         return False
@@ -276,9 +277,10 @@ def _write_unreadable(path: Path, source: PictureDataset, unreadable: Unreadable
 
 def _check_unreadable(decoded: DecodedPictures, source: PictureDataset, max_share: float, progress: bool) -> None:
     """Print how many pictures were skipped; ValueError if they are too large a share of the data set."""
-    count, total = len(decoded.unreadable), data_set_size(source)
+    count = len(decoded.unreadable)
     if count == 0:
         return
+    total = data_set_size(source)
     listing = decoded.folder / "unreadable.txt"
     summary = f"{shown(source.name)}: {count:,} of {total:,} pictures ({count / total:.1%}) cannot be read"
     if too_many_unreadable(count, total, max_share) or len(decoded) == 0:

@@ -59,7 +59,10 @@ class PictureInspection:
 
         max_share: of all pictures in the data set, as in `decode_pictures`.
         """
-        count, total = len(self.unreadable), data_set_size(self.source)
+        count = len(self.unreadable)
+        if not count:
+            return
+        total = data_set_size(self.source)
         if count == len(self.source):
             raise ValueError(
                 f"{shown(self.source.name)}: none of {counted(count, 'picture')} can be read: check the files and "
