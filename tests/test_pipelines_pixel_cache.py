@@ -87,7 +87,7 @@ class Deadly(Noise):
 def test_a_worker_that_dies_is_reported(tmp_path):
     with pytest.raises(RuntimeError, match="out of memory.*num_workers=0"):
         decode(Deadly(600), tmp_path, num_workers=2)
-    assert not list(tmp_path.rglob("*.tmp-*"))
+    assert not list(tmp_path.rglob("*.part-*"))
 
 
 def test_workers_start_without_torch_and_datasets():
@@ -109,7 +109,7 @@ def test_the_file_is_used_again_while_it_is_whole(tmp_path):
     manifest = decoded.folder / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": 0}))
     assert len(decode(Noise(20), tmp_path)) == 20
-    assert not list(tmp_path.rglob("*.tmp-*"))
+    assert not list(tmp_path.rglob("*.part-*"))
 
 
 def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
@@ -234,9 +234,9 @@ def test_a_killed_run_leaves_no_worker_and_no_half_file(tmp_path):
     process.wait()
     assert not psutil.wait_procs(workers, timeout=60)[1]
     assert not list((tmp_path / "cache").rglob("manifest.json"))
-    assert list((tmp_path / "cache").rglob("*.tmp-*"))
+    assert list((tmp_path / "cache").rglob("*.part-*"))
     assert len(decode(Noise(600), tmp_path / "cache")) == 600
-    assert not list((tmp_path / "cache").rglob("*.tmp-*"))
+    assert not list((tmp_path / "cache").rglob("*.part-*"))
 
 
 # Several sizes

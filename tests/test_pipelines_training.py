@@ -200,7 +200,7 @@ def test_optimizers_go_on_exactly_from_their_tensors(tmp_path, muon_learning_rat
 
     model, optimizers = fresh()
     train(model, optimizers, 3)
-    run = Run(tmp_path, None)
+    run = Run(tmp_path, TrainingOptions())
     run.begin()
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     run.save_checkpoint(3, {**tensors, **{f"optimizer/{n}": t for n, t in optimizer_tensors(optimizers).items()}}, {})
@@ -671,7 +671,8 @@ def test_a_disk_that_is_really_full(tmp_path):
     code = (
         "import resource, signal, sys, torch\n"
         "from pipelines.training.run_folder import Run\n"
-        "run = Run(sys.argv[1], None)\n"
+        "from pipelines.options.training import TrainingOptions\n"
+        "run = Run(sys.argv[1], TrainingOptions())\n"
         "run.begin()\n"
         "run.save_checkpoint(1, {'x': torch.zeros(10)}, {})\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"

@@ -5,10 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from typing import Any
 
 INTERVAL, CHOICES = "interval", "choices"
 BOUNDS = re.compile(r"(?P<opens>[\[(])(?P<low>\S+), (?P<high>\S+)(?P<closes>[\])])")
@@ -39,9 +36,9 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-def check_values(options: DataclassInstance) -> None:
+def check_values(options: object) -> None:
     """Raise ValueError for an option of a dataclass that has a value which its `option` does not allow."""
-    for one in fields(options):
+    for one in fields(options):  # type: ignore[arg-type]  # any dataclass
         value, interval, choices = getattr(options, one.name), one.metadata.get(INTERVAL), one.metadata.get(CHOICES)
         for part in value if isinstance(value, list) else [value]:
             if part is not None and interval and not _is_within(part, interval):

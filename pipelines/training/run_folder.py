@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 import torch
@@ -31,9 +31,7 @@ from tqdm.auto import tqdm
 
 from lm.files import published
 from pipelines.machine.provenance import commit, versions
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from pipelines.options.training import TrainingOptions
 
 # Options that may differ between a run and its continuation.
 # Learning rates are among them, since a lower one is the way out of a loss that became NaN.
@@ -63,7 +61,7 @@ class Run:
     def __init__(
         self,
         folder: str | Path,
-        options: DataclassInstance,
+        options: TrainingOptions,
         *,
         resume: bool = False,
         overwrite: bool = False,
@@ -72,7 +70,7 @@ class Run:
         self.folder = Path(folder)
         self.is_main = is_main
         self.options: dict[str, Any] = asdict(options)
-        self.script: str | None = getattr(options, "script", None)
+        self.script: str | None = options.script
         self.checkpoints = self.folder / "checkpoints"
         self.samples = self.folder / "samples"
         self.metrics_file = self.folder / "metrics.jsonl"
