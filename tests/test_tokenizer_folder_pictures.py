@@ -417,6 +417,13 @@ def test_labels_of_a_detector_are_doubted(tmp_path):
     assert "WARNING: 1 text may be a detector's labels, not captions; such as a.txt" in both and "such as b" not in both
 
 
+@pytest.mark.timeout(20)
+def test_a_caption_of_many_numbers_is_read_at_once(tmp_path):
+    text = "0 " + "1111 " * 60 + "times"
+    make(tmp_path, {"a.png": None, "b.png": None, "a.txt": text, "b.txt": text})
+    assert captions(tmp_path) == {"a.png": [text], "b.png": [text]}
+
+
 def test_a_link_to_a_folder_does_not_name_a_class(tmp_path):
     make(tmp_path, {f"{name}/{number}.png": None for name in ("dog", "cat") for number in range(2)})
     (tmp_path / "zoo").symlink_to(tmp_path / "dog")

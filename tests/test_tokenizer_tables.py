@@ -111,7 +111,7 @@ def test_captions_of_every_type_of_text(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.binary(), pa.large_binary(), pa.binary_view(), "dictionary", "struct", "list", "large"]
+    "kind", [pa.binary(), pa.large_binary(), pa.binary_view(), "dictionary", "struct", "list", "large", "fixed"]
 )
 def test_pictures_of_every_type_of_bytes(tmp_path, kind):
     cells = pa.array([*BYTES, None], pa.binary())
@@ -119,6 +119,7 @@ def test_pictures_of_every_type_of_bytes(tmp_path, kind):
         "dictionary": lambda: cells.dictionary_encode(),
         "struct": lambda: pa.array([*({"bytes": content} for content in BYTES), None]),
         "list": lambda: pa.array([*([content] for content in BYTES), []]),
+        "fixed": lambda: pa.array([*([content] for content in BYTES), None], pa.list_(pa.binary(), 1)),
         "large": lambda: pa.array([*([content] for content in BYTES), None], pa.large_list(pa.large_binary())),
     }.get(kind, lambda: cells.cast(kind))()
     source = opened(tmp_path, {"image": pictures, "text": [*COLOURS, "none"]})
@@ -242,3 +243,14 @@ def test_a_split_whose_tables_cannot_be_used_says_why(tmp_path, columns):
     reason = "has no column of pictures" if columns else "cannot be read as Parquet"
     with pytest.raises(ValueError, match=f"no split 'train'; it has: validation. Not used: train.parquet .*{reason}"):
         load_pictures(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.string(), 2), pa.list_(pa.string_view()), pa.large_list(pa.large_string())]
+)
+def test_captions_of_every_type_of_list(tmp_path, kind):
+    texts = pa.array([["one", "uno"], None, ["three", None]], kind)
+    source = opened(tmp_path, {"image": BYTES, "words": texts})
+    write_parquet(tmp_path / "val.parquet", {"image": [encoded()], "words": [["v"]]})
+    source = load_pictures(str(tmp_path), caption_column="words")
+    assert [source.texts(row) for row in range(3)] == [["one", "uno"], [], ["three"]]

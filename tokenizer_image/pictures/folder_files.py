@@ -12,8 +12,8 @@ from pathlib import Path
 from tokenizer_image.pictures.picture_files import is_picture
 from tokenizer_image.pictures.reading_notes import ReadingNotes, ending, shown
 
-SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
-SYSTEM_FILES = ("Thumbs.db", "ehthumbs.db", "desktop.ini", "Desktop.ini", ".DS_Store", "Icon\r")
+SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+SYSTEM_FILES = {"Thumbs.db", "ehthumbs.db", "desktop.ini", "Desktop.ini", ".DS_Store", "Icon\r"}
 
 TEXT_ENDINGS = (".txt", ".caption", ".csv", ".tsv", ".json", ".jsonl")  # what may be captions
 
@@ -21,12 +21,14 @@ TEXT_ENDINGS = (".txt", ".caption", ".csv", ".tsv", ".json", ".jsonl")  # what m
 def is_of_system(path: str) -> bool:
     """Whether an operating system put a file, or one of its folders, there, such as "__MACOSX/a.png" or "Thumbs.db";
     "._a.png" has what macOS keeps beside "a.png"."""
-    *folders, base = path.split("/")
-    return base in SYSTEM_FILES or base.startswith("._") or not set(SYSTEM_FOLDERS).isdisjoint((*folders, base))
+    parts = path.split("/")
+    return parts[-1] in SYSTEM_FILES or parts[-1].startswith("._") or not SYSTEM_FOLDERS.isdisjoint(parts)
 
 
 def is_hidden(path: str) -> bool:
     """Whether the name of a file, or of one of its folders, begins with a dot."""
+    if not path.startswith(".") and "/." not in path:
+        return False
     return any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))
 
 
@@ -117,6 +119,8 @@ def outside(path: str) -> bool:
 
 def folded(name: str) -> str:
     """A name without its case and its Unicode form: names that differ in these alone are equal."""
+    if name.isascii():
+        return name.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 

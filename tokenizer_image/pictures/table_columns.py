@@ -43,7 +43,8 @@ def find_image_column(table: Dataset, wanted: str | None, source: str) -> str:
 def is_list(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    names = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
+    return any(getattr(pa.types, f"is_{name}")(kind) for name in names)
 
 
 def can_hold_pictures(kind: pa.DataType) -> bool:
