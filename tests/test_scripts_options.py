@@ -275,9 +275,12 @@ def test_intervals_have_both_ends_or_one():
             check_values(Shares(**bad))
 
 
-def test_memory_that_runs_out_ends_in_one_sentence(monkeypatch):
+def test_memory_and_time_that_run_out_end_in_one_sentence(monkeypatch):
     def main(_: Options) -> None:
         raise MemoryError("Unable to allocate 28 GiB")
+
+    def late(_: Options) -> None:
+        raise RuntimeError("[unbound_buffer.cc:78] Timed out waiting 18000ms for recv operation to complete")
 
     def other(_: Options) -> None:
         raise RuntimeError("a fault of ours")
@@ -285,5 +288,7 @@ def test_memory_that_runs_out_ends_in_one_sentence(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     with pytest.raises(SystemExit, match=r"^train.py: error: there is not enough memory \(Unable .*--batch_size"):
         run_command(main, Options, "test")
+    with pytest.raises(SystemExit, match="another process did not answer in time .*18000ms.* --timeout_minutes"):
+        run_command(late, Options, "test")
     with pytest.raises(RuntimeError, match="a fault of ours"):
         run_command(other, Options, "test")
