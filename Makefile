@@ -13,6 +13,8 @@
 # MINUTES   training time of `make demo`, both stages together
 # TEST_ARGS what pytest gets, e.g. TEST_ARGS="-k vocabulary -x"
 # TEST_PROCESSES  how many run tests side by side, a file each (default: one per core, at most 8); 0: none but pytest
+# MUTANTS   at most so many changes of each file for `make mutants`, drawn at random; empty: all, which takes hours
+# MUTANT_ARGS  what else tests/mutants.py gets, e.g. MUTANT_ARGS="--seed 1 lm/sequences.py"
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -21,12 +23,14 @@ PIP_ARGS ?= $(if $(wildcard $(VENV)/.tessera-pip-args),$(shell cat "$(VENV)/.tes
 MINUTES ?= 10
 TEST_ARGS ?=
 TEST_PROCESSES ?= logical --maxprocesses 8
+MUTANTS ?=
+MUTANT_ARGS ?=
 
 EXTRAS := dev,tracking,evaluation
 BIN = $(abspath $(VENV))/bin
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test test-lowest test-latest lint format types clean
+.PHONY: help environment demo test test-lowest test-latest mutants lint format types clean
 
 help:
 	@echo 'make demo         train both stages on drawn pictures ($(MINUTES) minutes), evaluate, sample'
@@ -34,6 +38,7 @@ help:
 	@echo 'make lint         check style; make format mends what can be mended; make types checks types'
 	@echo 'make test-lowest  run the tests with the oldest versions that pyproject.toml allows, in .venv-lowest'
 	@echo 'make test-latest  run the tests with the newest versions there are, in .venv-latest'
+	@echo 'make mutants      change the code in small ways and see which changes the tests notice (MUTANTS=15 of a file)'
 	@echo 'make environment  only make or update the environment'
 	@echo 'make clean        remove caches and builds (neither the environment nor runs/)'
 	@echo
@@ -157,6 +162,11 @@ test-lowest:
 test-latest:
 	rm -f .venv-latest/.tessera-requirements
 	$(MAKE) test VENV=.venv-latest PIP_ARGS="--upgrade --upgrade-strategy eager"
+
+# Its tool is installed here alone: nothing else needs it.
+mutants: environment
+	"$(BIN)/python" -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -e ".[mutation]"
+	"$(BIN)/python" tests/mutants.py $(if $(MUTANTS),--most $(MUTANTS)) $(MUTANT_ARGS)
 
 clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 import pipelines.caching.writer
+from lm.data import token_cache
+from lm.data.shards import _ends
 from lm.data.token_cache import FORMAT_VERSION, Document, TokenCache, code_dtype, write_manifest, write_shard
 from pipelines.caching.pixel_cache import decode_pictures
 from pipelines.caching.writer import TokenCacheWriter
@@ -104,6 +106,56 @@ def test_codes_take_the_smallest_type_that_fits(tmp_path, num_codes, dtype):
     document = Document(np.array([num_codes - 1, 0]), [(8, 8)])
     cache = TokenCache(write_cache(tmp_path, [[document]], num_codes))
     assert cache.codes(0).dtype == dtype and cache.codes(0).tolist() == [num_codes - 1, 0]
+
+
+def test_rows_end_where_the_smallest_type_can_say():
+    for last, dtype in ((2**32 - 1, np.uint32), (2**32, np.uint64)):
+        assert _ends([1, last - 1]).dtype == dtype and _ends([1, last - 1]).tolist() == [1, last]
+    assert _ends([]).dtype == np.uint32 and len(_ends([])) == 0
+
+
+def test_rows_of_each_kind_are_counted(tmp_path):
+    none = np.zeros(0, np.int64)
+    documents = {
+        (True, True, False): [Document(np.arange(4), [(8, 8)], ["a dog"])] * 3,
+        (False, True, False): [Document(np.arange(4), [(8, 8)])] * 2,
+        (True, False, False): [Document(none, [], ["text alone"], order="t")] * 4,
+        (True, True, True): [Document(np.arange(4), [(8, 8)], ["before"], order="ti")] * 5,
+        (True, False, True): [Document(none, [], ["two", "texts"], order="tt")],
+        (False, True, True): [Document(np.arange(8), [(8, 8)] * 2, [], order="ii")] * 6,
+    }
+    cache = TokenCache(write_cache(tmp_path / "all", [sum(documents.values(), []), DOCUMENTS[:1]]))
+    counts = {kind: len(rows) for kind, rows in documents.items()}
+    counts[True, True, False] += 1
+    assert {kind: cache.count(*kind) for kind in counts} == counts and cache.count(False, False) == 0
+    for kind, rows in documents.items():
+        one = TokenCache(write_cache(tmp_path / str(kind), [rows]))
+        assert (one.has_texts, one.interleaved) == (kind[0], kind[2])
+
+
+def test_some_texts_are_those_of_rows_at_even_distances(tmp_path):
+    documents = [Document(np.arange(4), [(8, 8)], [f"{row}", f"{row}, again"][: (row + 1) % 3]) for row in range(9)]
+    cache = TokenCache(write_cache(tmp_path, [documents[:2], documents[2:3], documents[3:]]))
+    for rows, chosen in ((3, [0, 4, 8]), (2, [0, 8]), (1, [0]), (9, range(9)), (20, range(9))):
+        assert list(cache.some_texts(rows)) == [text for row in chosen for text in documents[row].texts]
+
+
+@pytest.mark.parametrize(
+    ("limits", "allowed"),
+    [((1033, 5000), (1034, 5000)), ((1034, 5000), None), ((256, 5000), (1034, 5000)), ((256, 600), (600, 600)),
+     ((256, "unlimited"), (1034, "unlimited")), (("unlimited", "unlimited"), None)],
+)  # fmt: skip
+def test_as_many_files_may_be_open_as_a_cache_needs(limits, allowed, monkeypatch):
+    import resource
+
+    def number(limit: int | str) -> int:
+        return resource.RLIM_INFINITY if limit == "unlimited" else int(limit)
+
+    asked = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: tuple(map(number, limits)))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: asked.append(pair))
+    token_cache._allow_files(10)
+    assert asked == ([] if allowed is None else [tuple(map(number, allowed))])
 
 
 def test_rows_cost_little_beside_codes_and_texts(tmp_path):

@@ -202,6 +202,15 @@ def test_batches_that_do_not_divide(order):
     assert len(batch["input_ids"]) == 203 and place == Place(1)
 
 
+def test_windows_are_of_whole_batches_and_hold_enough_to_pack(order):
+    assert [order(window=window).window for window in (1, 8, 67)] == [8, 8, 64]
+    data = order(window=8, batch_size=2, **PACKED)
+    mean = np.mean([item.length for item in data._items(0, np.arange(ROWS))])
+    assert data.window == int(32 * 2 * 40 / mean) and data.windows == -(-ROWS // data.window)
+    assert order(window=5000, **PACKED).window == 5000
+    assert BatchOrder(order().source, 8).seed == 0
+
+
 # Choices
 
 
@@ -279,6 +288,17 @@ def test_long_captions_lose_their_end_and_are_counted(cache, vocabulary):
         SequenceSource(cache, vocabulary, max_length=5).items([0], [("image", None)])
 
 
+def test_captions_beside_a_picture_have_a_limit_of_their_own(cache, vocabulary):
+    source = SequenceSource(cache, vocabulary, max_caption_tokens=2)
+    long = next(row for row in range(ROWS) if captions(row) and len(vocabulary.encode_text(captions(row)[0])) > 4)
+    ids, text = vocabulary.encode_text(captions(long)[0]), captions(long)[0]
+    drawn, described, alone = source.items(
+        [long] * 3, [("caption_to_image", text), ("image_to_caption", text), ("text", text)]
+    )
+    assert drawn.texts == described.texts == (ids[:2],) and source.cropped == 2
+    assert alone.texts == (ids,), "a text without a picture is whole"
+
+
 # Packing
 
 PICTURES = {"caption_to_image": 3.0, "image_to_caption": 2.0}  # every sequence tells its row
@@ -312,7 +332,7 @@ def test_best_fit_decreasing():
     assert packed([], 10) == []
 
 
-def test_packing_that_cannot_be(order):
+def test_packing_that_cannot_be(order, monkeypatch):
     with pytest.raises(ValueError, match="pack_length 16 is shorter than the longest sequence, 20 tokens: raise it"):
         order(pack_length=16, max_length=20)
     with pytest.raises(ValueError, match="the 203 rows do not fill one batch of 999 rows of 40 tokens: lower"):
@@ -320,6 +340,9 @@ def test_packing_that_cannot_be(order):
     dropping = order(max_length=6, drop_long=True, caption_dropout=0.0)
     with pytest.raises(ValueError, match="the 203 rows do not fill one batch of 8 rows: lower --batch_size"):
         next(dropping.batches())
+    monkeypatch.setattr(SequenceSource, "items", lambda self, rows, chosen: [])
+    with pytest.raises(ValueError, match="the 203 rows do not fill one batch of 8 rows of 40 tokens"):
+        next(order(**PACKED).batches())
 
 
 # Formats
@@ -381,6 +404,19 @@ def test_rows_that_cannot_take_a_format_take_one_that_they_can(cache, vocabulary
     assert chosen({"caption_to_image": 1.0}) == [{"image"}, {"text"}, {"caption_to_image"}]
     assert chosen({"image_to_caption": 1.0, "text": 1.0}) == [{"image"}, {"text"}, {"image_to_caption", "text"}]
     assert chosen({"image": 1.0}) == [{"image"}, {"text"}, {"image"}]
+
+
+def test_pictures_of_one_code_are_pictures(vocabulary, tmp_path):
+    documents = [Document(np.ones(1, np.uint8), [(8, 8)], ["a cat"]), Document(np.zeros(0, np.uint8), [], ["a"], "t")]
+    write_shard(tmp_path / "shard-00000", documents, code_dtype(4))
+    shards = [{"name": "shard-00000", "rows": 2}]
+    write_manifest(tmp_path, {"image_tokenizer_fingerprint": "none", "num_codes": 4, "shards": shards})
+    source = SequenceSource(TokenCache(tmp_path), vocabulary, caption_dropout=0.0)
+    assert source.choose(0, 0, np.arange(2)) == [("caption_to_image", "a cat"), ("text", "a")]
+    assert source.trained_formats() == ["caption_to_image", "text"], "no caption is dropped"
+    assert source.possible(True, True) == {"caption_to_image": 1.0} and source.possible(True, True, True) == {
+        "document": 1.0
+    }
 
 
 def test_formats_that_were_trained(cache, vocabulary):

@@ -357,10 +357,12 @@ def test_forced_codes_do_not_move_the_stream(model, vocabulary, prompts):
 def test_forced_codes_that_cannot_be(model, vocabulary, prompts):
     with pytest.raises(ValueError, match=r"forced codes of shape \(4, 3\): expected \(4, 12\)"):
         draw_codes(model, vocabulary, prompts, generators=streams(0, 0, 0, 0), forced=torch.zeros(4, 3).long())
-    forced = torch.full((4, 12), -1)
-    forced[2, 5] = 3
-    with pytest.raises(ValueError, match="forced code 3 at position 5 of row 2: the codes there are 12 to 31, or -1"):
-        draw_codes(model, vocabulary, prompts, generators=streams(0, 0, 0, 0), forced=forced)
+    for position, code, possible in ((5, 3, "12 to 31"), (5, 32, "12 to 31"), (3, 12, "0 to 11"), (3, -2, "0 to 11")):
+        forced = torch.full((4, 12), -1)
+        forced[2, position], forced[3, 0] = code, 99  # the first is named
+        words = f"forced code {code} at position {position} of row 2: the codes there are {possible}, or -1"
+        with pytest.raises(ValueError, match=words):
+            draw_codes(model, vocabulary, prompts, generators=streams(0, 0, 0, 0), forced=forced)
 
 
 # What stops it
@@ -417,6 +419,47 @@ def test_what_a_row_takes_is_not_less_than_its_keys_and_values(vocabulary, promp
     assert held < memory.bytes_of_row(model, length, 12, 20) < 50 * held
 
 
+def test_what_more_tokens_and_wider_layers_take(vocabulary):
+    model, length = random_model(vocabulary), 50
+    config, held = model.config, memory.bytes_of_row(model, length, 12, 20)
+    keys_and_values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    assert memory.bytes_of_row(model, length, 13, 20) - held == 4 * keys_and_values, "in float32"
+    added = config.intermediate_size
+    config.intermediate_size *= 2
+    assert memory.bytes_of_row(model, length, 12, 20) - held >= 4 * length * added, "one activation at least"
+
+
+def test_a_feed_forward_part_of_unknown_width_is_four_times_as_wide(vocabulary):
+    model = random_model(vocabulary, "gpt2")
+    unknown = memory.bytes_of_row(model, 50, 12, 20)
+    model.config.intermediate_size = 4 * model.config.hidden_size
+    assert memory.bytes_of_row(model, 50, 12, 20) == unknown
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [(torch.OutOfMemoryError("no room"), True), (RuntimeError("CUDA out of memory"), True),
+     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True), (RuntimeError("sizes do not match"), False)],
+)  # fmt: skip
+def test_which_errors_say_that_memory_has_run_out(error, is_memory):
+    assert memory.out_of_memory(error) == is_memory
+
+
+def test_a_batch_without_room_is_halved_and_so_are_those_after_it():
+    tried = []
+
+    def work(batch):
+        tried.append((batch.rows.start, batch.rows.stop, batch.number, batch.expected))
+        if batch.rows.stop - batch.rows.start > 2:
+            raise torch.OutOfMemoryError("no room")
+        yield from range(batch.rows.start, batch.rows.stop)
+
+    assert list(memory.in_batches(work, 9, 8)) == list(range(9))
+    assert tried == [(0, 8, 0, 2), (0, 4, 0, 3), *((2 * n, min(2 * n + 2, 9), n, 5) for n in range(5))]
+    with pytest.raises(ZeroDivisionError):
+        list(memory.in_batches(lambda batch: [1 // 0], 9, 8))
+
+
 def test_free_memory(monkeypatch, tmp_path):
     assert 2**20 < memory.available_memory(torch.device("cpu")) < 2**50
     assert memory.available_memory(torch.device("meta")) is None and memory._pages() is not None
@@ -424,15 +467,25 @@ def test_free_memory(monkeypatch, tmp_path):
         (tmp_path / f"memory.{name}").write_text(f"{value}\n")
     (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 250\nactive_file 50\n")
     assert memory._container(tmp_path) == 400
+    (tmp_path / "memory.current").write_text("2000\n")
+    assert memory._container(tmp_path) == 0, "above its limit"
     (tmp_path / "memory.max").write_text("max\n")
     assert memory._container(tmp_path) is None and memory._container(tmp_path / "none") is None
+    with monkeypatch.context() as patch:  # a system without /proc and without cgroups
+
+        def missing(path, *arguments, **settings):
+            raise FileNotFoundError(path)
+
+        patch.setattr("pathlib.Path.read_text", missing)
+        patch.setattr(memory, "_pages", lambda: 12345)
+        assert memory.available_memory(torch.device("cpu")) == 12345
     # A GPU's: what the driver has, and what torch holds without using it.
     for name, value in (("mem_get_info", (300, 1000)), ("memory_reserved", 200), ("memory_allocated", 150)):
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     assert memory.available_memory(torch.device("cuda")) == 350
 
 
-def test_too_little_memory_splits_the_batch(vocabulary, prompts):
+def test_too_little_memory_splits_the_batch(vocabulary, prompts, monkeypatch):
     model, most = random_model(vocabulary), 2
     whole = draw_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4))
 
@@ -446,6 +499,9 @@ def test_too_little_memory_splits_the_batch(vocabulary, prompts):
     words = r"no memory to draw even one picture .* about \d+ MB beside the model, and [\d,]+ MB are free on cpu"
     with pytest.raises(RuntimeError, match=words):
         draw_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4))
+    monkeypatch.setattr(memory, "bytes_of_row", lambda *_: 5_000_000)
+    with pytest.raises(RuntimeError, match="about 10 MB beside the model"):  # two rows with guidance
+        draw_codes(model, vocabulary, prompts, guidance_scale=2, generators=streams(1, 2, 3, 4))
 
 
 # Settings that change along a picture
@@ -533,6 +589,10 @@ LOGITS = torch.tensor(PROBABILITIES).log().tolist()
 )
 def test_frequencies(settings, expected):
     assert frequencies(LOGITS, **settings).tolist() == pytest.approx(expected, abs=2e-4)
+
+
+def test_the_smallest_set_of_codes_has_no_code_too_many():
+    assert frequencies([0.0, 0.0], top_p=0.5).tolist() == [1, 0], "the first has half of the probability already"
 
 
 def test_a_code_without_probability_is_never_chosen():

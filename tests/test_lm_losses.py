@@ -249,11 +249,13 @@ def test_balanced_losses_are_global_means_of_both_kinds(vocabulary, model, seque
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_balancing_leaves_a_batch_of_drawing_as_it_is(vocabulary, sequences):
-    batch = collate(sequences[3:4], vocabulary.pad_id)
+@pytest.mark.parametrize(("place", "shares"), [(3, (0.0, 1.0)), (4, (1.0, 0.0))], ids=["drawing", "text"])
+def test_balancing_leaves_a_batch_of_one_kind_as_it_is(vocabulary, sequences, place, shares):
+    one = sequences[place]
+    batch = collate([replace(one, loss_weights=(one.labels != IGNORED).astype(np.float32))], vocabulary.pad_id)
     before = batch["loss_weights"].clone()
     totals = label_weights([batch], vocabulary.image_offset).tolist()
-    assert balance([batch], vocabulary.image_offset, totals, (0.0, 1.0)) == 8 == float(before.sum())
+    assert balance([batch], vocabulary.image_offset, totals, shares) == (one.labels != IGNORED).sum()
     assert torch.equal(batch["loss_weights"], before)
 
 

@@ -203,6 +203,13 @@ def test_collate_pads_on_the_right(vocabulary):
         assert batch["position_ids"][row].tolist() == list(range(10))
 
 
+def test_positions_begin_again_with_each_sequence_of_a_row(vocabulary):
+    image = token_sequence(vocabulary, "image", None, CODES)
+    batch = collate([[image, image], image], vocabulary.pad_id)
+    assert batch["position_ids"].tolist() == [[*range(6), *range(6)]] * 2, "padding is one more sequence"
+    assert batch["input_ids"][0].tolist() == [*image.input_ids, *image.input_ids]
+
+
 def test_padding_of_a_packed_row_needs_no_more_positions_than_its_sequences(vocabulary):
     """Also where each row has one sequence alone: a model may have fewer positions than a row has tokens."""
     rows = [[token_sequence(vocabulary, "image", None, CODES)]]

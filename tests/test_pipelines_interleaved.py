@@ -10,6 +10,7 @@ from tiny import tiny_pipeline
 
 from lm.generation.documents import DocumentTask, generate_document
 from lm.generation.sampling import SamplingSettings
+from lm.generation.stepper import Stepper
 from lm.sequences import Picture, collate, document_sequence
 from lm.training.losses import NextTokenLoss
 from lm.vocabulary import MultimodalVocabulary
@@ -64,6 +65,20 @@ def test_a_document_that_was_learned_goes_on(pipe, given):
             assert ours.size == expected.size and ours.codes.tolist() == expected.codes.tolist()
         else:
             assert ours == expected
+
+
+def test_a_picture_that_just_fits_is_drawn(pipe, monkeypatch):
+    parts = document(pipe.vocabulary)
+    prompt = document_sequence(pipe.vocabulary, parts[:1], whole=False).input_ids
+    settings, room = SamplingSettings(temperature=0), len(pipe.vocabulary.picture(WIDE)) + 2
+    fed = []
+    advance = Stepper.advance
+    monkeypatch.setattr(Stepper, "advance", lambda self, ids: fed.append(1) or advance(self, ids))
+    (picture,) = generate_document(
+        pipe.model, pipe.vocabulary, DocumentTask(prompt, room, settings, settings, torch.Generator())
+    )
+    assert picture.size == WIDE and picture.codes.tolist() == parts[1].codes.tolist()
+    assert len(fed) == room - 1, "nothing follows the last token, which the model need not read"
 
 
 def test_parts_are_texts_and_pictures(pipe):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import psutil
 import pytest
 import torch
 from accelerate import Accelerator
@@ -34,11 +35,16 @@ from pipelines.training.averages import AveragedWeights
 from pipelines.training.loop import Loop, Validation
 from pipelines.training.metrics_log import MetricsLog
 from pipelines.training.muon import Muon, orthogonalized
-from pipelines.training.optimizers import build_optimizers, load_optimizer_tensors, optimizer_tensors
+from pipelines.training.optimizers import (
+    build_optimizers,
+    check_optimizer_tensors,
+    load_optimizer_tensors,
+    optimizer_tensors,
+)
 from pipelines.training.prefetch import prefetch
-from pipelines.training.run_folder import Run
+from pipelines.training.run_folder import Run, peak_memory
 from pipelines.training.schedule import FINAL_SHARE, Budget, learning_rate_share, set_learning_rate
-from pipelines.training.state import TrainingState
+from pipelines.training.state import Progress, TrainingState, eager
 from pipelines.training.termination import termination
 from pipelines.training.throughput import PATIENCE, Throughput, peak_flops
 from tokenizer_image import VQVAE, VQVAEConfig
@@ -215,7 +221,48 @@ def test_optimizers_go_on_exactly_from_their_tensors(tmp_path, muon_learning_rat
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
+def test_states_fit_only_the_optimizers_that_they_are_of():
+    def of(muon_learning_rate: float | None) -> tuple[list[torch.optim.Optimizer], dict[str, torch.Tensor]]:
+        model = Network()
+        made = build_optimizers(model, learning_rate=0.1, weight_decay=0.0, muon_learning_rate=muon_learning_rate)
+        train(model, made, 1)
+        return made, optimizer_tensors(made)
+
+    (one, of_one), (two, of_two) = of(None), of(0.1)
+    for optimizers, tensors in ((one, of_one), (two, of_two), (one, {}), (two, {})):
+        check_optimizer_tensors(optimizers, tensors)
+    adamw_alone = {name: tensor for name, tensor in of_two.items() if name.startswith("0.")}
+    for optimizers, tensors, message in (
+        (one, {"1.0.momentum": torch.zeros(6, 10)}, "the states are of 2 optimizers, not 1"),
+        (two, adamw_alone, "the states are of 1 optimizers, not 2"),
+        (two, of_one, "optimizer 0 has no state"),
+        (one, {"0.0.exp_avg": torch.zeros(3)}, r"optimizer 0 has no state 'exp_avg' of shape \(3,\) at 0"),
+        (one, {"0.0.momentum": of_one["0.0.exp_avg"]}, "optimizer 0 has no state 'momentum'"),
+        (one, {"0.8.step": torch.zeros(())}, "optimizer 0 has no state 'step' .* at 8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_optimizer_tensors(optimizers, tensors)
+    check_optimizer_tensors(one, {"0.7.step": torch.zeros(())})
+
+
 # Muon
+
+
+def test_a_step_of_muon_may_compute_its_gradients():
+    weight = nn.Parameter(torch.randn(4, 4))
+    optimizer = Muon([weight])
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        return loss
+
+    before = weight.detach().clone()
+    assert optimizer.step(closure).item() == pytest.approx(before.square().sum().item())
+    assert not torch.equal(weight, before) and optimizer.step() is None
+    theirs = torch.optim.Muon([weight]).defaults
+    assert optimizer.defaults == {**{name: theirs[name] for name in ("lr", "momentum")}, "weight_decay": 0.0}
 
 
 @pytest.mark.parametrize("shape", [(16, 64), (64, 16), (32, 32)])
@@ -395,6 +442,29 @@ def test_run_info_says_how_it_came_about(tmp_path):
     head = in_checkout.stdout.strip() or None  # None where the tests lie outside of a git checkout
     assert (info["commit"] or "").removesuffix("-dirty") == (head or "")
     assert Run(tmp_path, Settings(), resume=True).finished
+
+
+def test_the_end_of_a_run_is_written_down(tmp_path):
+    begun(tmp_path).write_end(5, 90.0, 64, {"mse": 0.5}, extra=1)
+    info = json.loads((tmp_path / "run.json").read_text())
+    ended = {name: info[name] for name in ("finished", "steps", "minutes", "pictures_seen", "validation", "extra")}
+    assert ended == {"finished": True, "steps": 5, "minutes": 1.5, "pictures_seen": 320, "validation": {"mse": 0.5},
+                     "extra": 1}  # fmt: skip
+
+
+def test_progress_survives_json_and_is_read_from_earlier_checkpoints():
+    for progress in (Progress(), Progress(7, 1.5, [1, 2, 3], 100, 0.25)):
+        values = json.loads(json.dumps({"step": progress.step, **progress.to_dict()}))
+        again = Progress.from_dict(values)
+        assert again == dataclasses.replace(progress, place=list(progress.place)) and list(again.place) == again.place
+    assert Progress.from_dict({"step": 7, "seconds": 1.5}) == Progress(7, 1.5, (0, 0, 0), 0, math.inf)
+    assert Progress() == Progress(0, 0.0, (0, 0, 0), 0, math.inf)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there, what PyTorch holds on the GPU counts")
+def test_the_most_memory_is_in_gigabytes():
+    now = psutil.Process().memory_info().rss / 1e9
+    assert 0.9 * now < peak_memory() < max(50 * now, 1)
 
 
 def test_checkpoints_rotate(tmp_path):
@@ -790,6 +860,23 @@ def test_a_checkpoint_of_another_model_says_what_does_not_fit(tmp_path):
     save_file({**tensors, "model/weight": torch.zeros(3, 4)}, file)
     with pytest.raises(ValueError, match=r"does not fit this model: .*weight.*another --output_dir"):
         Training(tmp_path, resume=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there, the state is the GPU's")
+def test_a_checkpoint_of_a_gpu_goes_on_without_one(tmp_path):
+    Training(tmp_path).train(kill_at=4)
+    file = tmp_path / "checkpoints" / "checkpoint-3" / "state.safetensors"
+    save_file({**load_file(file), "random/cuda": torch.zeros(16, dtype=torch.uint8)}, file)
+    assert Training(tmp_path, resume=True).train() == [3, 4, 5, 6, 7]
+
+
+def test_compiled_layers_are_compiled_again_after_a_validation():
+    model, compiled = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), object()
+    model[1]._compiled_call_impl = compiled
+    with pytest.raises(KeyError), eager(model):  # after an error too
+        assert model[1]._compiled_call_impl is None
+        raise KeyError
+    assert model[1]._compiled_call_impl is compiled and model[0]._compiled_call_impl is None
 
 
 def test_changed_settings_are_taken_where_that_is_asked_for(tmp_path):

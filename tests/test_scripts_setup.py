@@ -60,7 +60,7 @@ def imports(tree: ast.Module) -> Iterator[str]:
 # --------------------------------------------------------------------------------------- requirements
 
 
-@pytest.mark.parametrize("group", ["", "dev", "tracking", "evaluation"])
+@pytest.mark.parametrize("group", ["", "dev", "tracking", "evaluation", "mutation"])
 def test_constraints_name_every_requirement_and_satisfy_its_bound(group: str) -> None:
     tested = constraints()
     for line in requirements()[group]:
@@ -327,6 +327,18 @@ def test_nothing_is_unpickled() -> None:
             assert given.get("trust_remote_code", "False") == "False", where
             if ast.unparse(node.func) == "torch.load":
                 assert given.get("weights_only") == "True", where
+
+
+def test_mutants_name_files_tests_and_lines_that_exist() -> None:
+    settings = tomllib.loads((ROOT / "tests" / "mutants.toml").read_text())
+    for group in settings["group"]:
+        tests = [argument.partition("::")[0] for argument in group["tests"] if argument.startswith("tests/")]
+        assert tests and [name for name in (*group["files"], *tests) if not (ROOT / name).is_file()] == []
+    for entry in settings["harmless"]:
+        assert entry["reason"]
+        if "words" not in entry:
+            lines = [line.strip() for line in (ROOT / entry["file"]).read_text().splitlines()]
+            assert entry["before"] in lines, f"{entry['file']} has no line {entry['before']!r}"
 
 
 def test_contributing_names_tests_that_exist() -> None:

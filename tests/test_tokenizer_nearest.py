@@ -44,7 +44,8 @@ def assert_nearest(codes: Tensor, vectors: Tensor, codebook: Tensor) -> None:
 
 @SEARCHES
 @pytest.mark.parametrize(
-    "count, size, dim", [(1000, 512, 32), (3, 7, 1), (1, 4096, 8), (2000, 2, 4), (500, 777, 5), (300, 1024, 256)]
+    "count, size, dim",
+    [(1000, 512, 32), (3, 7, 1), (1, 4096, 8), (2000, 2, 4), (500, 777, 5), (300, 1024, 256), (500, 256, 4)],
 )
 def test_nearest_codes_equal_brute_force_in_float64(search, count, size, dim):
     vectors, codebook = torch.randn(count, dim), torch.randn(size, dim)
@@ -113,8 +114,24 @@ def test_screening_gives_up_where_all_codes_are_alike(monkeypatch):
 def test_nearest_codes_work_in_blocks(monkeypatch):
     vectors, codebook = torch.randn(1000, 8), torch.randn(100, 8)
     whole = nearest_codes(vectors, codebook)
-    monkeypatch.setattr(nearest, "BLOCK_FLOATS", 100)  # 64 rows at a time, the last block a part of one
-    assert torch.equal(nearest_codes(vectors, codebook), whole)
+    rows = []
+    largest = nearest._largest
+    monkeypatch.setattr(nearest, "_largest", lambda scores, size: rows.append(len(scores)) or largest(scores, size))
+    for floats, expected in ((100 * 300, [300, 300, 300, 100]), (100, [64] * 15 + [40])):  # 64 rows at least
+        monkeypatch.setattr(nearest, "BLOCK_FLOATS", floats)
+        rows.clear()
+        assert torch.equal(nearest_codes(vectors, codebook), whole) and rows == expected
+
+
+def test_the_buffer_is_kept_on_a_cpu_alone():
+    first = nearest._buffer(100, torch.device("cpu"))
+    assert nearest._buffer(50, torch.device("cpu")).data_ptr() == first.data_ptr()
+    assert nearest._buffer(100, torch.device("meta")).is_meta
+
+
+def test_vectors_and_a_codebook_that_learn_are_no_hindrance():
+    vectors, codebook = torch.randn(20, 4, requires_grad=True), torch.randn(300, 4, requires_grad=True)
+    assert torch.equal(nearest_codes(vectors, codebook), in_float32(vectors.detach(), codebook.detach()))
 
 
 def test_the_buffer_serves_inside_and_outside_inference_mode():

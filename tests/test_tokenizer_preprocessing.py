@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tokenizer_image.preprocessing import Preprocessing, nearest_size, postprocess, preprocess, to_pixel_values
 
@@ -72,6 +72,15 @@ def test_exif_orientation_is_applied_and_a_damaged_block_ignored():
     assert (turned[0, :, 2:] == 255).all() and (turned[2, :, :2] == 255).all()
     damaged = reopened(image, "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert preprocess(damaged, Preprocessing(image_size=4))[0, 0, 0] == 255
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_that_of_pillow(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = reopened(noise((4, 4)), "PNG", exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(image)).transpose(2, 0, 1)
+    np.testing.assert_array_equal(preprocess(image, Preprocessing(image_size=4)), upright)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "PA", "RGBa", "La", "CMYK", "YCbCr", "HSV"])

@@ -26,8 +26,10 @@ from tokenizer_image import (
 )
 from tokenizer_image.quantizers import KINDS as ALL_KINDS
 from tokenizer_image.quantizers import FiniteScalarQuantizer, LookupFreeQuantizer
-from tokenizer_image.quantizers.distributed import NotFiniteError
-from tokenizer_image.quantizers.estimators import rotate
+from tokenizer_image.quantizers.distributed import NotFiniteError, all_reduce, broadcast, sample_rows
+from tokenizer_image.quantizers.estimators import rotate, straight_through_with_loss
+from tokenizer_image.quantizers.finite_scalar import levels_for
+from tokenizer_image.quantizers.interface import RANGES, check_values
 
 EXAMPLE = json.loads((Path(__file__).parent / "data" / "worked_example.json").read_text())
 
@@ -308,6 +310,34 @@ def test_each_depth_learns_from_the_residual_of_the_one_before():
     assert torch.allclose(quantizer.depths[1].ema_sums, torch.tensor([[-0.5 - 0.3], [0.5 + 0.4]]))
 
 
+def test_each_depth_is_refitted_to_the_residual_of_the_one_before():
+    first, second = torch.tensor([[0.0], [10.0]]), torch.tensor([[-1.0], [1.0]])
+    quantizer = residual_of(first, second)
+    quantizer.refit([torch.tensor([[0.8], [9.4]]), torch.tensor([[10.2]])])
+    assert torch.allclose(quantizer.depths[0].codebook, torch.tensor([[0.8], [9.8]]))
+    assert torch.allclose(quantizer.depths[1].codebook, torch.tensor([[-0.2], [0.4]])), "of residuals 0, -0.4 and 0.4"
+
+
+def test_a_shared_codebook_is_refitted_to_the_residuals_of_all_depths():
+    quantizer = ResidualQuantizer([2, 2], 1, shared_codebook=True)
+    quantizer.depths[0] = started(torch.tensor([[0.0], [10.0]]))
+    quantizer.refit([torch.tensor([[1.0], [12.0]])])  # leaves residuals 1 and 2, both nearest to the first code
+    assert torch.allclose(quantizer.depths[0].codebook, torch.tensor([[(1 + 1 + 2) / 3], [12.0]]))
+
+
+@pytest.mark.parametrize("kind", ["residual", "grouped"])
+def test_dead_and_revived_codes_of_all_codebooks_count(kind):
+    parts = [
+        started(torch.randn(3, 2), torch.tensor(counts), revival_threshold=0.5)
+        for counts in ([1.0, 1.0, 1e-4], [1.0, 1e-4, 1e-4])
+    ]
+    quantizer = ResidualQuantizer([3, 3], 2) if kind == "residual" else GroupedQuantizer(parts)
+    if kind == "residual":
+        quantizer.depths = torch.nn.ModuleList(parts)
+    output = quantizer(torch.randn(1, quantizer.code_dim))
+    assert (output.dead, output.revived) == (3, 3)
+
+
 def test_depths_that_share_a_codebook():
     quantizer = build_quantizer("residual", [16, 16, 16], 4, {"shared_codebook": True})
     assert list(snapshot(quantizer)) == [
@@ -395,6 +425,10 @@ def test_cosine_codes_are_the_nearest_directions():
     assert torch.equal(output.codes[:, 0], cosines.argmax(1))
     assert torch.allclose(output.quantized.norm(dim=1), torch.ones(300), atol=1e-5)
     assert torch.equal(quantizer.encode(latents * 3), output.codes)
+    kind = build_quantizer("cosine", [16], 5)
+    kind(latents)
+    assert torch.allclose(kind.inner.code_vectors()[0].norm(dim=1), torch.ones(16), atol=1e-5)
+    assert kind.inner.code_dim == 8, "without codebook_dim"
 
 
 @pytest.mark.parametrize("levels", [(8, 6, 5), (3, 3), (2,), (7, 5, 5, 5, 5)])
@@ -415,6 +449,27 @@ def test_finite_scalar_codes_are_a_whole_grid(levels):
     assert torch.equal(extreme[0], points.amin(0)) and torch.equal(extreme[1], points.amax(0))
 
 
+def test_finite_scalar_bounds_are_those_of_the_paper():
+    """Appendix A.1 of Mentzer et al. 2023, for one element of 8 levels and one of 5."""
+    latents = torch.linspace(-4, 4, 50)[:, None].expand(-1, 2)
+    even = 3.5 * 1.001 * torch.tanh(latents[:, 0] + math.atanh(0.5 / (3.5 * 1.001))) - 0.5
+    odd = 2 * 1.001 * torch.tanh(latents[:, 1])
+    assert torch.allclose(FiniteScalarQuantizer([8, 5]).bound(latents), torch.stack([even, odd], 1), atol=1e-6)
+
+
+def test_extreme_latents_have_the_outermost_of_very_many_levels():
+    """Where the widened range reaches beyond it."""
+    assert FiniteScalarQuantizer([3001]).encode(torch.tensor([[-50.0], [50.0]])).flatten().tolist() == [0, 3000]
+
+
+def test_levels_are_those_of_the_paper():
+    """Its table 1, and the nearest of it for sizes between."""
+    assert {bits: levels_for(2**bits) for bits in (8, 10, 12, 14, 16)} == {
+        8: (8, 6, 5), 10: (8, 5, 5, 5), 12: (7, 5, 5, 5, 5), 14: (8, 8, 8, 6, 5), 16: (8, 8, 8, 5, 5, 5)
+    }  # fmt: skip
+    assert levels_for(480) == (8, 6, 5) and levels_for(500) == (8, 5, 5, 5), "sqrt(240 x 1000) is 490"
+
+
 def test_finite_scalar_gradient_is_that_of_the_tanh():
     quantizer, latents = FiniteScalarQuantizer([5, 4]), torch.randn(10, 2, requires_grad=True)
     output = quantizer(latents)
@@ -427,6 +482,13 @@ def test_finite_scalar_gradient_is_that_of_the_tanh():
 def test_invalid_levels():
     with pytest.raises(ValueError, match=r"levels=\[4, 1\]: each element of a latent needs at least 2"):
         FiniteScalarQuantizer([4, 1])
+
+
+def test_numbers_of_bits():
+    for bits in (0, 31):
+        with pytest.raises(ValueError, match=f"num_bits={bits}: choose 1 to 30"):
+            LookupFreeQuantizer(bits)
+    assert [LookupFreeQuantizer(bits).codebook_sizes for bits in (1, 30)] == [[2], [2**30]]
 
 
 @pytest.mark.parametrize("spherical, corner", [(False, 1.0), (True, 0.5)])
@@ -504,6 +566,23 @@ def test_rotation_keeps_the_angle_between_gradient_and_code():
     assert torch.allclose(latents.grad.norm(dim=1), ratio * gradient.norm(dim=1), rtol=1e-4)
 
 
+def test_rotation_of_pictures_is_that_of_each_latent():
+    latents, quantized, gradient = torch.randn(3, 2, 3, 4, 6)
+    pictures, rows = latents.clone().requires_grad_(), latents.reshape(-1, 6).requires_grad_()
+    rotate(pictures, quantized).backward(gradient)
+    rotate(rows, quantized.reshape(-1, 6)).backward(gradient.reshape(-1, 6))
+    assert torch.allclose(pictures.grad.reshape(-1, 6), rows.grad)
+
+
+def test_a_second_derivative_of_the_straight_through_loss_is_refused():
+    """Its backward takes the difference for a constant, so that the second derivative would be wrong."""
+    latents = torch.randn(5, 3, requires_grad=True)
+    loss = straight_through_with_loss(latents, torch.randn(5, 3))[1].square()
+    (first,) = torch.autograd.grad(loss, latents, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
 @pytest.mark.parametrize("kind", ["ema", "residual"])
 def test_rotation_is_an_option(kind):
     quantizer = build_quantizer(kind, [16], 4, {"rotation_trick": True})
@@ -539,6 +618,12 @@ def test_unused_normalised_codes_keep_unit_length():
     quantizer = started(torch.eye(4), normalize=True, ema_decay=0.0)
     quantizer(torch.tensor([[1.0, 0.1, 0.0, 0.0]]))
     assert torch.allclose(quantizer.rows().norm(dim=1), torch.ones(4), atol=1e-5)
+
+
+def test_an_ema_step_of_directions_by_hand():
+    quantizer = started(torch.eye(2), normalize=True, ema_decay=0.5)
+    quantizer(torch.tensor([[8.0, 6.0]]))  # the direction (0.8, 0.6), nearest to the first code
+    assert torch.allclose(quantizer.codebook, torch.tensor([[0.5 + 0.4, 0.3], [0.0, 1.0]]), atol=1e-4)
 
 
 def test_codebooks_in_half_precision_do_not_learn():
@@ -585,6 +670,18 @@ def test_without_kmeans_the_start_is_random():
     assert not torch.equal(quantizer.codebook, before) and torch.isfinite(quantizer.codebook).all()
 
 
+def test_one_process_alone_needs_no_process_group():
+    tensor = torch.arange(3.0)
+    all_reduce(tensor)
+    assert broadcast(tensor) is tensor and tensor.tolist() == [0, 1, 2]
+
+
+def test_sampled_rows_repeat_only_where_there_are_too_few():
+    vectors = torch.arange(5.0)[:, None]
+    assert sample_rows(vectors, 5).sort(0).values.equal(vectors)
+    assert len(sample_rows(vectors, 3).unique()) == 3 and len(sample_rows(vectors, 6)) == 6
+
+
 # Registry, and custom quantizers
 
 
@@ -608,13 +705,30 @@ def test_any_number_of_leading_dimensions(kind, shape):
     assert (output.codes >= 0).all() and (output.codes < sizes).all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_do_not_depend_on_autocast(kind):
+    quantizer = KINDS[kind]()
+    quantizer(torch.randn(200, 4))
+    quantizer.eval()
+    latents = torch.randn(500, 4)
+    codes, quantized = quantizer.encode(latents), quantizer.decode(quantizer.encode(latents))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer.encode(latents), codes) and torch.equal(quantizer(latents).codes, codes)
+        assert torch.equal(quantizer.decode(codes), quantized)
+    if kind in PROJECTED:  # in float32 outside of autocast, too
+        down = F.linear(latents, quantizer.into.weight, quantizer.into.bias)
+        assert torch.equal(quantizer.down(latents), down)
+        assert torch.equal(quantizer.up(down), F.linear(down, quantizer.out_of.weight, quantizer.out_of.bias))
+
+
 def test_unknown_names_and_options():
     with pytest.raises(ValueError, match="unknown quantizer 'vq': choose one of ema, gradient, cosine, residual"):
         build_quantizer("vq", [8], 4)
     with pytest.raises(ValueError, match=r"codebook_sizes \[8, 8\]: quantizer 'ema' has one codebook"):
         build_quantizer("ema", [8, 8], 4)
-    with pytest.raises(ValueError, match="'lookup_free' needs a power of two"):
-        build_quantizer("lookup_free", [24], 4)
+    for size in (1, 24):
+        with pytest.raises(ValueError, match=rf"\[{size}\]: quantizer 'lookup_free' needs a power of two"):
+            build_quantizer("lookup_free", [size], 4)
     with pytest.raises(ValueError, match="no quantizer option 'ema_decay': 'finite_scalar' takes levels"):
         build_quantizer("finite_scalar", [240], 4, {"ema_decay": 0.9})
 
@@ -632,6 +746,18 @@ def test_the_command_names_its_own_options(settings, message):
     """Some have other names than the quantizers' arguments, which may be those of other options."""
     with pytest.raises(ValueError, match=message):
         ImageTokenizerOptions(**settings)
+
+
+def test_what_a_custom_quantizer_must_write():
+    quantizer, latents = Quantizer(), torch.zeros(1, 4)
+    for member in (lambda: quantizer.codebook_sizes, lambda: quantizer.codes_per_position,
+                   lambda: quantizer(latents), lambda: quantizer.encode(latents),
+                   lambda: quantizer.decode(latents.long())):  # fmt: skip
+        with pytest.raises(NotImplementedError):
+            member()
+    assert quantizer.code_vectors() is None and quantizer.prepare(latents.double()).dtype == torch.float32
+    output = QuantizerOutput(latents, latents.long(), latents.sum())
+    assert output.dead == output.revived == 0 and not (quantizer.frozen or quantizer.shares_codebook)
 
 
 def test_a_custom_quantizer():
@@ -718,6 +844,12 @@ def test_refit_moves_codes_that_have_latents():
     assert quantizer.ema_counts.tolist() == [2, 0, 1] and quantizer.ema_sums.flatten().tolist() == [1, 0, 4.5]
 
 
+def test_refit_counts_where_nothing_has_been_counted():
+    quantizer = started(torch.tensor([[1.0], [2.0]]), counts=0.0)
+    quantizer.refit([torch.tensor([[0.0], [5.0], [6.0]])])
+    assert quantizer.ema_counts.tolist() == [1, 2] and quantizer.ema_sums.flatten().tolist() == [0, 11]
+
+
 def test_refit_leaves_the_codebook_without_latents_with_nan_and_when_frozen():
     quantizer = started(torch.randn(8, 4))
     before = snapshot(quantizer)
@@ -736,6 +868,25 @@ def test_codes_out_of_range(code):
         quantizer.decode(torch.tensor([[0], [code]]).sort(0).values)
 
 
+EDGES = {
+    # name: values that are just allowed, values that are just refused
+    **dict.fromkeys(("commitment_weight", "temperature", "epsilon", "entropy_weight", "diversity"), ([0], [-0.01])),
+    **dict.fromkeys(("ema_decay", "revival_threshold"), ([0, 0.999], [-0.01, 1])),
+    "entropy_temperature": ([0.001], [0]),
+    "codebook_dim": ([1], [0]),
+}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_the_edges_of_each_range(name):
+    allowed, refused = EDGES[name]
+    for value in allowed:
+        check_values({name: value})
+    for value in refused:
+        with pytest.raises(ValueError, match=f"{name}={value} must be "):
+            check_values({name: value})
+
+
 def test_settings_out_of_range():
     with pytest.raises(ValueError, match="codebook_size=1"):
         VectorQuantizer(1, 4)
@@ -747,5 +898,6 @@ def test_settings_out_of_range():
         VectorQuantizer(8, 4, revival_threshold=5)
     with pytest.raises(ValueError, match="cannot be split evenly among num_groups 0"):
         build_quantizer("grouped_residual", [8, 8], 4, {"num_groups": 0})
-    with pytest.raises(ValueError, match=r"codebook_sizes \[0\]: a codebook needs at least 2 codes"):
-        build_quantizer("finite_scalar", [0], 4)
+    for size in (0, 1):
+        with pytest.raises(ValueError, match=rf"codebook_sizes \[{size}\]: a codebook needs at least 2 codes"):
+            build_quantizer("finite_scalar", [size], 4)

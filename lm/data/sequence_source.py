@@ -115,8 +115,8 @@ class SequenceSource:
             dropout, choice, which = keyed_generator(seed, CHOICES, epoch, row).random(3)
             texts = self.cache.texts(row)
             has_codes = self._pictures_everywhere or len(self.cache.codes(row)) > 0
-            possible = self._possible[bool(texts), has_codes, len(self.cache.order(row)) > 1]
-            name = possible[0][min(bisect(possible[1], which * possible[1][-1]), len(possible[0]) - 1)]
+            names, sums = self._possible[bool(texts), has_codes, len(self.cache.order(row)) > 1]
+            name = names[bisect(sums, which * sums[-1])]  # which < 1
             if FORMATS[name].drops_captions and dropout < self.caption_dropout:
                 name = "image"
             chosen.append((name, texts[int(choice * len(texts))] if FORMATS[name].has_text else None))

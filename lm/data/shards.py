@@ -51,10 +51,7 @@ def code_dtype(num_codes: int) -> np.dtype[Any]:
 
 def write_shard(folder: Path, documents: Sequence[Document], dtype: np.dtype[Any]) -> None:
     """Write a shard. A folder of that name is always whole, however many processes write it."""
-    texts = [
-        b"".join(replace_surrogates(text).replace("\0", " ").encode() + SEPARATOR for text in d.texts)
-        for d in documents
-    ]
+    texts = [b"".join(map(_encoded, document.texts)) for document in documents]
     codes = [np.asarray(document.codes) for document in documents]
     arrays = {
         "codes": np.concatenate([np.zeros(0, dtype), *codes], dtype=dtype, casting="unsafe"),

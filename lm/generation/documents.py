@@ -72,9 +72,7 @@ class _Writer:
         self.uniforms = uniforms_of([task.generator], task.max_new_tokens, self.stepper.device)  # (1, max_new_tokens)
         self.left, self.drawn = task.max_new_tokens, 0
         self.finite = torch.ones((), dtype=torch.bool, device=self.stepper.device)
-        mask = vocabulary.text_mask()
-        mask[vocabulary.boi_id] = True
-        self.in_text = torch.from_numpy(mask).to(self.stepper.device)
+        self.in_text = torch.from_numpy(vocabulary.text_mask()).to(self.stepper.device)
 
     def parts(self) -> list[Part]:
         """Texts and pictures until the document ends."""

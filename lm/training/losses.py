@@ -28,7 +28,7 @@ def places_read(config: Any, position_ids: torch.Tensor) -> int:
     `ALIGNMENT`, as where 12 rows of 256 are packed, and where the model has a position for it.
     """
     rows, length = position_ids.shape
-    if rows * (length - 1) % ALIGNMENT == 0 or rows * length % ALIGNMENT != 0:
+    if rows % ALIGNMENT == 0 or rows * length % ALIGNMENT != 0:
         return length - 1
     room = getattr(config.get_text_config(), "max_position_embeddings", None)
     return length - 1 if room is not None and int(position_ids[:, -1].max()) >= room else length

@@ -12,13 +12,13 @@ from tokenizer_image.quantizers.estimators import straight_through
 from tokenizer_image.quantizers.interface import Quantizer, QuantizerOutput, check_range
 
 # Levels for about 2^8, 2^10, ... codes (Mentzer et al. 2023, table 1).
-LEVELS = {8: (8, 6, 5), 10: (8, 5, 5, 5), 12: (7, 5, 5, 5, 5), 14: (8, 8, 8, 6, 5), 16: (8, 8, 8, 5, 5, 5)}
+LEVELS = ((8, 6, 5), (8, 5, 5, 5), (7, 5, 5, 5, 5), (8, 8, 8, 6, 5), (8, 8, 8, 5, 5, 5))
 SLACK = 1e-3  # widens the range a little, because tanh never reaches 1 and so not the outermost level
 
 
 def levels_for(codebook_size: int) -> tuple[int, ...]:
     """The paper's levels whose product is nearest to `codebook_size` on a log scale."""
-    return min(LEVELS.values(), key=lambda levels: abs(math.log(math.prod(levels) / codebook_size)))
+    return min(LEVELS, key=lambda levels: abs(math.log(math.prod(levels) / codebook_size)))
 
 
 class FiniteScalarQuantizer(Quantizer):
