@@ -297,6 +297,7 @@ def test_captions_beside_a_picture_have_a_limit_of_their_own(cache, vocabulary):
     )
     assert drawn.texts == described.texts == (ids[:2],) and source.cropped == 2
     assert alone.texts == (ids,), "a text without a picture is whole"
+    assert [item.length for item in (drawn, alone)] == [2 + 2 + TOKENS, 2 + len(ids)]
 
 
 # Packing

@@ -500,7 +500,9 @@ def test_too_little_memory_splits_the_batch(vocabulary, prompts, monkeypatch):
     with pytest.raises(RuntimeError, match=words):
         draw_codes(model, vocabulary, prompts, generators=streams(1, 2, 3, 4))
     monkeypatch.setattr(memory, "bytes_of_row", lambda *_: 5_000_000)
-    with pytest.raises(RuntimeError, match="about 10 MB beside the model"):  # two rows with guidance
+    monkeypatch.setattr(memory, "available_memory", lambda device: 7_000_000)
+    words = "about 10 MB beside the model, and 7 MB are free on cpu"  # two rows with guidance
+    with pytest.raises(RuntimeError, match=words):
         draw_codes(model, vocabulary, prompts, guidance_scale=2, generators=streams(1, 2, 3, 4))
 
 

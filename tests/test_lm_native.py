@@ -124,6 +124,26 @@ def test_without_a_compiler_torch_draws_the_same(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("cpuinfo", ["Features : fp asimd\n", None])
+def test_processors_that_list_no_flags_compile_too(cpuinfo, monkeypatch, tmp_path):
+    """As those of ARM, and systems without /proc."""
+    import subprocess
+
+    read_text = Path.read_text
+
+    def read(path: Path, *arguments, **settings) -> str:
+        if str(path) != "/proc/cpuinfo":
+            return read_text(path, *arguments, **settings)
+        if cpuinfo is None:
+            raise FileNotFoundError(path)
+        return cpuinfo
+
+    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.setenv("TESSERA_CACHE", str(tmp_path))
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: Path(command[-1]).write_text("library"))
+    assert native._compiled("g++").read_text() == "library"
+
+
 @compiled
 def test_it_is_compiled_once(monkeypatch, tmp_path):
     import subprocess

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tokenizer_image.quantizers import nearest, screening
-from tokenizer_image.quantizers.nearest import nearest_codes, sums_per_code
+from tokenizer_image.quantizers.nearest import nearest_codes, sample_codes, sums_per_code
 from tokenizer_image.quantizers.screening import screened_codes
 
 
@@ -132,6 +132,18 @@ def test_the_buffer_is_kept_on_a_cpu_alone():
 def test_vectors_and_a_codebook_that_learn_are_no_hindrance():
     vectors, codebook = torch.randn(20, 4, requires_grad=True), torch.randn(300, 4, requires_grad=True)
     assert torch.equal(nearest_codes(vectors, codebook), in_float32(vectors.detach(), codebook.detach()))
+    assert sample_codes(vectors, codebook, 1.0).shape == (20,)
+
+
+@pytest.mark.parametrize("has_bfloat16", [False, True])
+def test_screening_is_for_large_searches_on_cpus_with_bfloat16(has_bfloat16, monkeypatch):
+    monkeypatch.setattr(screening, "has_bfloat16", lambda: has_bfloat16)
+
+    def pays(count: int, size: int, device: str = "cpu") -> bool:
+        return screening.screening_pays(torch.empty(count, 4, device=device), torch.empty(size, 4, device=device))
+
+    assert pays(2048, 2048) == pays(100_000, 2048) == has_bfloat16
+    assert not (pays(100, 2048) or pays(2048, 100) or pays(2048, 2048, "meta"))
 
 
 def test_the_buffer_serves_inside_and_outside_inference_mode():

@@ -128,6 +128,14 @@ def test_deep_pictures_are_scaled_to_eight_bits():
         assert pixels.tolist() == [[[0, 255], [128, 64]]]
 
 
+def test_a_file_of_sixteen_bits_says_nothing_of_those_that_it_uses():
+    values = np.full((4, 4), 1000, np.uint16)
+    for format in ("TIFF", "PNG"):
+        image = reopened(Image.fromarray(values), format)
+        assert colour_of(image, num_channels=1) == (round(1000 * 255 / 65535),)
+        assert colour_of(image, num_channels=1, sixteen_bit="data") == (255,)
+
+
 def test_animations_give_their_first_frame_and_stay_where_they_are():
     frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, GREEN, BLUE)]
     for format in ("GIF", "PNG", "TIFF"):

@@ -405,6 +405,7 @@ def test_groups_of_depths():
     )
     with pytest.raises(ValueError, match="cannot be split evenly among num_groups 3"):
         build_quantizer("grouped_residual", [16, 8, 12, 8], 6, {"num_groups": 3})
+    assert len(build_quantizer("grouped_residual", [16, 8], 6, {"num_groups": 1}).quantizers) == 1
 
 
 def test_groups_of_different_widths():
@@ -553,8 +554,9 @@ def test_gradient_learned_codebook_follows_its_loss():
     assert torch.equal(quantizer.codebook, codebook), "only an optimizer changes it"
 
 
-def test_rotation_keeps_the_angle_between_gradient_and_code():
-    latents = torch.randn(20, 6, requires_grad=True)
+@pytest.mark.parametrize("scale", [0.01, 1.0])
+def test_rotation_keeps_the_angle_between_gradient_and_code(scale):
+    latents = (scale * torch.randn(20, 6)).requires_grad_()
     quantized = torch.randn(20, 6)
     output = rotate(latents, quantized)
     assert torch.allclose(output, quantized, atol=1e-5)
