@@ -12,6 +12,7 @@
 #             python3 -m venv --system-site-packages .venv && make demo PIP_ARGS=
 # MINUTES   training time of `make demo`, both stages together
 # TEST_ARGS what pytest gets, e.g. TEST_ARGS="-k vocabulary -x"
+# TEST_PROCESSES  how many run tests side by side, a file each (default: one per core, at most 8); 0: none but pytest
 # MUTANTS   at most so many changes of each file for `make mutants`, drawn at random; empty: all, which takes hours
 # MUTANT_ARGS  what else tests/mutants.py gets, e.g. MUTANT_ARGS="--seed 1 lm/sequences.py"
 
@@ -21,6 +22,7 @@ override VENV := $(patsubst ~/%,$(HOME)/%,$(VENV))
 PIP_ARGS ?= $(if $(wildcard $(VENV)/.tessera-pip-args),$(shell cat "$(VENV)/.tessera-pip-args"),-c constraints.txt)
 MINUTES ?= 10
 TEST_ARGS ?=
+TEST_PROCESSES ?= logical --maxprocesses 8
 MUTANTS ?=
 MUTANT_ARGS ?=
 
@@ -128,7 +130,7 @@ demo: environment
 # --------------------------------------------------------------------------------------------- checks
 
 test: environment
-	"$(BIN)/python" -m pytest $(TEST_ARGS)
+	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(TEST_ARGS)
 
 lint: environment
 	"$(BIN)/python" -m ruff check .

@@ -82,7 +82,7 @@ def model_sizes(
     if architecture != "gpt2" and hidden // heads % 2:
         raise ValueError(
             f"hidden_size {hidden} gives each of {heads} heads {hidden // heads} numbers, and rotary positions need an "
-            "even number; change --hidden_size or --num_heads"
+            "even number; change hidden_size or num_heads"
         )
     return layers, hidden, intermediate_size or intermediate, heads
 

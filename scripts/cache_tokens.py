@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipelines.machine.processors import usable_cores
 from pipelines.options.data import CacheOptions
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipelines.caching.writer import TokenCacheWriter
+    from tokenizer_image.layout import ImageTokenizer
 
 
 @dataclass
@@ -70,7 +71,7 @@ def main(options: Options) -> None:
     remove_replaced(Path(str(options.token_cache)))
 
 
-def write_split(options: Options, tokenizer: Any, split: str, device: torch.device) -> None:
+def write_split(options: Options, tokenizer: ImageTokenizer, split: str, device: torch.device) -> None:
     """Write this job's shards of one split."""
     from lm.data.token_cache import TokenCache, damaged_shards
     from pipelines.caching.opening import report_left_out, source_settings
@@ -105,7 +106,7 @@ def write_split(options: Options, tokenizer: Any, split: str, device: torch.devi
     print(f"{folder} is whole: {len(TokenCache(folder)):,} rows", flush=True)
 
 
-def read_shards(options: Options, writer: TokenCacheWriter, tokenizer: Any) -> None:
+def read_shards(options: Options, writer: TokenCacheWriter, tokenizer: ImageTokenizer) -> None:
     """Decode the pictures of this job's shards: all of them, so that a job that is run again finds them decoded."""
     import numpy as np
 

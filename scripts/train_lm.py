@@ -96,7 +96,7 @@ def main(options: LanguageModelOptions) -> None:
     def sample(plain: Any, step: int) -> None:
         pipe = TextToImagePipeline(tokenizer, plain, vocabulary)
         try:
-            draw_samples(pipe, prompts, run.samples / f"step-{step:06d}.png")
+            draw_samples(pipe, prompts, run.sample_file(f"step-{step:06d}.png"))
         except (ValueError, RuntimeError) as error:  # a picture to look at is not worth a run
             say(accelerator, f"no samples of step {step}: {error}")
 
@@ -126,16 +126,17 @@ def main(options: LanguageModelOptions) -> None:
     batches = prefetch(
         order.batches(loop.progress.place, rank=rank, world_size=world_size, micro_batches=accumulation_steps)
     )
-    for _ in loop.steps():
-        loop.progress.place, micro_batches = next(batches)
-        figures = train_step(
-            accelerator, loss_module, prepared, optimizers, micro_batches, loss_shares=shares,
-            pad_id=vocabulary.pad_id, max_grad_norm=options.max_grad_norm,
-        )  # fmt: skip
-        loop.count(figures.tokens, figures.flops)
-        loop.finish_step(figures.loss, **figures.metrics)
-    run.write_info(cropped=source.cropped, left_out=source.dropped)  # read ahead by a few batches
-    finish(loop, write, next_commands(run.folder, prompts))
+    with loop.ends_resumable():
+        for _ in loop.steps():
+            loop.progress.place, micro_batches = next(batches)
+            figures = train_step(
+                accelerator, loss_module, prepared, optimizers, micro_batches, loss_shares=shares,
+                pad_id=vocabulary.pad_id, max_grad_norm=options.max_grad_norm,
+            )  # fmt: skip
+            loop.count(figures.tokens, figures.flops)
+            loop.finish_step(figures.loss, **figures.metrics)
+        run.write_info(cropped=source.cropped, left_out=source.dropped)  # read ahead by a few batches
+        finish(loop, write, next_commands(run.folder, prompts))
 
 
 def finish(loop: Loop, write: Callable[[Any, Path], None], commands: list[str]) -> None:

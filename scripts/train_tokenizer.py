@@ -14,8 +14,8 @@ from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from pipelines.options.parser import run_command
 
 if TYPE_CHECKING:
+    from pipelines.caching.pixel_cache import DecodedPictures
     from pipelines.training.loop import Loop
-    from tokenizer_image.pictures.pixel_cache import DecodedPictures
 
 LEARNING_RATE = 2e-3
 BETAS = (0.9, 0.99)
@@ -48,7 +48,6 @@ def main(options: ImageTokenizerOptions) -> None:
     )
     from pipelines.training.state import TrainingState
     from tokenizer_image.preprocessing import preprocessing_of, to_pixel_values
-    from tokenizer_image.quantizers.distributed import NotFiniteError
 
     accelerator, run = start_run(options, plain=True)
     if run.finished:
@@ -75,7 +74,7 @@ def main(options: ImageTokenizerOptions) -> None:
     prepared = accelerator.prepare(tokenizer)
 
     def sample(_: object, step: int) -> None:
-        draw_reconstructions(tokenizer, validation_pictures, device, run.samples / f"step-{step:06d}.png")
+        draw_reconstructions(tokenizer, validation_pictures, device, run.sample_file(f"step-{step:06d}.png"))
 
     validation = Validation(
         partial(validate, tokenizer, validation_pictures, device), sample,
@@ -93,7 +92,7 @@ def main(options: ImageTokenizerOptions) -> None:
 
     tokenizer.train()
     batches = prefetch(training_batches(pictures, options, loop.progress.step, accelerator))
-    try:
+    with loop.ends_resumable():
         for _ in loop.steps():
             pixel_values = to_pixel_values(next(batches)).to(device).contiguous(memory_format=torch.channels_last)
             output = prepared(pixel_values)
@@ -104,8 +103,6 @@ def main(options: ImageTokenizerOptions) -> None:
                 optimizer.zero_grad()
             loop.finish_step(output.loss, **step_figures(output, tokenizer.num_codes))
         finish(loop, pictures, validation_pictures)
-    except NotFiniteError:  # of a step, of a validation, or of the last fit of the codebook
-        loop.stop("there are latents with NaN or infinity")
 
 
 def finish(loop: Loop, pictures: DecodedPictures, validation_pictures: DecodedPictures) -> None:
@@ -120,7 +117,7 @@ def finish(loop: Loop, pictures: DecodedPictures, validation_pictures: DecodedPi
         figures = validate(tokenizer, validation_pictures, device)
         if run.is_main:
             tokenizer.save_pretrained(run.folder)
-            draw_reconstructions(tokenizer, validation_pictures, device, run.samples / "final.png")
+            draw_reconstructions(tokenizer, validation_pictures, device, run.sample_file("final.png"))
     run.log(loop.progress.step, **{f"final_{name}": value for name, value in figures.items()})
     run.write_end(loop.progress.step, loop.progress.seconds, options.batch_size, figures)
     say(loop.accelerator, f"final: {', '.join(f'{name} {value:.4g}' for name, value in figures.items())}")

@@ -15,9 +15,10 @@ import pipelines.caching.writer
 from lm.data import token_cache
 from lm.data.shards import _ends
 from lm.data.token_cache import FORMAT_VERSION, Document, TokenCache, code_dtype, write_manifest, write_shard
+from pipelines.caching.pixel_cache import decode_pictures
 from pipelines.caching.writer import TokenCacheWriter
 from tokenizer_image import VQVAE, VQVAEConfig
-from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, preprocess, to_pixel_values
+from tokenizer_image.pictures.loading import Preprocessing, preprocess, to_pixel_values
 
 DOCUMENTS = [
     Document(np.array([3, 1, 2, 0]), [(8, 8)], ["a dog", "Größe 犬 🐕‍🦺", ""]),

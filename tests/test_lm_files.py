@@ -57,6 +57,42 @@ def test_a_rename_that_cannot_be_done_is_raised_at_once(tmp_path, monkeypatch):
         fill(tmp_path / "b", x="1")
 
 
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_folder_that_could_not_be_replaced_keeps_its_content(tmp_path, monkeypatch, number):
+    """The renames are: the new one (refused, since the name is taken), the earlier one aside, the new one again."""
+    fill(tmp_path / "b", x="1")
+    original, calls = os.rename, []
+
+    def rename(source: str, target: str) -> None:
+        calls.append(target)
+        if len(calls) == number:
+            raise OSError(errno.EIO, "input/output error")
+        original(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(OSError, match="input/output error"):
+        fill(tmp_path / "b", y="2")
+    assert [path.name for path in tmp_path.iterdir()] == ["b"] and (tmp_path / "b" / "x").read_text() == "1"
+
+
+def test_a_kill_between_the_renames_loses_nothing(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from lm import files\n"
+        "original, calls = os.rename, []\n"
+        "def rename(source, target):\n"
+        "    calls.append(target)\n"
+        "    os._exit(9) if len(calls) == 3 else original(source, target)\n"
+        "os.rename = rename\n"
+        "with files.published(Path(sys.argv[1], 'b')) as aside:\n"
+        "    aside.mkdir(); (aside / 'y').write_text('2')\n"
+    )
+    fill(tmp_path / "b", x="1")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[1])
+    assert done.returncode == 9 and not (tmp_path / "b").exists()
+    fill(tmp_path / "c", z="3")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "c"] and (tmp_path / "b" / "x").exists()
+
+
 def test_what_a_killed_process_left_is_removed(tmp_path):
     code = (
         "import os, sys; from pathlib import Path; from lm.files import published\n"

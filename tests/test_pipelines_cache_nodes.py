@@ -14,10 +14,10 @@ from accelerate import Accelerator
 from PIL import Image
 
 from lm.data.token_cache import TokenCache
+from pipelines.caching import pixel_cache
 from pipelines.caching.opening import open_caches
 from pipelines.options.data import CacheOptions
 from tokenizer_image import VQVAE, VQVAEConfig
-from tokenizer_image.pictures import pixel_cache
 from tokenizer_image.pictures.loading import Preprocessing
 from tokenizer_image.registry import load_tokenizer
 

@@ -12,6 +12,7 @@ import torch
 from tiny import tiny_pipeline, tiny_tokenizer
 
 from lm.sequences import token_sequence
+from pipelines.caching.pixel_cache import decode_pictures
 from pipelines.evaluation.alignment import alignment_report, alignment_sets, is_right, score
 from pipelines.evaluation.captions import caption_report, score_captions
 from pipelines.evaluation.codebook_plot import codebook_figure, codebook_views
@@ -26,7 +27,7 @@ from pipelines.options.parser import parse_options
 from pipelines.text_to_image import TextToImagePipeline
 from scripts.evaluate import main
 from tokenizer_image import VQVAE, VQVAEConfig
-from tokenizer_image.pictures.loading import decode_pictures, load_pictures
+from tokenizer_image.pictures.loading import load_pictures
 from tokenizer_image.preprocessing import Preprocessing, preprocessing_of, to_pixel_values
 from tokenizer_image.sprites import scenes as sprites
 from tokenizer_image.sprites.data_set import SpriteDataset

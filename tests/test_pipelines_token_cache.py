@@ -27,7 +27,7 @@ from lm.data.shards import damage
 from lm.data.token_cache import Document, TokenCache, code_dtype, write_manifest, write_shard
 from pipelines.caching import encoder as encoding
 from pipelines.caching.encoder import PictureEncoder, check_sizes, encoded_documents
-from pipelines.caching.opening import open_cache, open_caches
+from pipelines.caching.opening import CacheOfSplit, open_caches
 from pipelines.caching.sources import load_source
 from pipelines.caching.writer import TokenCacheWriter
 from pipelines.machine import batches
@@ -102,7 +102,7 @@ def options(tokenizer_folder: Path, tmp_path: Path, **changes) -> CacheOptions:
 
 
 def opened(options: CacheOptions, tokenizer: VQVAE, split: str) -> TokenCache:
-    return open_cache(options, tokenizer, split, Accelerator(), root=str(options.token_cache))
+    return CacheOfSplit(options, tokenizer, Accelerator(), split, str(options.token_cache)).open()
 
 
 def codes_of(tokenizer: VQVAE, image: Image.Image, sizes=()) -> np.ndarray:

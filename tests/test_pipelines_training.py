@@ -94,7 +94,7 @@ def test_a_constant_rate_falls_over_the_last_share():
     assert share(0.25, 1.0) == pytest.approx(FINAL_SHARE + (1 - FINAL_SHARE) * 0.5)
     assert learning_rate_share(0.0, 0, 4, "constant_decay", 0.2) == 0.25, "warm-up comes first"
     for changes, message in (({"schedule": "linear"}, "--schedule 'linear': choose cosine or constant_decay"),
-                             ({"decay_share": 0.0}, "--decay_share 0.0 must be above 0")):  # fmt: skip
+                             ({"decay_share": 0.0}, "--decay_share 0.0 must be above zero")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             TrainingOptions(**changes)
 
@@ -206,7 +206,7 @@ def test_optimizers_go_on_exactly_from_their_tensors(tmp_path, muon_learning_rat
 
     model, optimizers = fresh()
     train(model, optimizers, 3)
-    run = Run(tmp_path, None)
+    run = Run(tmp_path, TrainingOptions())
     run.begin()
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     run.save_checkpoint(3, {**tensors, **{f"optimizer/{n}": t for n, t in optimizer_tensors(optimizers).items()}}, {})
@@ -365,8 +365,6 @@ def test_averages_load_and_can_be_off():
         model.weight.add_(1)
     off.update(1)
     assert torch.equal(off.state()["weight"], model.weight)
-    with pytest.raises(ValueError, match=r"--ema_decay 1.0 must be in \[0, 1\)"):
-        AveragedWeights(model, 1.0)
 
 
 # The run's folder
@@ -394,8 +392,8 @@ def test_a_folder_that_holds_a_run(tmp_path):
     begun(tmp_path / "run")
     with pytest.raises(ValueError, match=r"--output_dir .*run already holds a run: pass --resume.*--overwrite"):
         Run(tmp_path / "run", Settings())
-    with pytest.raises(ValueError, match="exclude each other"):
-        Run(tmp_path / "run", Settings(), resume=True, overwrite=True)
+    with pytest.raises(ValueError, match="--resume and --overwrite exclude each other"):
+        TrainingOptions(resume=True, overwrite=True)
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="file is a file; name a folder"):
         Run(tmp_path / "file", Settings())
@@ -743,7 +741,8 @@ def test_a_disk_that_is_really_full(tmp_path):
     code = (
         "import resource, signal, sys, torch\n"
         "from pipelines.training.run_folder import Run\n"
-        "run = Run(sys.argv[1], None)\n"
+        "from pipelines.options.training import TrainingOptions\n"
+        "run = Run(sys.argv[1], TrainingOptions())\n"
         "run.begin()\n"
         "run.save_checkpoint(1, {'x': torch.zeros(10)}, {})\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"

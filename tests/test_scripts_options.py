@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -10,7 +11,12 @@ from typing import Literal
 
 import pytest
 
-from pipelines.options.parser import parse_options
+from lm.model import ARCHITECTURES, SIZES
+from pipelines.options import language_model
+from pipelines.options.image_tokenizer import ImageTokenizerOptions
+from pipelines.options.language_model import LanguageModelOptions
+from pipelines.options.option import check_values, option
+from pipelines.options.parser import parse_options, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -191,3 +197,98 @@ def test_help_leaves_torch_out(script):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "--config" in done.stdout, done.stderr
+
+
+STAGE_1_MISTAKES = {
+    "--resize foo": "choose crop or squash",
+    "--network foo": "choose conv or mlp",
+    "--sixteen_bit x": "choose full or data",
+    "--num_levels 5": "choose 1, 2 or 3",
+    "--num_channels 2": "choose 1 or 3",
+    "--image_size 30": "no preset .* the nearest sizes with one are 28 and 32",
+    "--image_size 0": "must be above zero",
+    "--codebook_sizes 1": "must be at least 2",
+    "--hidden_sizes 8 0": "--hidden_sizes 0 must be above zero",
+    "--patch_size 3": "--image_size 32x32 is not a multiple .* or other --patch_size",
+    "--encoder_kernel_size 2": "must be odd",
+    "--code_dim 33": "cannot be split into .* that --codebook_sizes",
+    "--level_dropout 1": "must be at least zero and below 1",
+    "--codebook_decay 2": "--codebook_decay 2.0 must be in",
+    "--codebook_dim 4": "no quantizer option --codebook_dim",
+    "--quantizer ema,foo": "--quantizer 'foo': choose",
+    "--quantizer ema": "--codebook_sizes .*--quantizer 'ema' has one codebook",
+    "--quantizer lookup_free --codebook_sizes 1000": "--codebook_sizes .* needs a power of two",
+    "--num_levels 2 --codebook_sizes 8 8 8": "--codebook_sizes .* cannot be split evenly among --num_levels 2",
+    "--network mlp --num_levels 2": "--num_levels 2: an MLP has one level",
+}
+STAGE_2_MISTAKES = {
+    "--lm_size 9M": "choose 2M, ",
+    "--architecture bert": "choose llama, qwen3 or gpt2",
+    "--hidden_size 100 --num_heads 3": "--hidden_size 100 is not a multiple of --num_heads 3",
+    "--lm_size 2M --num_heads 5": "--hidden_size 192 is not a multiple of --num_heads 5",
+    "--init_from . --lm_name_or_path x": "exclude each other",
+    "--text_tokenizer x --text_vocab_size 9": "leave it out",
+    "--caption_dropout 1.5": "must be at least zero and at most 1",
+    "--image_sizes 8": "give HEIGHTxWIDTH",
+    "--optimizer sgd": "choose adamw or muon",
+}
+MISTAKES_OF_BOTH = {
+    "--max_unreadable_share 3": "must be at least zero and at most 1",
+    "--num_workers -7": "must be at least -1",
+    "--ema_decay 1": "must be at least zero and below 1",
+    "--decay_share 0": "must be above zero and at most 1",
+    "--learning_rate nan": "must be above zero",
+    "--batch_size 0": "must be above zero",
+    "--init_from nowhere": "no such folder",
+}
+
+
+@pytest.mark.parametrize(
+    ("options_class", "given", "words"),
+    [
+        *((ImageTokenizerOptions, *mistake) for mistake in (STAGE_1_MISTAKES | MISTAKES_OF_BOTH).items()),
+        *((LanguageModelOptions, *mistake) for mistake in (STAGE_2_MISTAKES | MISTAKES_OF_BOTH).items()),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value.startswith("--") else "",
+)
+def test_a_mistake_in_an_option_is_found_before_anything_is_read(capsys, options_class, given, words):
+    """With exit code 2, and the message begins with an option that was typed, or names it."""
+    message = failure(capsys, *given.split(), options_class=options_class)
+    assert re.search(words, message) and "--" in message, message
+
+
+def test_the_language_models_that_the_options_know():
+    assert set(language_model.ARCHITECTURES) == set(ARCHITECTURES) and tuple(SIZES) == language_model.SIZES
+
+
+def test_intervals_have_both_ends_or_one():
+    @dataclass
+    class Shares:
+        half_open: float = option(0.5, "", within="[0, 1)")
+        closed: float = option(1.0, "", within="(0, 1]")
+        several: list[int] = option([1], "", within="[-1, inf)")
+
+    for good in ({"half_open": 0.0}, {"closed": 1.0}, {"several": [-1, 10**9]}, {"several": []}):
+        check_values(Shares(**good))
+    for bad in ({"half_open": 1.0}, {"half_open": -0.1}, {"closed": 0.0}, {"closed": 1.1}, {"several": [3, -2]}):
+        with pytest.raises(ValueError, match=f"--{next(iter(bad))} "):
+            check_values(Shares(**bad))
+
+
+def test_memory_and_time_that_run_out_end_in_one_sentence(monkeypatch):
+    def main(_: Options) -> None:
+        raise MemoryError("Unable to allocate 28 GiB")
+
+    def late(_: Options) -> None:
+        raise RuntimeError("[unbound_buffer.cc:78] Timed out waiting 18000ms for recv operation to complete")
+
+    def other(_: Options) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit, match=r"^train.py: error: there is not enough memory \(Unable .*--batch_size"):
+        run_command(main, Options, "test")
+    with pytest.raises(SystemExit, match="another process did not answer in time .*18000ms.* --timeout_minutes"):
+        run_command(late, Options, "test")
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        run_command(other, Options, "test")

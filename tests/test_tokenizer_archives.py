@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from test_tokenizer_loading import encoded, write, write_tar
 
-from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, load_pictures
+from pipelines.caching.pixel_cache import decode_pictures
+from tokenizer_image.pictures.loading import Preprocessing, load_pictures
 
 
 def opened(folder: Path, members: dict[str, bytes], **options):
@@ -147,3 +148,138 @@ def test_an_archive_that_is_cut_off_between_two_members_is_told(tmp_path):
     file.write_bytes(file.read_bytes()[:seventh])
     cut = load_pictures(str(tmp_path), "train")
     assert len(cut) == 2 and "WARNING: a.tar has no end mark: it may be cut off" in lines(cut)
+
+
+def damaged(file: Path, start: int, content: bytes) -> None:
+    whole = file.read_bytes()
+    file.write_bytes(whole[:start] + content + whole[start + len(content) :])
+
+
+def offsets(file: Path) -> list[int]:
+    """Where the header of each member begins."""
+    with tarfile.open(file) as archive:
+        return [member.offset for member in archive.getmembers()]
+
+
+PICTURES = {name: encoded() for name in ("a.png", "b.png", "c.png", "d.png")}
+
+
+def test_members_behind_a_damaged_place_are_read(tmp_path):
+    opened(tmp_path, PICTURES)
+    second = offsets(tmp_path / "train.tar")[1]
+    damaged(tmp_path / "train.tar", second, b"x" * 512)
+    source = load_pictures(str(tmp_path))
+    assert set(captions(source)) == {"a", "c", "d"}
+    assert f"WARNING: train.tar is damaged at byte {second:,}: what lay there is lost" in lines(source)
+
+
+def test_an_archive_that_is_cut_in_a_header_or_in_a_picture(tmp_path):
+    opened(tmp_path, PICTURES)
+    content, last = (tmp_path / "train.tar").read_bytes(), offsets(tmp_path / "train.tar")[-1]
+    for length, message in ((last + 100, "has no end mark: it may be cut off"), (last + 530, "is cut off in d.png")):
+        write(tmp_path / "train.tar", content[:length])
+        source = load_pictures(str(tmp_path))
+        assert set(captions(source)) == {"a", "b", "c"} and f"WARNING: train.tar {message}" in lines(source)
+
+
+def test_archives_that_were_joined(tmp_path):
+    opened(tmp_path, {"a.png": encoded(), "b.png": encoded()})
+    write_tar(tmp_path / "other.tar", {"c.png": encoded(), "c.txt": b"a cat"})
+    write(tmp_path / "train.tar", (tmp_path / "train.tar").read_bytes() + (tmp_path / "other.tar").read_bytes())
+    (tmp_path / "other.tar").unlink()
+    source = load_pictures(str(tmp_path))
+    assert captions(source) == {"a": [], "b": [], "c": ["a cat"]}
+    assert "repaired: archives that were joined in one file: 1; such as train.tar" in lines(source)
+
+
+def test_a_header_with_a_negative_size_ends(tmp_path):
+    opened(tmp_path, PICTURES)
+    third = offsets(tmp_path / "train.tar")[2]
+    header = bytearray((tmp_path / "train.tar").read_bytes()[third : third + 512])
+    header[124:136] = (-4096).to_bytes(12, "big", signed=True)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    damaged(tmp_path / "train.tar", third, bytes(header))
+    source = load_pictures(str(tmp_path))
+    assert set(captions(source)) == {"a", "b", "d"} and "train.tar is damaged" in lines(source)
+
+
+@pytest.mark.parametrize("content", [b"\x1f\x8b" + b"x" * 3000, b"PK\3\4" + b"x" * 3000, b"x" * 3000, b""])
+def test_files_that_are_no_archives(tmp_path, content):
+    with pytest.raises(ValueError, match=r"set\.tar is (no tar archive|a compressed archive|empty)"):
+        load_pictures(str(write(tmp_path / "set.tar", content)))
+
+
+def test_examples_with_several_kinds_of_caption_members(tmp_path):
+    members = {
+        "a.png": encoded(), "a.txt": b"a dog", "b.png": encoded(), "b.caption": b"a cat", "c.png": encoded(),
+        "c.txt": b"a bird", "c.caption": b"", "d.png": encoded(), "d.text": b"a fish", "d.caption": b"a fish, wet",
+        "e.png": encoded(), "e.json": b'{"caption": "a horse"}', "f.png": encoded(), "f.prompt": b"a cow",
+    }  # fmt: skip
+    source = opened(tmp_path, members)
+    assert captions(source) == {
+        "a": ["a dog"], "b": ["a cat"], "c": ["a bird"], "d": ["a fish, wet"], "e": ["a horse"], "f": ["a cow"],
+    }  # fmt: skip
+    assert "WARNING: 1 caption not used: another caption member is read; such as train.tar/d.text" in lines(source)
+
+
+def test_json_members_without_a_caption_are_counted(tmp_path):
+    members = {f"{number:03}.png": encoded() for number in range(70)}
+    members |= {f"{number:03}.json": b'{"caption": "a dog"}' if number > 66 else b'{"w": 3}' for number in range(70)}
+    source = opened(tmp_path, members)
+    assert [texts for texts in captions(source).values() if texts] == [["a dog"]] * 3
+    assert "WARNING: 67 captions not used: a mapping without a key such as caption or text (it has w)" in lines(source)
+
+
+def test_members_that_are_not_read_are_told_with_the_reason(tmp_path):
+    members = {"a.png": encoded(), "a.psd": b"8BPS", "a.npy": b"1", "b.psd": b"8BPS", "c": encoded(), ".d.png": b"x"}
+    text = lines(opened(tmp_path, members))
+    assert "2 .psd files, a kind of picture that is not read" in text
+    assert "1 .npy file, not a kind of member that is read; such as train.tar/a.npy" in text
+    assert "1 file without an ending, its name has no ending" in text
+    assert "1 .png file, hidden: its name, or its folder's, begins with a dot; such as train.tar/.d.png" in text
+
+
+def test_what_systems_put_beside_pictures_counts_for_nothing(tmp_path):
+    members = {"set/a.png": encoded(), "__MACOSX/set/._a.png": b"\0\5\x16\7", "set/._a.png": b"\0\5\x16\7"}
+    source = opened(tmp_path, members | {"__MACOSX/a.txt": b"x", "set/.DS_Store": b"x", "set/Thumbs.db": b"x"})
+    assert captions(source) == {"set/a": []} and "left out" not in lines(source)
+
+
+def test_names_in_another_case_or_unicode_form(tmp_path):
+    members = {
+        "caf\u00e9.png": encoded(), "cafe\u0301.txt": b"one", "B.PNG": encoded(), "b.txt": b"two", "c.png": encoded(),
+        "C.png": encoded(), "c.txt": b"three", "d.png": encoded(), "d.txt": b"four", "D.txt": b"other",
+    }  # fmt: skip
+    source = opened(tmp_path, members)
+    assert captions(source) == {"caf\u00e9": ["one"], "B": ["two"], "c": ["three"], "C": [], "d": ["four"]}
+    assert "1 .txt file not used: no picture has this name; such as train.tar/D.txt" in lines(source)
+
+
+def test_names_of_folders_in_archives_are_told_to_be_no_captions(tmp_path):
+    source = opened(tmp_path, {"dog/a.png": encoded(), "cat/b.png": encoded()})
+    assert "WARNING: the names of folders in archives are no captions: cat, dog; put a .txt beside each" in lines(
+        source
+    )
+
+
+def test_archives_that_hold_no_picture_say_why(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"hold nothing.* 2 files without an ending left out \(its name has no ending\)"
+    ):
+        load_pictures(str(write_tar(tmp_path / "a.tar", {"a": encoded(), "b": encoded()})))
+
+
+def test_reasons_with_a_chosen_column_and_with_keys_without_text(tmp_path):
+    members = {"a.png": encoded(), "a.txt": b"x", "a.json": b'{"alt": "y"}', "b.png": encoded()}
+    source = opened(tmp_path / "alt", members, caption_column="alt")
+    assert captions(source) == {"a": ["y"], "b": []}
+    assert "WARNING: 1 .txt file not used: --caption_column alt is read; such as train.tar/a.txt" in lines(source)
+    members = {
+        "a.png": encoded(),
+        "a.json": b'{"caption": null, "text": "x"}',
+        "b.png": encoded(),
+        "b.json": b'{"caption": "y"}',
+    }
+    source = opened(tmp_path / "null", members)
+    assert captions(source) == {"a": ["x"], "b": ["y"]}

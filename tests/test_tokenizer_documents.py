@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, load_pictures
+from pipelines.caching.pixel_cache import decode_pictures
+from tokenizer_image.pictures.loading import Preprocessing, load_pictures
 
 
 def text(words: str) -> dict[str, str]:
@@ -156,3 +157,14 @@ def test_files_that_hold_nothing(tmp_path):
     write_documents(tmp_path, [[image("1.png")], [image("2.png")]])
     with pytest.raises(ValueError, match="has no captions"):
         load_pictures(str(tmp_path), need_captions=True)
+
+
+def test_captions_beside_the_parts_and_metadata_beside_the_documents_are_told(tmp_path):
+    documents = [{"parts": [{"text": "one"}, {"image": f"{letter}.png"}], "caption": "lost"} for letter in "ab"]
+    for letter in "ab":
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{letter}.png")
+    (tmp_path / "documents.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,words\n")
+    text = "\n".join(load_pictures(str(tmp_path)).summary.lines())
+    assert "2 captions not used: a key beside the parts of a document (caption); such as" in text
+    assert "1 .csv file not used: documents.jsonl has the texts; such as metadata.csv" in text

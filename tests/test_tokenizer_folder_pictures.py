@@ -1,5 +1,6 @@
 """Folders of pictures as people have them: caption files, class folders, odd names, and what else lies there."""
 
+import json
 import os
 import unicodedata
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 from test_tokenizer_loading import encoded, write, write_parquet, write_tar
 
-from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, load_pictures
+from pipelines.caching.pixel_cache import decode_pictures
+from tokenizer_image.pictures.loading import Preprocessing, load_pictures
 
 
 @pytest.fixture(autouse=True)
@@ -260,5 +262,229 @@ def test_a_folder_of_links_out_of_it_says_so(tmp_path):
     make(tmp_path / "elsewhere", {"a.png": None})
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.png").symlink_to(tmp_path / "elsewhere" / "a.png")
-    with pytest.raises(ValueError, match=r"holds no pictures: 1 .png left out \(a link out of the folder; copy in"):
+    with pytest.raises(
+        ValueError, match=r"holds no pictures: 1 .png file left out \(a link out of the folder; copy in"
+    ):
         load_pictures(str(tmp_path / "data"), "train")
+
+
+def test_a_link_to_itself(tmp_path):
+    make(tmp_path, {"a.png": None, "b.png": None})
+    (tmp_path / "c.png").symlink_to(tmp_path / "c.png")
+    assert sorted(captions(tmp_path)) == ["a.png", "b.png"]
+    assert "1 .png file, a broken link" in lines(tmp_path)
+
+
+def test_folders_whose_names_say_nothing_give_no_captions(tmp_path):
+    make(tmp_path, {"___/a.png": None, "dog/b.png": None})
+    assert captions(tmp_path) == {"___/a.png": [], "dog/b.png": ["dog"]}
+
+
+@pytest.mark.parametrize(
+    "pictures, told",
+    [
+        (["train/a", "train/c", "extra/b"], "train"), (["train/a", "train/c", "b"], "train"),
+        (["cat/train/a", "cat/val/b", "dog/train/c", "dog/val/d"], "cat/train"),
+        (["train/a", "train/c", "val/b"], None), (["cat/train/a", "cat/train/c", "cat/val/b"], None),
+        (["train/train/a", "train/boat/b", "val/boat/c"], None), (["dog/a", "cat/b"], None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("with_metadata", [False, True])
+def test_folders_with_names_of_splits_that_are_none(tmp_path, pictures, told, with_metadata):
+    make(tmp_path, {f"{picture}.png": None for picture in pictures})
+    if with_metadata:
+        rows = (f'{{"file_name": "{picture}.png", "text": "words"}}\n' for picture in pictures)
+        write(tmp_path / "metadata.jsonl", "".join(rows))
+    text = lines(tmp_path)
+    assert ("named like a split" in text) == (told is not None)
+    if told is not None:
+        assert f"WARNING: the folder {told} is named like a split, but is none" in text
+
+
+# ---- captions in files beside the pictures, of several kinds
+
+
+@pytest.mark.parametrize("blank", ["", " \r\n", "\ufeff", "None\n"])
+def test_a_caption_file_without_a_caption_hides_no_other(tmp_path, blank):
+    make(tmp_path, {"a.png": None, "a.txt": blank, "a.caption": "a dog", "b.png": None, "b.txt": "a cat"})
+    assert captions(tmp_path) == {"a.png": ["a dog"], "b.png": ["a cat"]}
+    assert "WARNING: 1 .txt file not used: it holds no caption; such as a.txt" in lines(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        ({"caption": "a dog", "url": "x", "width": 3}, ["a dog"]), ({"prompt": "a dog", "seed": 1}, ["a dog"]),
+        ({"text": ["a dog", "a hound"]}, ["a dog", "a hound"]), ({"Caption": " a dog "}, ["a dog"]),
+        ({"shapes": []}, []), ({"caption": "", "prompt": "a dog"}, ["a dog"]),
+        ({"caption": None}, []), ([1, 2], []), ("a dog", []),
+    ],
+)  # fmt: skip
+def test_json_beside_pictures(tmp_path, content, expected):
+    make(tmp_path, {f"{name}.png": None for name in "ab"} | {f"{name}.json": json.dumps(content) for name in "ab"})
+    assert captions(tmp_path) == {"a.png": expected, "b.png": expected}
+    text = lines(tmp_path)
+    assert "files beside the pictures" in text if expected else "WARNING: 2 .json files not used: no text" in text
+
+
+def test_json_beside_pictures_that_is_broken_or_second(tmp_path):
+    make(tmp_path, {"a.png": None, "a.json": '{"caption": "a d', "b.png": None, "b.txt": "b", "c.png": None})
+    make(tmp_path, {"b.json": '{"caption": "other"}', "c.json": '{"caption": "' + "x" * 2_000_000 + '"}'})
+    make(tmp_path, {"meta.json": '{"caption": "x"}', "d.png": None, "d.json": "[" * 100_000})
+    assert captions(tmp_path) == {"a.png": [], "b.png": ["b"], "c.png": [], "d.png": []}
+    text = lines(tmp_path)
+    assert "2 .json files not used: it is not JSON" in text and "a.json" in text
+    assert "1 .json file not used: another caption file is read; such as b.json" in text
+    assert "1 .json file not used: larger than 1 MB; such as c.json" in text
+    assert "meta.json" in text
+
+
+def test_json_without_captions_leaves_the_names_of_classes(tmp_path):
+    make(tmp_path, {f"{kind}/{number}.{end}": None if end == "png" else '{"shapes": []}'
+                    for kind in ("dog", "cat") for number in range(3) for end in ("png", "json")})  # fmt: skip
+    assert set(map(tuple, captions(tmp_path).values())) == {("dog",), ("cat",)}
+
+
+# ---- what is not looked at
+
+
+def test_hidden_files_and_archives_are_told(tmp_path):
+    make(
+        tmp_path, {"a.png": None, "b.png": None, ".c.png": None, "._a.png": b"x", ".DS_Store": b"x", "Thumbs.db": b"x"}
+    )
+    make(tmp_path, {".cache/x.png": None, "desktop.ini": b"x", "__MACOSX/a.png": b"x", ".gitignore": b"x"})
+    make(tmp_path, {"more.zip": b"PK", "more.tar.gz": b"x", "set.TGZ": b"x", "c.7z": b"x"})
+    assert sorted(captions(tmp_path)) == ["a.png", "b.png"]
+    text = lines(tmp_path)
+    assert "left out: 1 .png file, hidden: its name begins with a dot; such as .c.png" in text
+    assert "left out: 1 folder, hidden: its name begins with a dot; such as .cache" in text
+    for name, kind in (("more.zip", ".zip"), ("more.tar.gz", ".gz"), ("set.TGZ", ".tgz"), ("c.7z", ".7z")):
+        assert (
+            f"WARNING: 1 {kind} file not used: a compressed archive; unpack it to use what it holds; such as {name}"
+            in text
+        )
+    assert not any(name in text for name in ("._a", "DS_Store", "Thumbs", "desktop", "MACOSX", "gitignore"))
+
+
+def test_all_pictures_in_a_hidden_folder(tmp_path):
+    make(tmp_path, {".pictures/a.png": None})
+    with pytest.raises(ValueError, match=r"holds no pictures: 1 folder left out \(hidden"):
+        load_pictures(str(tmp_path))
+
+
+# ---- encodings of caption files
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("text", ["一只狗 在草地上", "犬が走る\n", "한 마리 개", "собака", "a dog", "قطة على العشب"])
+def test_utf16_without_a_mark(tmp_path, encoding, text):
+    make(tmp_path, {f"{name}.png": None for name in "ab"} | {f"{name}.txt": text.encode(encoding) for name in "ab"})
+    assert captions(tmp_path) == {"a.png": [text.strip()], "b.png": [text.strip()]}
+    assert "repaired: read as UTF-16: 1; such as" in lines(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "encoding, text",
+    [
+        ("gb18030", "一只狗在草地上"), ("shift_jis", "犬が走る"), ("shift_jis", "カタカナ"), ("big5", "一隻狗"), 
+        ("euc_kr", "개"),        ("cp1251", "собака на траве"), ("utf-16-le", "草地上"),
+    ],
+)  # fmt: skip
+def test_other_encodings_are_told(tmp_path, encoding, text):
+    make(tmp_path, {f"{name}.png": None for name in "abc"} | {f"{name}.txt": text.encode(encoding) for name in "abc"})
+    summary = lines(tmp_path)
+    assert "WARNING: 2 texts may be in another encoding than Windows-1252; save them as UTF-8; such as" in summary
+    assert "not UTF-8, read as Windows-1252: 2" in summary
+
+
+@pytest.mark.parametrize(
+    "text", ["un café crème, s’il vous plaît", "Fußgänger überquert Straße", "¿Qué señor?", "“ok” then"]
+)
+def test_western_texts_are_no_doubt(tmp_path, text):
+    make(tmp_path, {f"{name}.png": None for name in "ab"} | {f"{name}.txt": text.encode("cp1252") for name in "ab"})
+    assert captions(tmp_path) == {"a.png": [text], "b.png": [text]} and "WARNING" not in lines(tmp_path)
+
+
+# ---- captions that are none, and names that mislead
+
+
+def test_labels_of_a_detector_are_doubted(tmp_path):
+    make(
+        tmp_path,
+        {f"{name}.png": None for name in "ab"} | {"a.txt": "0 .5 0.5 0.1 0.25\n3 0.1 0.2 0.3 0.4", "b.txt": "7"},
+    )
+    both = "".join("\n".join(load_pictures(str(tmp_path), split).summary.lines()) for split in ("train", "validation"))
+    assert "WARNING: 1 text may be a detector's labels, not captions; such as a.txt" in both and "such as b" not in both
+
+
+@pytest.mark.timeout(20)
+def test_a_caption_of_many_numbers_is_read_at_once(tmp_path):
+    text = "0 " + "1111 " * 60 + "times"
+    make(tmp_path, {"a.png": None, "b.png": None, "a.txt": text, "b.txt": text})
+    assert captions(tmp_path) == {"a.png": [text], "b.png": [text]}
+
+
+def test_a_link_to_a_folder_does_not_name_a_class(tmp_path):
+    make(tmp_path, {f"{name}/{number}.png": None for name in ("dog", "cat") for number in range(2)})
+    (tmp_path / "zoo").symlink_to(tmp_path / "dog")
+    assert set(map(tuple, captions(tmp_path).values())) == {("dog",), ("cat",)}
+
+
+def test_a_name_with_line_ends_stays_in_its_line(tmp_path):
+    make(tmp_path, {"a\nWARNING: b.heic": b"x", "a.png": None, "b.png": None, "c\n.png": None, "c\n.txt": "words"})
+    assert "such as a\\nWARNING: b.heic" in lines(tmp_path) and "\nWARNING" not in lines(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"text": "犬が走る"}, {"image": "a.png"}]\n[{"text": "猫"}, {"image": "b.png"}]',
+        "狗 on grass, 草地 and a tree",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["gb18030", "shift_jis", "euc_jp"])
+def test_other_encodings_among_latin_letters_are_told(tmp_path, text, encoding):
+    name = "documents.jsonl" if text.startswith("[") else "a.txt"
+    make(tmp_path, {"a.png": None, "b.png": None, name: text.encode(encoding, errors="ignore")})
+    sources = [load_pictures(str(tmp_path), split) for split in ("train", "validation")]
+    told = "".join("\n".join(source.summary.lines()) for source in sources)
+    assert "WARNING: 1 text may be in another encoding than Windows-1252; save" in told
+
+
+def test_a_damaged_byte_among_other_scripts_is_no_doubt(tmp_path):
+    make(
+        tmp_path,
+        {
+            "a.png": None,
+            "b.png": None,
+            "a.txt": "一只狗, caf".encode() + b"\xe9",
+            "b.txt": "一只狗, caf".encode() + b"\xe9",
+        },
+    )
+    assert captions(tmp_path) == {"a.png": ["一只狗, café"], "b.png": ["一只狗, café"]} and "WARNING" not in lines(
+        tmp_path
+    )
+
+
+def test_caption_files_behind_the_whole_name(tmp_path):
+    make(
+        tmp_path, {"a.png": None, "a.txt": "", "a.png.txt": "one", "b.png": None, "b.txt": "two", "b.png.txt": "other"}
+    )
+    assert captions(tmp_path) == {"a.png": ["one"], "b.png": ["two"]}
+    text = lines(tmp_path)
+    assert "1 .txt file not used: it holds no caption; such as a.txt" in text
+    assert "1 .txt file not used: another caption file is read; such as b.png.txt" in text
+
+
+@pytest.mark.parametrize("suffix", [".text", ".prompt", ".captions", ".xml"])
+def test_other_files_with_texts_are_warned_of(tmp_path, suffix):
+    make(tmp_path, {"a.png": None, "b.png": None, f"a{suffix}": "words"})
+    assert f"WARNING: 1 {suffix} file not used: not a kind of file that is read here; such as a{suffix}" in lines(
+        tmp_path
+    )
+
+
+@pytest.mark.parametrize("text", ["['a dog', 'a hound']", '["a dog"]'])
+def test_lists_that_were_written_as_text_are_doubted(tmp_path, text):
+    make(tmp_path, {"a.png": None, "b.png": None, "a.txt": text, "b.txt": text})
+    assert "WARNING: 1 text may be a list that was written as text; such as" in lines(tmp_path)

@@ -19,7 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, load_pictures
+from pipelines.caching.pixel_cache import decode_pictures
+from tokenizer_image.pictures.dataset import PictureSource
+from tokenizer_image.pictures.folder_files import is_hidden, is_of_system
+from tokenizer_image.pictures.folder_pictures import FolderPictures
+from tokenizer_image.pictures.loading import Preprocessing, load_pictures
+from tokenizer_image.pictures.metadata import METADATA_FILES
 
 SECRET = b"this text lies outside of the folder"
 STEMS = [
@@ -36,6 +41,10 @@ STEMS = [
     "val/b",
     "10_dog/x",
     "..a",
+    ".hidden/a",
+    "__MACOSX/a",
+    "._a",
+    "cat/train/1",
 ]
 TEXT_NAMES = ["metadata.csv", "metadata.jsonl", "train/metadata.jsonl", "metadata.tsv", "documents.jsonl", "notes.csv"]
 
@@ -49,7 +58,9 @@ def picture(kind: str) -> bytes:
 PICTURES = [picture(kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")]
 pictures = st.sampled_from(PICTURES)
 names = st.builds(
-    str.__add__, st.sampled_from(STEMS), st.sampled_from([".png", ".JPG", ".txt", ".caption", ".heic", ".json"])
+    str.__add__,
+    st.sampled_from(STEMS),
+    st.sampled_from([".png", ".JPG", ".txt", ".caption", ".heic", ".json", ".psd", ""]),
 )
 paths = st.one_of(
     names, st.sampled_from(["../secret.txt", "/etc/hostname", "\\a.png", "C:\\a.png", "", "a\0", "link.png", "."])
@@ -105,8 +116,16 @@ def tar(members: list[tuple[str, bytes, bytes]]) -> bytes:
     return file.getvalue()
 
 
+captions = st.builds(
+    lambda text, encoding: text.encode(encoding, errors="replace"),
+    st.text(max_size=12)
+    | st.sampled_from(["None", "a dog", "\u72d7 \u4e00", "0 .5 .5 .1 .1", '{"caption": "a"}']),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252", "gb18030", "shift_jis"]),
+)  # fmt: skip
 kinds = st.sampled_from([tarfile.REGTYPE] * 8 + [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
-tars = st.builds(tar, st.lists(st.tuples(paths, st.one_of(pictures, jsonls, st.binary(max_size=9)), kinds), max_size=5))
+tar_contents = st.one_of(pictures, jsonls, captions, st.binary(max_size=9))
+one_tar = st.builds(tar, st.lists(st.tuples(paths, tar_contents, kinds), max_size=5))
+tars = st.one_of(one_tar, st.builds(bytes.__add__, one_tar, one_tar))
 
 
 def parquet(columns: dict[str, list]) -> bytes:
@@ -135,12 +154,24 @@ texts = st.one_of(
 parquets = st.builds(lambda images, captions: parquet({"image": images, "text": captions}), image_cells, texts)
 files = st.one_of(
     st.tuples(names, mutated(pictures)),
-    st.tuples(names, mutated(st.binary(max_size=12))),
+    st.tuples(names, mutated(st.one_of(captions, jsonls, st.binary(max_size=12)))),
     st.tuples(st.sampled_from(TEXT_NAMES), mutated(st.one_of(csvs, jsonls))),
     st.tuples(st.sampled_from(["a.tar", "old/B.TAR"]), mutated(tars)),
     st.tuples(st.sampled_from(["train.parquet", "metadata.parquet", "x/test.PARQUET"]), mutated(parquets)),
 )
 folders = st.lists(files, max_size=8)
+
+
+def unexplained(root: Path, sources: list[PictureSource]) -> set[str]:
+    """Files that are neither used nor told to be left out, where pictures in folders are the data set."""
+    folders = [getattr(source, "source", source) for source in sources]
+    if not folders or not all(type(source) is FolderPictures for source in folders):
+        return set()
+    known = {name for source in folders for name in (*source.files, *source._captions.sidecars) if name}
+    known |= folders[0].notes.counted
+    files = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    told = {file for file in files if is_of_system(file) or is_hidden(file) or file in known}
+    return {file for file in files - told if file.rpartition("/")[2].lower() not in METADATA_FILES}
 
 
 def write_folder(root: Path, contents: list[tuple[str, bytes]]) -> None:
@@ -163,9 +194,11 @@ def check_folder(contents: list[tuple[str, bytes]]) -> None:
         root = Path(temporary)
         write_folder(root, contents)
         before = sorted(root.rglob("*"))
+        sources = []
         for split in ("train", "validation"):
             try:
                 source = load_pictures(str(root / "set"), split)
+                sources.append(source)
                 summary = source.summary
                 text = "\n".join(summary.lines()).encode().decode() + json.dumps(summary.to_dict())
                 assert SECRET.decode() not in text and SECRET.decode() not in repr(
@@ -177,6 +210,7 @@ def check_folder(contents: list[tuple[str, bytes]]) -> None:
                 message = str(error)
                 message.encode()
                 assert str(root / "set") in message or any(name in message for name, _ in contents), message
+        assert len(sources) < 2 or not unexplained(root / "set", sources), unexplained(root / "set", sources)
         assert [path for path in sorted(root.rglob("*")) if root / "cache" not in (path, *path.parents)] == before
 
 

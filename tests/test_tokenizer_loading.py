@@ -7,10 +7,12 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
-from tokenizer_image.pictures.loading import load_pictures
+from pipelines.caching.pixel_cache import decode_pictures
+from tokenizer_image.pictures.loading import Preprocessing, load_pictures
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -42,12 +44,16 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def write_parquet(path: Path, columns: dict[str, list]) -> Path:
-    import pyarrow as pa
     import pyarrow.parquet as parquet
 
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pa.table(columns), path)
     return path
+
+
+def not_utf8(texts: list[bytes]) -> pa.Array:
+    """A column that calls itself text, whatever its bytes are."""
+    return pa.Array.from_buffers(pa.string(), len(texts), pa.array(texts).buffers())
 
 
 @pytest.fixture
@@ -260,6 +266,22 @@ def test_fingerprints_follow_the_files(classes):
     assert before == fingerprint() != fingerprint("validation") and before != fingerprint(max_examples=5)
     write(classes / "dog" / "00.png", encoded("green") + b" ")
     assert fingerprint() != before
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_unreadable_pictures_are_a_share_of_the_whole_data_set(folder, kind):
+    good, bad = [encoded()] * 298, [b"broken"] * 2
+    if kind == "parquet":
+        write_parquet(folder / "train.parquet", {"image": good})
+        write_parquet(folder / "val.parquet", {"image": good[:8] + bad})
+    else:
+        write_tar(folder / "train.tar", {f"{number}.png": content for number, content in enumerate(good)})
+        write_tar(folder / "val.tar", {f"{number}.png": content for number, content in enumerate(good[:8] + bad)})
+    source = load_pictures(str(folder), "validation")
+    how = {"cache_folder": folder.parent / "pixels", "progress": False}
+    assert len(decode_pictures(source, Preprocessing(image_size=4), **how)) == 8, "2 of 308"
+    with pytest.raises(ValueError, match="2 of 308 pictures"):
+        decode_pictures(source, Preprocessing(image_size=4), **how, max_unreadable_share=0.005)
 
 
 # ---- messages

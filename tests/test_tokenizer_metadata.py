@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_tokenizer_loading import encoded, write, write_parquet
+from test_tokenizer_loading import encoded, not_utf8, write, write_parquet
 
 from tokenizer_image.pictures.loading import load_pictures
 
@@ -84,6 +84,11 @@ def test_encodings(tmp_path, encoding, kind):
         ("metadata.csv", "file_name,file_name\na.png,b\n", "metadata.csv, line 1: two columns are called 'file_name'"),
         ("metadata.csv", "file_name,text\n,a dog\n", "metadata.csv, line 2: the line names no picture file"),
         ("metadata.csv", "a.png,a dog\nb.png,a cat\n", "metadata.csv needs a column file_name.*first line should name"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.png", "text": "x", "text ": "y"}\n',
+            "line 1: two columns are called 'text'",
+        ),
         ("metadata.jsonl", "5\n", "metadata.jsonl, line 1: 5 is no object"),
         ("metadata.jsonl", "null\n", "metadata.jsonl, line 1: null is no object"),
         ("metadata.jsonl", '["a.png", "a dog"]\n', "metadata.jsonl, line 1: .* is no object"),
@@ -138,6 +143,7 @@ def test_mistakes_are_named_with_file_and_line(tmp_path, name, content, message)
         ({"text": "a\u0000b\u0007c"}, ["a b c"]),
         ({"text": "\ufeffone\u200b"}, ["one"]),
         ({"text": float("nan")}, []),
+        ({"text": float("inf")}, None),
         ({"text": None}, []),
         ({"text": " \n"}, []),
     ],
@@ -237,3 +243,71 @@ def test_metadata_in_tsv_and_parquet(tmp_path):
     )
     for folder in (tmp_path / "tsv", tmp_path / "parquet"):
         assert captions(folder) == {"a.png": ["a dog, sitting"], "b.png": ["x"]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'text,file_name\n"a dog,a.png\na cat,b.png\na bird",c.png\n', 'file_name,text\na,"a dog\nb,a cat"\nc,a bird\n',
+        'file_name;text\na.png;"a dog\nb.png;a cat"\nc.png;a bird\n', 
+        'text\tfile_name\n"a dog\ta\na cat"\tb\na bird\tc\n',
+        'file_name,text\r\na,"a dog\r\nb,a cat"\r\nc,a bird\r\n',
+    ],
+)  # fmt: skip
+def test_a_quote_that_a_later_line_closes(tmp_path, content):
+    data_set(tmp_path, content)
+    with pytest.raises(ValueError, match=r"metadata\.csv, line 2: a quoted text holds what looks like the next lines"):
+        load_pictures(str(tmp_path))
+
+
+def test_captions_of_several_lines(tmp_path):
+    content = 'file_name,text\na.png,"a dog,\nsitting, on grass"\nb.png,"a\n\nc\n"\nc.png,"see the file b.png"\n'
+    expected = {"a.png": ["a dog,\nsitting, on grass"], "b.png": ["a\n\nc"], "c.png": ["see the file b.png"]}
+    assert captions(data_set(tmp_path, content)) == expected
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "None", "null", "<NA>", "#N/A", "NA", "#NAME?"])
+def test_words_for_missing_values_are_no_captions(tmp_path, word):
+    data_set(tmp_path, f"file_name,text\na.png,{word}\nb.png,{word}\nc.png,{word} of these\n")
+    assert captions(tmp_path) == {"a.png": [], "b.png": [], "c.png": [f"{word} of these"]}
+    assert f"not used: {word!r}, which stands for a missing value" in lines(tmp_path)
+
+
+def test_captions_that_are_nested_too_deeply(tmp_path):
+    nested = "[" * 900 + '"a dog"' + "]" * 900
+    rows = [f'{{"file_name": "{letter}.png", "text": {nested}}}' for letter in "abc"]
+    data_set(tmp_path, "\n".join(rows), "metadata.jsonl")
+    assert captions(tmp_path) == {"a.png": [], "b.png": [], "c.png": []}
+    assert "3 captions not used: lists or mappings that are nested too deeply" in lines(tmp_path)
+
+
+def test_a_file_name_that_no_file_system_takes(tmp_path):
+    rows = [
+        json.dumps({"file_name": name, "text": "a dog"}) for name in ("a.png", "b.png", "c.png", "x" * 5000 + ".png")
+    ]
+    data_set(tmp_path, "\n".join(rows), "metadata.jsonl")
+    assert "1 of 4 pictures that metadata names are not there" in lines(tmp_path)
+
+
+def test_parquet_with_blanks_in_names_and_text_that_is_not_utf8(tmp_path):
+    data_set(tmp_path, b"", pictures="abc")
+    (tmp_path / "metadata.csv").unlink()
+    write_parquet(tmp_path / "metadata.parquet", {
+        " file_name ": ["a.png", "b.png", "c.png"],
+        "text ": not_utf8([b"caf\xe9", b"a cat", b"a bird"]),
+    })  # fmt: skip
+    assert captions(tmp_path) == {"a.png": ["caf\u00e9"], "b.png": ["a cat"], "c.png": ["a bird"]}
+
+
+def test_parquet_with_two_columns_of_a_name(tmp_path):
+    write_parquet(tmp_path / "metadata.parquet", {"file_name": ["a.png"], "text": ["x"], "text ": ["y"]})
+    with pytest.raises(ValueError, match=r"metadata\.parquet: two columns are called 'text'; rename one"):
+        load_pictures(str(tmp_path))
+
+
+def test_metadata_that_names_one_picture_says_what_is_left_out(tmp_path):
+    data_set(tmp_path, "file_name,text\na.png,a dog\n")
+    with pytest.raises(
+        ValueError, match=r"holds 1 picture; 2 are needed.* 2 .png files left out \(metadata.csv does not"
+    ):
+        load_pictures(str(tmp_path))

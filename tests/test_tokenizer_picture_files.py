@@ -11,8 +11,9 @@ import pytest
 from PIL import Image, PngImagePlugin
 from test_tokenizer_loading import encoded, write
 
+from pipelines.caching.pixel_cache import decode_pictures
 from tokenizer_image.pictures import picture_files
-from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, load_pictures, preprocess
+from tokenizer_image.pictures.loading import Preprocessing, load_pictures, preprocess
 from tokenizer_image.pictures.picture_files import open_picture
 
 SETTINGS = Preprocessing(image_size=8)

@@ -4,10 +4,11 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_tokenizer_loading import COLOURS, contents, encoded, write, write_parquet
+from test_tokenizer_loading import COLOURS, contents, encoded, not_utf8, write, write_parquet
 
 from tokenizer_image.pictures.loading import load_pictures
 
@@ -96,6 +97,51 @@ def test_dictionaries_bytes_nulls_and_numbers(tmp_path):
         assert [source.texts(row) for row in range(3)] == expected
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [pa.large_string(), pa.string_view(), pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int8(), pa.string())],
+)
+def test_captions_of_every_type_of_text(tmp_path, kind):
+    texts = pa.array(["one", None, "three"]).cast(kind) if "dictionary" not in str(kind) else None
+    texts = texts if texts is not None else pa.array(["one", None, "three"]).dictionary_encode()
+    for number, values in enumerate([texts, pa.StructArray.from_arrays([texts], ["caption"])]):
+        source = opened(tmp_path / str(number), {"image": BYTES, "caption": values})
+        assert [source.texts(row) for row in range(3)] == [["one"], [], ["three"]]
+        assert [load_pictures(str(tmp_path / str(number)), caption_column="caption").texts(row) for row in (0, 2)]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.binary(), pa.large_binary(), pa.binary_view(), "dictionary", "struct", "list", "large", "fixed"]
+)
+def test_pictures_of_every_type_of_bytes(tmp_path, kind):
+    cells = pa.array([*BYTES, None], pa.binary())
+    pictures = {
+        "dictionary": lambda: cells.dictionary_encode(),
+        "struct": lambda: pa.array([*({"bytes": content} for content in BYTES), None]),
+        "list": lambda: pa.array([*([content] for content in BYTES), []]),
+        "fixed": lambda: pa.array([*([content] for content in BYTES), None], pa.list_(pa.binary(), 1)),
+        "large": lambda: pa.array([*([content] for content in BYTES), None], pa.large_list(pa.large_binary())),
+    }.get(kind, lambda: cells.cast(kind))()
+    source = opened(tmp_path, {"image": pictures, "text": [*COLOURS, "none"]})
+    assert contents(source.select(np.arange(3))) == {colour: [colour] for colour in COLOURS}
+    with pytest.raises(ValueError, match="no picture in this row"):
+        source.image(3)
+
+
+def test_names_of_classes_that_are_blank(tmp_path):
+    import datasets
+
+    features = datasets.Features(
+        {"image": datasets.Value("binary"), "label": datasets.ClassLabel(names=["___", "dog"])}
+    )
+    rows = datasets.Dataset.from_dict({"image": BYTES, "label": [0, 1, 0]}, features=features)
+    (tmp_path / "set").mkdir()
+    rows.to_parquet(tmp_path / "set" / "train.parquet")
+    write_parquet(tmp_path / "set" / "val.parquet", {"image": [encoded()]})
+    source = load_pictures(str(tmp_path / "set"))
+    assert [source.texts(row) for row in range(3)] == [[], ["dog"], []]
+
+
 def test_several_columns_of_captions(tmp_path):
     columns = {"image": BYTES, "caption_1": ["b"] * 3, "caption_0": ["a"] * 3, "text": ["t"] * 3}
     source = opened(tmp_path, columns)
@@ -160,3 +206,51 @@ def test_a_table_without_rows(tmp_path):
     pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "train.parquet")
     with pytest.raises(ValueError, match="train.parquet cannot be read as Parquet: it has no rows"):
         load_pictures(str(tmp_path), "train")
+
+
+def test_text_that_is_not_utf8(tmp_path):
+    source = opened(tmp_path, {"image": BYTES, "text": not_utf8([b"caf\xe9", b"a cat", b"a bird"])})
+    assert [source.texts(row) for row in range(3)] == [["caf\u00e9"], ["a cat"], ["a bird"]]
+    assert "not UTF-8, read as Windows-1252: 1; such as row 0, text" in lines(source)
+
+
+def test_lists_and_structs_of_texts_that_are_not_utf8(tmp_path):
+    words = not_utf8([b"a dog", b"caf\xe9", b"\1\2\3\4\xff"])
+    for number, texts in enumerate(
+        [pa.ListArray.from_arrays([0, 1, 2, 3], words), pa.StructArray.from_arrays([words], ["raw"]), words]
+    ):
+        source = opened(tmp_path / str(number), {"image": BYTES, "text": texts})
+        assert [source.texts(row) for row in range(3)] == [["a dog"], ["caf\u00e9"], []]
+        assert "1 caption not used: the file is no text; such as row 2" in lines(source)
+
+
+def test_columns_with_blanks_around_their_names(tmp_path):
+    source = opened(tmp_path, {" image ": BYTES, "text ": list(COLOURS)})
+    assert contents(source) == {colour: [colour] for colour in COLOURS}
+
+
+def test_names_of_classes_that_are_not_used(tmp_path):
+    source = opened(tmp_path, {"image": BYTES, "label": ["dog", "cat", "dog"]})
+    assert "the names of classes in label are not used (--caption_column chooses)" in lines(source)
+
+
+@pytest.mark.parametrize("columns", [{"image": [[[1, 2]]]}, {"words": ["a dog"]}, None])
+def test_a_split_whose_tables_cannot_be_used_says_why(tmp_path, columns):
+    write_parquet(tmp_path / "val.parquet", {"image": [encoded()]})
+    write_parquet(tmp_path / "train.parquet", columns or {"image": BYTES})
+    if columns is None:
+        os.truncate(tmp_path / "train.parquet", 100)
+    reason = "has no column of pictures" if columns else "cannot be read as Parquet"
+    with pytest.raises(ValueError, match=f"no split 'train'; it has: validation. Not used: train.parquet .*{reason}"):
+        load_pictures(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.string(), 2), pa.list_(pa.string_view()), pa.large_list(pa.large_string())]
+)
+def test_captions_of_every_type_of_list(tmp_path, kind):
+    texts = pa.array([["one", "uno"], None, ["three", None]], kind)
+    source = opened(tmp_path, {"image": BYTES, "words": texts})
+    write_parquet(tmp_path / "val.parquet", {"image": [encoded()], "words": [["v"]]})
+    source = load_pictures(str(tmp_path), caption_column="words")
+    assert [source.texts(row) for row in range(3)] == [["one", "uno"], [], ["three"]]

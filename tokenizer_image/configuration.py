@@ -157,12 +157,12 @@ class VQVAEConfig(PretrainedConfig):
         height, width = (size, size) if isinstance(size, int) else size
         if height < 1 or width < 1 or height % self.downsampling or width % self.downsampling:
             raise ValueError(
-                f"image size {height}x{width} is not a multiple of the tokenizer's downsampling, {self.downsampling}; "
+                f"image_size {height}x{width} is not a multiple of the tokenizer's downsampling, {self.downsampling}; "
                 f"choose a multiple of {self.downsampling}, or other --patch_size and --hidden_sizes"
             )
         if self.network == "mlp" and (height, width) != (self.image_size, self.image_size):
             raise ValueError(
-                f"image size {height}x{width}: an MLP has one size, {self.image_size}x{self.image_size}; resize the "
+                f"image_size {height}x{width}: an MLP has one size, {self.image_size}x{self.image_size}; resize the "
                 "pictures to it, or train a tokenizer with network='conv'"
             )
         coarse = height // self.downsampling, width // self.downsampling

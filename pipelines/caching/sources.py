@@ -4,17 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipelines.caching.pixel_cache import DecodedPictures, decode_pictures
 from pipelines.options.data import DataOptions
-from tokenizer_image.pictures.loading import DecodedPictures, PictureDataset, decode_pictures, load_pictures
+from tokenizer_image.pictures.loading import PictureDataset, load_pictures
 from tokenizer_image.preprocessing import Preprocessing
 
 VALIDATION_PICTURES = 2000
 
 
-def load_source(options: DataOptions, split: str, *, image_size: int, need_captions: bool = False) -> PictureDataset:
-    """One split of the data set: --max_examples of its training rows, at most `VALIDATION_PICTURES` of others.
+def load_source(options: DataOptions, split: str, *, image_size: int) -> PictureDataset:
+    """One split of the data set for training: --max_examples of its training rows, at most `VALIDATION_PICTURES` of
+    others.
 
-    The seed chooses training rows alone: runs with different seeds are validated on the same pictures.
+    The seed chooses training rows alone: runs with different seeds are validated on the same pictures. Arguments and
+    errors are those of `load_split`.
+    """
+    most, seed = (options.max_examples, options.seed) if split == "train" else (VALIDATION_PICTURES, 0)
+    return load_split(options, split, most, seed, image_size=image_size)
+
+
+def load_split(
+    options: DataOptions,
+    split: str,
+    max_examples: int | None,
+    seed: int,
+    *,
+    image_size: int,
+) -> PictureDataset:
+    """At most `max_examples` pictures of one split of the data set, chosen by `seed`.
 
     Args:
         image_size: side in pixels that sprites are drawn at.
@@ -27,9 +44,8 @@ def load_source(options: DataOptions, split: str, *, image_size: int, need_capti
         split,
         image_column=options.image_column,
         caption_column=options.caption_column,
-        need_captions=need_captions,
-        max_examples=options.max_examples if split == "train" else VALIDATION_PICTURES,
-        seed=options.seed if split == "train" else 0,
+        max_examples=max_examples,
+        seed=seed,
         image_size=image_size,
     )
 

@@ -18,12 +18,13 @@ from lm.data.token_cache import MANIFEST, Document, TokenCache, code_dtype, writ
 from lm.files import published
 from pipelines.caching.earlier import EarlierCodes, picture_keys
 from pipelines.caching.encoder import check_sizes, encode_pictures
+from pipelines.caching.pixel_cache import DecodedPictures
 from pipelines.caching.rows import CacheRow, CacheRows, count_rows
 from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.pictures.dataset import PictureSource
 from tokenizer_image.pictures.documents import DocumentPictures
-from tokenizer_image.pictures.loading import DecodedPictures, PictureDataset, SelectedPictures
+from tokenizer_image.pictures.loading import PictureDataset, SelectedPictures
 
 PARTIAL = "building.json"  # identity of the shards until there is a manifest
 SHARD_ROWS = 8192

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from transformers import PreTrainedModel
 
 from lm.generation.task import longest_prompt
 from lm.pretrained import max_positions
@@ -12,12 +12,12 @@ from lm.vocabulary import MultimodalVocabulary, Size
 RANKING_TOKENS = 3  # read beside picture and caption: bos, begin of image, end of image
 
 
-def caption_room(model: Any, vocabulary: MultimodalVocabulary, size: Size | None = None) -> int:
+def caption_room(model: PreTrainedModel, vocabulary: MultimodalVocabulary, size: Size | None = None) -> int:
     """Most tokens of a caption from which the model can draw a picture of this size (default: the default one)."""
     return max(0, longest_prompt(model, vocabulary, size) - len(image_prompt(vocabulary, None, size)))
 
 
-def ranking_room(model: Any, vocabulary: MultimodalVocabulary) -> int:
+def ranking_room(model: PreTrainedModel, vocabulary: MultimodalVocabulary) -> int:
     """Most tokens of a caption by which the model can rank pictures (`pipelines.drawing.best_of.caption_scores`)."""
     return max(0, max_positions(model.config) - vocabulary.longest_picture - RANKING_TOKENS)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+from transformers import PreTrainedModel
 
 from lm.sequences import DRAWING_ALONE, DRAWING_CAPTIONS, image_prompt
 from lm.vocabulary import MultimodalVocabulary, Size
@@ -40,7 +41,7 @@ def negative_texts(negative_prompt: Prompt, count: int, guidance_scale: float) -
 
 
 def prompt_rows(
-    model: Any,
+    model: PreTrainedModel,
     vocabulary: MultimodalVocabulary,
     texts: Sequence[str | None],
     name: str,

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pipelines.caching.pixel_cache import DecodedPictures
 from tokenizer_image import VQVAE
 from tokenizer_image.layout import ImageTokenizer
-from tokenizer_image.pictures.loading import DecodedPictures, to_pixel_values
+from tokenizer_image.pictures.loading import to_pixel_values
 from tokenizer_image.quantizers import Quantizer
 from tokenizer_image.quantizers.projected import ProjectedQuantizer
 

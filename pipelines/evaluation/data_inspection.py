@@ -13,10 +13,9 @@ from tqdm import tqdm
 
 from pipelines.drawing.grids import labelled_grid
 from pipelines.machine.batches import index_batches
-from tokenizer_image.pictures.dataset import PictureDataset
+from tokenizer_image.pictures.dataset import PictureDataset, data_set_size, picture_name, too_many_unreadable
 from tokenizer_image.pictures.decode_workers import Reading, Unreadable, decode_image, decode_one
 from tokenizer_image.pictures.picture_files import allow_pixels
-from tokenizer_image.pictures.pixel_cache import data_set_size, picture_name, too_many_unreadable
 from tokenizer_image.pictures.reading_notes import NUM_EXAMPLES, counted, shown
 from tokenizer_image.preprocessing import Preprocessing
 
@@ -60,7 +59,10 @@ class PictureInspection:
 
         max_share: of all pictures in the data set, as in `decode_pictures`.
         """
-        count, total = len(self.unreadable), data_set_size(self.source)
+        count = len(self.unreadable)
+        if not count:
+            return
+        total = data_set_size(self.source)
         if count == len(self.source):
             raise ValueError(
                 f"{shown(self.source.name)}: none of {counted(count, 'picture')} can be read: check the files and "

@@ -14,6 +14,8 @@ from PIL import Image
 
 from lm.sequences import DESCRIBING, DRAWING_ALONE, DRAWING_CAPTIONS, FORMATS
 from lm.vocabulary import Size
+from pipelines.caching.pixel_cache import DecodedPictures
+from pipelines.caching.sources import load_split, read_pictures
 from pipelines.drawing.best_of import check_can_rank, check_can_rank_texts
 from pipelines.drawing.captions import caption_room, cut_caption
 from pipelines.evaluation.alignment import AlignmentSet, alignment_report, alignment_sets
@@ -31,7 +33,6 @@ from pipelines.options.evaluation import EvaluationOptions
 from pipelines.text_to_image import TextToImagePipeline
 from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.pictures.dataset import PictureDataset, print_summary
-from tokenizer_image.pictures.loading import DecodedPictures, decode_pictures, load_pictures
 from tokenizer_image.preprocessing import preprocessing_of
 from tokenizer_image.registry import load_tokenizer
 
@@ -147,24 +148,10 @@ def load_model(options: EvaluationOptions) -> EvaluatedModel:
 def load_data(options: EvaluationOptions, model: EvaluatedModel) -> tuple[PictureDataset, DecodedPictures]:
     """The data set's split, and its pictures as the image tokenizer takes them."""
     side = model.image_tokenizer.config.image_size
-    source = load_pictures(
-        options.dataset,
-        options.split,
-        image_column=options.image_column,
-        caption_column=options.caption_column,
-        max_examples=options.max_examples,
-        seed=options.seed,
-        image_size=side,
-    )
+    source = load_split(options, options.split, options.max_examples, options.seed, image_size=side)
     print_summary(source)
-    pictures = decode_pictures(
-        source,
-        preprocessing_of(model.image_tokenizer),
-        sizes=() if model.picture_size == (side, side) else [model.picture_size],
-        num_workers=options.workers(),
-        max_unreadable_share=options.max_unreadable_share,
-        max_image_pixels=options.max_image_pixels,
-    )
+    sizes = [] if model.picture_size == (side, side) else [model.picture_size]
+    pictures = read_pictures(options, source, preprocessing_of(model.image_tokenizer), sizes)
     return source, pictures
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pipelines.caching.pixel_cache import DecodedPictures
 from pipelines.machine.batches import index_batches
 from tokenizer_image.layout import CodeLayout, ImageTokenizer
 from tokenizer_image.metrics import CodeUsage, mse, psnr, ssim
-from tokenizer_image.pictures.loading import DecodedPictures
 from tokenizer_image.preprocessing import to_pixel_values
 
 NUM_EXAMPLES = 32  # pictures that are kept to show beside their reconstructions

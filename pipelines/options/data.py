@@ -20,13 +20,17 @@ class DataOptions:
     max_examples: int | None = option(
         None, "use at most this many training pictures (sprites: 100000)", above_zero=True
     )
-    max_unreadable_share: float = option(0.01, "stop when more than this share of the pictures cannot be read")
+    max_unreadable_share: float = option(
+        0.01, "stop when more than this share of the pictures cannot be read", within="[0, 1]"
+    )
     max_image_pixels: int | None = option(
         None,
         "read pictures of up to so many pixels (default 178956970; larger JPEGs are read reduced)",
         above_zero=True,
     )
-    num_workers: int = option(-1, "processes that read pictures; -1: one per core that the process may use")
+    num_workers: int = option(
+        -1, "processes that read pictures; -1: one per core that the process may use", within="[-1, inf)"
+    )
     seed: int = option(0, "seed of everything random", not_negative=True)
 
     def workers(self) -> int:

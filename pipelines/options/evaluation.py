@@ -40,7 +40,9 @@ class EvaluationOptions(GuidedSamplingOptions, ModelOptions, DataOptions):
     batch_size: int = option(100, "pictures worked on at once", above_zero=True)
     seed: int = option(0, "of scenes, captions and samples", not_negative=True)
     cpu_threads: int | None = option(None, "PyTorch's threads (default: cores)", above_zero=True)
-    num_workers: int = option(2, "processes that read pictures; -1: one per core that the process may use")
+    num_workers: int = option(
+        2, "processes that read pictures; -1: one per core that the process may use", within="[-1, inf)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipelines.options.option import option
+from pipelines.options.option import option, with_option_names
 from pipelines.options.training import TrainingOptions
+from tokenizer_image.preprocessing import RESIZE_MODES, SIXTEEN_BIT_RANGES, Preprocessing
+
+if TYPE_CHECKING:
+    from tokenizer_image import VQVAEConfig
+
+DEFAULT_IMAGE_SIZE = 32
+PRESET_SETTINGS = ("patch_size", "hidden_sizes", "codebook_sizes")  # options that override what the image size chooses
+OWN_SETTINGS = (
+    "num_channels", "network", "num_res_blocks", "encoder_kernel_size", "code_dim", "num_levels", "level_dropout",
+)  # fmt: skip
 
 # The quantizers' arguments, and the options that set them.
 QUANTIZER_OPTIONS = {
@@ -16,6 +26,8 @@ QUANTIZER_OPTIONS = {
     "shared_codebook": "shared_codebook", "num_groups": "num_groups", "codebook_dim": "codebook_dim",
     "entropy_weight": "entropy_weight",
 }  # fmt: skip
+# Settings of `VQVAEConfig`, and the options that set them.
+SETTINGS = {name: name for name in ("image_size", "quantizer", *PRESET_SETTINGS, *OWN_SETTINGS)} | QUANTIZER_OPTIONS
 
 
 @dataclass
@@ -24,27 +36,40 @@ class ImageTokenizerOptions(TrainingOptions):
 
     script: ClassVar[str | None] = "train_tokenizer.py"
     output_dir: str = option("runs/tokenizer", "folder of the run and of the tokenizer")
-    image_size: int | None = option(None, "side of the pictures in pixels (default 32)")
-    num_channels: int = option(3, "3: colour, 1: grey")
-    resize: str = option("crop", "'crop': resize the short side and cut the middle out; 'squash': change the shape")
+    image_size: int | None = option(None, "side of the pictures in pixels (default 32)", above_zero=True)
+    num_channels: int = option(3, "3: colour, 1: grey", choices=(1, 3))
+    resize: str = option(
+        "crop",
+        "'crop': resize the short side and cut the middle out; 'squash': change the shape",
+        choices=RESIZE_MODES,
+    )
     sixteen_bit: str = option(
         "full",
         "white in pictures of 16 bits that do not say how many they use: 'full' 65535, 'data' their largest value",
+        choices=SIXTEEN_BIT_RANGES,
     )
     random_flip: bool = option(False, "mirror pictures at random (makes 'left' in a caption untrue)")
-    batch_size: int = option(64, "pictures a step, over all processes")
-    weight_decay: float = option(0.01, "weight decay of the convolutions")
-    patch_size: int | None = option(None, "pixels that the first convolution reads at once (default: by image size)")
-    network: str = option("conv", "'conv', or 'mlp' (--hidden_sizes are its layers, --patch_size the grid of codes)")
-    hidden_sizes: list[int] | None = option(
-        None, "channels at each resolution, fine to coarse (default: by image size)"
+    batch_size: int = option(64, "pictures a step, over all processes", above_zero=True)
+    weight_decay: float = option(0.01, "weight decay of the convolutions", not_negative=True)
+    patch_size: int | None = option(
+        None, "pixels that the first convolution reads at once (default: by image size)", above_zero=True
     )
-    num_levels: int = option(1, "1; 2 or 3: a hierarchy, each coarser level at half the height and width")
+    network: str = option(
+        "conv",
+        "'conv', or 'mlp' (--hidden_sizes are its layers, --patch_size the grid of codes)",
+        choices=("conv", "mlp"),
+    )
+    hidden_sizes: list[int] | None = option(
+        None, "channels at each resolution, fine to coarse (default: by image size)", above_zero=True
+    )
+    num_levels: int = option(
+        1, "1; 2 or 3: a hierarchy, each coarser level at half the height and width", choices=(1, 2, 3)
+    )
     level_dropout: float = option(
-        0.1, "share of pictures whose finer levels are left out, so that coarse ones stand alone"
+        0.1, "share of pictures whose finer levels are left out, so that coarse ones stand alone", within="[0, 1)"
     )
     codebook_sizes: list[int] | None = option(
-        None, "codes of each codebook, of several levels coarse to fine (default: by image size)"
+        None, "codes of each codebook, of several levels coarse to fine (default: by image size)", within="[2, inf)"
     )
     quantizer: str = option(
         "grouped",
@@ -54,8 +79,8 @@ class ImageTokenizerOptions(TrainingOptions):
     encoder_kernel_size: int = option(
         1, "1: a code depends on the pixels of its own place alone; 3: each block sees one patch further"
     )
-    num_res_blocks: int = option(2, "residual blocks at each resolution")
-    code_dim: int = option(32, "size of a latent and of a code")
+    num_res_blocks: int = option(2, "residual blocks at each resolution", not_negative=True)
+    code_dim: int = option(32, "size of a latent and of a code", above_zero=True)
     commitment_weight: float | None = option(None, "weight of the commitment loss (default 0.25)")
     codebook_decay: float | None = option(None, "decay of the codebook's moving averages (default 0.99)")
     revival_threshold: float | None = option(
@@ -76,12 +101,61 @@ class ImageTokenizerOptions(TrainingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.init_from:
-            self.check_quantizer([name.strip() for name in self.quantizer.split(",")])
+        if self.init_from:  # whose settings they have to fit, once it is loaded
+            return
+        import torch
+
+        from tokenizer_image import VQVAE
+
+        self.check_quantizer(self.quantizer_names())
+        try:
+            with torch.device("meta"):  # takes neither time nor memory, and raises for whatever does not fit together
+                VQVAE(self.configuration())
+        except ValueError as error:
+            raise ValueError(with_option_names(str(error), SETTINGS)) from error
 
     def check_quantizer(self, kinds: Sequence[str]) -> None:
         """Raise ValueError, with the names of options, for what quantizers of these kinds do not take."""
-        from tokenizer_image.quantizers.kinds import check_options  # imports torch, which --help need not wait for
+        from tokenizer_image.quantizers.kinds import (
+            KINDS,
+            check_options,
+        )  # imports torch, which --help need not wait for
 
+        for kind in kinds:
+            if kind not in KINDS:
+                raise ValueError(f"--quantizer {kind!r}: choose {', '.join(KINDS)}")
         labels = {name: f"--{option_name}" for name, option_name in QUANTIZER_OPTIONS.items()}
         check_options(kinds, self.quantizer_options(), labels)
+
+    def quantizer_names(self) -> list[str]:
+        """One name for all levels, or what commas separate: one for each."""
+        return [name.strip() for name in self.quantizer.split(",")]
+
+    def configuration(self) -> VQVAEConfig:
+        """The configuration of a new tokenizer: what --image_size chooses, and the options that override it.
+
+        Raises:
+            ValueError: settings that do not fit each other; the message has the names of `VQVAEConfig`.
+        """
+        from tokenizer_image import VQVAEConfig
+
+        size = DEFAULT_IMAGE_SIZE if self.image_size is None else self.image_size
+        preprocessing = Preprocessing(size, self.num_channels, self.resize, sixteen_bit=self.sixteen_bit)
+        names = self.quantizer_names()
+        return VQVAEConfig(
+            image_size=size, quantizer=names[0] if len(names) == 1 else names,
+            quantizer_options=self.quantizer_options(), preprocessing=preprocessing.to_dict(),
+            **{name: getattr(self, name) for name in OWN_SETTINGS}, **self._preset(size),
+        )  # fmt: skip
+
+    def _preset(self, size: int) -> dict[str, Any]:
+        """What a picture size chooses, and the options that override it."""
+        from tokenizer_image.configuration import preset
+
+        given = {name: getattr(self, name) for name in PRESET_SETTINGS if getattr(self, name) is not None}
+        try:
+            return preset(size) | given
+        except ValueError:
+            if {"patch_size", "hidden_sizes"} <= given.keys():
+                return given
+            raise

@@ -6,9 +6,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pipelines.options.data import CacheOptions
-from pipelines.options.option import option
+from pipelines.options.option import option, with_option_names
 from pipelines.options.sequences import SequenceOptions
 from pipelines.options.training import TrainingOptions
+
+# The names that `lm.model` knows, which imports torch; a test compares them.
+ARCHITECTURES = ("llama", "qwen3", "gpt2")
+SIZES = ("2M", "3M", "10M", "25M", "85M", "300M", "1B")
+SHAPE = ("architecture", "num_layers", "hidden_size", "intermediate_size", "num_heads")
 
 
 @dataclass
@@ -25,15 +30,17 @@ class LanguageModelOptions(SequenceOptions, CacheOptions, TrainingOptions):
     lm_name_or_path: str | None = option(None, "start from this causal LM of transformers, on disk or Hub")
     text_tokenizer: str | None = option(None, "a tokenizer of transformers, on disk or Hub (default: train a BPE)")
     text_vocab_size: int = option(4096, "most tokens of the BPE that is trained on the captions", above_zero=True)
-    architecture: str = option("llama", "'llama', 'qwen3' (normalised queries and keys, steadier at size) or 'gpt2'")
-    lm_size: str | None = option(None, "2M, 3M, 10M, 25M, 85M, 300M or 1B (default: by codes per picture)")
+    architecture: str = option(
+        "llama", "'llama', 'qwen3' (normalised queries and keys, steadier at size) or 'gpt2'", choices=ARCHITECTURES
+    )
+    lm_size: str | None = option(None, f"{', '.join(SIZES)} (default: by codes per picture)", choices=SIZES)
     num_layers: int | None = option(None, "overrides that of --lm_size", above_zero=True)
     hidden_size: int | None = option(None, "overrides that of --lm_size", above_zero=True)
     intermediate_size: int | None = option(None, "overrides that of --lm_size", above_zero=True)
     num_heads: int | None = option(None, "overrides that of --lm_size", above_zero=True)
-    optimizer: str = option("adamw", "'adamw', or 'muon' for the inner matrices")
-    muon_learning_rate: float = option(0.02, "peak learning rate of Muon, on AdamW's scale")
-    batch_size: int = option(64, "sequences a step, over all processes and accumulation steps")
+    optimizer: str = option("adamw", "'adamw', or 'muon' for the inner matrices", choices=("adamw", "muon"))
+    muon_learning_rate: float = option(0.02, "peak learning rate of Muon, on AdamW's scale", above_zero=True)
+    batch_size: int = option(64, "sequences a step, over all processes and accumulation steps", above_zero=True)
     gradient_accumulation_steps: int = option(
         1, "parts in which a process works through its share of a batch", above_zero=True
     )
@@ -44,9 +51,29 @@ class LanguageModelOptions(SequenceOptions, CacheOptions, TrainingOptions):
     compile: bool = option(False, "compile the layers first (torch.compile); needs a C++ compiler on a CPU")
     keep_best: bool = option(True, "keep the averaged weights of the best validation in checkpoints/best")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_from and self.lm_name_or_path:
+            raise ValueError(
+                f"--init_from {self.init_from} and --lm_name_or_path {self.lm_name_or_path} exclude each other: give "
+                "the one to start from"
+            )
+        if self.text_tokenizer and self.text_vocab_size != type(self).text_vocab_size:
+            raise ValueError(
+                f"--text_vocab_size {self.text_vocab_size} is of a BPE that is trained here: leave it out, or "
+                f"--text_tokenizer {self.text_tokenizer}"
+            )
+        if (self.lm_size or self.hidden_size) and not (self.init_from or self.lm_name_or_path):
+            from lm.model import model_sizes
+
+            try:
+                model_sizes(**self.sizes(tokens_per_image=1))
+            except ValueError as error:
+                raise ValueError(with_option_names(str(error), {name: name for name in SHAPE})) from error
+
     def sizes(self, tokens_per_image: int) -> dict[str, Any]:
         """The options that give the shape of the language model, under the names of `lm.model.build_configuration`."""
         from lm.model import default_size
 
-        names = ("architecture", "num_layers", "hidden_size", "intermediate_size", "num_heads")
-        return {"size": self.lm_size or default_size(tokens_per_image), **{name: getattr(self, name) for name in names}}
+        size = self.lm_size or default_size(tokens_per_image)
+        return {"size": size, **{name: getattr(self, name) for name in SHAPE}}

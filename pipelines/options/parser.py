@@ -97,9 +97,29 @@ def run_command(
         main(parse_options(options_class, description=description, positional=positional))
     except (ValueError, OSError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+    except (MemoryError, RuntimeError) as error:
+        reason = _reason_of(error)
+        if reason is None:
+            raise
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {reason}")
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _reason_of(error: MemoryError | RuntimeError) -> str | None:
+    """What to say of an error of a library that a user can do something about, else None."""
+    from lm.generation.memory import out_of_memory  # imports torch, which has raised this
+
+    words = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, MemoryError) or out_of_memory(error):
+        return (
+            f"there is not enough memory ({words}): work on less at once (--batch_size), on smaller pictures or with a "
+            "smaller model"
+        )
+    if "timed out waiting" in words.lower():
+        return f"another process did not answer in time ({words}): look for its error, or raise --timeout_minutes"
+    return None
 
 
 def _build_parser(

@@ -26,6 +26,7 @@ class SequenceOptions(DataOptions):
         None,
         "share of pictures that are drawn without their caption, for guidance (default: 0.1, or 0 beside image or "
         "image_and_caption, which teach the same)",
+        within="[0, 1]",
     )
     text_loss_weight: float = option(
         1.0,
@@ -52,8 +53,6 @@ class SequenceOptions(DataOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.caption_dropout is not None and not 0 <= self.caption_dropout <= 1:
-            raise ValueError(f"--caption_dropout {self.caption_dropout} is out of range: give a share, 0 to 1")
         if self.unconditional and self.formats != SequenceOptions().formats:
             raise ValueError(f"--unconditional and --formats {' '.join(self.formats)} exclude each other: give one")
         self.loss_shares(self.mixture())

@@ -39,9 +39,9 @@ class TrainingOptions(DataOptions):
         "'cosine', or 'constant_decay': the peak rate until the last --decay_share",
         choices=("cosine", "constant_decay"),
     )
-    decay_share: float = option(0.2, "share of the run over which constant_decay falls")
+    decay_share: float = option(0.2, "share of the run over which constant_decay falls", within="(0, 1]")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm", above_zero=True)
-    ema_decay: float = option(0.998, "decay of the averaged weights; 0 turns averaging off")
+    ema_decay: float = option(0.998, "decay of the averaged weights; 0 turns averaging off", within="[0, 1)")
     mixed_precision: str = option(
         "auto", "'no', 'bf16', or 'auto': bf16 where the machine computes in it", choices=("auto", "no", "bf16")
     )
@@ -65,10 +65,6 @@ class TrainingOptions(DataOptions):
             raise ValueError(f"--max_steps {self.max_steps} and --max_minutes {self.max_minutes}: give one of the two")
         if self.resume and self.overwrite:
             raise ValueError("--resume and --overwrite exclude each other")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"--ema_decay {self.ema_decay} must be in [0, 1); 0 turns averaging off")
-        if not 0 < self.decay_share <= 1:
-            raise ValueError(f"--decay_share {self.decay_share} must be above 0 and at most 1")
         if self.tracker != "none" and importlib.util.find_spec(self.tracker) is None:
             raise ValueError(f"--tracker {self.tracker} is not installed: pip install {self.tracker}, or leave it out")
         if self.init_from and not os.path.isdir(self.init_from):

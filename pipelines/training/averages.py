@@ -15,12 +15,10 @@ class AveragedWeights:
     """Exponential moving average of a model's parameters, in float32.
 
     The decay rises with the steps, (1 + step) / (10 + step), up to `decay`, so that short runs are not averaged with
-    their random start. Where parameters are sharded, so are the averages.
+    their random start. Where parameters are sharded, so are the averages. A `decay`, in [0, 1), of 0 turns it off.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"--ema_decay {decay} must be in [0, 1); 0 turns averaging off")
         self.decay = decay
         self.names = [name for name, _ in model.named_parameters()]
         self.parameters: list[torch.Tensor] = list(model.parameters())

@@ -12,24 +12,19 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from pipelines.caching.pixel_cache import DecodedPictures
 from pipelines.drawing.grids import labelled_grid
 from pipelines.machine.batches import index_batches, pictures_at_once
-from pipelines.options.image_tokenizer import ImageTokenizerOptions
-from tokenizer_image import VQVAE, VQVAEConfig
-from tokenizer_image.configuration import preset
+from pipelines.options.image_tokenizer import OWN_SETTINGS, PRESET_SETTINGS, ImageTokenizerOptions
+from tokenizer_image import VQVAE
 from tokenizer_image.metrics import CodeUsage, mse, psnr
-from tokenizer_image.pictures.pixel_cache import DecodedPictures
-from tokenizer_image.preprocessing import Preprocessing, postprocess, preprocessing_of, to_pixel_values
+from tokenizer_image.preprocessing import postprocess, preprocessing_of, to_pixel_values
 from tokenizer_image.registry import load_tokenizer
 from tokenizer_image.vqvae import VQVAEOutput
 
 REFIT_PICTURES = 16384
 VALIDATION_REFIT_PICTURES = 4096  # fewer, since training waits
 SHOWN = 12  # pictures in a reconstruction grid
-PRESET_SETTINGS = ("patch_size", "hidden_sizes", "codebook_sizes")  # options that override what the image size chooses
-OWN_SETTINGS = (
-    "num_channels", "network", "num_res_blocks", "encoder_kernel_size", "code_dim", "num_levels", "level_dropout",
-)  # fmt: skip
 # Settings that --init_from brings along: another value would make its weights mean something else.
 FIXED_SETTINGS = ("image_size", *PRESET_SETTINGS, *(name for name in OWN_SETTINGS if name != "level_dropout"))
 FIXED_QUANTIZER_OPTIONS = ("shared_codebook", "num_groups", "codebook_dim")
@@ -37,31 +32,7 @@ FIXED_QUANTIZER_OPTIONS = ("shared_codebook", "num_groups", "codebook_dim")
 
 def build_tokenizer(options: ImageTokenizerOptions) -> VQVAE:
     """A fresh tokenizer by the options, or the one in --init_from."""
-    if options.init_from:
-        return load_earlier(options)
-    size = 32 if options.image_size is None else options.image_size
-    settings = _preset(options, size)
-    preprocessing = Preprocessing(
-        image_size=size, num_channels=options.num_channels, resize=options.resize, sixteen_bit=options.sixteen_bit
-    )
-    return VQVAE(
-        VQVAEConfig(
-            image_size=size, quantizer=_names(options.quantizer), quantizer_options=options.quantizer_options(),
-            preprocessing=preprocessing.to_dict(), **{name: getattr(options, name) for name in OWN_SETTINGS},
-            **settings,
-        )
-    )  # fmt: skip
-
-
-def _preset(options: ImageTokenizerOptions, size: int) -> dict[str, Any]:
-    """What --image_size chooses, and the options that override it."""
-    given = {name: getattr(options, name) for name in PRESET_SETTINGS if getattr(options, name) is not None}
-    try:
-        return preset(size) | given
-    except ValueError:
-        if {"patch_size", "hidden_sizes"} <= given.keys():
-            return given
-        raise
+    return load_earlier(options) if options.init_from else VQVAE(options.configuration())
 
 
 def load_earlier(options: ImageTokenizerOptions) -> VQVAE:
@@ -77,12 +48,13 @@ def load_earlier(options: ImageTokenizerOptions) -> VQVAE:
     fixed |= {name: before.get(name) for name in FIXED_QUANTIZER_OPTIONS}
     defaults = {option.name: option.default for option in fields(options)}
     clashes = [name for name, value in fixed.items() if getattr(options, name) not in (defaults[name], value)]
-    if options.quantizer != defaults["quantizer"] and _names(options.quantizer) != tokenizer.config.quantizer:
+    wanted, kinds = options.quantizer_names(), tokenizer.config.level_quantizers
+    if options.quantizer != defaults["quantizer"] and wanted not in (kinds, list(dict.fromkeys(kinds))):
         clashes.append("quantizer")
     if clashes:
         names = ", ".join(f"--{name}" for name in sorted(clashes))
         raise ValueError(f"--init_from {options.init_from} fixes {names}: leave them out")
-    options.check_quantizer(tokenizer.config.level_quantizers)
+    options.check_quantizer(kinds)
     changes: dict[str, Any] = {"quantizer_options": {**before, **given}} if given else {}
     if options.level_dropout != defaults["level_dropout"]:
         changes["level_dropout"] = options.level_dropout
@@ -94,12 +66,6 @@ def _load_vqvae(folder: str, **settings: Any) -> VQVAE:
     if not isinstance(tokenizer, VQVAE):
         raise ValueError(f"--init_from {folder} is a {type(tokenizer).__name__}: give a VQVAE, which this trains")
     return tokenizer.float()
-
-
-def _names(quantizer: str) -> str | list[str]:
-    """One name for all levels, or what commas separate: one for each."""
-    names = [name.strip() for name in quantizer.split(",")]
-    return names[0] if len(names) == 1 else names
 
 
 def training_batches(

@@ -96,11 +96,6 @@ def _sizes_line(sizes: Iterable[tuple[int, int]]) -> str:
 
 def check_parts(options: LanguageModelOptions, tokenizer: ImageTokenizer) -> None:
     """Raise ValueError where `build_parts` could not succeed, before any picture is encoded."""
-    if options.init_from and options.lm_name_or_path:
-        raise ValueError(
-            f"--init_from {options.init_from} and --lm_name_or_path {options.lm_name_or_path} exclude each other: give "
-            "the one to start from"
-        )
     _check_image_size(options, tokenizer)
     if options.init_from:
         load_vocabulary(options, tokenizer)
@@ -122,11 +117,6 @@ def check_parts(options: LanguageModelOptions, tokenizer: ImageTokenizer) -> Non
         model_sizes(**options.sizes(tokenizer.tokens_per_image))
         if options.text_tokenizer:
             load_text_tokenizer(options.text_tokenizer)
-            if options.text_vocab_size != type(options).text_vocab_size:
-                raise ValueError(
-                    f"--text_vocab_size {options.text_vocab_size} is of a BPE that is trained here: leave it out, or "
-                    f"--text_tokenizer {options.text_tokenizer}"
-                )
 
 
 def _check_image_size(options: LanguageModelOptions, tokenizer: ImageTokenizer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,10 @@ from pipelines.training.run_folder import Run, peak_memory
 from pipelines.training.schedule import Budget, learning_rate_share, set_learning_rate
 from pipelines.training.state import Progress, TrainingState
 from pipelines.training.termination import Termination, termination
+from tokenizer_image.quantizers.distributed import NotFiniteError
 
 ESTIMATE_STEPS = 20  # that the first estimate of time and memory is taken over
+REMOVED = 1  # in place of a signal's exit code: the folder of the run is gone
 BAR_FORMAT = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
 
 
@@ -128,6 +130,31 @@ class Loop:
             remedy = f"There is no checkpoint yet; {remedy} and start again with --overwrite"
         raise ValueError(f"{reason} at step {self.progress.step}: stopped. {remedy}, or look for broken pictures")
 
+    @contextmanager
+    def ends_resumable(self) -> Iterator[None]:
+        """Inside, what ends the run early names the way on: latents that are not finite (`stop`), and files that cannot
+        be read or written, after a checkpoint where there is one process. (Several would wait for each other there.)
+
+        Raises:
+            OSError: in place of the same, with what to do.
+            ValueError: in place of NotFiniteError.
+        """
+        try:
+            yield
+        except NotFiniteError:  # of a step, of a validation, or of the last fit of the codebook
+            self.stop("there are latents with NaN or infinity")
+        except OSError as error:
+            if self.accelerator.num_processes > 1:
+                raise
+            with suppress(OSError):  # a full disk takes no checkpoint either
+                self.save()
+            if self._last_saved != self.progress.step:
+                raise
+            raise OSError(
+                f"{error}: stopped after step {self.progress.step}, checkpoint written; once that is mended, go on "
+                "with --resume"
+            ) from error
+
     # ---- steps
 
     def steps(self) -> Iterator[int]:
@@ -181,18 +208,27 @@ class Loop:
         self.log.throughput.add(tokens, flops)
 
     def _end_if_terminated(self, signals: Termination) -> None:
-        """After a signal to any process: a checkpoint, and out with the signal's exit code."""
-        received = torch.tensor(float(signals.exit_code), device=self.accelerator.device)
+        """After a signal to any process: a checkpoint, and out with the signal's exit code. The same, with an error, if
+        the run's folder was removed."""
+        code = signals.exit_code or (REMOVED if self.run.is_removed else 0)
+        received = torch.tensor(float(code), device=self.accelerator.device)
         if self.accelerator.num_processes > 1:
             received = self.accelerator.gather(received[None]).max()
-        if received > 0:
-            self.save()
-            name = Termination.name_of(int(received))
-            say(
-                self.accelerator,
-                f"{name}: stopped after step {self.progress.step}, checkpoint written; go on with --resume",
+        if received <= 0:
+            return
+        if received == REMOVED:
+            self._last_saved = -1
+            self.run.write_info()
+        self.save()
+        step = self.progress.step
+        if received == REMOVED:
+            raise ValueError(
+                f"{self.run.folder} was removed while the run wrote into it: stopped after step {step}; it is there "
+                "again with a checkpoint, and --resume goes on from it"
             )
-            raise SystemExit(int(received))
+        name = Termination.name_of(int(received))
+        say(self.accelerator, f"{name}: stopped after step {step}, checkpoint written; go on with --resume")
+        raise SystemExit(int(received))
 
     def _keep_time(self) -> None:
         self.progress.seconds = time.monotonic() - self._clock

@@ -19,7 +19,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 
 from lm.files import published
 from pipelines.machine.provenance import commit, versions
+from pipelines.options.training import TrainingOptions
 
 # Options that may differ between a run and its continuation.
 # Learning rates are among them, since a lower one is the way out of a loss that became NaN.
@@ -58,20 +59,22 @@ class Run:
     """
 
     def __init__(
-        self, folder: str | Path, options: Any, *, resume: bool = False, overwrite: bool = False, is_main: bool = True
+        self,
+        folder: str | Path,
+        options: TrainingOptions,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        is_main: bool = True,
     ) -> None:
         self.folder = Path(folder)
         self.is_main = is_main
-        self.options: dict[str, Any] = (
-            asdict(options) if is_dataclass(options) and not isinstance(options, type) else {}
-        )
-        self.script: str | None = getattr(options, "script", None)
+        self.options: dict[str, Any] = asdict(options)
+        self.script: str | None = options.script
         self.checkpoints = self.folder / "checkpoints"
         self.samples = self.folder / "samples"
         self.metrics_file = self.folder / "metrics.jsonl"
         self.info_file = self.folder / "run.json"
-        if resume and overwrite:
-            raise ValueError("--resume and --overwrite exclude each other")
         nearest = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
         if not nearest.is_dir():
             raise ValueError(f"--output_dir {self.folder}: {nearest} is a file; name a folder")
@@ -133,6 +136,16 @@ class Run:
         larger = [name for name, used in budgets.items() if used is not None and (self.options.get(name) or 0) > used]
         return not larger
 
+    @property
+    def is_removed(self) -> bool:
+        """Whether the folder of a run that has begun is no longer there; False in all processes but the main one."""
+        return self.is_main and not self.info_file.exists()
+
+    def sample_file(self, name: str) -> Path:
+        """Where a picture goes; its folder is there."""
+        self.samples.mkdir(parents=True, exist_ok=True)
+        return self.samples / name
+
     def write_info(self, **values: Any) -> None:
         """Merge `values` into run.json, beside command, options, versions and commit."""
         if not self.is_main:
@@ -157,6 +170,7 @@ class Run:
     def log(self, step: int, **values: float | int | str) -> None:
         """Append a line to metrics.jsonl."""
         if self.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)  # may have been removed; the loop notices after the step
             with self.metrics_file.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
 

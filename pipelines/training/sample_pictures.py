@@ -19,6 +19,7 @@ from pipelines.drawing.captions import cut_caption
 from pipelines.drawing.grids import labelled_grid
 from pipelines.image_to_text import ImageToTextPipeline
 from pipelines.interleaved import InterleavedPipeline
+from pipelines.text_to_image import TextToImagePipeline
 from tokenizer_image.preprocessing import postprocess
 
 CAPTIONS, PICTURES, DOCUMENTS = 6, 4, 4  # captions, pictures of each, documents to continue
@@ -74,7 +75,7 @@ def _size(source: SequenceSource, row: int) -> Size | None:
 
 
 @torch.no_grad()
-def draw_samples(pipe: Any, prompts: SamplePrompts, file: Path) -> None:
+def draw_samples(pipe: TextToImagePipeline, prompts: SamplePrompts, file: Path) -> None:
     """Write a grid: pictures drawn from the captions, each from its own random stream; reconstructions of the pictures
     under their descriptions; and the continuations of the openings."""
     parts = pipe.image_tokenizer, pipe.model, pipe.vocabulary

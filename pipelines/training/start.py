@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
+from pipelines.caching.pixel_cache import DecodedPictures
 from pipelines.caching.sources import load_source, read_pictures
 from pipelines.machine.devices import computes_bf16
 from pipelines.machine.printing import say
@@ -20,7 +21,6 @@ from pipelines.training.distribution import check_distribution, refuse_deepspeed
 from pipelines.training.run_folder import Run
 from pipelines.training.termination import end_with_launcher
 from tokenizer_image.pictures.dataset import print_summary
-from tokenizer_image.pictures.loading import DecodedPictures
 from tokenizer_image.preprocessing import Preprocessing
 
 SMALL_DATA_SET = 1000
@@ -64,7 +64,11 @@ def start_run(options: TrainingOptions, *, plain: bool = False) -> tuple[Acceler
         is_main=accelerator.is_main_process,
     )  # fmt: skip
     if run.finished:
-        say(accelerator, f"{run.folder} is finished already; --overwrite trains it again, --init_from goes on from it")
+        say(
+            accelerator,
+            f"{run.folder} is finished already: --resume with a larger --max_steps or --max_minutes goes on, "
+            "--overwrite trains it again, and --init_from starts another run from its weights",
+        )
     return accelerator, run
 
 

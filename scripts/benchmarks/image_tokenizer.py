@@ -148,7 +148,8 @@ def operations(step: Callable[[Mark], None], steps: int, most: int = 12) -> dict
 
 def main(options: Options) -> None:
     """Measure; a table on the screen, rows in the file."""
-    from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, load_pictures
+    from pipelines.caching.pixel_cache import decode_pictures
+    from tokenizer_image.pictures.loading import Preprocessing, load_pictures
 
     options.set_threads()
     source = load_pictures(options.dataset, "train", max_examples=4096, image_size=options.image_size)

@@ -94,9 +94,10 @@ def test_error(restore: Any, pictures: Any) -> float:
 
 def main(options: Options) -> None:
     """Measure both; a table on the screen, rows in the file."""
+    from pipelines.caching.pixel_cache import decode_pictures
     from pipelines.options.image_tokenizer import ImageTokenizerOptions
     from scripts import train_tokenizer
-    from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, load_pictures
+    from tokenizer_image.pictures.loading import Preprocessing, load_pictures
     from tokenizer_image.registry import load_tokenizer
 
     threads = options.set_threads()

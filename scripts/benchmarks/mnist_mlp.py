@@ -98,10 +98,11 @@ def main(options: Options) -> None:
     """Train both; a table on the screen, rows and pictures in files."""
     import json
 
+    from pipelines.caching.pixel_cache import decode_pictures
     from pipelines.drawing.grids import labelled_grid
     from pipelines.evaluation.reconstruction import measure_tokenizer
     from pipelines.evaluation.report_page import to_images
-    from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, load_pictures, postprocess
+    from tokenizer_image.pictures.loading import Preprocessing, load_pictures, postprocess
 
     register_quantizer(KINDS["library"], lambda sizes, code_dim: LibraryQuantizer(sizes[0], code_dim))
     settings = Preprocessing(image_size=SIDE, num_channels=1)

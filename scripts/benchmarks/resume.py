@@ -2,21 +2,23 @@
 
     python scripts/benchmarks/resume.py --output rows.json
 
-Runs scripts/train_lm.py on a small model, in float32, in which the weights can be equal to the last bit. Every other
-kill waits until a checkpoint is being written; the others come at any time after the first checkpoint has begun.
+Runs both training commands with small models, in float32, in which the weights can be equal to the last bit. Every
+other kill waits until a checkpoint is being written; the others come at any time from the moment that the run's folder
+is there until after its last step.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.options.option import option
@@ -31,29 +33,53 @@ TIMEOUT = 600.0  # seconds that a run may take
 class Options(BenchmarkOptions):
     """Training that is killed and resumed."""
 
-    kills: int = option(20, "how many runs to kill, each once", above_zero=True)
+    kills: int = option(20, "how many runs to kill, each once; half of them in each stage", above_zero=True)
     max_steps: int = option(60, "steps of each run", above_zero=True)
     checkpoint_every: int = option(4, "steps between checkpoints", above_zero=True)
     lm_size: str = option("2M", "size of the language model; checkpoints of larger ones take longer to write")
-    seed: int = option(0, "seed of the instants")
-    cpu_threads: int | None = option(1, "PyTorch's threads")
+    seed: int = option(0, "seed of the instants", not_negative=True)
+    cpu_threads: int | None = option(1, "PyTorch's threads", above_zero=True)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of the two training commands.
+
+    Attributes:
+        script: its file.
+        arguments: those that only this stage takes.
+        weights: the file of the final weights, in the output folder.
+    """
+
+    script: str
+    arguments: tuple[str, ...]
+    weights: str
+
+
+def stages(root: Path, options: Options) -> dict[str, Stage]:
+    """Stage 1, and stage 2 on the tokenizer in `root`, by name."""
+    small = ("--hidden_sizes", "16", "32", "--patch_size", "4")
+    sources = ("--image_tokenizer", str(root / "tokenizer"), "--token_cache", str(root / "cache"))
+    return {
+        "stage_1": Stage("train_tokenizer.py", small, "model.safetensors"),
+        "stage_2": Stage("train_lm.py", (*sources, "--lm_size", options.lm_size), "lm/model.safetensors"),
+    }
 
 
 class Training:
-    """One run of scripts/train_lm.py in a folder of its own."""
+    """One run in a folder of its own."""
 
-    def __init__(self, root: Path, name: str, options: Options) -> None:
-        self.root, self.folder, self.options = root, root / name, options
+    def __init__(self, stage: Stage, folder: Path, options: Options) -> None:
+        self.stage, self.folder, self.options = stage, folder, options
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start or resume."""
         self.folder.mkdir(exist_ok=True)
         command = [
-            sys.executable, str(SCRIPTS / "train_lm.py"), "--image_tokenizer", str(self.root / "tokenizer"),
-            "--token_cache", str(self.root / "cache"), "--max_examples", "2000", "--output_dir", str(self.folder),
-            "--max_steps", str(self.options.max_steps), "--checkpoint_every", str(self.options.checkpoint_every),
-            "--lm_size", self.options.lm_size, "--mixed_precision", "no", "--batch_size", "8",
-            "--validate_every", "10", "--sample_every", "0", "--log_every", "1", "--resume",
+            sys.executable, str(SCRIPTS / self.stage.script), *self.stage.arguments, "--max_examples", "2000",
+            "--output_dir", str(self.folder), "--max_steps", str(self.options.max_steps), "--checkpoint_every",
+            str(self.options.checkpoint_every), "--mixed_precision", "no", "--batch_size", "8", "--validate_every",
+            "10", "--sample_every", "0", "--log_every", "1", "--resume",
             *([] if self.options.cpu_threads is None else ["--cpu_threads", str(self.options.cpu_threads)]),
         ]  # fmt: skip
         with (self.folder / "log.txt").open("a") as log:
@@ -67,13 +93,13 @@ class Training:
         """Whether a checkpoint is being written."""
         return any((self.folder / "checkpoints").glob("*.part*"))
 
-    def began_checkpoints(self) -> bool:
-        """Whether the first checkpoint has at least begun."""
-        return any((self.folder / "checkpoints").glob("checkpoint-*"))
+    def began(self) -> bool:
+        """Whether the run has begun: from then on a kill can do harm."""
+        return (self.folder / "run.json").exists()
 
     def weights(self) -> bytes:
         """The file of the final weights."""
-        return (self.folder / "lm" / "model.safetensors").read_bytes()
+        return (self.folder / self.stage.weights).read_bytes()
 
     def losses(self) -> list[tuple[int, float]]:
         """(step, loss) of every logged step."""
@@ -91,10 +117,10 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) ->
 
 
 def kill(training: Training, while_writing: bool, after: float) -> bool:
-    """Start, and SIGKILL `after` seconds after the first checkpoint began, or with `while_writing` at the first moment
-    from then on at which a checkpoint is being written; whether one was."""
+    """Start, and SIGKILL `after` seconds after the run began, or with `while_writing` at the first moment from then on
+    at which a checkpoint is being written; whether one was."""
     process = training.start()
-    wait_for(training.began_checkpoints, process)
+    wait_for(training.began, process)
     until = time.monotonic() + after
     wait_for(lambda: time.monotonic() > until, process)
     if while_writing:
@@ -104,38 +130,43 @@ def kill(training: Training, while_writing: bool, after: float) -> bool:
     return training.writes()
 
 
-def main(options: Options) -> None:
-    """Kill and resume; a table on the screen, rows in the file."""
+def measure(name: str, stage: Stage, root: Path, options: Options, kills: int) -> list[Row]:
+    """Kill `kills` runs of a stage once each, resume them, and compare them with a run that is not disturbed."""
     from tqdm import tqdm
 
-    chance = random.Random(options.seed)
+    chance = random.Random(f"{options.seed} {name}")
+    undisturbed = Training(stage, root / f"{name}-undisturbed", options)
+    if not undisturbed.finish():
+        raise ValueError(f"training failed: {(undisturbed.folder / 'log.txt').read_text()[-500:]}")
+    lines = (undisturbed.folder / "metrics.jsonl").read_text().splitlines()
+    seconds = max(json.loads(line).get("seconds", 0.0) for line in lines)
+    equal = resumed = writing = same_losses = 0
+    for number in tqdm(range(kills), desc=f"kills of {name}"):
+        training = Training(stage, root / f"{name}-{number}", options)
+        writing += kill(training, number % 2 == 1, chance.uniform(0, 1.1 * seconds))
+        resumed += (ended := training.finish())
+        equal += ended and training.weights() == undisturbed.weights()
+        same_losses += ended and training.losses() == undisturbed.losses()
+        shutil.rmtree(training.folder)
+    return [
+        row(f"resume/{name}/resumed", resumed, f"of {kills}", kills, True),
+        row(f"resume/{name}/equal_weights", equal, f"of {kills}", kills, True),
+        row(f"resume/{name}/equal_losses", same_losses, f"of {kills}", kills, True),
+        row(f"resume/{name}/killed_while_writing", writing, f"of {kills}", None, True),
+    ]
+
+
+def main(options: Options) -> None:
+    """Kill and resume; a table on the screen, rows in the file."""
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        subprocess.run(
-            [
-                sys.executable, str(SCRIPTS / "train_tokenizer.py"), "--max_examples", "2000", "--max_steps", "3",
-                "--output_dir", str(root / "tokenizer"), "--hidden_sizes", "16", "32", "--patch_size", "4",
-            ],
-            check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        undisturbed = Training(root, "undisturbed", options)
-        if not undisturbed.finish():
-            raise ValueError(f"training failed: {(undisturbed.folder / 'log.txt').read_text()[-500:]}")
-        lines = (undisturbed.folder / "metrics.jsonl").read_text().splitlines()
-        seconds = max(json.loads(line).get("seconds", 0.0) for line in lines)
-        equal = resumed = writing = same_losses = 0
-        for number in tqdm(range(options.kills), desc="kills"):
-            training = Training(root, f"killed-{number}", options)
-            writing += kill(training, number % 2 == 1, chance.uniform(0, 0.8 * seconds))
-            resumed += (ended := training.finish())
-            equal += ended and training.weights() == undisturbed.weights()
-            same_losses += ended and training.losses() == undisturbed.losses()
-    rows: list[Row] = [
-        row("resume/resumed", resumed, f"of {options.kills}", options.kills, True),
-        row("resume/equal_weights", equal, f"of {options.kills}", options.kills, True),
-        row("resume/equal_losses", same_losses, f"of {options.kills}", options.kills, True),
-        row("resume/killed_while_writing", writing, f"of {options.kills}", None, True),
-    ]
+        both = stages(root, options)
+        tokenizer = Training(both["stage_1"], root / "tokenizer", replace(options, max_steps=3))
+        if not tokenizer.finish():
+            raise ValueError(f"training failed: {(tokenizer.folder / 'log.txt').read_text()[-500:]}")
+        for number, (name, stage) in enumerate(both.items()):
+            rows += measure(name, stage, root, options, (options.kills + 1 - number) // 2)
     show(rows)
     write_rows(options.output, rows)
 

@@ -6,9 +6,6 @@ Nothing is unpacked, so that names with "..", absolute names and links in an arc
 from __future__ import annotations
 
 import posixpath
-import re
-import tarfile
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +13,22 @@ from typing import Any
 
 from PIL import Image
 
-from tokenizer_image.pictures.columns import IMAGE_NAMES, Columns, caption_columns, check_column
+from tokenizer_image.pictures.columns import (
+    CAPTION_NAMES,
+    IMAGE_NAMES,
+    Columns,
+    caption_columns,
+    check_column,
+    usual_columns,
+)
 from tokenizer_image.pictures.dataset import PictureSource
 from tokenizer_image.pictures.fingerprints import digest, file_identity, hash64, one_or_all
 from tokenizer_image.pictures.json_lines import parse_json
-from tokenizer_image.pictures.picture_files import is_picture, open_picture
+from tokenizer_image.pictures.picture_files import open_picture, why_not_read
 from tokenizer_image.pictures.reading_notes import ReadingNotes, shown
+from tokenizer_image.pictures.tar_members import Members, Place, is_picture_field, tar_examples
 from tokenizer_image.pictures.text_intake import caption_lines, captions_in, decode_text
 
-Place = tuple[int, int]  # offset in the archive, and size
-Members = dict[str, Place]  # {field: place} of one example; a field is what follows the key: "png", "seg.png", "txt"
 LOOKED_AT = 64  # examples whose .json members are read to find the key of the captions
 
 
@@ -55,7 +58,7 @@ class TarPictures(PictureSource):
             for key, members in tar_examples(path, notes).items()
         ]
         fields = sorted({field for _, _, members in examples for field in members})
-        pictures = sorted(filter(_is_picture_field, fields), key=lambda f: (f not in IMAGE_NAMES, f.count("."), f))
+        pictures = sorted(filter(is_picture_field, fields), key=lambda f: (f not in IMAGE_NAMES, f.count("."), f))
         if columns.image is not None:
             pictures = [check_column(fields, columns.image, "image_column", name)]
         self._rows = [
@@ -66,52 +69,75 @@ class TarPictures(PictureSource):
         ]
         if not self._rows:
             held = ", ".join(map(shown, fields[:20])) or "nothing"
-            raise ValueError(f"{name} holds no pictures: its .tar archives hold {held}, not .jpg, .png, ...")
+            skipped = "".join(f"; {reason}" for reason in notes.left_out_reasons())
+            raise ValueError(f"{name} holds no pictures: its .tar archives hold {held}, not .jpg, .png, ...{skipped}")
         self._caption_fields, self._caption_keys = self._find_captions(fields, columns.caption)
-        self._note_left_out(examples, pictures)
+        self._takes_any_key = columns.caption is None
+        self._note_left_out(examples, pictures, columns.caption)
         files = [(path.name, *file_identity(path)) for path in paths]
-        fields = ["json"] if self._caption_keys else self._caption_fields
+        fields = [field for group in self._caption_fields for field in group]
+        fields += ["json"] if self._caption_keys else []
         self.fingerprint = digest("tar", files, pictures, *map(one_or_all, (fields, self._caption_keys)))
 
-    def _find_captions(self, fields: list[str], wanted: str | None) -> tuple[list[str], list[str]]:
-        """(members that hold the captions, keys inside the .json member): at least one list is empty."""
+    def _find_captions(self, fields: list[str], wanted: str | None) -> tuple[list[list[str]], list[str]]:
+        """(groups of members that hold captions, keys inside the .json member). An example's captions are those of the
+        first group with a text, else those of the .json member."""
         if wanted in fields:
-            return [str(wanted)], []
-        plain = caption_columns([field for field in fields if field != "json"], self.name, ReadingNotes())
+            return [[str(wanted)]], []
         keys: dict[str, None] = {}
         if "json" in fields:
             for row in range(min(len(self._rows), LOOKED_AT)):
                 keys.update(dict.fromkeys(self._json(row, ReadingNotes())))
-        if wanted is None and plain:
-            unused = caption_columns(list(keys), self.name, ReadingNotes())
-            if unused:
-                self.notes.warn(
-                    f"{self.name}: captions are read from .{', .'.join(plain)} members; {', '.join(unused)} in .json "
-                    "members not used (--caption_column chooses)"
-                )
-            return plain, []
         if wanted is not None:
             return [], [check_column([*fields, *keys], wanted, "caption_column", self.name)]
-        caption_keys = caption_columns(list(keys), self.name, self.notes)
-        others = [field for field in fields if not _is_picture_field(field)]
-        if not caption_keys and others:
+        groups: list[list[str]] = []
+        plain = [field for field in fields if field != "json" and why_not_read(f"x.{field}") is None]
+        while group := caption_columns(plain, self.name, ReadingNotes()):
+            groups.append(group)
+            plain = [field for field in plain if field not in group]
+        caption_keys = caption_columns(list(keys), self.name, ReadingNotes() if groups else self.notes)
+        if groups and caption_keys:
+            self.notes.warn(
+                f"{self.name}: captions are read from .{', .'.join(groups[0])} members; {', '.join(caption_keys)} in "
+                ".json members not used where an example has both (--caption_column chooses)"
+            )
+        if groups or caption_keys:
+            return groups, caption_keys
+        others = [field for field in fields if not is_picture_field(field)]
+        folders = sorted({posixpath.dirname(row.key) for row in self._rows})
+        if len(folders) > 1:
+            self.notes.warn(
+                f"the names of folders in archives are no captions: {', '.join(folders[:3])}; put a .txt beside each "
+                "picture, or unpack them"
+            )
+        if others:
             self.notes.warn(
                 f"{self.name}: no captions in its .{', .'.join(others[:5])} members; they are read from .txt and "
                 ".caption members, and from keys such as caption of .json objects"
             )
-        return [], caption_keys
+        return groups, caption_keys
 
-    def _note_left_out(self, examples: Iterable[tuple[int, str, Members]], pictures: Sequence[str]) -> None:
-        """Count members that are not used: texts without a picture, and further pictures of an example."""
+    def _note_left_out(
+        self, examples: Iterable[tuple[int, str, Members]], pictures: Sequence[str], caption_column: str | None
+    ) -> None:
+        """Count members that are not used: texts without a picture, further pictures of an example, other kinds."""
         used = {(row.archive, row.key): row.picture for row in self._rows}
+        read = {"json", "cls", *pictures, *(field for group in self._caption_fields for field in group)}
         for number, key, members in examples:
             picture = used.get((number, key))
-            place = f"{self.paths[number].name}/{key}"
             for field, where in members.items():
+                place = f"{self.paths[number].name}/{key}.{field}"
                 if picture is None:
-                    self.notes.leave_out(f"{place}.{field}", "no picture has this name")
+                    self.notes.leave_out(place, why_not_read(place) or "no picture has this name")
                 elif field in pictures and where != picture:
-                    self.notes.leave_out(f"{place}.{field}", "another picture of its example (--image_column chooses)")
+                    self.notes.leave_out(place, "another picture of its example (--image_column chooses)")
+                elif field not in read:
+                    reason = why_not_read(place) or "not a kind of member that is read"
+                    if is_picture_field(field):
+                        reason = "another picture of its example (--image_column chooses)"
+                    elif caption_column is not None and caption_columns([field], "", ReadingNotes()):
+                        reason = f"--caption_column {caption_column} is read"
+                    self.notes.leave_out(place, reason)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -120,7 +146,7 @@ class TarPictures(PictureSource):
         return f"{self.paths[self._rows[row].archive].name}/{self._rows[row].key}"
 
     def image(self, row: int) -> Image.Image:
-        if self._caption_keys and self._json_error(row) is not None:
+        if self._caption_keys and not self._caption_fields and self._json_error(row) is not None:
             raise ValueError(self._json_error(row))
         place = self._rows[row]
         field = next(field for field, where in place.members.items() if where == place.picture)
@@ -131,21 +157,31 @@ class TarPictures(PictureSource):
         return hash64(self._read(place.archive, place.picture))
 
     def read_captions(self, row: int, notes: ReadingNotes) -> list[str]:
-        place = self.key(row)
         texts: list[str] = []
-        if self._caption_keys:
-            values = self._json(row, notes)
-            texts = [
-                text for key in self._caption_keys for text in captions_in(values.get(key), f"{place}.json", notes)
-            ]
-            origin = ".json members"
-        else:
-            for field in self._caption_fields:
-                texts += caption_lines(self._member(row, field), f"{place}.{field}", notes)
-            origin = f".{', .'.join(self._caption_fields)} members"
+        for group in self._caption_fields:
+            present = [field for field in group if field in self._rows[row].members]
+            if texts:
+                for field in present:
+                    if self._rows[row].members[field][1]:
+                        notes.leave_out_caption("another caption member is read", f"{self.key(row)}.{field}")
+                continue
+            for field in present:
+                texts += caption_lines(self._member(row, field), f"{self.key(row)}.{field}", notes)
+            origin = f".{', .'.join(group)} members"
+        if not texts and (self._caption_keys or self._takes_any_key):
+            texts, origin = self._json_captions(row, notes), ".json members"
         if texts:
             notes.captions_from(origin)
         return list(dict.fromkeys(texts))
+
+    def _json_captions(self, row: int, notes: ReadingNotes) -> list[str]:
+        values, place = self._json(row, notes), f"{self.key(row)}.json"
+        keys = [key for key in self._caption_keys if key in values]
+        texts = [text for key in keys for text in captions_in(values[key], place, notes)]
+        others = {key: value for key, value in values.items() if key not in keys}
+        if texts or not others or not self._takes_any_key or (keys and not usual_columns(list(others), CAPTION_NAMES)):
+            return texts
+        return captions_in(others, place, notes)  # only some examples were looked at for the keys
 
     def label(self, row: int) -> int:
         content = self._member(row, "cls").strip()
@@ -182,76 +218,3 @@ class TarPictures(PictureSource):
         with open(self.paths[archive], "rb") as file:
             file.seek(place[0])
             return file.read(place[1])
-
-
-def _is_picture_field(field: str) -> bool:
-    return is_picture(f"x.{field}")
-
-
-# ---- the names in an archive
-
-
-def tar_examples(path: Path, notes: ReadingNotes) -> dict[str, Members]:
-    """{key: members} of a tar archive, in its order. Reads the headers alone."""
-    places: dict[tuple[str, str], Place] = {}  # by (folder and name up to the first dot, the rest)
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                folder, base = posixpath.split(member.name)
-                stem, _, field = base.partition(".")
-                if member.isdir() or not stem or not field:
-                    continue
-                if not member.isreg() or member.issparse():
-                    notes.leave_out(f"{path.name}/{member.name}", "a link, or no plain file, in an archive")
-                    continue
-                key = f"{folder}/{stem}".lstrip("/"), field
-                if key in places:
-                    notes.leave_out(f"{path.name}/{member.name}", "a later member of the archive has the same name")
-                places[key] = member.offset_data, member.size
-            if path.stat().st_size <= archive.offset:  # `offset`: where the next member would begin
-                notes.warn(f"{path.name} has no end mark: it may be cut off, and what was behind the cut is missing")
-    except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError) as error:
-        raise ValueError(f"{path} is no tar archive ({error}); unpack a compressed one first") from error
-    fields: dict[str, list[str]] = {}
-    for stem, field in places:
-        fields.setdefault(stem, []).append(field)
-    dotted = dotted_keys(fields)
-    examples: dict[str, Members] = {}
-    for (stem, field), place in places.items():
-        if stem in dotted and "." in field:
-            middle, _, last = field.rpartition(".")
-            examples.setdefault(f"{stem}.{middle}", {})[last.lower()] = place
-        else:
-            examples.setdefault(stem, {})[field.lower()] = place
-    return examples
-
-
-def dotted_keys(fields: dict[str, list[str]]) -> set[str]:
-    """The keys whose files' names go on behind their first dot: {"22": ["05.png", "05.txt", "06.png"]} -> {"22"}.
-
-    The part between two dots ("05") belongs to the name if it is a number. If it is not a number, it belongs to the
-    name if every file of the key has such a part, unless most keys share the part ("input.png", "target.png") and only
-    pictures have it.
-    """
-    pictures = Counter(field.lower() for members in fields.values() for field in members if _is_picture_field(field))
-    dotted = set()
-    for key, members in fields.items():
-        long = [field for field in members if "." in field]
-        short_texts = [field for field in members if "." not in field and not _is_picture_field(field)]
-        long_texts = [field for field in long if not _is_picture_field(field)]
-        long_pictures = [field for field in long if _is_picture_field(field)]
-        if not long_pictures:
-            continue
-        if all(re.fullmatch(r"[\d._ -]+", field.rpartition(".")[0]) for field in long):
-            own = bool(long_texts) or not short_texts
-        else:
-            usual = len(fields) > 1 and all(pictures[field.lower()] > len(fields) / 2 for field in long_pictures)
-            own = len(long) == len(members) and (bool(long_texts) or not usual)
-        if own:
-            dotted.add(key)
-    return dotted
-
-
-def count_tar_pictures(path: Path) -> int:
-    """How many pictures a tar archive holds."""
-    return sum(any(map(_is_picture_field, members)) for members in tar_examples(path, ReadingNotes()).values())

@@ -36,10 +36,15 @@ def check_column(columns: Sequence[str], wanted: str, option: str, source: str) 
     return wanted
 
 
+def usual_columns(columns: Sequence[str], names: Iterable[str]) -> list[str]:
+    """The columns that have one of the usual `names`, in any case, in the order of the names."""
+    by_name = {column.strip().lower(): column for column in reversed(columns)}
+    return [by_name[name] for name in names if name in by_name]
+
+
 def usual_column(columns: Sequence[str], names: Iterable[str]) -> str | None:
-    """The column that has the first of the usual `names`, in any case; None if none has."""
-    by_name = {column.lower(): column for column in reversed(columns)}
-    return next((by_name[name] for name in names if name in by_name), None)
+    """The first of `usual_columns`, None if there is none."""
+    return next(iter(usual_columns(columns, names)), None)
 
 
 def caption_columns(columns: Sequence[str], source: str, notes: ReadingNotes) -> list[str]:
@@ -49,7 +54,7 @@ def caption_columns(columns: Sequence[str], source: str, notes: ReadingNotes) ->
     """
     numbered: dict[str, list[tuple[int, str]]] = {}
     for column in columns:
-        match = re.fullmatch(r"(.*?)(?:[ _-]?(\d+))?", column.lower(), re.DOTALL)
+        match = re.fullmatch(r"(.*?)(?:[ _-]?(\d+))?", column.strip().lower(), re.DOTALL)
         base, number = match.groups() if match else (column, None)
         if base in CAPTION_NAMES:
             numbered.setdefault(base, []).append((-1 if number is None else int(number), column))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -50,7 +50,8 @@ class PictureSource:
     Subclasses give `__len__`, `key`, `image` and `read_captions`.
     notes: repairs, files left out and warnings from opening the data set.
     split_sizes: pictures (or documents) of each split of the data set, as far as they are known.
-    data_set_size: pictures of all splits; None: those of this source.
+    data_set_size: pictures of the splits whose sizes are known; None: those of this source.
+    count_rest: counts the pictures of the other splits.
     """
 
     row_name = "picture"
@@ -63,6 +64,7 @@ class PictureSource:
         self.split = "train"
         self.split_sizes: dict[str, int] = {}
         self.data_set_size: int | None = None
+        self.count_rest: Callable[[], int] | None = None
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -165,3 +167,22 @@ class SelectedPictures(PictureSource):
 
     def attributes(self, row: int) -> dict[str, str] | None:
         return self.source.attributes(int(self.rows[row]))
+
+
+def data_set_size(source: PictureDataset) -> int:
+    """Pictures of all splits of the data set, as far as the source knows. Counts those in archives of other splits."""
+    count_rest = getattr(source, "count_rest", None)
+    rest = count_rest() if count_rest is not None else 0
+    return max((getattr(source, "data_set_size", None) or 0) + rest, len(source))
+
+
+def picture_name(source: PictureDataset, row: int) -> str:
+    """The row's file, if the source knows it, else its number."""
+    key = getattr(source, "key", None)
+    return str(key(row)) if callable(key) else f"row {row}"
+
+
+def too_many_unreadable(unreadable: int, total: int, max_share: float) -> bool:
+    """Whether more pictures than the allowed share cannot be read. One is allowed in any data set, unless the share is
+    0: of fewer than 100 pictures, one is more than 1%."""
+    return unreadable > total * max_share and not (unreadable == 1 and max_share > 0)

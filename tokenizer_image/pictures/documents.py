@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tokenizer_image.pictures.columns import CAPTION_NAMES, usual_columns
 from tokenizer_image.pictures.fingerprints import digest, file_identity, hash_keys
 from tokenizer_image.pictures.folder_files import FolderFiles
 from tokenizer_image.pictures.folder_pictures import FolderCaptions, FolderPictures
@@ -158,6 +159,9 @@ def _read_parts(
     parts = value.get("parts") if isinstance(value, dict) else value
     if not isinstance(parts, list):
         raise ValueError(f"{place}: {json.dumps(value):.60} is no document; it should be {FORM}")
+    beside = usual_columns(list(value), CAPTION_NAMES) if isinstance(value, dict) else []
+    if beside:
+        notes.leave_out_caption(f"a key beside the parts of a document ({', '.join(beside)})", place)
     order, contents = "", []
     for index, part in enumerate(parts, start=1):
         kinds = [kind for kind in ("text", "image") if isinstance(part, dict) and isinstance(part.get(kind), str)]

@@ -6,13 +6,30 @@ import os
 import posixpath
 import unicodedata
 import urllib.parse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tokenizer_image.pictures.picture_files import is_picture
-from tokenizer_image.pictures.reading_notes import ReadingNotes, shown
+from tokenizer_image.pictures.reading_notes import ReadingNotes, ending, shown
 
-SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+SYSTEM_FILES = {"Thumbs.db", "ehthumbs.db", "desktop.ini", "Desktop.ini", ".DS_Store", "Icon\r"}
+
+TEXT_ENDINGS = (".txt", ".caption", ".csv", ".tsv", ".json", ".jsonl")  # what may be captions
+
+
+def is_of_system(path: str) -> bool:
+    """Whether an operating system put a file, or one of its folders, there, such as "__MACOSX/a.png" or "Thumbs.db";
+    "._a.png" has what macOS keeps beside "a.png"."""
+    parts = path.split("/")
+    return parts[-1] in SYSTEM_FILES or parts[-1].startswith("._") or not SYSTEM_FOLDERS.isdisjoint(parts)
+
+
+def is_hidden(path: str) -> bool:
+    """Whether the name of a file, or of one of its folders, begins with a dot."""
+    if not path.startswith(".") and "/." not in path:
+        return False
+    return any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))
 
 
 class FolderFiles:
@@ -25,6 +42,9 @@ class FolderFiles:
         self._folded: dict[str, list[str]] | None = None
         self._stems: dict[str, list[str]] | None = None
 
+    def __contains__(self, file: str) -> bool:
+        return file in self._exact
+
     def find(self, *names: str) -> str | None:
         """The file with one of these paths, or None. Exact matches come first, then those that differ in their Unicode
         form (NFC, NFD) alone, then those that differ in case, too. Ambiguous matches do not count."""
@@ -34,9 +54,9 @@ class FolderFiles:
         if self._folded is None:
             self._folded = {}
             for file in self.files:
-                self._folded.setdefault(_folded(file), []).append(file)
+                self._folded.setdefault(folded(file), []).append(file)
         for name in names:
-            candidates = self._folded.get(_folded(name), [])
+            candidates = self._folded.get(folded(name), [])
             normal = unicodedata.normalize("NFC", name)
             same_case = [file for file in candidates if unicodedata.normalize("NFC", file) == normal]
             for matches in (same_case, candidates):
@@ -62,6 +82,13 @@ class FolderFiles:
                 f"Nothing outside of the folder {self.root} is read: put the picture inside"
             )
         return self.find(*inside) or self._without_ending(inside) or inside[0]
+
+    def has(self, folder: str, name: str) -> bool:
+        """Whether the picture `name` in a text file of `folder` is a file here, as `resolve` finds it."""
+        try:
+            return self.resolve(folder, name, "") in self._exact
+        except ValueError:
+            return False
 
     def _without_ending(self, paths: Sequence[str]) -> str | None:
         """The only picture that has one of these paths once its ending is taken off."""
@@ -90,14 +117,18 @@ def outside(path: str) -> bool:
     return posixpath.isabs(path) or path == ".." or path.startswith("../")
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
+    """A name without its case and its Unicode form: names that differ in these alone are equal."""
+    if name.isascii():
+        return name.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def files_below(root: Path, notes: ReadingNotes) -> Iterator[str]:
     """Paths of the files below `root`, relative, with "/".
 
-    Hidden names and folders of the operating system are skipped. Links are followed inside of `root`. A link out of it
+    Files and folders of the operating system are skipped, and hidden ones; hidden folders, pictures and texts are left
+    out. Links are followed inside of `root`. A link out of it
     is left out, since nothing outside of the folder is read,
     except the store that a snapshot in the Hub's cache links to.
     """
@@ -117,16 +148,29 @@ def files_below(root: Path, notes: ReadingNotes) -> Iterator[str]:
             continue
         for entry in entries:
             path = f"{relative}/{entry.name}" if relative else entry.name
-            if entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS:
+            if is_of_system(entry.name):
+                continue
+            if is_hidden(entry.name):
+                if _is_kind(entry, os.DirEntry.is_dir) or is_picture(path) or ending(path) in TEXT_ENDINGS:
+                    is_folder = _is_kind(entry, os.DirEntry.is_dir)
+                    notes.leave_out(path, "hidden: its name begins with a dot", is_folder=is_folder)
                 continue
             if entry.is_symlink() and not _within(os.path.realpath(entry.path), allowed):
                 notes.leave_out(path, "a link out of the folder; copy in what it points to")
-            elif entry.is_dir():
-                folders.append(path)
-            elif entry.is_file():
+            elif _is_kind(entry, os.DirEntry.is_dir):
+                folders.insert(0 if entry.is_symlink() else len(folders), path)  # a folder has its own name first
+            elif _is_kind(entry, os.DirEntry.is_file):
                 yield path
             else:
                 notes.leave_out(path, "a broken link" if entry.is_symlink() else "not a file")
+
+
+def _is_kind(entry: os.DirEntry[str], check: Callable[[os.DirEntry[str]], bool]) -> bool:
+    """What `check` says; False for a link that leads to itself."""
+    try:
+        return check(entry)
+    except OSError:
+        return False
 
 
 def _roots(root: Path) -> list[str]:

@@ -16,13 +16,13 @@ from tokenizer_image.pictures.columns import Columns
 from tokenizer_image.pictures.dataset import PictureSource
 from tokenizer_image.pictures.fingerprints import digest, file_identity, hash64
 from tokenizer_image.pictures.folder_files import FolderFiles, real_path_inside
-from tokenizer_image.pictures.metadata import classes, read_metadata
+from tokenizer_image.pictures.metadata import METADATA_FILES, classes, read_metadata
 from tokenizer_image.pictures.picture_files import is_picture, open_picture, why_not_read
-from tokenizer_image.pictures.reading_notes import ReadingNotes, counted, ending, shown
-from tokenizer_image.pictures.splits import SplitFiles, split_by_folder, split_word
-from tokenizer_image.pictures.text_intake import caption_lines, name_to_caption
+from tokenizer_image.pictures.reading_notes import COMPRESSED_ENDINGS, ReadingNotes, counted, ending, shown
+from tokenizer_image.pictures.sidecars import SIDECAR_ENDINGS, find_sidecars, sidecar_captions
+from tokenizer_image.pictures.splits import SplitFiles, split_by_folder, split_word, warn_of_unused_split
+from tokenizer_image.pictures.text_intake import name_to_caption
 
-SIDECAR_ENDINGS = (".txt", ".caption")
 REPEATS_AND_NAME = re.compile(r"\d+_.+")  # "10_dog": ten repeats a picture, as some trainers name folders
 PLAIN_FOLDERS = ("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "data", "dataset", "files",
                  "jpg", "jpeg", "png", "raw")  # fmt: skip
@@ -89,23 +89,15 @@ class FolderPictures(PictureSource):
         if captions.texts is not None:
             texts, origin = list(captions.texts[row]), captions.origins[row]
         if not texts and captions.sidecars and captions.sidecars[row] is not None:
-            texts, origin = self._sidecar_captions(str(captions.sidecars[row]), notes), "files beside the pictures"
+            texts = sidecar_captions(self.root, str(captions.sidecars[row]), notes)
+            origin = "files beside the pictures"
         if not texts and captions.names_are_captions:
             label = self.label(row)
             name = self.label_names[label] if self.label_names and label >= 0 else captions.folder_caption
-            texts, origin = [name_to_caption(name)] if name else [], "names of classes"
+            texts, origin = [*filter(None, [name_to_caption(name or "")])], "names of classes"
         if texts:
             notes.captions_from(origin)
         return texts
-
-    def _sidecar_captions(self, sidecar: str, notes: ReadingNotes) -> list[str]:
-        try:
-            with open(f"{self.root}/{sidecar}", "rb") as file:
-                content = file.read()
-        except OSError as error:
-            notes.leave_out_caption(f"the file cannot be read ({error.strerror})", sidecar)
-            return []
-        return caption_lines(content, sidecar, notes)
 
     def label(self, row: int) -> int:
         return self._captions.labels[row] if self._captions.labels is not None else -1
@@ -114,28 +106,11 @@ class FolderPictures(PictureSource):
 # ---- which captions belong to which picture
 
 
-def find_sidecar(files: FolderFiles, picture: str) -> str | None:
-    """The caption file of a picture: its name with .txt or .caption in place of its ending, or behind it."""
-    stem = posixpath.splitext(picture)[0]
-    for suffix in SIDECAR_ENDINGS:
-        sidecar = files.find(stem + suffix, picture + suffix)
-        if sidecar is not None:
-            return sidecar
-    return None
-
-
-def sidecars_of(files: FolderFiles, pictures: Sequence[str]) -> dict[str, str]:
-    """{picture: caption file} of the pictures that have one."""
-    if not any(ending(file) in SIDECAR_ENDINGS for file in files.files):
-        return {}
-    sidecars = ((picture, find_sidecar(files, picture)) for picture in pictures)
-    return {picture: sidecar for picture, sidecar in sidecars if sidecar is not None}
-
-
 def picture_splits(files: FolderFiles, name: str, pictures: list[str], notes: ReadingNotes) -> dict[str, SplitFiles]:
     """Pictures beside caption files, or in one folder per class; split by folders named train, test, ..."""
     depth, splits = split_by_folder(pictures)
-    sidecars = sidecars_of(files, pictures)
+    warn_of_unused_split(pictures, depth, notes)
+    sidecars = _sidecars(files, pictures, notes)
     note_left_out(files, {*pictures, *sidecars.values()}, notes)
     names = _class_names(pictures, depth, bool(sidecars), notes)
     folder_caption = None if names or sidecars else _only_folder(pictures, depth, notes)
@@ -161,6 +136,14 @@ def picture_splits(files: FolderFiles, name: str, pictures: list[str], notes: Re
     return {split: SplitFiles(partial(open_split, part), len(part)) for split, part in splits.items()}
 
 
+def _sidecars(files: FolderFiles, pictures: Sequence[str], notes: ReadingNotes) -> dict[str, str]:
+    """{picture: caption file}; further caption files are counted as left out."""
+    found = find_sidecars(files, pictures)
+    for file, reason in found.unused.items():
+        notes.leave_out(file, reason)
+    return found.chosen
+
+
 def has_class_folders(pictures: Sequence[str]) -> bool:
     """Whether the folders of the pictures are classes."""
     return _class_names(pictures, split_by_folder(pictures)[0], False, ReadingNotes()) is not None
@@ -179,11 +162,13 @@ def note_left_out(
     for file in files.files:
         if file in used or file in notes.counted:
             continue
+        beside = posixpath.splitext(file)[0] in stems
         if is_picture(file):
             notes.leave_out(file, pictures)
-        elif ending(file) in SIDECAR_ENDINGS:
-            beside = posixpath.splitext(file)[0] in stems
-            notes.leave_out(file, texts or ("another caption file is read" if beside else "no picture has this name"))
+        elif posixpath.basename(file).lower() in METADATA_FILES and texts:
+            notes.leave_out(file, texts)
+        elif ending(file) in SIDECAR_ENDINGS and (beside or ending(file) != ".json"):
+            notes.leave_out(file, texts or "no picture has this name")
         else:
             notes.leave_out(file, why_not_read(file) or _why_not_metadata(file))
 
@@ -192,6 +177,8 @@ def _why_not_metadata(file: str) -> str:
     """Why a file that is neither a picture nor a caption file is left out."""
     if ending(file) in (".csv", ".tsv", ".json", ".jsonl"):
         return "captions in one file are read from metadata.csv, .tsv, .jsonl or .parquet"
+    if ending(file) in COMPRESSED_ENDINGS:
+        return "a compressed archive; unpack it to use what it holds"
     return "not a kind of file that is read here"
 
 
@@ -248,8 +235,8 @@ def metadata_splits(
     read = read_metadata(files, metadata, name, columns, notes)
     pictures = list(read.pictures)
     numbers, label_names = classes(read.pictures)
-    sidecars = sidecars_of(files, [file for file, picture in read.pictures.items() if not picture.captions])
-    missing = [file for file in pictures if files.find(file) is None and not (files.root / file).is_file()]
+    sidecars = _sidecars(files, [file for file, picture in read.pictures.items() if not picture.captions], notes)
+    missing = [file for file in pictures if files.find(file) is None and not os.path.isfile(files.root / file)]
     if missing and len(missing) == len(pictures):
         raise ValueError(
             f"{name}: none of the {len(pictures):,} pictures that {', '.join(metadata[:3])} names is there, such as "
@@ -277,5 +264,6 @@ def metadata_splits(
         )
         return FolderPictures(files.root, part, name=name, captions=captions, notes=notes)
 
-    splits = split_by_folder(pictures)[1]
+    depth, splits = split_by_folder(pictures)
+    warn_of_unused_split(pictures, depth, notes)
     return {split: SplitFiles(partial(open_split, part), len(part)) for split, part in splits.items()}

@@ -1,12 +1,13 @@
 """Any source of pictures -> examples: a picture, its captions, its label.
 
-`load_pictures` finds out what `--dataset` names and which split is meant; `decode_pictures` reads every
-picture once; `preprocess`, `to_pixel_values` and `postprocess` convert between files and tensors.
+`load_pictures` finds out what `--dataset` names and which split is meant; `preprocess`, `to_pixel_values` and
+`postprocess` convert between files and tensors.
 """
 
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +15,15 @@ import numpy as np
 from tokenizer_image.pictures.columns import Columns
 from tokenizer_image.pictures.dataset import PictureDataset, PictureSource, SelectedPictures
 from tokenizer_image.pictures.opening import open_path
-from tokenizer_image.pictures.pixel_cache import DecodedPictures, decode_pictures
 from tokenizer_image.pictures.reading_notes import ReadingNotes, shown
-from tokenizer_image.pictures.splits import SplitFiles, choose_split, hashed_order, part_rows, split_sizes
+from tokenizer_image.pictures.splits import SplitFiles, choose_split, count_rest, hashed_order, part_rows, split_sizes
 from tokenizer_image.pictures.tables import table_splits
 from tokenizer_image.preprocessing import Preprocessing, postprocess, preprocess, to_pixel_values
 
 __all__ = [
-    "DecodedPictures",
     "PictureDataset",
     "Preprocessing",
     "SelectedPictures",
-    "decode_pictures",
     "load_pictures",
     "postprocess",
     "preprocess",
@@ -83,8 +81,9 @@ def load_pictures(
         raise ValueError(f"--max_examples must be at least 1, got {max_examples}")
     if dataset == "sprites":
         return _sprites(split, max_examples, seed, image_size)
-    splits = _open(dataset, Columns(image_column, caption_column))
-    chosen, part = choose_split(dataset, list(splits), split)
+    notes = ReadingNotes()
+    splits = _open(dataset, Columns(image_column, caption_column), notes)
+    chosen, part = choose_split(dataset, list(splits), split, notes)
     whole = splits[chosen].open()
     rows = part_rows(whole, part)
     sizes = split_sizes(splits, chosen, len(whole))
@@ -95,6 +94,8 @@ def load_pictures(
     source.split, source.split_sizes = split, sizes | {split: len(rows)}
     if source.data_set_size is None:
         source.data_set_size = sum(source.split_sizes.values())
+        unknown = [files for name, files in splits.items() if name not in source.split_sizes]
+        source.count_rest = partial(count_rest, [files.count_rows for files in unknown if files.count_rows is not None])
     if need_captions:
         check_captions(source, caption_column)
     return source
@@ -127,10 +128,9 @@ def _sprites(split: str, max_examples: int | None, seed: int, image_size: int | 
 # ---- what `dataset` names
 
 
-def _open(dataset: str, columns: Columns) -> dict[str, SplitFiles]:
+def _open(dataset: str, columns: Columns, notes: ReadingNotes) -> dict[str, SplitFiles]:
     """The splits of what `dataset` names."""
     path = Path(dataset).expanduser()
-    notes = ReadingNotes()
     if path.exists():
         return open_path(path, dataset, columns, notes)
     name = HUB_NAME.fullmatch(dataset)

@@ -7,7 +7,8 @@ import io
 import json
 import posixpath
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ from tokenizer_image.pictures.folder_files import FolderFiles
 from tokenizer_image.pictures.json_lines import json_lines, parse_json, read_text_file
 from tokenizer_image.pictures.picture_files import is_picture
 from tokenizer_image.pictures.reading_notes import ReadingNotes, ending
-from tokenizer_image.pictures.text_intake import captions_in, clean_text
+from tokenizer_image.pictures.text_intake import arrow_value, captions_in, clean_text
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
 FORM = 'A line is one object, such as {"file_name": "a.jpg", "text": "a dog"}'
+REMEDY = 'close each quote, and write a quote inside of quotes as ""'
 DELIMITERS = ",;\t|"
 Line = tuple[str, dict[str, Any]]  # (place, {column: value})
 
@@ -67,7 +69,7 @@ def read_metadata(
     has_captions = False
     present: list[str] = []
     for file in metadata:
-        lines = list(_lines(files.root / file, notes))
+        lines = list(_lines(files, file, columns, notes))
         if not lines:
             continue
         present = list(dict.fromkeys(column for _, line in lines for column in line))
@@ -153,25 +155,38 @@ def _picture_path(files: FolderFiles, metadata: str, value: Any, place: str) -> 
 # ---- lines of each kind of file
 
 
-def _lines(path: Path, notes: ReadingNotes) -> Iterator[Line]:
+def _lines(files: FolderFiles, file: str, columns: Columns, notes: ReadingNotes) -> Iterator[Line]:
     """(place, {column: value}) of each line."""
-    suffix = ending(path.name)
+    path, suffix = files.root / file, ending(file)
     if suffix == ".parquet":
-        yield from _parquet_lines(path)
+        yield from _parquet_lines(path, notes)
     elif suffix == ".jsonl":
         yield from _json_objects(path, notes)
     else:
-        yield from _csv_lines(path, notes)
+        yield from _csv_lines(files, file, columns, notes)
 
 
-def _parquet_lines(path: Path) -> Iterator[Line]:
+def _parquet_lines(path: Path, notes: ReadingNotes) -> Iterator[Line]:
     import pyarrow.parquet as parquet
 
     try:
-        rows = parquet.read_table(path).to_pylist()
+        table = parquet.read_table(path)
     except Exception as error:  # Arrow raises many kinds for damaged files
         raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
-    yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows))
+    names = _names(table.column_names, str(path))
+    for number, cells in enumerate(zip(*table.columns, strict=True)):
+        place = f"{path}, row {number}"
+        yield place, {name: arrow_value(cell, place, notes) for name, cell in zip(names, cells, strict=True)}
+
+
+def _names(columns: Iterable[str], place: str) -> list[str]:
+    """The names of columns without blanks around them. Raises ValueError that names `place` where two are equal."""
+    names = [column.strip() for column in columns]
+    if len(set(names)) < len(names):
+        twice = next((name for name, count in Counter(names).items() if name and count > 1), None)
+        if twice is not None:  # several columns without a name are none
+            raise ValueError(f"{place}: two columns are called {twice!r}; rename one of them")
+    return names
 
 
 def _json_objects(path: Path, notes: ReadingNotes) -> Iterator[Line]:
@@ -183,19 +198,22 @@ def _json_objects(path: Path, notes: ReadingNotes) -> Iterator[Line]:
             values = None
         if isinstance(values, list) and values and all(isinstance(value, dict) for value in values):
             notes.repair("one JSON array instead of a line for each picture", str(path))
-            yield from ((f"{path}, item {number}", value) for number, value in enumerate(values, start=1))
+            for number, value in enumerate(values, start=1):
+                place = f"{path}, item {number}"
+                yield place, dict(zip(_names(value, place), value.values(), strict=True))
             return
     for place, value in json_lines(text, path, FORM, notes):
         if not isinstance(value, dict):
             raise ValueError(f"{place}: {json.dumps(value):.60} is no object. {FORM}")
-        yield place, {str(key).strip(): content for key, content in value.items()}
+        yield place, dict(zip(_names(value, place), value.values(), strict=True))
 
 
-def _csv_lines(path: Path, notes: ReadingNotes) -> Iterator[Line]:
+def _csv_lines(files: FolderFiles, file: str, columns: Columns, notes: ReadingNotes) -> Iterator[Line]:
     """Lines of a file with a header, whose delimiter is that of the header.
 
     Cells beyond the last column belong to it if it is a column of captions: its commas are not quoted.
     """
+    path = files.root / file
     text = clean_text(read_text_file(path, notes), str(path), notes)
     first, _, rest = text.partition("\n")
     offset = 0
@@ -205,11 +223,13 @@ def _csv_lines(path: Path, notes: ReadingNotes) -> Iterator[Line]:
         delimiter = max("\t,;|" if ending(path.name) == ".tsv" else DELIMITERS, key=first.count)
     records = _csv_records(path, text, delimiter, offset)
     header_place, header, _ = next(records, ("", [], ""))
-    header = [cell.strip() for cell in header]
-    twice = [cell for cell in header if cell and header.count(cell) > 1]
-    if twice:
-        raise ValueError(f"{header_place}: two columns are called {twice[0]!r}; rename one of them")
+    header = _names(header, header_place)
+    picture_column = columns.image or usual_column(header, FILE_NAMES)
+    names_at = header.index(picture_column) if picture_column in header else 0
     for place, cells, raw in records:
+        for column, cell in enumerate(cells):
+            if "\n" in cell and _holds_lines(cell, column, names_at, delimiter, files, posixpath.dirname(file)):
+                raise ValueError(f"{place}: a quoted text holds what looks like the next lines of the file; {REMEDY}")
         if len(cells) > len(header):
             if not caption_columns(header[-1:], "", ReadingNotes()) or len(header) < 2:
                 raise ValueError(
@@ -222,9 +242,21 @@ def _csv_lines(path: Path, notes: ReadingNotes) -> Iterator[Line]:
         yield place, dict(zip(header, cells, strict=False))
 
 
+def _holds_lines(cell: str, column: int, names_at: int, delimiter: str, files: FolderFiles, folder: str) -> bool:
+    """Whether a cell of several lines, in `column`, names pictures where lines of the file do (in column `names_at`):
+    its quote was closed too late."""
+    for number, line in enumerate(cell.splitlines()):
+        parts = line.split(delimiter)
+        if number > 0 and any(is_picture(part.strip()) for part in parts):
+            return True
+        at = names_at if number > 0 else names_at - column
+        if 0 <= at < len(parts) and len(parts) > 1 and files.has(folder, parts[at].strip()):
+            return True
+    return False
+
+
 def _csv_records(path: Path, text: str, delimiter: str, offset: int) -> Iterator[tuple[str, list[str], str]]:
     """(place, cells, text) of each record that is not blank. ValueError for quotes that do not fit."""
-    remedy = 'close each quote, and write a quote inside of quotes as ""'
     # Line ends in quoted cells stay; a lone "\r" outside ends a line.
     lines = list(io.StringIO(text, newline=""))
     reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
@@ -236,10 +268,7 @@ def _csv_records(path: Path, text: str, delimiter: str, offset: int) -> Iterator
         except StopIteration:
             return
         except csv.Error as error:
-            raise ValueError(f"{place}: {error}; {remedy}") from error
-        for cell in cells:
-            if any(is_picture(line.partition(delimiter)[0].strip()) for line in cell.splitlines()[1:]):
-                raise ValueError(f"{place}: a quoted text holds what looks like the next lines of the file; {remedy}")
+            raise ValueError(f"{place}: {error}; {REMEDY}") from error
         raw = "".join(lines[start - offset - 1 : reader.line_num])
         start = reader.line_num + 1 + offset
         if any(cell.strip() for cell in cells):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tokenizer_image.pictures.archives import TarPictures, count_tar_pictures
+from tokenizer_image.pictures.archives import TarPictures
 from tokenizer_image.pictures.columns import Columns
 from tokenizer_image.pictures.documents import DOCUMENTS_FILE, DocumentFile
 from tokenizer_image.pictures.folder_files import FolderFiles, files_below
@@ -17,13 +17,14 @@ from tokenizer_image.pictures.folder_pictures import (
     metadata_splits,
     note_left_out,
     picture_splits,
-    sidecars_of,
 )
 from tokenizer_image.pictures.metadata import METADATA_FILES
 from tokenizer_image.pictures.picture_files import is_picture, why_not_read
-from tokenizer_image.pictures.reading_notes import ReadingNotes, ending, shown
-from tokenizer_image.pictures.splits import RowSource, SplitFiles, split_by_name, split_word
-from tokenizer_image.pictures.tables import TableFile, inspect_table, open_parquet, saved_to_disk
+from tokenizer_image.pictures.reading_notes import COMPRESSED_ENDINGS, ReadingNotes, ending, shown
+from tokenizer_image.pictures.sidecars import find_sidecars
+from tokenizer_image.pictures.splits import SplitFiles, split_by_name, split_word
+from tokenizer_image.pictures.tables import TableFile, count_rows, inspect_table, open_parquet, saved_to_disk
+from tokenizer_image.pictures.tar_members import count_pictures_of_tars, count_tar_pictures
 
 ACCEPTED = "pictures (.jpg, .png, .webp, ...), documents.jsonl, Parquet files or WebDataset .tar archives"
 
@@ -49,19 +50,32 @@ def open_path(path: Path, name: str, columns: Columns, notes: ReadingNotes) -> d
     documents = _without_strays(contents.documents, contents, notes)
     if documents:
         _no_columns(name, columns, DOCUMENTS_FILE)
-        note_left_out(files, {*documents, *contents.pictures}, notes)
-        return _splits(documents, lambda part: DocumentFile(files, part, name=name, notes=notes))
+        note_left_out(files, {*documents, *contents.pictures}, notes, texts=f"{DOCUMENTS_FILE} has the texts")
+        return {
+            split: SplitFiles(partial(DocumentFile, files, part, name=name, notes=notes))
+            for split, part in split_by_name(documents).items()
+        }
     metadata = _without_strays(contents.metadata, contents, notes)
     if metadata:
         return metadata_splits(files, name, metadata, columns, notes)
     kind = _choose_kind(contents, columns, notes)
     if kind == "tables":
-        note_left_out(files, {*contents.tables, *contents.pictures}, notes)
-        return _splits(contents.tables, lambda part: open_parquet(files, part, name, columns, notes))
+        note_left_out(files, {*contents.tables, *contents.pictures}, notes, texts="Parquet files have the captions")
+        return {
+            split: SplitFiles(partial(open_parquet, files, part, name, columns, notes), count_rows(files.root, part))
+            for split, part in split_by_name(contents.tables).items()
+        }
     if kind == "tars":
-        note_left_out(files, set(contents.tars), notes, pictures="the archives are the data set")
-        paths = partial(map, files.root.joinpath)
-        return _splits(contents.tars, lambda part: TarPictures([*paths(part)], name=name, columns=columns, notes=notes))
+        reason = "the archives are the data set"
+        note_left_out(files, set(contents.tars), notes, pictures=reason, texts=reason)
+        return {
+            split: SplitFiles(
+                partial(TarPictures, paths, name=name, columns=columns, notes=notes),
+                count_rows=partial(count_pictures_of_tars, paths),
+            )
+            for split, part in split_by_name(contents.tars).items()
+            for paths in [[files.root / file for file in part]]
+        }
     if kind == "pictures":
         _no_columns(name, columns, "a folder of pictures without metadata.jsonl")
         return picture_splits(files, name, contents.pictures, notes)
@@ -75,20 +89,20 @@ def _look_into(path: Path, notes: ReadingNotes) -> FolderContents:
         files = FolderFiles(path.parent, [path.name])
     else:
         raise ValueError(f"{path} is neither a folder nor a file")
-    names = files.files
-    metadata = [file for file in names if posixpath.basename(file).lower() in METADATA_FILES and path.is_dir()]
+    by_ending: dict[str, list[str]] = {}
+    for file in files.files:
+        by_ending.setdefault(ending(file), []).append(file)
+    texts = sorted(file for suffix in (".jsonl", ".csv", ".tsv", ".parquet") for file in by_ending.get(suffix, []))
+    metadata = [file for file in texts if posixpath.basename(file).lower() in METADATA_FILES and path.is_dir()]
+    pictures = [file for suffix, names in by_ending.items() if is_picture(f"x{suffix}") for file in names]
     return FolderContents(
         files,
-        documents=[file for file in names if posixpath.basename(file).lower() == DOCUMENTS_FILE],
+        documents=[file for file in texts if posixpath.basename(file).lower() == DOCUMENTS_FILE],
         metadata=metadata,
-        tables=[file for file in names if ending(file) == ".parquet" and file not in metadata],
-        tars=[file for file in names if ending(file) == ".tar"],
-        pictures=[file for file in names if is_picture(file)] if path.is_dir() else [],
+        tables=[file for file in by_ending.get(".parquet", []) if file not in metadata],
+        tars=by_ending.get(".tar", []),
+        pictures=sorted(pictures) if path.is_dir() else [],
     )
-
-
-def _splits(files: Sequence[str], open_part: Callable[[list[str]], RowSource]) -> dict[str, SplitFiles]:
-    return {split: SplitFiles(partial(open_part, part)) for split, part in split_by_name(files).items()}
 
 
 def _no_columns(name: str, columns: Columns, what: str) -> None:
@@ -109,7 +123,11 @@ def _without_strays(candidates: list[str], contents: FolderContents, notes: Read
     if not candidates or "" in folders or any(split_word(posixpath.basename(folder)) for folder in folders):
         return candidates
     apart = [file for file in contents.pictures if not any(file.startswith(f"{folder}/") for folder in folders)]
-    if 2 * len(apart) < len(contents.pictures) or 2 * len(sidecars_of(contents.files, apart)) < len(apart) or not apart:
+    if (
+        2 * len(apart) < len(contents.pictures)
+        or 2 * len(find_sidecars(contents.files, apart).chosen) < len(apart)
+        or not apart
+    ):
         return candidates
     for file, folder in zip(candidates, folders, strict=True):
         notes.leave_out(
@@ -137,7 +155,7 @@ def _choose_kind(contents: FolderContents, columns: Columns, notes: ReadingNotes
     if len(kinds) < 2:
         return next(iter(kinds), None)
     captioned = contents.pictures and (
-        2 * len(sidecars_of(contents.files, contents.pictures)) >= len(contents.pictures)
+        2 * len(find_sidecars(contents.files, contents.pictures).chosen) >= len(contents.pictures)
         or has_class_folders(contents.pictures)
     )
     names_pictures = [table for table in tables.values() if table.by_path and (table.has_captions or not captioned)]
@@ -159,10 +177,10 @@ def _choose_kind(contents: FolderContents, columns: Columns, notes: ReadingNotes
 
 def _what_lies_there(files: Sequence[str], path: Path, notes: ReadingNotes) -> str:
     if not files:
-        skipped = [f"{tally.count} {kind} left out ({reason})" for (kind, reason), tally in notes.left_out.items()]
-        return f"{', '.join(skipped) or 'the folder is empty'}. It should hold {ACCEPTED}"
+        skipped = ", ".join(notes.left_out_reasons())
+        return f"{skipped or 'the folder is empty'}. It should hold {ACCEPTED}"
     endings = sorted({posixpath.splitext(file)[1] or posixpath.basename(file) for file in files})
-    unpack = ". Unpack the archives first" if {".zip", ".gz", ".tgz", ".zst"} & set(map(str.lower, endings)) else ""
+    unpack = ". Unpack the archives first" if set(COMPRESSED_ENDINGS) & set(map(ending, files)) else ""
     hints = dict.fromkeys(f". {ending(file)} {why_not_read(file)}" for file in files if why_not_read(file))
     whole = f". Name its folder, {path.parent}" if path.is_file() else ""
     kinds = ", ".join(map(shown, endings[:8]))

@@ -75,7 +75,7 @@ def open_picture(file: Path | bytes, name: str = "") -> Image.Image:
     plugin = PLUGINS.get(ending(name or os.fspath(file) if isinstance(file, Path) else name))
     if plugin is not None:
         _register(plugin[0])
-    if isinstance(file, Path) and not file.is_file():  # a pipe or device would wait for ever
+    if isinstance(file, Path) and not os.path.isfile(file):  # a pipe or device would wait for ever
         raise FileNotFoundError(f"no such file: {file}")
     try:
         image = _open(file)

@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass, field
 
 NUM_EXAMPLES = 3
+COMPRESSED_ENDINGS = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
 @dataclass
@@ -18,7 +19,7 @@ class Tally:
     def add(self, place: str) -> None:
         self.count += 1
         if len(self.examples) < NUM_EXAMPLES:
-            self.examples.append(shown(place))
+            self.examples.append(one_line(place))
 
 
 @dataclass
@@ -26,12 +27,15 @@ class ReadingNotes:
     """Every reader of a data set fills these; `DataSummary` prints them.
 
     repairs: places where texts were repaired, by kind.
-    left_out: files, by (ending, reason); captions that are not used are under the ending "caption".
+    left_out: files, by (ending, reason); captions that are not used are under the ending "caption", folders under
+        "folder".
+    doubts: texts that a person should look at, by what is doubtful.
     caption_origins: pictures whose captions came from each origin ("sidecar files", "folder names", ...).
     """
 
     repairs: dict[str, Tally] = field(default_factory=dict)
     left_out: dict[tuple[str, str], Tally] = field(default_factory=dict)
+    doubts: dict[str, Tally] = field(default_factory=dict)
     caption_origins: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     counted: set[str] = field(default_factory=set, repr=False)  # the files in `left_out`
@@ -39,10 +43,13 @@ class ReadingNotes:
     def repair(self, kind: str, place: str) -> None:
         self.repairs.setdefault(kind, Tally()).add(place)
 
-    def leave_out(self, file: str, reason: str) -> None:
-        """Count a file that is not read, by its ending."""
+    def doubt(self, kind: str, place: str) -> None:
+        self.doubts.setdefault(kind, Tally()).add(place)
+
+    def leave_out(self, file: str, reason: str, *, is_folder: bool = False) -> None:
+        """Count a file that is not read, by its ending, or a folder."""
         self.counted.add(file)
-        self.left_out.setdefault((ending(file) or "no ending", reason), Tally()).add(file)
+        self.left_out.setdefault(("folder" if is_folder else ending(file), reason), Tally()).add(file)
 
     def leave_out_caption(self, reason: str, place: str) -> None:
         self.left_out.setdefault(("caption", reason), Tally()).add(place)
@@ -51,8 +58,15 @@ class ReadingNotes:
         self.caption_origins[origin] = self.caption_origins.get(origin, 0) + 1
 
     def warn(self, text: str) -> None:
-        if text not in self.warnings:
-            self.warnings.append(shown(text))
+        if one_line(text) not in self.warnings:
+            self.warnings.append(one_line(text))
+
+    def left_out_reasons(self) -> list[str]:
+        """What is left out and why: "2 .png files left out (no plain file), such as a.png"."""
+        return [
+            f"{things(kind, tally.count)} left out ({reason}), such as {tally.examples[0]}"
+            for (kind, reason), tally in self.left_out.items()
+        ]
 
     def copy(self) -> ReadingNotes:
         return copy.deepcopy(self)
@@ -73,3 +87,15 @@ def counted(count: int, noun: str) -> str:
 def shown(text: str) -> str:
     """A text or file name in a form that can be printed: what is not Unicode is escaped."""
     return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+
+
+def one_line(text: str) -> str:
+    """As `shown`, with its line ends escaped, so that a file's name cannot look like a line of the summary."""
+    return shown(text).replace("\r", "\\r").replace("\n", "\\n")
+
+
+def things(ending: str, count: int) -> str:
+    """ "2 .png files", "1 caption", "3 files without an ending", "1 folder"."""
+    if ending in ("caption", "folder"):
+        return counted(count, ending)
+    return counted(count, f"{ending} file") if ending else f"{counted(count, 'file')} without an ending"

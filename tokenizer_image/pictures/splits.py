@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from tokenizer_image.pictures.dataset import PictureSource
+from tokenizer_image.pictures.reading_notes import ReadingNotes
 
 SPLIT_WORDS = {
     "train": "train", "training": "train",
@@ -23,6 +24,7 @@ class RowSource(Protocol):
     """A split whose rows (pictures, or documents) can be chosen from."""
 
     name: str
+    notes: ReadingNotes
     row_name: str  # "picture" or "document"
 
     def __len__(self) -> int: ...
@@ -36,10 +38,14 @@ class RowSource(Protocol):
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """One split of a data set before it is opened. count: its rows, None if they are only known once it is opened."""
+    """One split of a data set before it is opened.
+
+    count: its rows, None if they are only known once it is opened. count_rows: counts them then, which takes time.
+    """
 
     open: Callable[[], RowSource]
     count: int | None = None
+    count_rows: Callable[[], int] | None = None
 
 
 def split_word(name: str) -> str | None:
@@ -78,7 +84,22 @@ def split_by_folder(pictures: Sequence[str]) -> tuple[int, dict[str, list[str]]]
     return depth, {"train": list(pictures)}
 
 
-def choose_split(dataset: str, present: Sequence[str], wanted: str) -> tuple[str, str]:
+def warn_of_unused_split(pictures: Sequence[str], depth: int, notes: ReadingNotes) -> None:
+    """Warn of a folder that has a split's name where `split_by_folder`, whose `depth` that is, found no splits."""
+    if depth and pictures and split_word(pictures[0].split("/")[depth - 1]):
+        return
+    for picture in pictures:
+        folders = picture.split("/")[:-1]
+        level = next((level for level, folder in enumerate(folders) if split_word(folder)), None)
+        if level is not None:
+            notes.warn(
+                f"the folder {'/'.join(folders[: level + 1])} is named like a split, but is none, since pictures or "
+                "folders beside it are in no split; put all pictures into folders such as train and validation"
+            )
+            return
+
+
+def choose_split(dataset: str, present: Sequence[str], wanted: str, notes: ReadingNotes) -> tuple[str, str]:
     """(split of the source, "all" | "kept" | "held out") for the split `wanted`."""
     own_validation = next((split for split in ("validation", "test") if split in present), None)
     if wanted == "validation" and own_validation:
@@ -87,7 +108,13 @@ def choose_split(dataset: str, present: Sequence[str], wanted: str) -> tuple[str
         return "train", "all" if own_validation else ("kept" if wanted == "train" else "held out")
     if wanted in present:
         return wanted, "all"
-    raise ValueError(f"dataset {dataset!r} has no split {wanted!r}; it has: {', '.join(sorted(present))}")
+    skipped = [
+        f"{', '.join(tally.examples)} ({reason})"
+        for (kind, reason), tally in notes.left_out.items()
+        if kind in (".parquet", ".tar")
+    ]
+    why = f". Not used: {'; '.join(skipped)}" if skipped else ""
+    raise ValueError(f"dataset {dataset!r} has no split {wanted!r}; it has: {', '.join(sorted(present))}{why}")
 
 
 def held_out_count(rows: int) -> int:
@@ -101,8 +128,9 @@ def part_rows(source: RowSource, part: str) -> np.ndarray:
     if part == "all":
         return np.arange(len(source), dtype=np.int64)
     if len(source) < 2:
+        skipped = "".join(f"; {reason}" for reason in source.notes.left_out_reasons())
         raise ValueError(
-            f"{source.name} holds {len(source)} {source.row_name}; 2 are needed, one of them for validation"
+            f"{source.name} holds {len(source)} {source.row_name}; 2 are needed, one of them for validation{skipped}"
         )
     count = held_out_count(len(source))
     order = hashed_order(source, "validation")
@@ -115,6 +143,11 @@ def hashed_order(source: RowSource, salt: str) -> np.ndarray:
     Depends on the rows' names alone, so a row that comes or goes leaves the order of the others as it was.
     """
     return np.argsort(source.row_hashes(salt), kind="stable")
+
+
+def count_rest(counts: Sequence[Callable[[], int]]) -> int:
+    """Rows of the splits that `counts` count."""
+    return sum(count() for count in counts)
 
 
 def split_sizes(splits: Mapping[str, SplitFiles], chosen: str, rows: int) -> dict[str, int]:

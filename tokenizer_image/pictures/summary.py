@@ -7,10 +7,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from tokenizer_image.pictures.reading_notes import NUM_EXAMPLES, ReadingNotes, Tally, counted, shown
+from tokenizer_image.pictures.reading_notes import (
+    COMPRESSED_ENDINGS,
+    NUM_EXAMPLES,
+    ReadingNotes,
+    Tally,
+    counted,
+    one_line,
+    shown,
+    things,
+)
 
 QUICK_ROWS = 20_000  # from so many rows on, a progress bar shows
-CAPTION_ENDINGS = (".txt", ".caption", ".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".parquet", ".tar")
+CAPTION_ENDINGS = (  # of files that may have captions: a warning tells of those that are not used
+    ".txt", ".caption", ".captions", ".text", ".prompt", ".cap", ".tags", ".csv", ".tsv", ".json", ".jsonl", ".xml",
+    ".yaml", ".yml", ".xls", ".xlsx", ".ods", ".parquet", ".arrow", ".tar", *COMPRESSED_ENDINGS,
+)  # fmt: skip
 
 
 class Summarised(Protocol):
@@ -62,10 +74,11 @@ class DataSummary:
         warnings = list(self.notes.warnings)
         if 0 < self.captioned < self.rows and self.row_name == "picture":
             warnings.append(f"{self.rows - self.captioned:,} of {self.rows:,} pictures have no caption")
+        for kind, tally in self.notes.doubts.items():
+            warnings.append(f"{counted(tally.count, 'text')} {kind}; {_examples(tally)}")
         for (ending, reason), tally in self.notes.left_out.items():
             if ending == "caption" or ending in CAPTION_ENDINGS:
-                what = "caption" if ending == "caption" else f"{ending} file"
-                warnings.append(f"{counted(tally.count, what)} not used: {reason}; {_examples(tally)}")
+                warnings.append(f"{things(ending, tally.count)} not used: {reason}; {_examples(tally)}")
         return warnings
 
     def lines(self) -> list[str]:
@@ -89,7 +102,7 @@ class DataSummary:
         ]
         for (ending, reason), tally in self.notes.left_out.items():
             if ending != "caption" and ending not in CAPTION_ENDINGS:
-                lines.append(f"  left out: {counted(tally.count, f'{ending} file')}, {reason}; {_examples(tally)}")
+                lines.append(f"  left out: {things(ending, tally.count)}, {reason}; {_examples(tally)}")
         return lines + [f"  WARNING: {warning}" for warning in self.warnings]
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,7 +135,7 @@ def summarise(source: Summarised) -> DataSummary:
             summary.captioned += 1
             lengths += map(len, captions)
             if len(summary.first_captions) < NUM_EXAMPLES:
-                summary.first_captions.append((shown(place), captions[0]))
+                summary.first_captions.append((one_line(place), captions[0]))
     if lengths:
         summary.captions, summary.longest_length = len(lengths), max(lengths)
         summary.median_length = round(statistics.median(lengths))

@@ -14,26 +14,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from tokenizer_image.pictures.columns import (
-    CAPTION_NAMES,
-    IMAGE_NAMES,
-    LABEL_NAMES,
-    Columns,
-    caption_columns,
-    check_column,
-    usual_column,
-)
+from tokenizer_image.pictures.columns import IMAGE_NAMES, Columns, caption_columns, usual_column
 from tokenizer_image.pictures.dataset import PictureSource
 from tokenizer_image.pictures.fingerprints import digest, file_identity, hash64, hash_numbers, one_or_all
 from tokenizer_image.pictures.folder_files import FolderFiles, outside, real_path_inside
 from tokenizer_image.pictures.picture_files import open_picture
 from tokenizer_image.pictures.reading_notes import ReadingNotes, shown
 from tokenizer_image.pictures.splits import SplitFiles, split_word
-from tokenizer_image.pictures.text_intake import captions_in, name_to_caption
+from tokenizer_image.pictures.table_columns import (
+    can_hold_pictures,
+    find_caption_columns,
+    find_image_column,
+    find_label_column,
+    is_class,
+    is_list,
+)
+from tokenizer_image.pictures.text_intake import arrow_value, captions_in, name_to_caption
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from datasets import Dataset, Features
+    from datasets import Dataset
 
 
 class TablePictures(PictureSource):
@@ -62,14 +62,14 @@ class TablePictures(PictureSource):
         if table._indices is not None:
             table = table.flatten_indices()
         self.root, self._folders = root, list(folders)
-        self._image_column = _image_column(table, columns.image, name)
-        self._caption_columns = _caption_columns(table, columns.caption, self._image_column, name, notes)
-        self._label_column, self.label_names = _label_column(table.features)
-        classes = [column for column in self._caption_columns if _is_class(table.features[column])]
+        self._image_column = find_image_column(table, columns.image, name)
+        self._caption_columns = find_caption_columns(table, columns.caption, self._image_column, name, notes)
+        self._label_column, self.label_names = find_label_column(table.features)
+        classes = [column for column in self._caption_columns if is_class(table.features[column])]
         if classes:  # the names of its classes are the captions
             self._label_column, self._caption_columns = classes[0], []
             self.label_names = list(table.features[classes[0]].names)
-        if _is_list(table.data.schema.field(self._image_column).type):
+        if is_list(table.data.schema.field(self._image_column).type):
             notes.warn(f"the column {self._image_column} holds lists of pictures: the first of each is used")
         self._files = [file["filename"] for file in table.cache_files]
         self._length = len(table)
@@ -93,7 +93,7 @@ class TablePictures(PictureSource):
 
     def _cell(self, row: int) -> tuple[Any, Any]:
         """(bytes, path) of a row's picture; what there is of the two."""
-        value = _first(self._column(self._image_column)[row].as_py())
+        value = _first(arrow_value(self._column(self._image_column)[row], self.key(row), ReadingNotes()))
         return (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, value)
 
     def picture_key(self, row: int) -> int:
@@ -127,7 +127,7 @@ class TablePictures(PictureSource):
                 continue
             if pa.types.is_struct(cell.type) and "bytes" in cell and cell["bytes"].is_valid:
                 continue
-            value = _first(cell.as_py())
+            value = _first(arrow_value(cell, self.key(row), ReadingNotes()))
             path = value.get("path") if isinstance(value, dict) and value.get("bytes") is None else value
             if isinstance(path, str) and "://" not in path:
                 yield row, path
@@ -136,7 +136,7 @@ class TablePictures(PictureSource):
         """Size and time of the file that a cell's path names, (-1, -1) if it cannot be read."""
         try:
             found = self._find(row, path)
-            renamed = None if files is None or found.exists() else files.find(*self._candidates(row, path))
+            renamed = None if files is None or os.path.exists(found) else files.find(*self._candidates(row, path))
             if renamed is not None:
                 self._renamed[path] = renamed
                 found = self._find(row, path)
@@ -155,7 +155,7 @@ class TablePictures(PictureSource):
         inside = self._candidates(row, path)
         if not inside:
             raise ValueError(f"{shown(path)!r} is outside of the data set's folder, {self.root}")
-        return real_path_inside(self.root, next((p for p in inside if (self.root / p).exists()), inside[0]))
+        return real_path_inside(self.root, next((p for p in inside if os.path.exists(self.root / p)), inside[0]))
 
     def _candidates(self, row: int, path: str) -> list[str]:
         """Paths inside of the root that a cell's path may stand for, relative to the root."""
@@ -168,15 +168,14 @@ class TablePictures(PictureSource):
     def read_captions(self, row: int, notes: ReadingNotes) -> list[str]:
         if not self._caption_columns:
             label = self.label(row)
-            texts = (
-                [name_to_caption(self.label_names[label])]
-                if self.label_names and 0 <= label < len(self.label_names)
-                else []
-            )
+            known = self.label_names is not None and 0 <= label < len(self.label_names)
+            texts = [*filter(None, [name_to_caption(self.label_names[label])])] if known and self.label_names else []
             origin = f"names of classes in the column {self._label_column}"
         else:
-            values = [(column, self._column(column)[row].as_py()) for column in self._caption_columns]
-            texts = [text for column, value in values for text in captions_in(value, f"row {row}, {column}", notes)]
+            texts = []
+            for column in self._caption_columns:
+                place = f"row {row}, {column}"
+                texts += captions_in(arrow_value(self._column(column)[row], place, notes), place, notes)
             origin = f"the column {', '.join(self._caption_columns)}"
         if texts:
             notes.captions_from(origin)
@@ -222,90 +221,6 @@ def _in_hub_cache(path: str) -> Path:
     if not os.path.isabs(path) or not any(real.startswith(folder + os.sep) for folder in folders):
         raise ValueError(f"{shown(path)!r} is a path on another machine")
     return Path(path)
-
-
-# ---- which column holds what
-
-
-def _is_class(kind: Any) -> bool:
-    import datasets
-
-    return isinstance(kind, datasets.ClassLabel)
-
-
-def _image_column(table: Dataset, wanted: str | None, source: str) -> str:
-    """The pictures' column: the one named, else one of type `datasets.Image`, else one with a usual name."""
-    import datasets
-
-    columns = list(table.features)
-    pictures = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
-    column = usual_column(pictures or columns, IMAGE_NAMES) or (pictures[0] if pictures else None)
-    if wanted is not None:
-        column = check_column(columns, wanted, "image_column", source)
-    if column is None or not can_hold_pictures(table.data.schema.field(column).type):
-        problem = "no column with pictures" if column is None else f"no pictures in its column {column!r}"
-        raise ValueError(f"{source} has {problem}; name one by --image_column, of: {', '.join(columns)}")
-    return column
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
-
-
-def can_hold_pictures(kind: pa.DataType) -> bool:
-    """Whether an Arrow type is bytes, text (a path), a struct of the two, or a list of these."""
-    import pyarrow as pa
-
-    if _is_list(kind) or pa.types.is_dictionary(kind):
-        return can_hold_pictures(kind.value_type)
-    if pa.types.is_struct(kind):
-        return any(kind.get_field_index(name) >= 0 for name in ("bytes", "path"))
-    checks = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string, pa.types.is_large_string)
-    return any(check(kind) for check in checks)
-
-
-def _can_hold_texts(kind: pa.DataType) -> bool:
-    """Whether an Arrow type is text, or holds texts where captions are looked for."""
-    import pyarrow as pa
-
-    if _is_list(kind):
-        return _can_hold_texts(kind.value_type)
-    if pa.types.is_struct(kind):
-        name = usual_column([field.name for field in kind], CAPTION_NAMES)
-        return name is not None and _can_hold_texts(kind.field(name).type)
-    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    return any(check(kind) for check in checks)
-
-
-def _caption_columns(
-    table: Dataset, wanted: str | None, image_column: str, source: str, notes: ReadingNotes
-) -> list[str]:
-    """The columns with captions: the one named, which must hold texts, else those of usual names."""
-    if wanted is None:
-        classes = [
-            name for name, kind in table.features.items() if _is_class(kind) and name.lower() not in CAPTION_NAMES
-        ]
-        others = [name for name in table.features if name not in (image_column, *classes)]
-        return caption_columns([name for name in others if name.lower() not in LABEL_NAMES], source, notes)
-    kind = table.features[check_column(list(table.features), wanted, "caption_column", source)]
-    if not _is_class(kind) and not _can_hold_texts(table.data.schema.field(wanted).type):
-        raise ValueError(
-            f"{source}: column {wanted!r} (--caption_column) holds {kind}, not text; a column of captions holds texts, "
-            "lists of texts, mappings with a key such as caption or text, or classes"
-        )
-    return [wanted]
-
-
-def _label_column(kinds: Features) -> tuple[str | None, list[str] | None]:
-    """(column with classes as whole numbers, their names); None where there are none."""
-    classes = [name for name, kind in kinds.items() if _is_class(kind)]
-    numbers = [name for name, kind in kinds.items() if str(getattr(kind, "dtype", "")).startswith("int")]
-    if classes:
-        column = usual_column(classes, LABEL_NAMES) or classes[0]
-        return column, list(kinds[column].names)
-    return usual_column(numbers, LABEL_NAMES), None
 
 
 # ---- the tables of a data set
@@ -362,6 +277,16 @@ def _all_null(metadata: Any, column: str) -> bool:
     chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
     counts = [chunk.statistics for chunk in chunks if chunk.path_in_schema == column]
     return bool(counts) and all(one is not None and one.num_values == 0 for one in counts)
+
+
+def count_rows(root: Path, tables: Sequence[str]) -> int | None:
+    """Rows of Parquet files, by their footers; None if one cannot be read."""
+    import pyarrow.parquet as parquet
+
+    try:
+        return sum(parquet.ParquetFile(root / table).metadata.num_rows for table in tables)
+    except Exception:  # Arrow raises many kinds for damaged files; opening them says what is wrong
+        return None
 
 
 def open_parquet(

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from tokenizer_image.pictures.dataset import PictureDataset
+from lm.files import cache_root, published
+from tokenizer_image.pictures.dataset import PictureDataset, data_set_size, picture_name, too_many_unreadable
 from tokenizer_image.pictures.decode_workers import Reading, Unreadable, decode_all, decode_one
 from tokenizer_image.pictures.picture_files import allow_pixels
 from tokenizer_image.pictures.reading_notes import shown
-from tokenizer_image.pictures.written_aside import replace_folder, written_aside
 from tokenizer_image.preprocessing import Preprocessing
 
 FORMAT_VERSION = 2  # 1: pictures with large texts or of 12 bits were decoded differently
@@ -158,13 +158,6 @@ class DecodedPictures:
 # ---- the cache folder
 
 
-def cache_root(cache_folder: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of caches: `cache_folder`, else $TESSERA_CACHE, else ~/.cache/tessera."""
-    if cache_folder is None:
-        cache_folder = os.environ.get("TESSERA_CACHE") or Path.home() / ".cache" / "tessera"
-    return Path(cache_folder).expanduser()
-
-
 def _key(source: PictureDataset, reading: Reading) -> str:
     parts = [FORMAT_VERSION, source.fingerprint, reading.settings.to_dict(), *_sizes_beyond_square(reading)]
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=12).hexdigest()
@@ -203,7 +196,8 @@ def _worth_reusing(
 ) -> bool:
     """False if decoding again may do better: too many pictures failed, or there is room for the pixels now."""
     size = manifest["num_rows"] * manifest["picture_bytes"]
-    readable_enough = not too_many_unreadable(len(manifest["unreadable"]), data_set_size(source), max_share)
+    count = len(manifest["unreadable"])
+    readable_enough = not count or not too_many_unreadable(count, data_set_size(source), max_share)
     limit_raised = (reading.max_image_pixels or 0) > (manifest.get("max_image_pixels") or 0)
     if limit_raised and any("--max_image_pixels" in reason for _, reason in manifest["unreadable"]):
         return False
@@ -233,7 +227,8 @@ def _fill(
             "than max_bytes or the free disk space allows: checking them once, then decoding on the fly",
             flush=True,
         )
-    with written_aside(folder) as work:
+    with published(folder) as work:
+        work.mkdir()
         target = work / "pictures.npy" if stored else None
         if target is not None:
             np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=reading.file_shape(len(source)))
@@ -260,11 +255,6 @@ def _fill(
             "bytes": {path.name: path.stat().st_size for path in sorted(work.iterdir())},
         }
         (work / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-        present = _read_manifest(folder, source, reading)
-        if present is None or present != _read_manifest(
-            work, source, reading
-        ):  # else another process has written the same
-            replace_folder(work, folder)
     return json.loads(json.dumps(manifest))
 
 
@@ -285,23 +275,12 @@ def _write_unreadable(path: Path, source: PictureDataset, unreadable: Unreadable
     path.write_text(shown("".join(lines)), encoding="utf-8")
 
 
-def picture_name(source: PictureDataset, row: int) -> str:
-    """The row's file, if the source knows it, else its number."""
-    key = getattr(source, "key", None)
-    return str(key(row)) if callable(key) else f"row {row}"
-
-
-def too_many_unreadable(unreadable: int, total: int, max_share: float) -> bool:
-    """Whether more pictures than the allowed share cannot be read. One is allowed in any data set, unless the share is
-    0: of fewer than 100 pictures, one is more than 1%."""
-    return unreadable > total * max_share and not (unreadable == 1 and max_share > 0)
-
-
 def _check_unreadable(decoded: DecodedPictures, source: PictureDataset, max_share: float, progress: bool) -> None:
     """Print how many pictures were skipped; ValueError if they are too large a share of the data set."""
-    count, total = len(decoded.unreadable), data_set_size(source)
+    count = len(decoded.unreadable)
     if count == 0:
         return
+    total = data_set_size(source)
     listing = decoded.folder / "unreadable.txt"
     summary = f"{shown(source.name)}: {count:,} of {total:,} pictures ({count / total:.1%}) cannot be read"
     if too_many_unreadable(count, total, max_share) or len(decoded) == 0:
@@ -316,11 +295,6 @@ def _check_unreadable(decoded: DecodedPictures, source: PictureDataset, max_shar
         raise ValueError(f"{summary}:\n{examples}\nAll are listed in {listing}. {remedy}")
     if progress:
         print(f"{summary} and are left out; listed in {listing}", flush=True)
-
-
-def data_set_size(source: PictureDataset) -> int:
-    """Pictures of all splits of the data set, as far as the source knows."""
-    return max(getattr(source, "data_set_size", None) or 0, len(source))
 
 
 def _warn_of_dark(decoded: DecodedPictures, source: PictureDataset) -> None:

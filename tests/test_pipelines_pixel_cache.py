@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tokenizer_image.pictures.loading import Preprocessing, decode_pictures, load_pictures, preprocess
+from pipelines.caching.pixel_cache import decode_pictures
+from tokenizer_image.pictures.loading import Preprocessing, load_pictures, preprocess
 
 SETTINGS = Preprocessing(image_size=8)
 
@@ -86,7 +87,7 @@ class Deadly(Noise):
 def test_a_worker_that_dies_is_reported(tmp_path):
     with pytest.raises(RuntimeError, match="out of memory.*num_workers=0"):
         decode(Deadly(600), tmp_path, num_workers=2)
-    assert not list(tmp_path.rglob("*.tmp-*"))
+    assert not list(tmp_path.rglob("*.part-*"))
 
 
 def test_workers_start_without_torch_and_datasets():
@@ -108,7 +109,7 @@ def test_the_file_is_used_again_while_it_is_whole(tmp_path):
     manifest = decoded.folder / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": 0}))
     assert len(decode(Noise(20), tmp_path)) == 20
-    assert not list(tmp_path.rglob("*.tmp-*"))
+    assert not list(tmp_path.rglob("*.part-*"))
 
 
 def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
@@ -215,7 +216,7 @@ def test_large_jpegs_are_read_at_reduced_scale(tmp_path):
 def test_a_killed_run_leaves_no_worker_and_no_half_file(tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from test_tokenizer_pixel_cache import Noise, decode\n"
+        "from test_pipelines_pixel_cache import Noise, decode\n"
         "if __name__ == '__main__': decode(Noise(600, delay=0.05), sys.argv[2], num_workers=2)\n"
     )
     script = tmp_path / "script.py"
@@ -233,9 +234,9 @@ def test_a_killed_run_leaves_no_worker_and_no_half_file(tmp_path):
     process.wait()
     assert not psutil.wait_procs(workers, timeout=60)[1]
     assert not list((tmp_path / "cache").rglob("manifest.json"))
-    assert list((tmp_path / "cache").rglob("*.tmp-*"))
+    assert list((tmp_path / "cache").rglob("*.part-*"))
     assert len(decode(Noise(600), tmp_path / "cache")) == 600
-    assert not list((tmp_path / "cache").rglob("*.tmp-*"))
+    assert not list((tmp_path / "cache").rglob("*.part-*"))
 
 
 # Several sizes
