@@ -116,10 +116,8 @@ class ImageTokenizerOptions(TrainingOptions):
 
     def check_quantizer(self, kinds: Sequence[str]) -> None:
         """Raise ValueError, with the names of options, for what quantizers of these kinds do not take."""
-        from tokenizer_image.quantizers.kinds import (
-            KINDS,
-            check_options,
-        )  # imports torch, which --help need not wait for
+        # Imports torch, which --help need not wait for.
+        from tokenizer_image.quantizers.kinds import KINDS, check_options
 
         for kind in kinds:
             if kind not in KINDS:

@@ -49,7 +49,7 @@ def load_earlier(options: ImageTokenizerOptions) -> VQVAE:
     defaults = {option.name: option.default for option in fields(options)}
     clashes = [name for name, value in fixed.items() if getattr(options, name) not in (defaults[name], value)]
     wanted, kinds = options.quantizer_names(), tokenizer.config.level_quantizers
-    if options.quantizer != defaults["quantizer"] and wanted not in (kinds, list(dict.fromkeys(kinds))):
+    if options.quantizer != defaults["quantizer"] and wanted not in (kinds, [tokenizer.config.quantizer]):
         clashes.append("quantizer")
     if clashes:
         names = ", ".join(f"--{name}" for name in sorted(clashes))
