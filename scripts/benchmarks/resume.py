@@ -141,13 +141,15 @@ def measure(name: str, stage: Stage, root: Path, options: Options, kills: int) -
     lines = (undisturbed.folder / "metrics.jsonl").read_text().splitlines()
     seconds = max(json.loads(line).get("seconds", 0.0) for line in lines)
     equal = resumed = writing = same_losses = 0
-    for number in tqdm(range(kills), desc=f"kills of {name}"):
+    bar = tqdm(range(kills), desc=f"kills of {name}")
+    for number in bar:
         training = Training(stage, root / f"{name}-{number}", options)
         writing += kill(training, number % 2 == 1, chance.uniform(0, 1.1 * seconds))
         resumed += (ended := training.finish())
         equal += ended and training.weights() == undisturbed.weights()
         same_losses += ended and training.losses() == undisturbed.losses()
         shutil.rmtree(training.folder)
+        bar.set_postfix(resumed=resumed, equal=equal, losses=same_losses, writing=writing)
     return [
         row(f"resume/{name}/resumed", resumed, f"of {kills}", kills, True),
         row(f"resume/{name}/equal_weights", equal, f"of {kills}", kills, True),
