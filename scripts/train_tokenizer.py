@@ -35,6 +35,7 @@ def main(options: ImageTokenizerOptions) -> None:
         training_batches,
         validate,
     )
+    from pipelines.training.image_tokenizer_losses import build_loss
     from pipelines.training.loop import Loop, Validation
     from pipelines.training.metrics_log import MetricsLog
     from pipelines.training.optimizers import optimizers_of
@@ -72,6 +73,7 @@ def main(options: ImageTokenizerOptions) -> None:
     tokenizer.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizers = optimizers_of(options, tokenizer, options.learning_rate or LEARNING_RATE, BETAS)
     prepared = accelerator.prepare(tokenizer)
+    stage_loss = build_loss(options, accelerator, config.num_channels, seed=options.seed)
 
     def sample(_: object, step: int) -> None:
         draw_reconstructions(tokenizer, validation_pictures, device, run.sample_file(f"step-{step:06d}.png"))
@@ -82,7 +84,10 @@ def main(options: ImageTokenizerOptions) -> None:
     )  # fmt: skip
     loop = Loop(
         accelerator, run, options,
-        TrainingState(accelerator, tokenizer, optimizers, AveragedWeights(tokenizer, options.ema_decay), prepared),
+        TrainingState(
+            accelerator, tokenizer, optimizers, AveragedWeights(tokenizer, options.ema_decay), prepared,
+            companion=stage_loss, companion_optimizers=stage_loss.optimizers,
+        ),
         validation,
         MetricsLog(accelerator, run, options.tracker, "images", options.batch_size),
     )  # fmt: skip
@@ -93,15 +98,17 @@ def main(options: ImageTokenizerOptions) -> None:
     tokenizer.train()
     batches = prefetch(training_batches(pictures, options, loop.progress.step, accelerator))
     with loop.ends_resumable():
-        for _ in loop.steps():
+        for step in loop.steps():
             pixel_values = to_pixel_values(next(batches)).to(device).contiguous(memory_format=torch.channels_last)
             output = prepared(pixel_values)
-            accelerator.backward(output.loss)
+            loss, figures = stage_loss(pixel_values, output, share=loop.share, step=step)
+            accelerator.backward(loss)
             torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), options.max_grad_norm)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-            loop.finish_step(output.loss, **step_figures(output, tokenizer.num_codes))
+            figures |= stage_loss.learn(pixel_values, output, share=loop.share, step=step)
+            loop.finish_step(output.loss, **step_figures(output, tokenizer.num_codes), **figures)
         finish(loop, pictures, validation_pictures)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from tokenizer_image.networks import NORMALIZATIONS, RESAMPLINGS
 from tokenizer_image.quantizers.kinds import check_options
 
 NETWORKS = ("conv", "mlp")
@@ -33,8 +34,11 @@ class VQVAEConfig(PretrainedConfig):
         hidden_sizes: channels at each resolution, fine to coarse; each further one halves height and width. For
             "mlp": the widths of its layers; its grid of codes has one position per `patch_size` pixels along each side.
         num_res_blocks: residual blocks at each resolution, in the encoder and in the decoder.
-        encoder_kernel_size: kernel size of the encoder's convolutions at its finest resolution. With 1 a latent depends
-            on the pixels of its own position alone; with 3 each block adds one patch on every side. See `Encoder`.
+        encoder_kernel_size: kernel size of the encoder's convolutions at its finest resolution, or with overlapping
+            patches at every one. With 1 a latent depends on the pixels of its own position alone; with 3 each block
+            adds one patch on every side. See `Encoder`.
+        resampling: how the networks change resolution: "patches" or "overlapping", see `NetworkShape`.
+        normalization: "none" or "group", see `NetworkShape`.
         code_dim: size of a latent and of a code.
         num_levels: 1, or 2 or 3 as in VQ-VAE-2 (Razavi et al. 2019): each coarser level has half the height and width
             of the next finer one.
@@ -65,6 +69,8 @@ class VQVAEConfig(PretrainedConfig):
         hidden_sizes: list[int] | None = None,
         num_res_blocks: int = 2,
         encoder_kernel_size: int = 1,
+        resampling: str = "patches",
+        normalization: str = "none",
         code_dim: int = 32,
         num_levels: int = 1,
         level_dropout: float = 0.1,
@@ -81,6 +87,8 @@ class VQVAEConfig(PretrainedConfig):
         self.hidden_sizes = [128, 256] if hidden_sizes is None else list(hidden_sizes)
         self.num_res_blocks = num_res_blocks
         self.encoder_kernel_size = encoder_kernel_size
+        self.resampling = resampling
+        self.normalization = normalization
         self.code_dim = code_dim
         self.num_levels = num_levels
         self.level_dropout = level_dropout
@@ -100,8 +108,10 @@ class VQVAEConfig(PretrainedConfig):
             raise ValueError(f"num_res_blocks={num_res_blocks} must be at least 0")
         if encoder_kernel_size < 1 or encoder_kernel_size % 2 == 0:
             raise ValueError(f"encoder_kernel_size={encoder_kernel_size} must be odd: 1, 3, ...")
-        if network not in NETWORKS:
-            raise ValueError(f"unknown network {network!r}: choose one of {', '.join(NETWORKS)}")
+        known = {"network": NETWORKS, "resampling": RESAMPLINGS, "normalization": NORMALIZATIONS}
+        for name, choices in known.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(choices)}")
         self._check_levels()
         self.grids(image_size)
         super().__init__(**kwargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tokenizer_image.networks import Decoder, Encoder
+from tokenizer_image.networks import Decoder, Encoder, NetworkShape
 from tokenizer_image.quantizers import Quantizer
 
 
@@ -31,12 +31,11 @@ class CoarseLevel(nn.Module):
         # Normalised, unlike the finest level: a coarse level gets small gradients at the start of training, and an
         # optimizer whose step does not shrink with the gradient (Muon, Adam) lets its residual stream grow without
         # bound.
-        self.encoder = Encoder(channels, 2, [channels], num_res_blocks, channels, normalize=True)
+        shape = NetworkShape(channels, 2, [channels], num_res_blocks)
+        self.encoder = Encoder(shape, channels, normalize=True)
         self.head = nn.Conv2d(channels + context_channels, quantizer.code_dim, 1)
         self.quantizer = quantizer
-        self.decoder = Decoder(
-            channels, 2, [channels], num_res_blocks, quantizer.code_dim + context_channels, channels, normalize=True
-        )
+        self.decoder = Decoder(shape, quantizer.code_dim + context_channels, channels, normalize=True)
 
 
 def with_context(hidden: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:

@@ -50,6 +50,47 @@ def ssim(reconstruction: Tensor, target: Tensor) -> Tensor:
     return (luminance * structure).mean(dim=(1, 2, 3))
 
 
+def tile_powers(pictures: Tensor, originals: Tensor, tile: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Power at the frequencies of a grid of tiles, window by window, and how flat the originals are there.
+
+    A decoder that draws tile by tile leaves a pattern whose period is the tile's side, which shows where a picture is
+    flat. Each picture is cut into windows of two by two tiles. The power of a window is the sum of its power spectrum over
+    the frequencies that are multiples of 1 / tile along both axes, zero apart.
+
+    Args:
+        pictures, originals: (B, C, H, W) float in [0, 1].
+        tile: side of a tile in pixels, at least 2.
+
+    Returns:
+        The pictures' power, the originals' power, the originals' variance: (B, windows) each, means over channels.
+
+    Raises:
+        ValueError: pictures that are smaller than a window.
+    """
+    pictures, originals = _checked(pictures, originals)
+    side = 2 * tile
+    if min(pictures.shape[-2:]) < side:
+        raise ValueError(f"Pictures of {tuple(pictures.shape[-2:])} pixels have no window of {side} x {side}.")
+    windows = [one.unfold(2, side, side).unfold(3, side, side).flatten(2, 3) for one in (pictures, originals)]
+    powers = []
+    for one in windows:
+        spectrum = torch.fft.fft2(one - one.mean(dim=(-2, -1), keepdim=True), norm="ortho").abs().square()
+        powers.append(spectrum[..., ::2, ::2].sum(dim=(-2, -1)).mean(dim=1))
+    return powers[0], powers[1], windows[1].var(dim=(-2, -1)).mean(dim=1)
+
+
+def grid_ratio(power: Tensor, power_of_originals: Tensor, variance: Tensor, flat_share: float = 0.1) -> float:
+    """Power at the tiles' frequency over that of the originals, in the flattest windows of a whole set.
+
+    Args:
+        power, power_of_originals, variance: (n,), of all windows, from `tile_powers`.
+        flat_share: share of the windows that are measured, those of the least variance.
+    """
+    count = max(1, round(flat_share * len(variance)))
+    flat = variance.argsort(stable=True)[:count]
+    return float(power[flat].double().sum() / power_of_originals[flat].double().sum().clamp(min=1e-12))
+
+
 def _checked(reconstruction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     if reconstruction.shape != target.shape or target.ndim != 4:
         raise ValueError(

@@ -6,34 +6,79 @@ A module names its layers at the network's ends (from or to pixels, latents or c
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 HEAD_CHANNELS = 16
+RESAMPLINGS = ("patches", "overlapping")
+NORMALIZATIONS = ("none", "group")
+GROUP_CHANNELS = 8  # of a group of `nn.GroupNorm`
+
+
+@dataclass(frozen=True)
+class NetworkShape:
+    """What encoder and decoder have in common.
+
+    Args:
+        num_channels: of a picture, C.
+        patch_size: factor between a picture's resolution and the finest one of the hidden channels.
+        hidden_sizes: channels at each resolution, fine to coarse; each further one halves height and width.
+        num_res_blocks: per resolution.
+        resampling: "patches": patches that do not overlap, by convolutions whose kernel is their stride and, upward, by
+            a pixel shuffle (Shi et al. 2016). "overlapping": convolutions with a kernel of twice their stride and,
+            upward, nearest neighbours and a 3x3 convolution (Odena et al. 2016), which leaves no grid in flat areas.
+        normalization: in front of each convolution of a block: "none" or "group" (Wu and He 2018).
+    """
+
+    num_channels: int
+    patch_size: int
+    hidden_sizes: list[int]
+    num_res_blocks: int
+    resampling: str = "patches"
+    normalization: str = "none"
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether patches overlap."""
+        return self.resampling == "overlapping"
+
+
+def group_norm(channels: int, normalization: str) -> nn.Module:
+    """The normalisation of (B, channels, h, w) that `normalization` names."""
+    if normalization == "none":
+        return nn.Identity()
+    return nn.GroupNorm(math.gcd(channels, max(1, channels // GROUP_CHANNELS)), channels)
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(conv(silu(x)))). The second convolution is initialised to zero, so that every block starts as the
-    identity and needs no normalisation (Zhang et al. 2019, Fixup)."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))). The second convolution is initialised to zero, so that every block
+    starts as the identity and needs no normalisation (Zhang et al. 2019, Fixup)."""
 
-    def __init__(self, channels: int, kernel_sizes: tuple[int, int] = (3, 3)) -> None:
+    def __init__(self, channels: int, kernel_sizes: tuple[int, int] = (3, 3), normalization: str = "none") -> None:
         super().__init__()
         first, second = kernel_sizes
+        self.norm1 = group_norm(channels, normalization)
         self.conv1 = nn.Conv2d(channels, channels, first, padding=first // 2)
+        self.norm2 = group_norm(channels, normalization)
         self.conv2 = nn.Conv2d(channels, channels, second, padding=second // 2)
         self.conv2.starts_at_zero = True  # type: ignore[assignment]  # read by VQVAE._init_weights
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(B, channels, h, w) to the same shape."""
-        return hidden + self.conv2(F.silu(self.conv1(F.silu(hidden))))
+        inner = self.conv1(F.silu(self.norm1(hidden)))
+        return hidden + self.conv2(F.silu(self.norm2(inner)))
 
 
-def residual_blocks(channels: int, count: int, kernel_sizes: tuple[int, int] = (3, 3)) -> nn.Sequential:
+def residual_blocks(
+    channels: int, count: int, kernel_sizes: tuple[int, int] = (3, 3), normalization: str = "none"
+) -> nn.Sequential:
     """`count` residual blocks in a row."""
-    return nn.Sequential(*(ResidualBlock(channels, kernel_sizes) for _ in range(count)))
+    return nn.Sequential(*(ResidualBlock(channels, kernel_sizes, normalization) for _ in range(count)))
 
 
 class ChannelNorm(nn.Module):
@@ -44,20 +89,37 @@ class ChannelNorm(nn.Module):
         return F.layer_norm(hidden.permute(0, 2, 3, 1), hidden.shape[1:2]).permute(0, 3, 1, 2)
 
 
+def downsampling(before: int, after: int, factor: int, overlaps: bool) -> nn.Module:
+    """(B, before, h, w) to (B, after, h / factor, w / factor)."""
+    if not overlaps:
+        return nn.Conv2d(before, after, factor, stride=factor)
+    if factor == 1:
+        return nn.Conv2d(before, after, 3, padding=1)
+    # A kernel of twice the stride sees each pixel four times; half a stride of padding keeps the grids aligned.
+    return nn.Conv2d(before, after, 2 * factor, stride=factor, padding=(factor + 1) // 2)
+
+
+def upsampling(before: int, after: int, factor: int, overlaps: bool) -> list[nn.Module]:
+    """(B, before, h, w) to (B, after, h * factor, w * factor)."""
+    if not overlaps:
+        return [nn.Conv2d(before, after * factor**2, 1), nn.PixelShuffle(factor)]
+    return [nn.Upsample(scale_factor=factor), nn.Conv2d(before, after, 3, padding=1)]
+
+
 class Encoder(nn.Module):
     """Pictures (B, C, H, W) to latents (B, code_dim, H / downsampling, W / downsampling).
 
-    A patch embedding, then residual blocks at each resolution, with a strided convolution between resolutions. Only
-    blocks of the finest resolution have spatial convolutions, one of `kernel_size` each; with `kernel_size` 1 the
-    receptive field of a latent is its own `downsampling` x `downsampling` pixels. A language model learns to predict
-    such local codes much sooner than codes from an encoder with a wide receptive field (figures in docs/results.md);
-    the decoder, whose convolutions are 3x3, combines positions.
+    A patch embedding, then residual blocks at each resolution, with a strided convolution between resolutions.
+
+    With patches that do not overlap, only blocks of the finest resolution have spatial convolutions, one of
+    `kernel_size` each; with `kernel_size` 1 the receptive field of a latent is its own `downsampling` x `downsampling`
+    pixels. A language model learns to predict such local codes much sooner than codes from an encoder with a wide
+    receptive field (figures in docs/results.md); the decoder, whose convolutions are 3x3, combines positions.
+
+    With overlapping patches, the first convolution of every block has `kernel_size`.
 
     Args:
-        num_channels: C.
-        patch_size: kernel size and stride of the first convolution.
-        hidden_sizes: channels at each resolution, fine to coarse.
-        num_res_blocks: per resolution.
+        shape: channels, resolutions and blocks.
         code_dim: channels of the output.
         kernel_size: odd.
         normalize: apply `ChannelNorm` before the output convolution.
@@ -65,25 +127,19 @@ class Encoder(nn.Module):
 
     outer_layers = ("stem", "head")
 
-    def __init__(
-        self,
-        num_channels: int,
-        patch_size: int,
-        hidden_sizes: list[int],
-        num_res_blocks: int,
-        code_dim: int,
-        kernel_size: int = 1,
-        normalize: bool = False,
-    ) -> None:
+    def __init__(self, shape: NetworkShape, code_dim: int, kernel_size: int = 1, normalize: bool = False) -> None:
         super().__init__()
+        sizes, overlaps = shape.hidden_sizes, shape.overlaps
         self.norm = ChannelNorm() if normalize else nn.Identity()
-        self.stem = nn.Conv2d(num_channels, hidden_sizes[0], patch_size, stride=patch_size)
-        stages: list[nn.Module] = [residual_blocks(hidden_sizes[0], num_res_blocks, (kernel_size, 1))]
-        for fine, coarse in zip(hidden_sizes[:-1], hidden_sizes[1:], strict=True):
-            stages.append(nn.Conv2d(fine, coarse, 2, stride=2))
-            stages.append(residual_blocks(coarse, num_res_blocks, (1, 1)))
+        self.stem = downsampling(shape.num_channels, sizes[0], shape.patch_size, overlaps)
+        kernels = (kernel_size, 1)
+        stages: list[nn.Module] = [residual_blocks(sizes[0], shape.num_res_blocks, kernels, shape.normalization)]
+        for fine, coarse in zip(sizes[:-1], sizes[1:], strict=True):
+            stages.append(downsampling(fine, coarse, 2, overlaps))
+            kernels = (kernel_size if overlaps else 1, 1)
+            stages.append(residual_blocks(coarse, shape.num_res_blocks, kernels, shape.normalization))
         self.stages = nn.Sequential(*stages)
-        self.head = nn.Conv2d(hidden_sizes[-1], code_dim, 1)
+        self.head = nn.Conv2d(sizes[-1], code_dim, 1)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) to (B, code_dim, H / downsampling, W / downsampling)."""
@@ -93,8 +149,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Quantized latents (B, code_dim, h, w) to pictures (B, C, h * downsampling, w * downsampling).
 
-    The stages of the encoder in reverse order, with 3x3 convolutions. Each up-sampling is a 1x1 convolution and a pixel
-    shuffle (Shi et al. 2016); a last 3x3 convolution at full resolution smooths the edges between patches.
+    The stages of the encoder in reverse order, with 3x3 convolutions; a last 3x3 convolution at full resolution
+    smooths the edges between patches.
 
     Args: as `Encoder`; `code_dim` is the channels of the input, `head_channels` those at full resolution before the
     last convolution.
@@ -103,31 +159,26 @@ class Decoder(nn.Module):
     outer_layers = ("stem", "head", "to_pixels")
 
     def __init__(
-        self,
-        num_channels: int,
-        patch_size: int,
-        hidden_sizes: list[int],
-        num_res_blocks: int,
-        code_dim: int,
-        head_channels: int = HEAD_CHANNELS,
-        normalize: bool = False,
+        self, shape: NetworkShape, code_dim: int, head_channels: int = HEAD_CHANNELS, normalize: bool = False
     ) -> None:
         super().__init__()
-        self.norm = ChannelNorm() if normalize else nn.Identity()
-        self.stem = nn.Conv2d(code_dim, hidden_sizes[-1], 3, padding=1)
-        stages: list[nn.Module] = [residual_blocks(hidden_sizes[-1], num_res_blocks)]
-        for fine, coarse in reversed(list(zip(hidden_sizes[:-1], hidden_sizes[1:], strict=True))):
-            stages.append(nn.Conv2d(coarse, 4 * fine, 1))
-            stages.append(nn.PixelShuffle(2))
-            stages.append(residual_blocks(fine, num_res_blocks))
+        sizes, overlaps, blocks = shape.hidden_sizes, shape.overlaps, shape.num_res_blocks
+        self.norm = ChannelNorm() if normalize else group_norm(sizes[0], shape.normalization)
+        self.stem = nn.Conv2d(code_dim, sizes[-1], 3, padding=1)
+        stages: list[nn.Module] = [residual_blocks(sizes[-1], blocks, normalization=shape.normalization)]
+        for fine, coarse in reversed(list(zip(sizes[:-1], sizes[1:], strict=True))):
+            stages += upsampling(coarse, fine, 2, overlaps)
+            stages.append(residual_blocks(fine, blocks, normalization=shape.normalization))
         self.stages = nn.Sequential(*stages)
-        self.head = nn.Conv2d(hidden_sizes[0], head_channels * patch_size**2, 1)
-        self.shuffle = nn.PixelShuffle(patch_size)
-        self.to_pixels = nn.Conv2d(head_channels, num_channels, 3, padding=1)
+        head = upsampling(sizes[0], head_channels, shape.patch_size, overlaps)
+        self.head, self.shuffle = (head[1], head[0]) if overlaps else (head[0], head[1])
+        self.overlaps = overlaps
+        self.to_pixels = nn.Conv2d(head_channels, shape.num_channels, 3, padding=1)
 
     def forward(self, quantized: torch.Tensor) -> torch.Tensor:
         """(B, code_dim, h, w) to (B, C, h * downsampling, w * downsampling), not clipped."""
-        hidden = self.shuffle(self.head(F.silu(self.norm(self.stages(self.stem(quantized))))))
+        hidden = F.silu(self.norm(self.stages(self.stem(quantized))))
+        hidden = self.head(self.shuffle(hidden)) if self.overlaps else self.shuffle(self.head(hidden))
         return self.to_pixels(F.silu(hidden))
 
 

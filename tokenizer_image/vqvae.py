@@ -15,7 +15,7 @@ from tokenizer_image.configuration import VQVAEConfig
 from tokenizer_image.fingerprint import fingerprint_of
 from tokenizer_image.hierarchy import CoarseLevel, with_context
 from tokenizer_image.layout import CodeLayout, build_layout
-from tokenizer_image.networks import Decoder, Encoder, MLPDecoder, MLPEncoder
+from tokenizer_image.networks import Decoder, Encoder, MLPDecoder, MLPEncoder, NetworkShape
 from tokenizer_image.quantizers import Quantizer, QuantizerOutput
 from tokenizer_image.quantizers.kinds import build_levels
 
@@ -89,15 +89,18 @@ class VQVAE(PreTrainedModel):
         config = self.config
         channels = config.hidden_sizes[-1]
         context_channels = channels if coarser else 0
-        shape = (config.num_channels, config.patch_size, config.hidden_sizes, config.num_res_blocks)
+        shape = NetworkShape(
+            config.num_channels, config.patch_size, config.hidden_sizes, config.num_res_blocks, config.resampling,
+            config.normalization,
+        )  # fmt: skip
         features = channels if coarser else config.code_dim
-        self.encoder = Encoder(*shape, features, kernel_size=config.encoder_kernel_size)
+        self.encoder = Encoder(shape, features, kernel_size=config.encoder_kernel_size)
         self.coarser = nn.ModuleList(
             CoarseLevel(channels, index > 0, config.num_res_blocks, quantizer)
             for index, quantizer in enumerate(coarser)
         )
         self.head = nn.Conv2d(channels + context_channels, config.code_dim, 1) if coarser else nn.Identity()
-        self.decoder = Decoder(*shape, config.code_dim + context_channels)
+        self.decoder = Decoder(shape, config.code_dim + context_channels)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -23,6 +23,7 @@ from pipelines.evaluation.captions import caption_report
 from pipelines.evaluation.codebook_plot import codebook_views
 from pipelines.evaluation.drawing_comparison import best_of_report, completion_report
 from pipelines.evaluation.likelihood import measure_likelihood
+from pipelines.evaluation.pictures_compared import Eyes, compare_pictures
 from pipelines.evaluation.probe_training import load_probe
 from pipelines.evaluation.reconstruction import TokenizerFigures, device_of, measure_tokenizer
 from pipelines.evaluation.report_page import write_report
@@ -113,6 +114,8 @@ def evaluate(options: EvaluationOptions) -> Evaluation:
     evaluation = Evaluation(model, source, pictures, tokenizer_figures, report)
     if model.drawing is not None:
         report |= _language_model_figures(options, evaluation, model.drawing)
+    if options.extractor or options.classifier:
+        report["compared"] = _compared_figures(options, evaluation)
     if options.dataset == "sprites":
         evaluation.sets = alignment_sets(options.num_captions, seed=options.seed)
         report["alignment"] = _alignment_figures(options, model, evaluation.sets)
@@ -218,6 +221,21 @@ def _language_model_figures(
         ),
         "guidance_scale": default if options.guidance_scale is None else options.guidance_scale,
     }
+
+
+def _compared_figures(options: EvaluationOptions, evaluation: Evaluation) -> dict[str, Any]:
+    """Frechet distances and classes of reconstructed and drawn pictures."""
+    model = evaluation.model
+    device = device_of(model.image_tokenizer)
+    pipeline = model.drawing_from_captions or model.drawing
+    captions: list[str | None] = [None] * len(evaluation.pictures)
+    if model.drawing is None or model.drawing_from_captions is not None:
+        captions = first_captions(evaluation.source, evaluation.pictures.rows)
+    return compare_pictures(
+        Eyes.load(options.extractor, options.classifier, options.extractor_size, device), model.image_tokenizer,
+        evaluation.pictures, captions, pipeline=pipeline, drawn_per_caption=options.drawn_per_caption,
+        seed=options.seed, sampling=options.sampling(),
+    )  # fmt: skip
 
 
 def _alignment_figures(options: EvaluationOptions, model: EvaluatedModel, sets: list[AlignmentSet]) -> dict[str, Any]:

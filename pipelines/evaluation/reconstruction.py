@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pipelines.caching.pixel_cache import DecodedPictures
 from pipelines.machine.batches import index_batches
 from tokenizer_image.layout import CodeLayout, ImageTokenizer
-from tokenizer_image.metrics import CodeUsage, mse, psnr, ssim
+from tokenizer_image.metrics import CodeUsage, grid_ratio, mse, psnr, ssim, tile_powers
 from tokenizer_image.preprocessing import to_pixel_values
 
 NUM_EXAMPLES = 32  # pictures that are kept to show beside their reconstructions
@@ -27,8 +27,9 @@ class TokenizerFigures:
     """What `measure_tokenizer` measures.
 
     Attributes:
-        figures: `reconstruction` (`mse` on [0, 1], `psnr` in dB, `ssim`: means over pictures; `n`) and
-            `codebook` (`usage`, `perplexity` of all codes; `parts`: of each level and depth, if several).
+        figures: `reconstruction` (`mse` on [0, 1], `psnr` in dB, `ssim`: means over pictures; `n`;
+            `grid_ratio`, see `tokenizer_image.metrics`) and `codebook` (`usage`, `perplexity` of all codes; `parts`: of
+            each level and depth, if several).
         codes: (n, T) int64, the codes of every picture, in the pictures' order.
         pictures, reconstructions: (k, C, H, W) uint8, the first k pictures.
         per_picture: `mse`, `psnr` and `ssim` of each picture, (n,) float32.
@@ -78,7 +79,7 @@ def measure_tokenizer(
     usage = CodeUsage(image_tokenizer.num_codes)
     measures = {"mse": mse, "psnr": psnr, "ssim": ssim}
     values: dict[str, list[Tensor]] = {name: [] for name in measures}
-    codes, examples = [], []
+    codes, examples, powers = [], [], []
     batches = [*index_batches(len(pictures), batch_size)]
     for indices in tqdm(batches, desc="reconstruction", unit=" batches", disable=not progress, leave=False):
         originals = torch.from_numpy(np.ascontiguousarray(pictures.batch(np.asarray(indices))))
@@ -87,10 +88,15 @@ def measure_tokenizer(
         codes.append(batch_codes)
         for name, measure in measures.items():
             values[name].append(measure(reconstructions / 255, originals / 255))
+        if min(originals.shape[-2:]) >= 2 * (tile := _tile(image_tokenizer, originals)) > 2:
+            powers.append(tile_powers(reconstructions / 255, originals / 255, tile))
         if indices[0] < num_examples:
             examples.append(torch.stack([originals, reconstructions]))
     per_picture = {name: torch.cat(parts) for name, parts in values.items()}
     means = {name: float(numbers.double().mean()) for name, numbers in per_picture.items()}
+    if powers:
+        drawn, real, variance = (torch.cat(parts).flatten() for parts in zip(*powers, strict=True))
+        means["grid_ratio"] = grid_ratio(drawn, real, variance)
     shown = torch.cat(examples, dim=1)[:, :num_examples]
     height, width = shown.shape[-2:]
     return TokenizerFigures(
@@ -103,6 +109,12 @@ def measure_tokenizer(
         reconstructions=shown[1],
         per_picture=per_picture,
     )
+
+
+def _tile(image_tokenizer: ImageTokenizer, pictures: Tensor) -> int:
+    """Side in pixels of what the codes of one position stand for, on the finest level."""
+    layout = image_tokenizer.layout((int(pictures.shape[-2]), int(pictures.shape[-1])))
+    return int(pictures.shape[-2]) // (int(layout.row.max()) + 1)
 
 
 def _codebook_figures(usage: CodeUsage, layout: CodeLayout) -> dict[str, Any]:

@@ -14,6 +14,8 @@ def figures_table(report: Report) -> str:
     lines = [*tokenizer_table(report)]
     if "likelihood" in report:
         lines.append(likelihood_line(report["likelihood"]))
+    if "compared" in report:
+        lines += compared_lines(report["compared"])
     if "alignment" in report:
         lines += ["", *alignment_table(report["alignment"]), *comparison_table(report["alignment"])]
     if "captions" in report:
@@ -30,11 +32,26 @@ def tokenizer_table(report: Report) -> list[str]:
         f"codebook         {codebook['usage']:.1%} of {codebook['num_codes']:,} codes in use, "
         f"perplexity {codebook['perplexity']:.0f}, {codebook['tokens_per_image']} codes a picture",
     ]
+    if "grid_ratio" in quality:
+        lines.append(f"grid of tiles    power {quality['grid_ratio']:.2f} of the real pictures' in flat places")
     for part in codebook.get("parts", []):
         lines.append(
             f"                 level {part['level']} depth {part['depth']}: {part['usage']:.1%} of "
             f"{part['codebook_size']:,}, perplexity {part['perplexity']:.0f}"
         )
+    return lines
+
+
+def compared_lines(compared: Report) -> list[str]:
+    """Frechet distances and classes of reconstructed and drawn pictures: one line for each set."""
+    lines = []
+    for name in ("real", "reconstructed", "drawn"):
+        figures = compared.get(name, {})
+        parts = [f"Frechet distance {figures['frechet']:.1f}"] if "frechet" in figures else []
+        if "class_first" in figures:
+            parts.append(f"class first {figures['class_first']:.1%}, among five {figures['class_among_five']:.1%}")
+        if parts:
+            lines.append(f"{name:17}{', '.join(parts)} ({figures['n']:,} pictures)")
     return lines
 
 

@@ -37,6 +37,20 @@ class EvaluationOptions(GuidedSamplingOptions, ModelOptions, DataOptions):
         "draws from captions, too)",
         above_zero=True,
     )
+    extractor: str | None = option(
+        None,
+        "measure Frechet distances over the features of this network: 'efficientnet_lite1', ... (default: none)",
+    )
+    classifier: str | None = option(
+        None, "count how often this network names the class of a caption: 'efficientnet_lite2', ... (default: none)"
+    )
+    extractor_size: int | None = option(
+        None, "side of the pictures that --extractor and --classifier read (default: what they were trained on)",
+        above_zero=True,
+    )  # fmt: skip
+    drawn_per_caption: int = option(
+        0, "pictures to draw for each caption of the split, for --extractor and --classifier", not_negative=True
+    )
     batch_size: int = option(100, "pictures worked on at once", above_zero=True)
     seed: int = option(0, "of scenes, captions and samples", not_negative=True)
     cpu_threads: int | None = option(None, "PyTorch's threads (default: cores)", above_zero=True)
@@ -47,6 +61,22 @@ class EvaluationOptions(GuidedSamplingOptions, ModelOptions, DataOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_sampling()
+        self._check_extractors()
         check_file(self.output, "--output", "report.json")
         if self.report is not None:
             check_folder(self.report, "--report")
+
+    def _check_extractors(self) -> None:
+        """Raise ValueError for an extractor that is unknown or not here, and for options that need one."""
+        names = {"extractor": self.extractor, "classifier": self.classifier}
+        for name, value in names.items():
+            if value is not None:
+                # Imports torch, which --help need not wait for.
+                from tokenizer_image.losses.extractors import check_extractor
+
+                check_extractor(value, f"--{name}")
+        if any(names.values()):
+            return
+        for name in ("extractor_size", "drawn_per_caption"):
+            if getattr(self, name):
+                raise ValueError(f"--{name} {getattr(self, name)} needs --extractor or --classifier")

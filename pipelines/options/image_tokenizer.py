@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pipelines.options.image_tokenizer_losses import LossOptions
 from pipelines.options.option import option, with_option_names
 from pipelines.options.training import TrainingOptions
 from tokenizer_image.preprocessing import RESIZE_MODES, SIXTEEN_BIT_RANGES, Preprocessing
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 DEFAULT_IMAGE_SIZE = 32
 PRESET_SETTINGS = ("patch_size", "hidden_sizes", "codebook_sizes")  # options that override what the image size chooses
 OWN_SETTINGS = (
-    "num_channels", "network", "num_res_blocks", "encoder_kernel_size", "code_dim", "num_levels", "level_dropout",
+    "num_channels", "network", "num_res_blocks", "encoder_kernel_size", "resampling", "normalization", "code_dim",
+    "num_levels", "level_dropout",
 )  # fmt: skip
 
 # The quantizers' arguments, and the options that set them.
@@ -31,7 +33,7 @@ SETTINGS = {name: name for name in ("image_size", "quantizer", *PRESET_SETTINGS,
 
 
 @dataclass
-class ImageTokenizerOptions(TrainingOptions):
+class ImageTokenizerOptions(LossOptions, TrainingOptions):
     """Options of `scripts/train_tokenizer.py`."""
 
     script: ClassVar[str | None] = "train_tokenizer.py"
@@ -79,6 +81,12 @@ class ImageTokenizerOptions(TrainingOptions):
     encoder_kernel_size: int = option(
         1, "1: a code depends on the pixels of its own place alone; 3: each block sees one patch further"
     )
+    resampling: str = option(
+        "patches",
+        "'patches', or 'overlapping': no grid in flat areas, for photographs",
+        choices=("patches", "overlapping"),
+    )
+    normalization: str = option("none", "in front of each convolution of a block", choices=("none", "group"))
     num_res_blocks: int = option(2, "residual blocks at each resolution", not_negative=True)
     code_dim: int = option(32, "size of a latent and of a code", above_zero=True)
     commitment_weight: float | None = option(None, "weight of the commitment loss (default 0.25)")

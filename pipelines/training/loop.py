@@ -63,6 +63,7 @@ class Loop:
         validation: what is measured and shown every so many steps.
         log: where figures go.
         figures: of the last validation.
+        share: of the budget that is spent, in [0, 1].
     """
 
     accelerator: Accelerator
@@ -72,6 +73,7 @@ class Loop:
     validation: Validation
     log: MetricsLog
     figures: dict[str, float] = field(default_factory=dict)
+    share: float = 0.0
 
     def __post_init__(self) -> None:
         self.budget = Budget.of(self.options)
@@ -160,7 +162,7 @@ class Loop:
     def steps(self) -> Iterator[int]:
         """Steps until the budget is spent; then a last checkpoint, validation and sample."""
         progress, options = self.progress, self.options
-        share = self.budget.progress(progress.step, progress.seconds)
+        self.share = share = self.budget.progress(progress.step, progress.seconds)
         self._clock = time.monotonic() - progress.seconds
         self._estimate_at = (progress.step + 3, progress.step + 3 + ESTIMATE_STEPS)
         self.log.start(progress.step, progress.seconds)
@@ -172,10 +174,12 @@ class Loop:
         with termination() as signals, tqdm(total=100, unit="%", disable=hidden, bar_format=BAR_FORMAT) as bar:
             self.bar = bar
             while share < 1.0:
-                set_learning_rate(self.state.optimizers, rate(share, progress.step))
+                set_learning_rate(
+                    [*self.state.optimizers, *self.state.companion_optimizers], rate(share, progress.step)
+                )
                 yield progress.step
                 self._end_if_terminated(signals)
-                share = self.budget.progress(progress.step, progress.seconds)
+                self.share = share = self.budget.progress(progress.step, progress.seconds)
                 bar.n = round(100 * share, 1)
                 bar.refresh() if share >= 1.0 else bar.update(0)
             if self.log.values:

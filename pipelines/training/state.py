@@ -3,6 +3,8 @@
 model/{name}        parameters, each once where layers share them, and buffers
 averaged/{name}     averaged parameters
 optimizer/{name}    states of the optimizers
+companion/{name}    parameters and buffers of what trains beside the model
+companion_optimizer/{name}  states of its optimizers
 random/{name}       states of PyTorch's generators, of the main process
 """
 
@@ -63,6 +65,9 @@ class TrainingState:
         optimizers: of its weights.
         averages: moving averages of its weights.
         prepared: what training calls, `model` or what Accelerate has wrapped around it.
+        companion: what trains beside the model and is not saved with it, such as a discriminator; the same in all
+            processes.
+        companion_optimizers: of its weights.
     """
 
     accelerator: Accelerator
@@ -70,6 +75,8 @@ class TrainingState:
     optimizers: list[torch.optim.Optimizer]
     averages: AveragedWeights
     prepared: nn.Module
+    companion: nn.Module | None = None
+    companion_optimizers: list[torch.optim.Optimizer] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -79,6 +86,10 @@ class TrainingState:
         tensors = {f"model/{name}": tensor for name, tensor in model_tensors(self.model).items()}
         tensors |= {f"averaged/{name}": tensor for name, tensor in self.averages.state().items()}
         tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(self.optimizers).items()}
+        if self.companion is not None:
+            tensors |= {f"companion/{name}": tensor for name, tensor in self.companion.state_dict().items()}
+        states = optimizer_tensors(self.companion_optimizers)
+        tensors |= {f"companion_optimizer/{name}": tensor for name, tensor in states.items()}
         tensors = gathered(tensors, keep=self.accelerator.is_main_process)
         tensors["random/torch"] = torch.get_rng_state()
         if torch.cuda.is_available():
@@ -98,7 +109,8 @@ class TrainingState:
             RuntimeError, KeyError: the tensors are of another model.
             ValueError: of other optimizers.
         """
-        parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "averaged": {}, "optimizer": {}, "random": {}}
+        names = ("model", "averaged", "optimizer", "companion", "companion_optimizer", "random")
+        parts: dict[str, dict[str, torch.Tensor]] = {name: {} for name in names}
         for name, tensor in tensors.items():
             part, rest = name.split("/", 1)
             parts[part][rest] = tensor
@@ -109,6 +121,9 @@ class TrainingState:
             {name: spread(parts["model"][name], like) for name, like in targets.items()}, strict=False
         )
         self.averages.load(parts["averaged"])
+        if self.companion is not None and parts["companion"]:
+            self.companion.load_state_dict(parts["companion"])
+            load_optimizer_tensors(self.companion_optimizers, parts["companion_optimizer"])
         same_optimizers = True
         try:
             check_optimizer_tensors(self.optimizers, parts["optimizer"])

@@ -1,0 +1,49 @@
+"""Options of what stage 1 learns from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.options.option import option
+
+
+@dataclass
+class LossOptions:
+    """Terms of stage 1's loss beside squared error, and how they are mixed."""
+
+    absolute_share: float = option(
+        0.0, "share of absolute error in the pixels' error; the rest is squared", within="[0, 1]"
+    )
+    frequency_weight: float = option(
+        0.0, "weight of the focal frequency loss in the pixels' error, beside 1", not_negative=True
+    )
+    perceptual_weight: float | None = option(
+        None, "share of the gradient that features of --extractor get, beside 1 for pixels (default: by the pictures)",
+        not_negative=True,
+    )  # fmt: skip
+    logits_weight: float = option(
+        0.1, "weight of the distance of the extractor's logits in the perceptual term", not_negative=True
+    )
+    extractor: str = option(
+        "efficientnet_lite0",
+        "whose features are compared: 'efficientnet_lite0', 'efficientnet_lite1', 'efficientnet_lite2', 'lpips', or "
+        "'torchvision:NAME'; '=FILE' behind one of the last two gives its weights",
+    )
+    adversarial_weight: float | None = option(
+        None, "share of the gradient that a patch discriminator gets, beside 1 for pixels (default: by the pictures)",
+        not_negative=True,
+    )  # fmt: skip
+    adversarial_start: float = option(
+        0.2, "share of the budget after which the discriminator comes in", within="[0, 1)"
+    )
+    feature_matching_weight: float | None = option(
+        None,
+        "share of the gradient that distances of the discriminator's features get (default: --perceptual_weight where "
+        "there is no extractor, else 0)",
+        not_negative=True,
+    )
+    lecam_weight: float = option(0.01, "weight of LeCam regularisation of the discriminator", not_negative=True)
+    discriminator_learning_rate: float = option(5e-4, "peak learning rate of the discriminator", above_zero=True)
+    balance_gradients: bool = option(
+        True, "weights are shares of the gradient at the decoder's output; else they multiply the terms"
+    )

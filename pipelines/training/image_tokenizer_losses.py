@@ -1,0 +1,155 @@
+"""What stage 1 learns from: terms by the options, mixed by shares of the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from pipelines.machine.printing import say
+from pipelines.options.image_tokenizer_losses import LossOptions
+from pipelines.training.adversary import Adversary
+from tokenizer_image.losses.balance import GradientBalancer
+from tokenizer_image.losses.extractors import load_extractor
+from tokenizer_image.losses.perceptual import PerceptualLoss
+from tokenizer_image.losses.reconstruction import ReconstructionLoss
+from tokenizer_image.vqvae import VQVAEOutput
+
+TERMS = ("pixels", "perceptual", "adversarial", "matching")
+ADVICE_STEPS = 1000  # between two pieces of advice about the discriminator
+
+
+class StageOneLoss(nn.Module):
+    """The loss of a step, from the output of the image tokenizer.
+
+    With squared error alone it is the model's own loss. Otherwise its gradient at the reconstruction is a mixture of
+    the terms' gradients, beside that of the quantizer's loss.
+
+    Args:
+        pixels: error of the pixels; weight 1.
+        weights: of the terms `perceptual`, `adversarial` and `matching`; one of 0 is left out.
+        perceptual: for the term of that name.
+        adversary: for the other two.
+        adversarial_start: share of the budget after which these come in.
+        balanced: weights are shares of the gradient; else they multiply the terms.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        pixels: ReconstructionLoss,
+        weights: Mapping[str, float],
+        *,
+        perceptual: PerceptualLoss | None = None,
+        adversary: Adversary | None = None,
+        adversarial_start: float = 0.0,
+        balanced: bool = True,
+    ) -> None:
+        super().__init__()
+        self.accelerator, self.pixels, self.adversary = accelerator, pixels, adversary
+        self.weights = {"pixels": 1.0} | {name: weight for name, weight in weights.items() if weight}
+        self._perceptual = [] if perceptual is None else [perceptual]  # frozen: no part of this module's state
+        self.adversarial_start = adversarial_start
+        self.balancer = GradientBalancer(TERMS, fixed=not balanced)
+        self.is_plain = list(self.weights) == ["pixels"] and not (pixels.absolute_share or pixels.frequency_weight)
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Of what trains here."""
+        return [] if self.adversary is None else [self.adversary.optimizer]
+
+    def forward(
+        self, pixel_values: torch.Tensor, output: VQVAEOutput, *, share: float, step: int
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """What to call backward on, and figures to log: each term, and its share of the gradient.
+
+        Args:
+            pixel_values: (B, C, H, W) in [-1, 1].
+            output: of the image tokenizer for them.
+            share: of the budget that is spent, in [0, 1].
+            step: which random numbers are keyed by.
+        """
+        assert output.loss is not None and output.reconstruction is not None and output.commitment_loss is not None
+        if self.is_plain:
+            return output.loss, {}
+        reconstruction = output.reconstruction
+        with self.accelerator.autocast():
+            terms = self._terms(pixel_values, reconstruction, share, step)
+        mixture = self.balancer(terms, self.weights, reconstruction, self._mean)
+        if set(mixture.not_finite) & {"adversarial", "matching"}:
+            self._stop_adversary(step)
+        figures = {name: float(term) for name, term in terms.items()}
+        figures |= {f"share_{name}": part for name, part in mixture.shares.items()}
+        # Its gradient at the reconstruction is the mixture; from there, backward goes through the model as ever.
+        return (reconstruction.float() * mixture.gradient).sum() + output.commitment_loss, figures
+
+    def learn(self, pixel_values: torch.Tensor, output: VQVAEOutput, *, share: float, step: int) -> dict[str, float]:
+        """The discriminator's step, after the model's: its figures; {} where there is none yet, or none any more."""
+        adversary = self.adversary
+        if adversary is None or not self._adversary_takes_part(share):
+            return {}
+        assert output.reconstruction is not None
+        figures = adversary.learn(pixel_values, output.reconstruction, step)
+        if adversary.is_stopped:
+            self._stop_adversary(step)
+        elif step % ADVICE_STEPS == ADVICE_STEPS - 1 and (advice := adversary.advice()):
+            say(self.accelerator, f"step {step + 1}: {advice}")
+        return figures
+
+    def _adversary_takes_part(self, share: float) -> bool:
+        return self.adversary is not None and share >= self.adversarial_start and not self.adversary.is_stopped
+
+    def _terms(
+        self, pixel_values: torch.Tensor, reconstruction: torch.Tensor, share: float, step: int
+    ) -> dict[str, torch.Tensor]:
+        terms = {"pixels": self.pixels(pixel_values, reconstruction)}
+        for perceptual in self._perceptual:
+            terms["perceptual"] = perceptual(pixel_values, reconstruction)
+        if self.adversary is not None and self._adversary_takes_part(share):
+            found = self.adversary.terms(
+                pixel_values, reconstruction, match_features="matching" in self.weights, step=step
+            )
+            terms |= {name: term for name, term in found.items() if name in self.weights}
+        return terms
+
+    def _mean(self, values: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(values, "mean")
+
+    def _stop_adversary(self, step: int) -> None:
+        assert self.adversary is not None
+        self.adversary.stop()
+        say(
+            self.accelerator,
+            f"step {step + 1}: the discriminator diverged (NaN or infinity): the run goes on without it; a lower "
+            "--discriminator_learning_rate may keep it",
+        )
+
+
+def build_loss(options: LossOptions, accelerator: Accelerator, num_channels: int, *, seed: int) -> StageOneLoss:
+    """What the options ask for; what cannot be had here is told.
+
+    Raises:
+        ValueError: an extractor that the options name is not there.
+    """
+    perceptual, adversarial = options.perceptual_weight or 0.0, options.adversarial_weight or 0.0
+    matching = options.feature_matching_weight or 0.0
+    extractor = None
+    if perceptual:
+        extractor = load_extractor(options.extractor).to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    adversary = None
+    if adversarial or matching:
+        adversary = Adversary(
+            num_channels, accelerator, learning_rate=options.discriminator_learning_rate,
+            lecam_weight=options.lecam_weight, seed=seed,
+        )  # fmt: skip
+    return StageOneLoss(
+        accelerator,
+        ReconstructionLoss(options.absolute_share, options.frequency_weight),
+        {"perceptual": perceptual, "adversarial": adversarial, "matching": matching},
+        perceptual=None if extractor is None else PerceptualLoss(extractor, options.logits_weight),
+        adversary=adversary,
+        adversarial_start=options.adversarial_start,
+        balanced=options.balance_gradients,
+    ).to(accelerator.device)

@@ -1,0 +1,119 @@
+"""A patch discriminator, what it learns from, and what the decoder learns from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+SLOPE = 0.2  # of the leaky ReLUs
+
+
+class PatchDiscriminator(nn.Module):
+    """Pictures (B, C, H, W) to one logit for each patch, above zero where the patch looks real (Isola et al. 2017).
+
+    3x3 convolutions with spectral normalisation (Miyato et al. 2018), each but the last followed by a leaky ReLU and a
+    blurred down-sampling by 2 (Zhang 2019), which hides no frequency from it.
+
+    Args:
+        num_channels: C.
+        hidden_sizes: channels of each layer; a patch is 2 ** len(hidden_sizes) pixels wide, its receptive field wider.
+    """
+
+    def __init__(self, num_channels: int, hidden_sizes: Sequence[int] = (32, 64, 128)) -> None:
+        super().__init__()
+        sizes = [num_channels, *hidden_sizes]
+        self.layers = nn.ModuleList(
+            spectral_norm(nn.Conv2d(before, after, 3, padding=1))
+            for before, after in zip(sizes[:-1], sizes[1:], strict=True)
+        )
+        self.head = spectral_norm(nn.Conv2d(sizes[-1], 1, 3, padding=1))
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Logits (B, 1, h, w) and the features of each layer."""
+        features = []
+        hidden = pixel_values
+        for layer in self.layers:
+            hidden = F.leaky_relu(layer(hidden), SLOPE)
+            features.append(hidden)
+            hidden = blurred_half(hidden)
+        return self.head(hidden), features
+
+
+def blurred_half(hidden: torch.Tensor) -> torch.Tensor:
+    """(B, C, h, w) to (B, C, h / 2, w / 2): means over 4 x 4 positions, which overlap."""
+    return F.avg_pool2d(hidden, 4, stride=2, padding=1, count_include_pad=False)
+
+
+def hinge_loss(real: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """What the discriminator makes small: half of mean max(0, 1 - real) + mean max(0, 1 + drawn), for logits of any
+    shape (Lim and Ye 2017, Geometric GAN)."""
+    return 0.5 * (F.relu(1 - real.float()).mean() + F.relu(1 + drawn.float()).mean())
+
+
+def feature_matching(wanted: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Mean over layers of |a - b| over the mean of |a| (Larsen et al. 2016; the scale as in EnCodec, Défossez et al.
+    2022). Gradients pass through `found` alone."""
+    terms = [
+        F.l1_loss(other.float(), one.detach().float()) / one.detach().float().abs().mean().clamp(min=1e-6)
+        for one, other in zip(wanted, found, strict=True)
+    ]
+    return torch.stack(terms).mean()
+
+
+class LeCam(nn.Module):
+    """Keeps a discriminator that has few pictures from being too sure (Tseng et al. 2021, LeCam GAN).
+
+    mean max(0, real - m_drawn)^2 + mean max(0, m_real - drawn)^2, with m the moving averages of the logits.
+
+    Args:
+        decay: of the moving averages, in [0, 1).
+    """
+
+    real: torch.Tensor
+    drawn: torch.Tensor
+
+    def __init__(self, decay: float = 0.99) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("real", torch.zeros(()))
+        self.register_buffer("drawn", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, real: torch.Tensor, drawn: torch.Tensor) -> None:
+        """Fold in the mean logits, two scalars, the same on all processes."""
+        self.real.lerp_(real.float(), 1 - self.decay)
+        self.drawn.lerp_(drawn.float(), 1 - self.decay)
+
+    def forward(self, real: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+        """A scalar for logits of any shape."""
+        above = F.relu(real.float() - self.drawn).square().mean()
+        return above + F.relu(self.real - drawn.float()).square().mean()
+
+
+def augment(pixel_values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Brightness, saturation, contrast and a small shift, at random for each picture, through which gradients pass
+    (Zhao et al. 2020, DiffAugment without cutout).
+
+    Args:
+        pixel_values: (B, C, H, W) about [-1, 1].
+        generator: of random numbers, on the CPU.
+    """
+    count, _, height, width = pixel_values.shape
+    draws = torch.rand(5, count, generator=generator).to(pixel_values)
+    brightness, saturation, contrast = (one.view(-1, 1, 1, 1) for one in draws[:3])
+    pixels = pixel_values + (brightness - 0.5)
+    grey = pixels.mean(dim=1, keepdim=True)
+    pixels = grey + (pixels - grey) * (2 * saturation)
+    mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
+    pixels = mean + (pixels - mean) * (contrast + 0.5)
+    down, right = height // 8, width // 8
+    padded = F.pad(pixels, (right, right, down, down))
+    tops = (draws[3] * (2 * down + 1)).long().tolist()
+    lefts = (draws[4] * (2 * right + 1)).long().tolist()
+    places = zip(tops, lefts, strict=True)
+    rows = [padded[i, :, top : top + height, left : left + width] for i, (top, left) in enumerate(places)]
+    return torch.stack(rows)

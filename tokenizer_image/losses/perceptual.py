@@ -1,0 +1,59 @@
+"""Distance of two pictures as a classifier sees them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tokenizer_image.losses.extractors import Extractor, Features
+
+
+class PerceptualTerms(NamedTuple):
+    """Scalars in float32: the distance of feature maps, and that of logits."""
+
+    features: torch.Tensor
+    logits: torch.Tensor
+
+
+class PerceptualLoss(nn.Module):
+    """Distance of features at several depths, and of the logits behind them.
+
+    features: the mean over depths of mean_hw sum_c w_c (a_c - b_c)^2, where a and b are features of unit length at each
+    position, w the extractor's channel weights (all 1 where it has none); LPIPS without learned weights (Zhang et al.
+    2018), which sums over depths.
+
+    logits: mean (a - b)^2 of the classifier's outputs (Weber et al. 2024, MaskBit).
+
+    Args:
+        extractor: frozen.
+        logits_weight: of the logits' term, at least 0, beside the features' weight 1.
+    """
+
+    def __init__(self, extractor: Extractor, logits_weight: float = 0.0) -> None:
+        super().__init__()
+        self.extractor, self.logits_weight = extractor, logits_weight
+
+    def forward(self, pixel_values: torch.Tensor, reconstruction: torch.Tensor) -> torch.Tensor:
+        """Two (B, C, H, W) about [-1, 1] to a scalar in float32."""
+        with torch.no_grad():
+            wanted = self.extractor(pixel_values)
+        terms = self.terms(wanted, self.extractor(reconstruction))
+        return terms.features + self.logits_weight * terms.logits
+
+    def terms(self, wanted: Features, found: Features) -> PerceptualTerms:
+        """Both distances of two pictures' features, not weighted."""
+        weights = self.extractor.channel_weights or [None] * len(wanted.maps)
+        distances = []
+        for one, other, weight in zip(wanted.maps, found.maps, weights, strict=True):
+            squared = (unit_length(one) - unit_length(other)).square()
+            distances.append((squared if weight is None else squared * weight).sum(dim=1).mean())
+        logits = F.mse_loss(found.logits.float(), wanted.logits.float())
+        return PerceptualTerms(torch.stack(distances).mean(), logits)
+
+
+def unit_length(features: torch.Tensor) -> torch.Tensor:
+    """(B, C, h, w) with length 1 over the channels of each position, in float32; zeros stay zeros."""
+    return F.normalize(features.float(), dim=1, eps=1e-6)
