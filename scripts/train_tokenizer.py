@@ -27,9 +27,11 @@ def main(options: ImageTokenizerOptions) -> None:
 
     from pipelines.machine.printing import say
     from pipelines.training.averages import AveragedWeights
+    from pipelines.training.drawn_codes import draw_codes
     from pipelines.training.image_tokenizer import (
-        build_tokenizer,
         draw_reconstructions,
+        load_earlier,
+        look_at,
         refitted,
         step_figures,
         training_batches,
@@ -48,17 +50,23 @@ def main(options: ImageTokenizerOptions) -> None:
         warn_small_data_set,
     )
     from pipelines.training.state import TrainingState
+    from tokenizer_image import VQVAE
     from tokenizer_image.preprocessing import preprocessing_of, to_pixel_values
 
     accelerator, run = start_run(options, plain=True)
     if run.finished:
         return
     device = accelerator.device
-    tokenizer = build_tokenizer(options)
-    settings = preprocessing_of(tokenizer)
+    earlier = load_earlier(options) if options.init_from else None
+    settings = options.preprocessing() if earlier is None else preprocessing_of(earlier)
     pictures = load_split(options, settings, "train", accelerator, run)
     validation_pictures = load_split(options, settings, "validation", accelerator, run)
     check_batch_size(accelerator, options.batch_size, pictures=len(pictures))
+    photographs = look_at(pictures, options, accelerator)
+    tokenizer = earlier or VQVAE(options.configuration(photographs))
+    if options.train == "decoder":
+        tokenizer.freeze_codes()
+    drawn = draw_codes(options, tokenizer, accelerator)
     run.begin()
     parameters = count_parameters(tokenizer)
     config = tokenizer.config
@@ -73,7 +81,7 @@ def main(options: ImageTokenizerOptions) -> None:
     tokenizer.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizers = optimizers_of(options, tokenizer, options.learning_rate or LEARNING_RATE, BETAS)
     prepared = accelerator.prepare(tokenizer)
-    stage_loss = build_loss(options, accelerator, config.num_channels, seed=options.seed)
+    stage_loss = build_loss(options, accelerator, photographs, config.num_channels, seed=options.seed)
 
     def sample(_: object, step: int) -> None:
         draw_reconstructions(tokenizer, validation_pictures, device, run.sample_file(f"step-{step:06d}.png"))
@@ -100,7 +108,7 @@ def main(options: ImageTokenizerOptions) -> None:
     with loop.ends_resumable():
         for step in loop.steps():
             pixel_values = to_pixel_values(next(batches)).to(device).contiguous(memory_format=torch.channels_last)
-            output = prepared(pixel_values)
+            output = prepared(pixel_values, codes=None if drawn is None else drawn.part(step, len(pixel_values)))
             loss, figures = stage_loss(pixel_values, output, share=loop.share, step=step)
             accelerator.backward(loss)
             torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), options.max_grad_norm)

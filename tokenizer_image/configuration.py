@@ -21,6 +21,14 @@ PRESETS: dict[int, dict[str, Any]] = {
     128: {"patch_size": 4, "hidden_sizes": [128, 192, 256], "codebook_sizes": [4096]},
     256: {"patch_size": 4, "hidden_sizes": [128, 192, 256], "codebook_sizes": [8192]},
 }
+# The same for photographs, with networks that leave no grid of tiles.
+PHOTOGRAPH_PRESETS: dict[int, dict[str, Any]] = {
+    32: {"patch_size": 1, "hidden_sizes": [64, 96, 128], "codebook_sizes": [1024]},
+    64: {"patch_size": 2, "hidden_sizes": [64, 96, 128], "codebook_sizes": [1024, 1024]},
+    128: {"patch_size": 2, "hidden_sizes": [64, 96, 128, 128], "codebook_sizes": [4096]},
+    256: {"patch_size": 4, "hidden_sizes": [64, 96, 128, 128], "codebook_sizes": [8192]},
+}
+PHOTOGRAPH_NETWORK = {"resampling": "overlapping", "normalization": "group"}
 
 
 class VQVAEConfig(PretrainedConfig):
@@ -179,7 +187,7 @@ class VQVAEConfig(PretrainedConfig):
         return [(coarse[0] * 2**level, coarse[1] * 2**level) for level in range(self.num_levels)]
 
 
-def preset(image_size: int) -> dict[str, Any]:
+def preset(image_size: int, photographs: bool = False) -> dict[str, Any]:
     """Settings to start from for square pictures of `image_size` pixels, a multiple of 4.
 
     Of all presets with codes per picture in `CODES_PER_PICTURE`, those whose patch size needs the least change, and of
@@ -188,23 +196,27 @@ def preset(image_size: int) -> dict[str, Any]:
     Raises:
         ValueError: no preset fits.
     """
-    candidates = _fitting_presets(image_size)
+    presets = PHOTOGRAPH_PRESETS if photographs else PRESETS
+    candidates = _fitting_presets(image_size, presets)
     if not candidates:
-        sizes = [size for size in range(4, 2 * image_size + 16, 4) if _fitting_presets(size)]
+        sizes = [size for size in range(4, 2 * image_size + 16, 4) if _fitting_presets(size, presets)]
         nearest = sorted(sorted(sizes, key=lambda size: abs(size - image_size))[:2])
         raise ValueError(
             f"image_size={image_size}: no preset has {CODES_PER_PICTURE[0]} to {CODES_PER_PICTURE[-1]} codes per "
             f"picture at this size; the nearest sizes with one are {' and '.join(map(str, nearest))}, or give "
             "--patch_size and --hidden_sizes"
         )
-    return min(candidates, key=lambda candidate: candidate[0])[1]
+    chosen = min(candidates, key=lambda candidate: candidate[0])[1]
+    return chosen | PHOTOGRAPH_NETWORK if photographs else chosen
 
 
-def _fitting_presets(image_size: int) -> list[tuple[tuple[float, bool, int], dict[str, Any]]]:
+def _fitting_presets(
+    image_size: int, presets: dict[int, dict[str, Any]]
+) -> list[tuple[tuple[float, bool, int], dict[str, Any]]]:
     """Every preset and patch size that fits pictures of `image_size` pixels, with a sort key (the best first)."""
     candidates = []
-    largest_change = math.log(2 * max(1.0, image_size / max(PRESETS)))
-    for size, settings in PRESETS.items() if image_size % 4 == 0 else ():
+    largest_change = math.log(2 * max(1.0, image_size / max(presets)))
+    for size, settings in presets.items() if image_size % 4 == 0 else ():
         for patch_size in range(1, image_size + 1):
             side, rest = divmod(image_size, patch_size * 2 ** (len(settings["hidden_sizes"]) - 1))
             change = abs(math.log(patch_size / settings["patch_size"]))

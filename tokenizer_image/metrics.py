@@ -54,8 +54,8 @@ def tile_powers(pictures: Tensor, originals: Tensor, tile: int) -> tuple[Tensor,
     """Power at the frequencies of a grid of tiles, window by window, and how flat the originals are there.
 
     A decoder that draws tile by tile leaves a pattern whose period is the tile's side, which shows where a picture is
-    flat. Each picture is cut into windows of two by two tiles. The power of a window is the sum of its power spectrum over
-    the frequencies that are multiples of 1 / tile along both axes, zero apart.
+    flat. Each picture is cut into windows of two by two tiles. The power of a window is the sum of its power spectrum
+    over the frequencies that are multiples of 1 / tile along both axes, zero apart.
 
     Args:
         pictures, originals: (B, C, H, W) float in [0, 1].

@@ -28,7 +28,7 @@ class VQVAEOutput(ModelOutput):
 
     Attributes:
         loss: scalar, `reconstruction_loss + commitment_loss`.
-        reconstruction: (B, C, H, W), about [-1, 1], not clipped.
+        reconstruction: (B + b, C, H, W), about [-1, 1], not clipped; the last b are of the codes that were given.
         codes: (B, T) int64.
         reconstruction_loss: scalar, mean squared error on [-1, 1].
         commitment_loss: scalar, the sum of the levels' quantizer losses, already weighted.
@@ -64,6 +64,7 @@ class VQVAE(PreTrainedModel):
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__(config)
+        self.has_frozen_codes = False
         quantizers = build_levels(
             config.level_quantizers, config.level_codebook_sizes, config.code_dim, config.quantizer_options
         )
@@ -258,6 +259,10 @@ class VQVAE(PreTrainedModel):
         Raises:
             ValueError: too many codes, or a code outside the range of its position.
         """
+        return self.decoder(self._decoder_inputs(codes, image_size)).float().clamp(-1, 1)
+
+    def _decoder_inputs(self, codes: torch.Tensor, image_size: int | tuple[int, int] | None) -> torch.Tensor:
+        """What the finest decoder reads for codes (B, t <= T): (B, code_dim + context channels, h, w)."""
         layout = self.layout(image_size)
         total = len(layout)
         if codes.ndim != 2 or codes.shape[1] > total:
@@ -277,13 +282,17 @@ class VQVAE(PreTrainedModel):
             inputs = with_context(self._channels_first(quantized), context)
             if index < len(self._coarser):
                 context = self._coarser[index].decoder(inputs)
-        return self.decoder(inputs).float().clamp(-1, 1)
+        return inputs
 
-    def forward(self, pixel_values: torch.Tensor) -> VQVAEOutput:
+    def forward(self, pixel_values: torch.Tensor, codes: torch.Tensor | None = None) -> VQVAEOutput:
         """Reconstruct pictures (B, C, H, W) in [-1, 1]; in train mode, the only call that updates the codebooks.
 
+        Args:
+            codes: (b, T) int64, of further pictures of the same size to decode; they follow the reconstructions.
+
         Raises:
-            ValueError: another number of channels, or a size that the downsampling does not divide.
+            ValueError: another number of channels, a size that the downsampling does not divide, or codes that are out
+                of range.
             NotFiniteError: in train mode, latents have NaN or infinity (codebooks are left as they were).
         """
         outputs: list[QuantizerOutput] = []
@@ -298,8 +307,12 @@ class VQVAE(PreTrainedModel):
             return torch.where(absent[:, None, None, None], filling, output.quantized)
 
         inputs, latents = self._quantize_levels(pixel_values, quantize)
+        if codes is not None:
+            size = (int(pixel_values.shape[2]), int(pixel_values.shape[3]))
+            with torch.no_grad():
+                inputs = torch.cat([inputs, self._decoder_inputs(codes, size).to(inputs)])
         reconstruction = self.decoder(inputs)
-        reconstruction_loss = F.mse_loss(reconstruction.float(), pixel_values.float())
+        reconstruction_loss = F.mse_loss(reconstruction[: len(pixel_values)].float(), pixel_values.float())
         quantizer_loss = torch.stack([output.loss for output in outputs]).sum()
         return VQVAEOutput(
             loss=reconstruction_loss + quantizer_loss,
@@ -311,6 +324,21 @@ class VQVAE(PreTrainedModel):
             revived=sum(output.revived for output in outputs),
             latent_norm=latents.detach().float().norm(dim=-1).mean(),
         )
+
+    def freeze_codes(self) -> None:
+        """From now on, let only the finest decoder learn: each picture keeps its codes, and `fingerprint` stays."""
+        self.requires_grad_(False)
+        self.decoder.requires_grad_(True)
+        self.has_frozen_codes = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> VQVAE:
+        """Train mode; with frozen codes, all but the finest decoder stay in evaluation mode, so that no codebook
+        learns."""
+        super().train(mode)
+        for child in self.children() if self.has_frozen_codes else ():
+            child.train(mode and child is self.decoder)
+        return self
 
     def _kept_levels(self, pixel_values: torch.Tensor) -> torch.Tensor | None:
         """Level dropout: how many levels of each picture are decoded, (B,) int64; None if none is left out."""

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from tokenizer_image import VQVAEConfig
 
 DEFAULT_IMAGE_SIZE = 32
-PRESET_SETTINGS = ("patch_size", "hidden_sizes", "codebook_sizes")  # options that override what the image size chooses
+# Options that override what the size and the kind of the pictures choose.
+PRESET_SETTINGS = ("patch_size", "hidden_sizes", "codebook_sizes", "resampling", "normalization")
 OWN_SETTINGS = (
-    "num_channels", "network", "num_res_blocks", "encoder_kernel_size", "resampling", "normalization", "code_dim",
-    "num_levels", "level_dropout",
+    "num_channels", "network", "num_res_blocks", "encoder_kernel_size", "code_dim", "num_levels", "level_dropout",
 )  # fmt: skip
 
 # The quantizers' arguments, and the options that set them.
@@ -81,12 +81,29 @@ class ImageTokenizerOptions(LossOptions, TrainingOptions):
     encoder_kernel_size: int = option(
         1, "1: a code depends on the pixels of its own place alone; 3: each block sees one patch further"
     )
-    resampling: str = option(
-        "patches",
-        "'patches', or 'overlapping': no grid in flat areas, for photographs",
+    train: str = option(
+        "all",
+        "'all', or 'decoder': encoder and codebook of --init_from stay, and with them codes, token caches and language "
+        "models",
+        choices=("all", "decoder"),
+    )
+    codes_from: str | None = option(
+        None, "with --train decoder: also learn from what this model draws (a model folder of the same tokenizer)"
+    )
+    drawn_pictures: int = option(2048, "pictures that --codes_from draws, once, before training", above_zero=True)
+    photographs: bool | None = option(
+        None, "networks and losses for photographs (default: where few neighbouring pixels have one colour)"
+    )
+    resampling: str | None = option(
+        None,
+        "'patches', or 'overlapping': no grid in flat areas (default: 'overlapping' for photographs)",
         choices=("patches", "overlapping"),
     )
-    normalization: str = option("none", "in front of each convolution of a block", choices=("none", "group"))
+    normalization: str | None = option(
+        None,
+        "in front of each convolution of a block: 'none' or 'group' (default: 'group' for photographs)",
+        choices=("none", "group"),
+    )
     num_res_blocks: int = option(2, "residual blocks at each resolution", not_negative=True)
     code_dim: int = option(32, "size of a latent and of a code", above_zero=True)
     commitment_weight: float | None = option(None, "weight of the commitment loss (default 0.25)")
@@ -109,6 +126,7 @@ class ImageTokenizerOptions(LossOptions, TrainingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_decoder_training()
         if self.init_from:  # whose settings they have to fit, once it is loaded
             return
         import torch
@@ -118,9 +136,24 @@ class ImageTokenizerOptions(LossOptions, TrainingOptions):
         self.check_quantizer(self.quantizer_names())
         try:
             with torch.device("meta"):  # takes neither time nor memory, and raises for whatever does not fit together
-                VQVAE(self.configuration())
+                for photographs in (False, True) if self.photographs is None else (self.photographs,):
+                    VQVAE(self.configuration(photographs))
         except ValueError as error:
             raise ValueError(with_option_names(str(error), SETTINGS)) from error
+
+    def _check_decoder_training(self) -> None:
+        """Raise ValueError unless --train decoder has what it needs, and nothing that would change codes."""
+        if self.train == "all":
+            if self.codes_from:
+                raise ValueError(f"--codes_from {self.codes_from} needs --train decoder, so that its codes stay valid")
+            return
+        if not self.init_from:
+            raise ValueError("--train decoder needs --init_from: the tokenizer whose decoder goes on learning")
+        given = [name for name in QUANTIZER_OPTIONS.values() if getattr(self, name) is not None]
+        if given:
+            raise ValueError(
+                f"--train decoder leaves codes as they are: leave out {', '.join(f'--{name}' for name in given)}"
+            )
 
     def check_quantizer(self, kinds: Sequence[str]) -> None:
         """Raise ValueError, with the names of options, for what quantizers of these kinds do not take."""
@@ -137,31 +170,39 @@ class ImageTokenizerOptions(LossOptions, TrainingOptions):
         """One name for all levels, or what commas separate: one for each."""
         return [name.strip() for name in self.quantizer.split(",")]
 
-    def configuration(self) -> VQVAEConfig:
+    def preprocessing(self) -> Preprocessing:
+        """How pictures become a new tokenizer's pixels."""
+        size = DEFAULT_IMAGE_SIZE if self.image_size is None else self.image_size
+        return Preprocessing(size, self.num_channels, self.resize, sixteen_bit=self.sixteen_bit)
+
+    def configuration(self, photographs: bool) -> VQVAEConfig:
         """The configuration of a new tokenizer: what --image_size chooses, and the options that override it.
+
+        Args:
+            photographs: whether it is for photographs.
 
         Raises:
             ValueError: settings that do not fit each other; the message has the names of `VQVAEConfig`.
         """
         from tokenizer_image import VQVAEConfig
 
-        size = DEFAULT_IMAGE_SIZE if self.image_size is None else self.image_size
-        preprocessing = Preprocessing(size, self.num_channels, self.resize, sixteen_bit=self.sixteen_bit)
+        preprocessing = self.preprocessing()
+        size = preprocessing.image_size
         names = self.quantizer_names()
         return VQVAEConfig(
             image_size=size, quantizer=names[0] if len(names) == 1 else names,
             quantizer_options=self.quantizer_options(), preprocessing=preprocessing.to_dict(),
-            **{name: getattr(self, name) for name in OWN_SETTINGS}, **self._preset(size),
+            **{name: getattr(self, name) for name in OWN_SETTINGS}, **self._preset(size, photographs),
         )  # fmt: skip
 
-    def _preset(self, size: int) -> dict[str, Any]:
-        """What a picture size chooses, and the options that override it."""
-        from tokenizer_image.configuration import preset
+    def _preset(self, size: int, photographs: bool) -> dict[str, Any]:
+        """What size and kind of the pictures choose, and the options that override it."""
+        from tokenizer_image.configuration import PHOTOGRAPH_NETWORK, preset
 
         given = {name: getattr(self, name) for name in PRESET_SETTINGS if getattr(self, name) is not None}
         try:
-            return preset(size) | given
+            return preset(size, photographs) | given
         except ValueError:
             if {"patch_size", "hidden_sizes"} <= given.keys():
-                return given
+                return PHOTOGRAPH_NETWORK | given if photographs else given
             raise

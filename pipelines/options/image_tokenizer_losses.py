@@ -47,3 +47,11 @@ class LossOptions:
     balance_gradients: bool = option(
         True, "weights are shares of the gradient at the decoder's output; else they multiply the terms"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]  # of the options that this class is mixed into
+        if self.perceptual_weight or self.extractor != type(self).extractor:
+            # Imports torch, which --help need not wait for.
+            from tokenizer_image.losses.extractors import check_extractor
+
+            check_extractor(self.extractor, "--extractor")

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from pipelines.drawing.streams import keyed_stream
 from tokenizer_image.losses.discriminator import (
     LeCam,
     PatchDiscriminator,
@@ -66,6 +67,7 @@ class Adversary(nn.Module):
         distance of the discriminator's features."""
         self.discriminator.eval()  # spectral normalisation goes on in `learn` alone
         logits, found = self.discriminator(self._augmented(reconstruction, step))
+        found = [layer[: len(pixel_values)] for layer in found]
         terms = {"adversarial": -logits.float().mean()}
         if match_features:
             with torch.no_grad():
@@ -75,14 +77,14 @@ class Adversary(nn.Module):
         return terms
 
     def learn(self, pixel_values: torch.Tensor, reconstruction: torch.Tensor, step: int) -> dict[str, float]:
-        """A step of the discriminator on pictures (B, C, H, W) and their reconstructions: its figures.
+        """A step of the discriminator on pictures (B, C, H, W) and drawn ones, at least as many, the first of which
+        are their reconstructions: its figures.
 
         A loss that is not finite stops it, for good.
         """
-        both = torch.cat([pixel_values, reconstruction.detach().to(pixel_values)])
-        augmented = torch.cat([self._augmented(one, step) for one in both.chunk(2)])
-        logits, _ = self._learning[0](augmented)
-        real, drawn = logits.float().chunk(2)
+        pictures = [pixel_values, reconstruction.detach().to(pixel_values)]
+        logits, _ = self._learning[0](torch.cat([self._augmented(one, step) for one in pictures]))
+        real, drawn = logits.float().split([len(one) for one in pictures])
         loss = hinge_loss(real, drawn)
         if self.lecam_weight:
             loss = loss + self.lecam_weight * self.lecam(real, drawn)
@@ -124,6 +126,4 @@ class Adversary(nn.Module):
 
     def _augmented(self, pictures: torch.Tensor, step: int) -> torch.Tensor:
         """The same augmentation for the real and the drawn pictures of a step."""
-        # A generator takes one number: the key is folded into it.
-        key = (self.seed * 1_000_003 + step) * 1_000_003 + self.accelerator.process_index
-        return augment(pictures, torch.Generator().manual_seed(key % 2**63))
+        return augment(pictures, keyed_stream(self.seed, step, self.accelerator.process_index))

@@ -15,24 +15,37 @@ from accelerate import Accelerator
 from pipelines.caching.pixel_cache import DecodedPictures
 from pipelines.drawing.grids import labelled_grid
 from pipelines.machine.batches import index_batches, pictures_at_once
+from pipelines.machine.printing import say
 from pipelines.options.image_tokenizer import OWN_SETTINGS, PRESET_SETTINGS, ImageTokenizerOptions
 from tokenizer_image import VQVAE
 from tokenizer_image.metrics import CodeUsage, mse, psnr
+from tokenizer_image.pictures.photographs import are_photographs
 from tokenizer_image.preprocessing import postprocess, preprocessing_of, to_pixel_values
 from tokenizer_image.registry import load_tokenizer
 from tokenizer_image.vqvae import VQVAEOutput
 
 REFIT_PICTURES = 16384
 VALIDATION_REFIT_PICTURES = 4096  # fewer, since training waits
+LOOKED_AT = 1000  # pictures that decide whether a data set is of photographs
 SHOWN = 12  # pictures in a reconstruction grid
 # Settings that --init_from brings along: another value would make its weights mean something else.
 FIXED_SETTINGS = ("image_size", *PRESET_SETTINGS, *(name for name in OWN_SETTINGS if name != "level_dropout"))
 FIXED_QUANTIZER_OPTIONS = ("shared_codebook", "num_groups", "codebook_dim")
 
 
-def build_tokenizer(options: ImageTokenizerOptions) -> VQVAE:
-    """A fresh tokenizer by the options, or the one in --init_from."""
-    return load_earlier(options) if options.init_from else VQVAE(options.configuration())
+def look_at(pictures: DecodedPictures, options: ImageTokenizerOptions, accelerator: Accelerator) -> bool:
+    """Whether networks and losses are those for photographs: as the options say, else as the pictures look."""
+    if options.photographs is not None:
+        return options.photographs
+    rows = np.linspace(0, len(pictures) - 1, min(LOOKED_AT, len(pictures))).astype(np.int64)
+    photographs, share = are_photographs(pictures.batch(rows))
+    kind = "photographs" if photographs else "drawings"
+    say(
+        accelerator,
+        f"{share:.0%} of the neighbouring pixels have one colour: taken for {kind} (--photographs or --no-photographs "
+        "decides)",
+    )
+    return photographs
 
 
 def load_earlier(options: ImageTokenizerOptions) -> VQVAE:
@@ -143,7 +156,10 @@ def draw_reconstructions(tokenizer: VQVAE, pictures: DecodedPictures, device: to
 def refit(
     tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device, most_pictures: int = REFIT_PICTURES
 ) -> None:
-    """Fit the codebooks to the weights of this moment, over a share of the training pictures."""
+    """Fit the codebooks to the weights of this moment, over a share of the training pictures; not where codes are to
+    stay as they are."""
+    if tokenizer.has_frozen_codes:
+        return
     side = tokenizer.config.image_size
     rows = np.linspace(0, len(pictures) - 1, min(most_pictures, len(pictures))).astype(np.int64)
     parts = np.array_split(rows, -(-len(rows) // pictures_at_once(side, side)))

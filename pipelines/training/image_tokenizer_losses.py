@@ -12,12 +12,13 @@ from pipelines.machine.printing import say
 from pipelines.options.image_tokenizer_losses import LossOptions
 from pipelines.training.adversary import Adversary
 from tokenizer_image.losses.balance import GradientBalancer
-from tokenizer_image.losses.extractors import load_extractor
+from tokenizer_image.losses.extractors import INSTALL, load_extractor, missing_package
 from tokenizer_image.losses.perceptual import PerceptualLoss
 from tokenizer_image.losses.reconstruction import ReconstructionLoss
 from tokenizer_image.vqvae import VQVAEOutput
 
 TERMS = ("pixels", "perceptual", "adversarial", "matching")
+PHOTOGRAPH_WEIGHTS = {"perceptual": 1.0, "adversarial": 0.5}  # beside 1 for pixels
 ADVICE_STEPS = 1000  # between two pieces of advice about the discriminator
 
 
@@ -67,7 +68,8 @@ class StageOneLoss(nn.Module):
 
         Args:
             pixel_values: (B, C, H, W) in [-1, 1].
-            output: of the image tokenizer for them.
+            output: of the image tokenizer for them. Further pictures in its reconstruction, from codes that were given,
+                have no original: the discriminator alone judges them.
             share: of the budget that is spent, in [0, 1].
             step: which random numbers are keyed by.
         """
@@ -104,9 +106,10 @@ class StageOneLoss(nn.Module):
     def _terms(
         self, pixel_values: torch.Tensor, reconstruction: torch.Tensor, share: float, step: int
     ) -> dict[str, torch.Tensor]:
-        terms = {"pixels": self.pixels(pixel_values, reconstruction)}
+        paired = reconstruction[: len(pixel_values)]
+        terms = {"pixels": self.pixels(pixel_values, paired)}
         for perceptual in self._perceptual:
-            terms["perceptual"] = perceptual(pixel_values, reconstruction)
+            terms["perceptual"] = perceptual(pixel_values, paired)
         if self.adversary is not None and self._adversary_takes_part(share):
             found = self.adversary.terms(
                 pixel_values, reconstruction, match_features="matching" in self.weights, step=step
@@ -127,14 +130,29 @@ class StageOneLoss(nn.Module):
         )
 
 
-def build_loss(options: LossOptions, accelerator: Accelerator, num_channels: int, *, seed: int) -> StageOneLoss:
-    """What the options ask for; what cannot be had here is told.
+def build_loss(
+    options: LossOptions, accelerator: Accelerator, photographs: bool, num_channels: int, *, seed: int
+) -> StageOneLoss:
+    """What the options ask for, and where they leave it open, what suits photographs or drawings; it is told.
 
-    Raises:
-        ValueError: an extractor that the options name is not there.
+    Args:
+        num_channels: of a picture.
+        seed: of the discriminator.
     """
-    perceptual, adversarial = options.perceptual_weight or 0.0, options.adversarial_weight or 0.0
-    matching = options.feature_matching_weight or 0.0
+    defaults = PHOTOGRAPH_WEIGHTS if photographs else dict.fromkeys(PHOTOGRAPH_WEIGHTS, 0.0)
+    perceptual, adversarial = (
+        defaults[name] if (given := getattr(options, f"{name}_weight")) is None else given for name in defaults
+    )
+    package = missing_package(options.extractor)
+    matching = options.feature_matching_weight
+    if perceptual and package is not None:  # an option that asks for it ends earlier
+        perceptual, matching = 0.0, PHOTOGRAPH_WEIGHTS["perceptual"] if matching is None else matching
+        say(
+            accelerator,
+            f"{package.replace('_', '-')} is not installed: features of the discriminator are compared in place of "
+            f"{options.extractor}'s, which are better ({INSTALL})",
+        )
+    matching = matching or 0.0
     extractor = None
     if perceptual:
         extractor = load_extractor(options.extractor).to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -144,10 +162,15 @@ def build_loss(options: LossOptions, accelerator: Accelerator, num_channels: int
             num_channels, accelerator, learning_rate=options.discriminator_learning_rate,
             lecam_weight=options.lecam_weight, seed=seed,
         )  # fmt: skip
+    weights = {"perceptual": perceptual, "adversarial": adversarial, "matching": matching}
+    said = [f"{name} {weight:g}" for name, weight in {"pixels": 1.0, **weights}.items() if weight]
+    if len(said) > 1:
+        unit = "shares of the gradient" if options.balance_gradients else "weights"
+        say(accelerator, f"loss: {', '.join(said)} ({unit}); discriminator from {options.adversarial_start:.0%} on")
     return StageOneLoss(
         accelerator,
         ReconstructionLoss(options.absolute_share, options.frequency_weight),
-        {"perceptual": perceptual, "adversarial": adversarial, "matching": matching},
+        weights,
         perceptual=None if extractor is None else PerceptualLoss(extractor, options.logits_weight),
         adversary=adversary,
         adversarial_start=options.adversarial_start,

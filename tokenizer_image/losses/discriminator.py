@@ -103,8 +103,8 @@ def augment(pixel_values: torch.Tensor, generator: torch.Generator) -> torch.Ten
         generator: of random numbers, on the CPU.
     """
     count, _, height, width = pixel_values.shape
-    draws = torch.rand(5, count, generator=generator).to(pixel_values)
-    brightness, saturation, contrast = (one.view(-1, 1, 1, 1) for one in draws[:3])
+    draws = torch.rand(count, 5, generator=generator)
+    brightness, saturation, contrast = (one.view(-1, 1, 1, 1).to(pixel_values) for one in draws[:, :3].unbind(1))
     pixels = pixel_values + (brightness - 0.5)
     grey = pixels.mean(dim=1, keepdim=True)
     pixels = grey + (pixels - grey) * (2 * saturation)
@@ -112,8 +112,8 @@ def augment(pixel_values: torch.Tensor, generator: torch.Generator) -> torch.Ten
     pixels = mean + (pixels - mean) * (contrast + 0.5)
     down, right = height // 8, width // 8
     padded = F.pad(pixels, (right, right, down, down))
-    tops = (draws[3] * (2 * down + 1)).long().tolist()
-    lefts = (draws[4] * (2 * right + 1)).long().tolist()
+    tops = (draws[:, 3] * (2 * down + 1)).long().tolist()
+    lefts = (draws[:, 4] * (2 * right + 1)).long().tolist()
     places = zip(tops, lefts, strict=True)
     rows = [padded[i, :, top : top + height, left : left + width] for i, (top, left) in enumerate(places)]
-    return torch.stack(rows)
+    return torch.stack(rows).contiguous(memory_format=torch.channels_last)

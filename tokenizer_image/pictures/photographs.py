@@ -1,0 +1,23 @@
+"""Whether pictures are photographs, or drawings with areas of one colour."""
+
+from __future__ import annotations
+
+import numpy as np
+
+LEAST_DIFFERENCE = 2  # of 255: neighbours that differ by no more count as equal, since JPEG changes flat areas a little
+FLAT_SHARE = 0.5  # of equal neighbours in the median picture, from which on pictures are drawings
+
+
+def flat_shares(pictures: np.ndarray) -> np.ndarray:
+    """Share of horizontal neighbours of equal colour in each picture: (n, C, H, W) uint8 to (n,) float.
+
+    About 0.1 in photographs of 32 and 64 pixels (CIFAR-10, Tiny ImageNet), above 0.8 in drawings, icons and digits.
+    """
+    differences = np.abs(np.diff(pictures.astype(np.int16), axis=3)).max(axis=1)
+    return (differences <= LEAST_DIFFERENCE).mean(axis=(1, 2))
+
+
+def are_photographs(pictures: np.ndarray) -> tuple[bool, float]:
+    """Whether most pictures (n, C, H, W) uint8 have little flat area, and the median share of it."""
+    share = float(np.median(flat_shares(pictures)))
+    return share < FLAT_SHARE, share
