@@ -82,7 +82,7 @@ class StageOneLoss(nn.Module):
         mixture = self.balancer(terms, self.weights, reconstruction, self._mean)
         if set(mixture.not_finite) & {"adversarial", "matching"}:
             self._stop_adversary(step)
-        figures = {name: float(term) for name, term in terms.items()}
+        figures = {name: float(term.detach()) for name, term in terms.items()}
         figures |= {f"share_{name}": part for name, part in mixture.shares.items()}
         # Its gradient at the reconstruction is the mixture; from there, backward goes through the model as ever.
         return (reconstruction.float() * mixture.gradient).sum() + output.commitment_loss, figures

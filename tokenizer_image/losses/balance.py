@@ -71,8 +71,11 @@ class GradientBalancer(nn.Module):
         gradients = {
             name: torch.autograd.grad(term, output, retain_graph=True)[0].float() for name, term in terms.items()
         }
-        # A process's gradients are those of the mean over its own pictures; times their number, of each picture.
-        found = torch.stack([one.flatten(1).norm(dim=1).sum() for one in gradients.values()])
+        # A process's gradients are those of the mean over its own pictures; times their number, of each picture. A term
+        # that is not finite makes its norm so.
+        found = torch.stack(
+            [one.flatten(1).norm(dim=1).sum() + 0 * terms[name].detach() for name, one in gradients.items()]
+        )
         norms = dict(zip(gradients, mean(found).tolist(), strict=True))
         first = next(iter(gradients))
         not_finite = [name for name, norm in norms.items() if name != first and not math.isfinite(norm)]

@@ -120,7 +120,8 @@ _BUILDERS: dict[str, Callable[[str], Extractor]] = {}
 
 
 def register_extractor(name: str, build: Callable[[str], Extractor]) -> None:
-    """Make `load_extractor(name)` call `build(name)`; a name that ends in ":" stands for all that begin with it."""
+    """Make `load_extractor(name)` call `build(name)`; a name that ends in ":" or "=" stands for all that begin
+    with it."""
     _BUILDERS[name] = build
 
 
@@ -136,7 +137,8 @@ def find_builder(name: str) -> Callable[[str], Extractor]:
         ValueError: there is none of this name.
     """
     for known, build in _BUILDERS.items():
-        if name == known or (known.endswith(":") and name.startswith(known) and name != known):
+        is_beginning = known[-1] in ":="
+        if (name.startswith(known) and name != known) if is_beginning else name == known:
             return build
     raise ValueError(f"unknown extractor {name!r}: choose one of {', '.join(extractor_names())}")
 

@@ -1,0 +1,316 @@
+"""Stage 1's losses in training: mixing, the discriminator's part, checkpoints, and decoders that finish alone."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from pipelines.options.image_tokenizer import ImageTokenizerOptions
+from pipelines.training import adversary as adversary_module
+from pipelines.training.adversary import Adversary
+from pipelines.training.drawn_codes import DrawnCodes
+from pipelines.training.image_tokenizer import look_at
+from pipelines.training.image_tokenizer_losses import PHOTOGRAPH_WEIGHTS, StageOneLoss, build_loss
+from scripts import train_tokenizer
+from tests.test_tokenizer_losses import tiny_extractor
+from tests.tiny import tiny_pipeline, tiny_tokenizer
+from tokenizer_image import VQVAE, load_tokenizer
+from tokenizer_image.losses import extractors
+from tokenizer_image.losses.perceptual import PerceptualLoss
+from tokenizer_image.losses.reconstruction import ReconstructionLoss
+from tokenizer_image.pictures.photographs import are_photographs, flat_shares
+from tokenizer_image.sprites import scenes
+from tokenizer_image.vqvae import VQVAEOutput
+
+SMALL = {"image_size": 16, "patch_size": 4, "hidden_sizes": [8, 16], "codebook_sizes": [16], "num_res_blocks": 1}
+
+
+@pytest.fixture(scope="module")
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture(autouse=True)
+def _tiny_extractor(monkeypatch) -> None:
+    """A tiny extractor under the default's name, so that these tests need no package."""
+    torch.manual_seed(0)
+    monkeypatch.setitem(extractors._BUILDERS, "efficientnet_lite0", lambda name: tiny_extractor())
+    monkeypatch.setattr(extractors, "missing_package", lambda name: None)
+    monkeypatch.setattr("pipelines.training.image_tokenizer_losses.missing_package", lambda name: None)
+
+
+def an_adversary(accelerator: Accelerator, **settings: float) -> Adversary:
+    return Adversary(3, accelerator, **{"learning_rate": 1e-3, "lecam_weight": 0.01, "seed": 0, **settings})
+
+
+def a_loss(accelerator: Accelerator, adversary: Adversary | None = None, **settings: object) -> StageOneLoss:
+    weights = {"perceptual": 1.0, "adversarial": 0.5 if adversary else 0.0}
+    return StageOneLoss(
+        accelerator, ReconstructionLoss(), weights, perceptual=PerceptualLoss(tiny_extractor()), adversary=adversary,
+        **settings,
+    )  # fmt: skip
+
+
+def pictures(count: int = 4) -> torch.Tensor:
+    return torch.rand(count, 3, 16, 16) * 2 - 1
+
+
+# ---- mixing
+
+
+def test_squared_error_alone_is_the_models_own_loss(accelerator):
+    loss = StageOneLoss(accelerator, ReconstructionLoss(), {"perceptual": 0.0})
+    output = tiny_tokenizer().train()(batch := pictures())
+    assert loss(batch, output, share=0.5, step=0)[0] is output.loss
+
+
+def test_the_gradient_at_the_reconstruction_is_the_mixture(accelerator):
+    loss, batch = a_loss(accelerator), pictures()
+    leaf = pictures().requires_grad_()
+    output = VQVAEOutput(loss=torch.zeros(()), reconstruction=leaf, commitment_loss=torch.zeros(()))
+    value, figures = loss(batch, output, share=0.5, step=0)
+    value.backward()
+    terms = loss.pixels(batch, leaf), loss._perceptual[0](batch, leaf)
+    gradients = [torch.autograd.grad(term, leaf)[0] for term in terms]
+    norms = [gradient.flatten(1).norm(dim=1).sum() for gradient in gradients]
+    wanted = norms[0] * (0.5 * gradients[0] / norms[0] + 0.5 * gradients[1] / norms[1])
+    assert torch.allclose(leaf.grad, wanted, rtol=1e-4, atol=1e-8)
+    assert (figures["share_pixels"], figures["share_perceptual"]) == pytest.approx((0.5, 0.5))
+    assert figures["pixels"] == pytest.approx((leaf - batch).square().mean().item(), rel=1e-5)
+
+
+def test_the_discriminator_comes_in_at_its_share_of_the_budget(accelerator):
+    loss = a_loss(accelerator, an_adversary(accelerator), adversarial_start=0.3)
+    output = tiny_tokenizer().train()(batch := pictures())
+    assert "adversarial" not in loss(batch, output, share=0.29, step=0)[1]
+    assert loss.learn(batch, output, share=0.29, step=0) == {}
+    assert "adversarial" in loss(batch, output, share=0.3, step=0)[1]
+    assert "accuracy_real" in loss.learn(batch, output, share=0.3, step=0)
+
+
+def test_the_decoders_step_leaves_the_discriminator_as_it_is(accelerator):
+    one = an_adversary(accelerator)
+    before = {name: value.clone() for name, value in one.state_dict().items()}
+    output = tiny_tokenizer().train()(batch := pictures())
+    a_loss(accelerator, one)(batch, output, share=0.5, step=0)[0].backward()
+    assert all(parameter.grad is None for parameter in one.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in one.state_dict().items())
+
+
+def test_the_discriminator_learns_to_tell(accelerator):
+    one = an_adversary(accelerator, learning_rate=1e-2)
+    bright, dark = torch.full((8, 3, 16, 16), 0.9), torch.full((8, 3, 16, 16), -0.9)
+    figures = [one.learn(bright, dark, step) for step in range(60)]
+    assert figures[-1]["accuracy_real"] == figures[-1]["accuracy_drawn"] == 1
+    assert figures[-1]["discriminator_loss"] < 0.2 < figures[0]["discriminator_loss"]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "updates", "words"),
+    (
+        ((0.99, 0.995), 5, "it has won"),
+        ((0.5, 0.5), 500, "teaches nothing"),
+        ((0.5, 0.5), 5, None),
+        ((0.8, 0.7), 500, None),
+    ),
+)
+def test_advice_about_a_discriminator(accelerator, accuracies, updates, words):
+    one = an_adversary(accelerator)
+    one.accuracies.copy_(torch.tensor(accuracies))
+    one.updates.fill_(updates)
+    advice = one.advice()
+    assert advice is None if words is None else words in advice and "--discriminator_learning_rate" in advice
+
+
+@pytest.mark.parametrize("where", ("decoder", "discriminator"))
+def test_a_discriminator_that_diverges_is_stopped_and_training_goes_on(accelerator, capsys, where):
+    one = an_adversary(accelerator)
+    loss = a_loss(accelerator, one)
+    output = tiny_tokenizer().train()(batch := pictures())
+    if where == "decoder":
+        with torch.no_grad():
+            one.discriminator.head.bias.fill_(math.nan)
+        value, figures = loss(batch, output, share=0.5, step=0)
+        assert value.isfinite() and "share_adversarial" not in figures
+    else:
+        loss.learn(torch.full_like(batch, math.nan), output, share=0.5, step=0)
+        assert all(parameter.isfinite().all() for parameter in one.parameters())
+    assert one.is_stopped and "the run goes on without it" in capsys.readouterr().out
+    assert loss.learn(batch, output, share=0.5, step=1) == {}
+    assert "adversarial" not in loss(batch, output, share=0.5, step=1)[1]
+
+
+# ---- what the pictures and the options choose
+
+
+def test_photographs_are_told_from_drawings():
+    noise = np.random.default_rng(0).integers(0, 256, (4, 3, 16, 16), dtype=np.uint8)
+    drawings = np.stack(
+        [np.asarray(scenes.draw_scene(scenes.sample_scene(row))).transpose(2, 0, 1) for row in range(8)]
+    )
+    assert are_photographs(noise)[0] and not are_photographs(drawings)[0]
+    flat = np.zeros((1, 3, 2, 4), dtype=np.uint8)
+    flat[0, 0, :, 2:] = 3  # one of three neighbours differs by more than 2
+    assert flat_shares(flat).tolist() == pytest.approx([2 / 3])
+
+
+def options(**settings: object) -> ImageTokenizerOptions:
+    return ImageTokenizerOptions(**{**SMALL, **settings})  # type: ignore[arg-type]
+
+
+def test_the_pictures_decide_unless_the_options_do(accelerator, capsys):
+    class Pictures:
+        def __len__(self) -> int:
+            return 4
+
+        def batch(self, rows: object) -> np.ndarray:
+            return np.random.default_rng(0).integers(0, 256, (4, 3, 16, 16), dtype=np.uint8)
+
+    assert look_at(Pictures(), options(), accelerator) is True
+    assert "taken for photographs" in capsys.readouterr().out
+    assert look_at(Pictures(), options(photographs=False), accelerator) is False
+    assert capsys.readouterr().out == ""
+
+
+def test_photographs_get_networks_without_a_grid():
+    for photographs, resampling in ((True, "overlapping"), (False, "patches")):
+        assert ImageTokenizerOptions(image_size=64).configuration(photographs).resampling == resampling
+        assert options().configuration(photographs).resampling == resampling
+    assert options(resampling="patches").configuration(True).resampling == "patches"
+
+
+def test_weights_follow_the_pictures_and_the_options(accelerator, capsys):
+    drawn = build_loss(options(), accelerator, False, 3, seed=0)
+    assert drawn.is_plain and capsys.readouterr().out == ""
+    found = build_loss(options(), accelerator, True, 3, seed=0)
+    assert found.weights == {"pixels": 1.0, **PHOTOGRAPH_WEIGHTS}
+    assert "shares of the gradient" in capsys.readouterr().out
+    given = build_loss(options(perceptual_weight=0.0, adversarial_weight=0.0), accelerator, True, 3, seed=0)
+    assert given.is_plain
+    assert build_loss(options(adversarial_weight=0.2), accelerator, False, 3, seed=0).weights["adversarial"] == 0.2
+    assert not build_loss(options(absolute_share=0.5), accelerator, False, 3, seed=0).is_plain
+
+
+def test_without_an_extractor_the_discriminators_features_take_its_place(accelerator, capsys, monkeypatch):
+    monkeypatch.setattr("pipelines.training.image_tokenizer_losses.missing_package", lambda name: "the_package")
+    loss = build_loss(options(), accelerator, True, 3, seed=0)
+    assert loss.weights == {
+        "pixels": 1.0, "adversarial": PHOTOGRAPH_WEIGHTS["adversarial"], "matching": PHOTOGRAPH_WEIGHTS["perceptual"]
+    }  # fmt: skip
+    assert "the-package is not installed" in capsys.readouterr().out
+    output = tiny_tokenizer().train()(batch := pictures())
+    assert {"adversarial", "matching"} <= loss(batch, output, share=0.9, step=0)[1].keys()
+
+
+# ---- whole runs
+
+
+def run(folder: Path, pictures_folder: Path, **settings: object) -> list[dict]:
+    chosen = {
+        "dataset": str(pictures_folder), "output_dir": str(folder), "max_steps": 6, "batch_size": 4, "log_every": 1,
+        "validate_every": 3, "checkpoint_every": 2, "sample_every": 0, "mixed_precision": "no", "cpu_threads": 1,
+        "num_workers": 0, **settings,
+    }  # fmt: skip
+    if "init_from" not in settings:
+        chosen = {**SMALL, **chosen}
+    train_tokenizer.main(ImageTokenizerOptions(**chosen))  # type: ignore[arg-type]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> Path:
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("photographs")
+    chance = np.random.default_rng(0)
+    for number in range(24):
+        pixels = chance.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02}.png")
+        (folder / f"{number:02}.txt").write_text(f"picture {number}")
+    return folder
+
+
+def test_a_run_with_a_discriminator_resumes_to_the_last_bit(photographs, tmp_path, capsys):
+    whole = run(tmp_path / "whole", photographs, adversarial_start=0.3)
+    assert "taken for photographs" in capsys.readouterr().out
+    lines = [line for line in whole if "loss" in line]
+    assert "adversarial" not in lines[1] and {"adversarial", "share_adversarial", "accuracy_drawn"} <= lines[2].keys()
+    run(tmp_path / "cut", photographs, adversarial_start=0.3, max_steps=6)
+    for newest in ("checkpoint-6", "checkpoint-4"):  # as if it had been killed after step 5, or before it
+        target = tmp_path / "again"
+        shutil.copytree(tmp_path / "cut", target)
+        info = json.loads((target / "run.json").read_text())
+        (target / "run.json").write_text(json.dumps({**info, "finished": False}))
+        if newest == "checkpoint-4":
+            shutil.rmtree(target / "checkpoints" / "checkpoint-6")
+        run(target, photographs, adversarial_start=0.3, resume=True)
+        for name in ("model.safetensors", "checkpoints/checkpoint-6/state.safetensors"):
+            assert (target / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        shutil.rmtree(target)
+
+
+def test_a_decoder_that_finishes_alone_keeps_codes(photographs, tmp_path):
+    run(tmp_path / "first", photographs)
+    run(tmp_path / "second", photographs, init_from=str(tmp_path / "first"), train="decoder", adversarial_start=0.0)
+    first, second = (load_tokenizer(tmp_path / name) for name in ("first", "second"))
+    assert isinstance(first, VQVAE) and isinstance(second, VQVAE)
+    assert first.fingerprint == second.fingerprint
+    before, after = first.state_dict(), second.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith("decoder.") for name in changed)
+
+
+def test_codes_from_a_model_are_decoded_and_judged(photographs, tmp_path, capsys):
+    pipe = tiny_pipeline(tokenizer=tiny_tokenizer(patch_size=4))
+    pipe.save_pretrained(tmp_path / "model")
+    lines = run(
+        tmp_path / "sharper", photographs, init_from=str(tmp_path / "model" / "image_tokenizer"), train="decoder",
+        codes_from=str(tmp_path / "model"), drawn_pictures=5, adversarial_start=0.0,
+    )  # fmt: skip
+    assert "drawing 5 pictures" in capsys.readouterr().out
+    assert load_tokenizer(tmp_path / "sharper").fingerprint == pipe.image_tokenizer.fingerprint
+    assert "adversarial" in lines[0]
+
+
+def test_drawn_codes_are_keyed_by_step():
+    codes = DrawnCodes(torch.arange(10)[:, None].expand(10, 3), seed=0)
+    assert torch.equal(codes.part(3, 16), codes.part(3, 16)) and codes.part(3, 16).shape == (4, 3)
+    assert codes.part(0, 2).shape == (1, 3)
+    assert not torch.equal(codes.part(3, 16), codes.part(4, 16))
+
+
+def test_codes_of_another_tokenizer_are_refused(photographs, tmp_path):
+    tiny_pipeline(seed=1).save_pretrained(tmp_path / "model")
+    tiny_tokenizer(seed=2).save_pretrained(tmp_path / "other")
+    with pytest.raises(
+        ValueError, match=r"--codes_from .*model draws codes of another image tokenizer .* give --init_f"
+    ):
+        run(
+            tmp_path / "run", photographs, init_from=str(tmp_path / "other"), train="decoder",
+            codes_from=str(tmp_path / "model"),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    (
+        ({"train": "decoder"}, "--train decoder needs --init_from"),
+        ({"codes_from": "model"}, "--codes_from model needs --train decoder"),
+        ({"train": "decoder", "init_from": ".", "codebook_decay": 0.5}, "leave out --codebook_decay"),
+        ({"perceptual_weight": -1.0}, "--perceptual_weight -1.0 must be at least zero"),
+        ({"adversarial_weight": -0.1}, "--adversarial_weight -0.1 must be at least zero"),
+        ({"extractor": "vgg"}, "--extractor: unknown extractor 'vgg'"),
+    ),
+)
+def test_options_that_cannot_be(settings, message):
+    with pytest.raises(ValueError, match=message):
+        options(**settings)
+
+
+def test_the_modules_constants_leave_room_between_won_and_lost():
+    assert 0.5 < adversary_module.LOST < adversary_module.WON < 1
