@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tokenizer_image import VQVAE, CodeLayout, ImageTokenizer, VQVAEConfig
-from tokenizer_image.configuration import preset
+from tokenizer_image.configuration import PHOTOGRAPH_NETWORK, preset
 from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import build_layout
 from tokenizer_image.networks import ResidualBlock
@@ -561,6 +562,7 @@ def test_config_round_trip(tmp_path):
     settings = dict(
         image_size=24, num_channels=1, patch_size=3, network="conv", hidden_sizes=[4, 5, 6], num_res_blocks=3,
         code_dim=8, num_levels=1, level_dropout=0.2, codebook_sizes=[9, 8], quantizer="grouped", encoder_kernel_size=3,
+        resampling="overlapping", normalization="group",
         quantizer_options={"commitment_weight": 0.3},
         preprocessing=Preprocessing(image_size=24, num_channels=1).to_dict(),
     )  # fmt: skip
@@ -593,6 +595,57 @@ def test_presets_fit_their_picture_size(size):
 @pytest.mark.parametrize("size, codes", [(16, 64), (96, 36), (100, 200), (200, 100), (252, 441), (512, 256)])
 def test_presets_keep_codes_per_picture_in_range_at_every_size(size, codes):
     assert VQVAE(VQVAEConfig(image_size=size, **preset(size))).tokens_per_image == codes
+
+
+@pytest.mark.parametrize("size, codes", [(32, 64), (64, 128), (128, 64), (256, 256), (96, 36), (100, 200), (252, 441)])
+def test_photographs_have_presets_of_their_own(size, codes):
+    settings = preset(size, photographs=True)
+    assert PHOTOGRAPH_NETWORK.items() <= settings.items()
+    assert VQVAE(VQVAEConfig(image_size=size, **settings)).tokens_per_image == codes
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_overlapping_networks_keep_the_grid(patch_size, kernel_size):
+    side = 4 * patch_size
+    model = VQVAE(VQVAEConfig(
+        image_size=side, patch_size=patch_size, hidden_sizes=[8, 16], codebook_sizes=[16], resampling="overlapping",
+        normalization="group", encoder_kernel_size=kernel_size,
+    )).eval()  # fmt: skip
+    batch = pictures(2, side)
+    assert model.encode(batch).shape == (2, 4)
+    assert model.decode(model.encode(batch)).shape == batch.shape
+    if patch_size > 1 and kernel_size == 1:
+        # Overlap alone: a position reads pixels beyond its own, and none of those two positions away.
+        wide = pictures(1, 2 * side)
+        changed = wide.clone()
+        changed[..., -patch_size:] = 0
+        before, after = model.latents(wide)[0], model.latents(changed)[0]
+        assert torch.equal(before[:, :, :2], after[:, :, :2]) and not torch.equal(before[:, :, 3], after[:, :, 3])
+
+
+def test_frozen_codes_leave_only_the_decoder_to_learn(tokenizer):
+    model = copy.deepcopy(tokenizer)
+    model.freeze_codes()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD([one for one in model.parameters() if one.requires_grad], lr=0.1)
+    for _ in range(2):
+        model.train()
+        output = model(pictures(4), codes=model.encode(pictures(2)))
+        assert output.reconstruction.shape[0] == 6
+        output.loss.backward()
+        optimizer.step()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, state[name])}
+    assert changed and all(name.startswith("decoder.") for name in changed)
+    assert model.fingerprint == tokenizer.fingerprint
+
+
+def test_codes_that_are_given_are_decoded_behind_the_reconstructions(tokenizer):
+    tokenizer.eval()
+    batch, other = pictures(2), pictures(3)
+    output = tokenizer(batch, codes=tokenizer.encode(other))
+    assert torch.allclose(output.reconstruction[2:].clamp(-1, 1), tokenizer.decode(tokenizer.encode(other)), atol=1e-5)
+    assert torch.allclose(output.loss, tokenizer(batch).loss)
 
 
 def test_a_size_without_a_preset_is_refused_with_sizes_that_have_one():

@@ -26,7 +26,7 @@ PHOTOGRAPH_PRESETS: dict[int, dict[str, Any]] = {
     32: {"patch_size": 1, "hidden_sizes": [64, 96, 128], "codebook_sizes": [1024]},
     64: {"patch_size": 2, "hidden_sizes": [64, 96, 128], "codebook_sizes": [1024, 1024]},
     128: {"patch_size": 2, "hidden_sizes": [64, 96, 128, 128], "codebook_sizes": [4096]},
-    256: {"patch_size": 4, "hidden_sizes": [64, 96, 128, 128], "codebook_sizes": [8192]},
+    256: {"patch_size": 4, "hidden_sizes": [96, 128, 192], "codebook_sizes": [8192]},
 }
 PHOTOGRAPH_NETWORK = {"resampling": "overlapping", "normalization": "group"}
 
@@ -193,13 +193,17 @@ def preset(image_size: int, photographs: bool = False) -> dict[str, Any]:
     Of all presets with codes per picture in `CODES_PER_PICTURE`, those whose patch size needs the least change, and of
     these the one for the smallest size that is not smaller, else for the largest.
 
+    Args:
+        photographs: of the presets for photographs, where one fits, and in any case with their kind of network.
+
     Raises:
         ValueError: no preset fits.
     """
-    presets = PHOTOGRAPH_PRESETS if photographs else PRESETS
-    candidates = _fitting_presets(image_size, presets)
+    candidates = (_fitting_presets(image_size, PHOTOGRAPH_PRESETS) if photographs else []) or _fitting_presets(
+        image_size
+    )
     if not candidates:
-        sizes = [size for size in range(4, 2 * image_size + 16, 4) if _fitting_presets(size, presets)]
+        sizes = [size for size in range(4, 2 * image_size + 16, 4) if _fitting_presets(size)]
         nearest = sorted(sorted(sizes, key=lambda size: abs(size - image_size))[:2])
         raise ValueError(
             f"image_size={image_size}: no preset has {CODES_PER_PICTURE[0]} to {CODES_PER_PICTURE[-1]} codes per "
@@ -211,7 +215,7 @@ def preset(image_size: int, photographs: bool = False) -> dict[str, Any]:
 
 
 def _fitting_presets(
-    image_size: int, presets: dict[int, dict[str, Any]]
+    image_size: int, presets: dict[int, dict[str, Any]] = PRESETS
 ) -> list[tuple[tuple[float, bool, int], dict[str, Any]]]:
     """Every preset and patch size that fits pictures of `image_size` pixels, with a sort key (the best first)."""
     candidates = []

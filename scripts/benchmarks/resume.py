@@ -2,9 +2,9 @@
 
     python scripts/benchmarks/resume.py --output rows.json
 
-Runs both training commands with small models, in float32, in which the weights can be equal to the last bit. Every
-other kill waits until a checkpoint is being written; the others come at any time from the moment that the run's folder
-is there until after its last step.
+Runs both training commands with small models, in float32, in which the weights can be equal to the last bit. Each kill
+comes at random within a random step, the time before the first and after the last one included; every other one then
+waits until a checkpoint is being written.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ TIMEOUT = 600.0  # seconds that a run may take
 class Options(BenchmarkOptions):
     """Training that is killed and resumed."""
 
-    kills: int = option(20, "how many runs to kill, each once; half of them in each stage", above_zero=True)
+    kills: int = option(20, "how many runs to kill, each once; with both stages half of them in each", above_zero=True)
+    stage: str = option("both", "which command to kill", choices=("both", "stage_1", "stage_2"))
     max_steps: int = option(60, "steps of each run", above_zero=True)
     checkpoint_every: int = option(4, "steps between checkpoints", above_zero=True)
     lm_size: str = option("2M", "size of the language model; checkpoints of larger ones take longer to write")
@@ -97,6 +98,11 @@ class Training:
         """Whether the run has begun: from then on a kill can do harm."""
         return (self.folder / "run.json").exists()
 
+    def logged(self) -> int:
+        """How many steps are in the log."""
+        file = self.folder / "metrics.jsonl"
+        return file.read_text().count('"loss"') if file.exists() else 0
+
     def weights(self) -> bytes:
         """The file of the final weights."""
         return (self.folder / self.stage.weights).read_bytes()
@@ -116,18 +122,26 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) ->
     return False
 
 
-def kill(training: Training, while_writing: bool, after: float) -> bool:
-    """Start, and SIGKILL `after` seconds after the run began, or with `while_writing` at the first moment from then on
-    at which a checkpoint is being written; whether one was."""
+@dataclass
+class Kill:
+    """How a run was killed: before it ended by itself, and while a checkpoint was being written."""
+
+    before_the_end: bool
+    while_writing: bool
+
+
+def kill(training: Training, while_writing: bool, step: int, after: float) -> Kill:
+    """Start, and SIGKILL `after` seconds after step `step` was logged (0: after the run began), or with `while_writing`
+    at the first moment from then on at which a checkpoint is being written."""
     process = training.start()
     wait_for(training.began, process)
+    wait_for(lambda: training.logged() >= step, process)
     until = time.monotonic() + after
     wait_for(lambda: time.monotonic() > until, process)
     if while_writing:
         wait_for(training.writes, process)
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    return training.writes()
+    return Kill(process.wait() == -signal.SIGKILL, training.writes())
 
 
 def measure(name: str, stage: Stage, root: Path, options: Options, kills: int) -> list[Row]:
@@ -139,21 +153,24 @@ def measure(name: str, stage: Stage, root: Path, options: Options, kills: int) -
     if not undisturbed.finish():
         raise ValueError(f"training failed: {(undisturbed.folder / 'log.txt').read_text()[-500:]}")
     lines = (undisturbed.folder / "metrics.jsonl").read_text().splitlines()
-    seconds = max(json.loads(line).get("seconds", 0.0) for line in lines)
-    equal = resumed = writing = same_losses = 0
+    seconds = max(json.loads(line).get("seconds", 0.0) for line in lines) / options.max_steps
+    equal = resumed = writing = same_losses = in_time = 0
     bar = tqdm(range(kills), desc=f"kills of {name}")
     for number in bar:
         training = Training(stage, root / f"{name}-{number}", options)
-        writing += kill(training, number % 2 == 1, chance.uniform(0, 1.1 * seconds))
+        step = chance.randint(0, options.max_steps - (number % 2) * options.checkpoint_every)
+        found = kill(training, number % 2 == 1, step, chance.uniform(0, seconds))
+        writing, in_time = writing + found.while_writing, in_time + found.before_the_end
         resumed += (ended := training.finish())
         equal += ended and training.weights() == undisturbed.weights()
         same_losses += ended and training.losses() == undisturbed.losses()
         shutil.rmtree(training.folder)
-        bar.set_postfix(resumed=resumed, equal=equal, losses=same_losses, writing=writing)
+        bar.set_postfix(resumed=resumed, equal=equal, losses=same_losses, in_time=in_time, writing=writing)
     return [
         row(f"resume/{name}/resumed", resumed, f"of {kills}", kills, True),
         row(f"resume/{name}/equal_weights", equal, f"of {kills}", kills, True),
         row(f"resume/{name}/equal_losses", same_losses, f"of {kills}", kills, True),
+        row(f"resume/{name}/killed_before_the_end", in_time, f"of {kills}", None, True),
         row(f"resume/{name}/killed_while_writing", writing, f"of {kills}", None, True),
     ]
 
@@ -167,8 +184,9 @@ def main(options: Options) -> None:
         tokenizer = Training(both["stage_1"], root / "tokenizer", replace(options, max_steps=3))
         if not tokenizer.finish():
             raise ValueError(f"training failed: {(tokenizer.folder / 'log.txt').read_text()[-500:]}")
-        for number, (name, stage) in enumerate(both.items()):
-            rows += measure(name, stage, root, options, (options.kills + 1 - number) // 2)
+        chosen = {name: stage for name, stage in both.items() if options.stage in ("both", name)}
+        for number, (name, stage) in enumerate(chosen.items()):
+            rows += measure(name, stage, root, options, (options.kills + len(chosen) - 1 - number) // len(chosen))
     show(rows)
     write_rows(options.output, rows)
 

@@ -1,0 +1,154 @@
+"""Frechet distances, classes of captions, and the grid of tiles."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.evaluation.classes import caption_classes, class_scores
+from pipelines.evaluation.frechet import FeatureStatistics, frechet_distance
+from pipelines.evaluation.pictures_compared import Eyes, compare_pictures
+from pipelines.evaluation.tables import compared_lines
+from pipelines.options.evaluation import EvaluationOptions
+from tests.test_tokenizer_losses import tiny_extractor
+from tests.tiny import tiny_pipeline
+from tokenizer_image.metrics import grid_ratio, tile_powers
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def statistics(features: torch.Tensor, parts: int = 1) -> FeatureStatistics:
+    found = FeatureStatistics()
+    for part in features.chunk(parts):
+        found.update(part)
+    return found
+
+
+def test_statistics_are_those_of_all_batches_together():
+    features = torch.randn(50, 4) + 3
+    found = statistics(features, parts=7)
+    assert np.allclose(found.mean, features.mean(dim=0), atol=1e-5)
+    assert np.allclose(found.covariance, np.cov(features.numpy(), rowvar=False), atol=1e-5)
+
+
+def test_the_distance_of_gaussians_along_axes():
+    """Independent features: sum (m - n)^2 + (s - t)^2, with s and t the standard deviations."""
+    one, other = torch.randn(4000, 3), 2 * torch.randn(4000, 3) + 1
+    first, second = statistics(one), statistics(other)
+    for side in (first, second):  # leave out what is left of correlation by chance
+        side._products = torch.diag(side.covariance.diagonal() * (side.count - 1)) + side.count * torch.outer(
+            side.mean, side.mean
+        )
+    spread = [side.covariance.diagonal().sqrt() for side in (first, second)]
+    wanted = (first.mean - second.mean).square().sum() + (spread[0] - spread[1]).square().sum()
+    assert frechet_distance(first, second) == pytest.approx(wanted.item(), rel=1e-6)
+
+
+def test_the_distance_against_a_matrix_root():
+    """tr((A B)^(1/2)) from the eigenvalues of the product itself."""
+    one, other = (statistics(torch.randn(60, 5) @ torch.randn(5, 5)) for _ in range(2))
+    roots = np.sqrt(np.linalg.eigvals((one.covariance @ other.covariance).numpy()).astype(complex)).real.sum()
+    wanted = (one.mean - other.mean).square().sum() + one.covariance.trace() + other.covariance.trace() - 2 * roots
+    assert frechet_distance(one, other) == pytest.approx(float(wanted), rel=1e-8)
+    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-8)
+
+
+def test_one_picture_has_no_distance():
+    with pytest.raises(ValueError, match="at least two"):
+        frechet_distance(statistics(torch.randn(1, 3)), statistics(torch.randn(5, 3)))
+
+
+def test_a_captions_class_is_the_likeliest_over_its_pictures():
+    logits = torch.tensor([[0.0, 5.0, 4.0], [6.0, 0.0, 5.9], [0.0, 1.0, 9.0]])
+    assert caption_classes(logits, ["a cat", "a cat", "a dog"]) == {"a cat": 2, "a dog": 2}
+
+
+def test_scores_count_the_first_and_the_first_five():
+    logits = torch.arange(8.0).repeat(3, 1)  # class 7 first, then 6, ...
+    found = class_scores(logits, ["a", "b", "c"], {"a": 7, "b": 3, "c": 2})
+    assert (found.first, found.among_five, found.count) == pytest.approx((1 / 3, 2 / 3, 3))
+
+
+# ---- the grid of tiles
+
+
+def test_a_grid_shows_as_power_at_its_own_frequency():
+    flat = 0.5 + 0.01 * torch.randn(2, 3, 32, 32)
+    grid = torch.zeros(32, 32)
+    grid[::4] += 0.05
+    grid[:, ::4] += 0.05
+    plain, real, variance = (one.flatten() for one in tile_powers(flat, flat, 4))
+    tiled = tile_powers(flat + grid, flat, 4)[0].flatten()
+    other = tile_powers(flat + torch.roll(grid, (2, 1), (0, 1)), flat, 4)[0].flatten()
+    assert grid_ratio(plain, real, variance) == pytest.approx(1)
+    assert grid_ratio(tiled, real, variance) > 20
+    assert grid_ratio(other, real, variance) == pytest.approx(grid_ratio(tiled, real, variance), rel=0.5)
+    wave = 0.1 * torch.cos(torch.arange(32) * torch.pi / 4)  # of twice the period
+    assert grid_ratio(tile_powers(flat + wave, flat, 4)[0].flatten(), real, variance) == pytest.approx(1, rel=1e-3)
+
+
+def test_the_grid_is_looked_for_where_originals_are_flat():
+    power, real, variance = torch.tensor([8.0, 1.0]), torch.tensor([2.0, 1.0]), torch.tensor([0.1, 9.0])
+    assert grid_ratio(power, real, variance, flat_share=0.5) == 4
+
+
+def test_pictures_smaller_than_a_window():
+    with pytest.raises(ValueError, match="no window of 16 x 16"):
+        tile_powers(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8), 8)
+
+
+# ---- all of it
+
+
+class Pictures:
+    """Decoded pictures in memory."""
+
+    def __init__(self, count: int) -> None:
+        self.pixels = np.random.default_rng(0).integers(0, 256, (count, 3, 16, 16), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batch(self, indices: list[int]) -> np.ndarray:
+        return self.pixels[indices]
+
+
+def test_reconstructed_and_drawn_pictures_are_compared_with_the_real_ones():
+    pipe = tiny_pipeline()
+    extractor = tiny_extractor(size=16)
+    eyes = Eyes(extractor, extractor)
+    captions = ["a red dog", "a blue cat on grass"] * 6
+    figures = compare_pictures(
+        eyes, pipe.image_tokenizer, Pictures(12), captions, pipeline=pipe, drawn_per_caption=3, seed=1
+    )
+    assert [figures[name]["n"] for name in ("real", "reconstructed", "drawn")] == [12, 12, 6]
+    assert "frechet" not in figures["real"] and figures["reconstructed"]["frechet"] > 0
+    assert 0 <= figures["drawn"]["class_first"] <= figures["drawn"]["class_among_five"] <= 1
+    again = compare_pictures(
+        eyes, pipe.image_tokenizer, Pictures(12), captions, pipeline=pipe, drawn_per_caption=3, seed=1
+    )
+    assert again == figures
+    lines = compared_lines(figures)
+    assert len(lines) == 3 and "Frechet distance" in lines[2] and "(6 pictures)" in lines[2]
+
+
+def test_pictures_without_captions_have_no_classes():
+    pipe = tiny_pipeline()
+    figures = compare_pictures(Eyes(None, tiny_extractor(size=16)), pipe.image_tokenizer, Pictures(4), [None] * 4)
+    assert figures["reconstructed"] == {"n": 4} and figures["extractor"] is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    (
+        ({"extractor": "vgg"}, "--extractor: unknown extractor 'vgg'"),
+        ({"classifier": "vgg"}, "--classifier: unknown extractor 'vgg'"),
+        ({"drawn_per_caption": 3}, "--drawn_per_caption 3 needs --extractor or --classifier"),
+        ({"extractor_size": 64}, "--extractor_size 64 needs"),
+    ),
+)
+def test_options_that_cannot_be(settings, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluationOptions(**settings)
