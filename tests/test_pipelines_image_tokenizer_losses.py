@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
@@ -20,6 +21,7 @@ from scripts import train_tokenizer
 from tests.test_tokenizer_losses import tiny_extractor
 from tests.tiny import tiny_pipeline, tiny_tokenizer
 from tokenizer_image import VQVAE, load_tokenizer
+from tokenizer_image.configuration import preset
 from tokenizer_image.losses import extractors
 from tokenizer_image.losses.perceptual import PerceptualLoss
 from tokenizer_image.losses.reconstruction import ReconstructionLoss
@@ -27,6 +29,7 @@ from tokenizer_image.pictures.photographs import are_photographs, flat_shares
 from tokenizer_image.sprites import scenes
 from tokenizer_image.vqvae import VQVAEOutput
 
+ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"image_size": 16, "patch_size": 4, "hidden_sizes": [8, 16], "codebook_sizes": [16], "num_res_blocks": 1}
 
 
@@ -182,6 +185,14 @@ def test_photographs_get_networks_without_a_grid():
         assert ImageTokenizerOptions(image_size=64).configuration(photographs).resampling == resampling
         assert options().configuration(photographs).resampling == resampling
     assert options(resampling="patches").configuration(True).resampling == "patches"
+
+
+@pytest.mark.parametrize("size", (64, 128, 256))
+def test_configuration_files_are_the_presets(size):
+    given = yaml.safe_load((ROOT / "configs" / f"photographs{size}.yaml").read_text())
+    weights = {name: given.pop(f"{name}_weight") for name in PHOTOGRAPH_WEIGHTS}
+    assert weights == PHOTOGRAPH_WEIGHTS and given.pop("photographs") is True
+    assert given == {"image_size": size, **preset(size, photographs=True)}
 
 
 def test_weights_follow_the_pictures_and_the_options(accelerator, capsys):

@@ -217,6 +217,24 @@ def test_channels_may_have_weights():
     assert terms.features.item() != pytest.approx(second.item())
 
 
+def test_lpips_is_the_packages_own(tmp_path):
+    """With random weights of VGG16, since the package brings the channels' weights alone; it sums over depths."""
+    lpips = pytest.importorskip("lpips")
+    from torchvision import models
+
+    network = models.vgg16(weights=None, init_weights=False)
+    torch.save(network.state_dict(), tmp_path / "vgg16.pth")
+    theirs = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+    loaded = dict(network.features.named_parameters())
+    with torch.no_grad():
+        for name, parameter in theirs.net.named_parameters():
+            parameter.copy_(loaded[name.partition(".")[2]])
+    ours = PerceptualLoss(load_extractor(f"lpips={tmp_path / 'vgg16.pth'}"))
+    one, other = pictures(2, 64), pictures(2, 64)
+    with torch.no_grad():
+        assert 5 * ours(one, other).item() == pytest.approx(theirs(one, other).mean().item(), rel=1e-3)
+
+
 def test_no_gradient_reaches_the_original():
     one, other = pictures().requires_grad_(), pictures().requires_grad_()
     PerceptualLoss(tiny_extractor(), 1.0)(one, other).backward()
