@@ -150,6 +150,11 @@ def refit(
     tokenizer.refit_codebook(lambda: (to_pixel_values(pictures.batch(part)).to(device) for part in parts))
 
 
+def rows_validated(pictures: DecodedPictures, validation_pictures: DecodedPictures) -> int:
+    """Pictures that a validation sends through the tokenizer: those that codebooks are refitted to, and its own."""
+    return min(VALIDATION_REFIT_PICTURES, len(pictures)) + len(validation_pictures)
+
+
 @contextmanager
 def refitted(tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device) -> Iterator[None]:
     """Inside, the codebooks fit the weights of this moment, as in the tokenizer that would be saved now.
