@@ -28,6 +28,7 @@ def main(options: LanguageModelOptions) -> None:
     from lm.data.batch_order import BatchOrder
     from lm.model import recompute_layers
     from lm.training.attention import use_fastest_attention
+    from lm.training.dropout import add_dropout, seed_step
     from lm.training.losses import NextTokenLoss
     from pipelines.caching.opening import open_caches
     from pipelines.machine.printing import say
@@ -42,7 +43,8 @@ def main(options: LanguageModelOptions) -> None:
     from pipelines.training.optimizers import optimizers_of
     from pipelines.training.prefetch import prefetch
     from pipelines.training.sample_pictures import choose_prompts, draw_samples, next_commands
-    from pipelines.training.sequences import build_source, count_long, formats_line, long_line
+    from pipelines.training.schedule import validation_interval
+    from pipelines.training.sequences import build_source, code_noise, count_long, formats_line, long_line
     from pipelines.training.start import check_batch_size, count_parameters, start_run, warn_small_data_set
     from pipelines.training.state import TrainingState
     from pipelines.training.throughput import Throughput, total_peak
@@ -60,7 +62,8 @@ def main(options: LanguageModelOptions) -> None:
         options, tokenizer, accelerator, root=root, need_captions=options.needs_captions
     )
     model, vocabulary = build_parts(options, tokenizer, cache)
-    source = build_source(options, cache, vocabulary, model)
+    add_dropout(model, options.dropout or 0.0)
+    source = build_source(options, cache, vocabulary, model, noise=code_noise(options, tokenizer, vocabulary))
     vocabulary.formats = source.trained_formats()
     order = BatchOrder(source, options.batch_size, options.seed, pack_length=options.pack_length)
     validation_source = build_source(options, validation_cache, vocabulary, model, validation=True)
@@ -107,7 +110,10 @@ def main(options: LanguageModelOptions) -> None:
     loop = Loop(
         accelerator, run, options,
         TrainingState(accelerator, model, optimizers, AveragedWeights(model, options.ema_decay), prepared),
-        Validation(measure, sample, lambda figures: mean_loss(figures, shares), write if options.keep_best else None),
+        Validation(
+            measure, sample, lambda figures: mean_loss(figures, shares), write if options.keep_best else None,
+            every=validation_interval(options, len(cache), len(validation_cache)),
+        ),
         MetricsLog(accelerator, run, options.tracker, "images", options.batch_size, throughput),
     )  # fmt: skip
     if options.resume:
@@ -129,6 +135,8 @@ def main(options: LanguageModelOptions) -> None:
     with loop.ends_resumable():
         for _ in loop.steps():
             loop.progress.place, micro_batches = next(batches)
+            if options.dropout:
+                seed_step((options.seed, loop.progress.step, rank))
             figures = train_step(
                 accelerator, loss_module, prepared, optimizers, micro_batches, loss_shares=shares,
                 pad_id=vocabulary.pad_id, max_grad_norm=options.max_grad_norm,
@@ -140,15 +148,26 @@ def main(options: LanguageModelOptions) -> None:
 
 
 def finish(loop: Loop, write: Callable[[Any, Path], None], commands: list[str]) -> None:
-    """Save the model folder with the averaged weights, and say where everything is."""
+    """Save the model folder with the averaged weights of the best validation, and say where everything is."""
+    from lm.model import load_model
     from pipelines.machine.printing import say
 
-    run, progress, figures = loop.run, loop.progress, loop.figures  # of these very weights
-    with loop.state.averaged():
-        plain = loop.state.plain_model()
+    run, progress, figures = loop.run, loop.progress, loop.figures
+    best = loop.kept_best()
+    if best is None:  # the last weights
+        with loop.state.averaged():
+            plain = loop.state.plain_model()
+            if run.is_main:
+                write(plain, run.folder)
+    else:
+        figures = progress.best.figures or figures
         if run.is_main:
-            write(plain, run.folder)
-    run.write_end(progress.step, progress.seconds, loop.options.batch_size, figures, tokens_seen=progress.tokens)
+            write(load_model(str(best / "lm")), run.folder)
+        loop.say_best()
+    run.write_end(
+        progress.step, progress.seconds, loop.options.batch_size, figures,
+        tokens_seen=progress.tokens, **loop.end_figures(),
+    )  # fmt: skip
     say(loop.accelerator, f"final: {', '.join(f'{name} {value:.4g}' for name, value in figures.items())}")
     say(loop.accelerator, f"model: {run.folder}\nsamples: {run.samples}")
     for command in commands:

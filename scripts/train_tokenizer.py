@@ -7,7 +7,9 @@ leaves a loadable `VQVAE` in --output_dir, with reconstructions in samples/ and 
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
@@ -16,6 +18,7 @@ from pipelines.options.parser import run_command
 if TYPE_CHECKING:
     from pipelines.caching.pixel_cache import DecodedPictures
     from pipelines.training.loop import Loop
+    from tokenizer_image import VQVAE
 
 LEARNING_RATE = 2e-3
 BETAS = (0.9, 0.99)
@@ -33,6 +36,7 @@ def main(options: ImageTokenizerOptions) -> None:
         load_earlier,
         look_at,
         refitted,
+        rows_validated,
         step_figures,
         training_batches,
         validate,
@@ -42,6 +46,7 @@ def main(options: ImageTokenizerOptions) -> None:
     from pipelines.training.metrics_log import MetricsLog
     from pipelines.training.optimizers import optimizers_of
     from pipelines.training.prefetch import prefetch
+    from pipelines.training.schedule import validation_interval
     from pipelines.training.start import (
         check_batch_size,
         count_parameters,
@@ -86,9 +91,13 @@ def main(options: ImageTokenizerOptions) -> None:
     def sample(_: object, step: int) -> None:
         draw_reconstructions(tokenizer, validation_pictures, device, run.sample_file(f"step-{step:06d}.png"))
 
+    def write(plain: VQVAE, folder: Path) -> None:
+        plain.save_pretrained(folder)
+
+    measure = partial(validate, tokenizer, validation_pictures, device, stage_loss.perceptual)
     validation = Validation(
-        partial(validate, tokenizer, validation_pictures, device), sample,
-        around=partial(refitted, tokenizer, pictures, device),
+        measure, sample, score=stage_loss.score, keep_best=write if options.keep_best and stage_loss.score else None, around=partial(refitted, tokenizer, pictures, device),
+        every=validation_interval(options, len(pictures), rows_validated(pictures, validation_pictures)),
     )  # fmt: skip
     loop = Loop(
         accelerator, run, options,
@@ -121,20 +130,33 @@ def main(options: ImageTokenizerOptions) -> None:
 
 
 def finish(loop: Loop, pictures: DecodedPictures, validation_pictures: DecodedPictures) -> None:
-    """Fit the codebook to the averaged weights, measure, and save the tokenizer."""
+    """Leave the tokenizer of the best validation: with the last averaged weights, to which the codebook is fitted once
+    more, or as it was kept."""
     from pipelines.machine.printing import say
-    from pipelines.training.image_tokenizer import draw_reconstructions, refit, validate
+    from pipelines.training.best_kept import NOTE
+    from pipelines.training.image_tokenizer import draw_reconstructions, refit
+    from tokenizer_image.registry import load_tokenizer
 
     tokenizer, run, device, options = loop.state.model, loop.run, loop.accelerator.device, loop.options
-    tokenizer.eval()
-    with loop.state.averages.applied():
-        refit(tokenizer, pictures, device)
-        figures = validate(tokenizer, validation_pictures, device)
+    progress, best = loop.progress, loop.kept_best()
+    if best is None or progress.best.step == progress.step:
+        tokenizer.eval()
+        with loop.state.averages.applied():
+            refit(tokenizer, pictures, device)
+            figures = loop.validation.measure()
+            if run.is_main:
+                tokenizer.save_pretrained(run.folder)
+                draw_reconstructions(tokenizer, validation_pictures, device, run.sample_file("final.png"))
+    else:
+        figures = progress.best.figures or loop.figures
         if run.is_main:
-            tokenizer.save_pretrained(run.folder)
-            draw_reconstructions(tokenizer, validation_pictures, device, run.sample_file("final.png"))
-    run.log(loop.progress.step, **{f"final_{name}": value for name, value in figures.items()})
-    run.write_end(loop.progress.step, loop.progress.seconds, options.batch_size, figures)
+            shutil.copytree(best, run.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(NOTE))
+            kept = load_tokenizer(best).to(device)
+            draw_reconstructions(kept, validation_pictures, device, run.sample_file("final.png"))
+    if best is not None:
+        loop.say_best()
+    run.log(progress.step, **{f"final_{name}": value for name, value in figures.items()})
+    run.write_end(progress.step, progress.seconds, options.batch_size, figures, **loop.end_figures())
     say(loop.accelerator, f"final: {', '.join(f'{name} {value:.4g}' for name, value in figures.items())}")
     say(
         loop.accelerator,

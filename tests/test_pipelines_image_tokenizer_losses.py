@@ -78,7 +78,7 @@ def test_the_gradient_at_the_reconstruction_is_the_mixture(accelerator):
     output = VQVAEOutput(loss=torch.zeros(()), reconstruction=leaf, commitment_loss=torch.zeros(()))
     value, figures = loss(batch, output, share=0.5, step=0)
     value.backward()
-    terms = loss.pixels(batch, leaf), loss._perceptual[0](batch, leaf)
+    terms = loss.pixels(batch, leaf), loss.perceptual(batch, leaf)
     gradients = [torch.autograd.grad(term, leaf)[0] for term in terms]
     norms = [gradient.flatten(1).norm(dim=1).sum() for gradient in gradients]
     wanted = norms[0] * (0.5 * gradients[0] / norms[0] + 0.5 * gradients[1] / norms[1])

@@ -32,6 +32,7 @@ from pipelines.training import run_folder as run_module
 from pipelines.training import termination as termination_module
 from pipelines.training import throughput
 from pipelines.training.averages import AveragedWeights
+from pipelines.training.best_kept import Best
 from pipelines.training.loop import Loop, Validation
 from pipelines.training.metrics_log import MetricsLog
 from pipelines.training.muon import Muon, orthogonalized
@@ -453,12 +454,14 @@ def test_the_end_of_a_run_is_written_down(tmp_path):
 
 
 def test_progress_survives_json_and_is_read_from_earlier_checkpoints():
-    for progress in (Progress(), Progress(7, 1.5, [1, 2, 3], 100, 0.25)):
+    for progress in (Progress(), Progress(7, 1.5, [1, 2, 3], 100, Best(0.25, 5, 1.0, {"mse": 0.5}))):
         values = json.loads(json.dumps({"step": progress.step, **progress.to_dict()}))
         again = Progress.from_dict(values)
         assert again == dataclasses.replace(progress, place=list(progress.place)) and list(again.place) == again.place
-    assert Progress.from_dict({"step": 7, "seconds": 1.5}) == Progress(7, 1.5, (0, 0, 0), 0, math.inf)
-    assert Progress() == Progress(0, 0.0, (0, 0, 0), 0, math.inf)
+    assert Progress.from_dict({"step": 7, "seconds": 1.5}) == Progress(7, 1.5, (0, 0, 0), 0, Best())
+    assert Progress() == Progress(0, 0.0, (0, 0, 0), 0, Best(math.inf, 0, 0.0, {}))
+    earlier = Progress.from_dict({"step": 7, "seconds": 1.5, "best": 0.25})
+    assert earlier.best == Best(0.25, 7, 1.5), "its step is not known: patience counts from here"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there, what PyTorch holds on the GPU counts")
@@ -778,7 +781,9 @@ def test_the_best_validation_is_kept_beside_the_last(tmp_path):
     first = Training(tmp_path, validate_every=2, ema_decay=0.9)
     assert kept_by(first, kill_at=6) == [2, 4]
     resumed = Training(tmp_path, validate_every=2, ema_decay=0.9, resume=True)
-    assert resumed.loop.progress.step == 6 and resumed.loop.progress.best == 1.0
+    assert resumed.loop.progress.step == 6 and resumed.loop.progress.best == Best(
+        1.0, 4, resumed.loop.progress.best.seconds, {"n": 1.0}
+    )
     assert kept_by(resumed, kill_at=None) == []
     whole = Training(tmp_path / "whole", ema_decay=0.9, checkpoint_every=4)
     whole.train(kill_at=4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -109,7 +109,8 @@ class BatchOrder:
         return self._order[1]
 
     def _items(self, epoch: int, rows: np.ndarray) -> list[Item]:
-        return self.source.items(rows, self.source.choose(self.seed, epoch, rows))
+        items = self.source.items(rows, self.source.choose(self.seed, epoch, rows))
+        return [replace(item, key=(self.seed, epoch)) for item in items] if self.source.noise else items
 
     def batches(
         self, start: Sequence[int] = Place(), *, rank: int = 0, world_size: int = 1, micro_batches: int = 1

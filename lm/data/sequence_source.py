@@ -9,12 +9,13 @@ from itertools import accumulate, product
 
 import numpy as np
 
+from lm.data.code_noise import CodeNoise
 from lm.data.token_cache import TokenCache
 from lm.sequences import FORMATS, Picture, TokenSequence, check_mixture, document_sequence, token_sequence
 from lm.vocabulary import MultimodalVocabulary, Size
 
 # Streams of random numbers, each keyed by (seed, epoch, ...), so that no stream depends on how much another has drawn.
-ROW_ORDER, BLOCK_ORDER, CHOICES, BUCKETS = range(4)
+ROW_ORDER, BLOCK_ORDER, CHOICES, BUCKETS, NOISE = range(5)
 
 CACHED_TOKENS = 5_000_000  # token ids of texts kept in memory, at about 36 bytes each
 
@@ -35,6 +36,7 @@ class Item:
         order: the parts of an interleaved row that fit, in order, "t" and "i" each; "" for other rows.
         whole: whether an interleaved row keeps all of it.
         length: tokens of the sequence.
+        key: (seed, epoch) of the noise on its codes; empty for none.
     """
 
     row: int
@@ -43,6 +45,7 @@ class Item:
     order: str = ""
     whole: bool = True
     length: int = 0
+    key: tuple[int, ...] = ()
 
 
 def default_mixture() -> dict[str, float]:
@@ -64,6 +67,7 @@ class SequenceSource:
         drop_long: leave longer ones out, in place of cropping them: a caption loses its end, an interleaved row what
             does not fit (a picture whole, a text its end, and all that follows).
         max_caption_tokens: longer captions lose their end, even where `max_length` has room for them.
+        noise: what replaces some of the codes that are read, keyed by (seed, epoch, row).
         cropped, dropped: how many rows have been cropped, and left out, so far.
     """
 
@@ -74,6 +78,7 @@ class SequenceSource:
     max_length: int = 1 << 30
     drop_long: bool = False
     max_caption_tokens: int = 1 << 30
+    noise: CodeNoise | None = None
     cropped: int = field(default=0, init=False)
     dropped: int = field(default=0, init=False)
 
@@ -194,7 +199,14 @@ class SequenceSource:
         return self.cache.image_sizes(row)[0]
 
     def sequence(self, item: Item) -> TokenSequence:
-        """The sequence of one row."""
+        """The sequence of one row, with noise on its codes where the item has a key."""
+        sequence = self._plain_sequence(item)
+        if self.noise is None or not item.key:
+            return sequence
+        seed, epoch = item.key
+        return self.noise.applied(sequence, keyed_generator(seed, NOISE, epoch, item.row))
+
+    def _plain_sequence(self, item: Item) -> TokenSequence:
         if not FORMATS[item.format].interleaved:
             text = item.texts[0] if item.texts else None
             codes = self.cache.codes(item.row) if FORMATS[item.format].has_codes else None

@@ -47,9 +47,16 @@ class LanguageModelOptions(SequenceOptions, CacheOptions, TrainingOptions):
     z_loss_weight: float = option(
         0.0, "weight of the squared log-partition; 1e-5 keeps large models' logits in bounds", not_negative=True
     )
+    dropout: float | None = option(
+        None, "share of activations that training drops (default: by pictures and budget)", within="[0, 1)"
+    )
+    code_noise: float | None = option(
+        None,
+        "share of the codes read in training that are replaced by others (default: by pictures and budget)",
+        within="[0, 1)",
+    )
     gradient_checkpointing: bool = option(False, "compute layers again in the backward pass: less memory, more time")
     compile: bool = option(False, "compile the layers first (torch.compile); needs a C++ compiler on a CPU")
-    keep_best: bool = option(True, "keep the averaged weights of the best validation in checkpoints/best")
 
     def __post_init__(self) -> None:
         super().__post_init__()

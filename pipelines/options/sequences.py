@@ -73,7 +73,7 @@ class SequenceOptions(DataOptions):
             mixture[name] = mixture.get(name, 0.0) + weight
         return mixture
 
-    def dropout(self) -> float:
+    def caption_dropout_share(self) -> float:
         """--caption_dropout, or its default."""
         from lm.sequences import DRAWING_ALONE
 

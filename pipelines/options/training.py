@@ -50,7 +50,15 @@ class TrainingOptions(DataOptions):
         60.0, "how long processes wait for each other, for example while one of them reads pictures", above_zero=True
     )
     log_every: int = option(20, "steps between lines in metrics.jsonl", above_zero=True)
-    validate_every: int = option(500, "steps between validations; 0: only at the end", not_negative=True)
+    validate_every: int | None = option(
+        None,
+        "steps between validations; 0: only at the end (default: about two epochs, at most 500 steps)",
+        not_negative=True,
+    )
+    keep_best: bool = option(True, "leave the averaged weights of the best validation in --output_dir, not the last")
+    patience: float = option(
+        0.3, "stop when no validation was better for this share of the budget; 0: never", within="[0, 1]"
+    )
     sample_every: int = option(1000, "steps between sample pictures; 0: only at the end", not_negative=True)
     checkpoint_every: int = option(1000, "steps between checkpoints; 0: only at the end", not_negative=True)
     tracker: str = option(

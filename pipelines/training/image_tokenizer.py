@@ -18,6 +18,7 @@ from pipelines.machine.batches import index_batches, pictures_at_once
 from pipelines.machine.printing import say
 from pipelines.options.image_tokenizer import OWN_SETTINGS, PRESET_SETTINGS, ImageTokenizerOptions
 from tokenizer_image import VQVAE
+from tokenizer_image.losses.perceptual import PerceptualLoss
 from tokenizer_image.metrics import CodeUsage, mse, psnr
 from tokenizer_image.pictures.photographs import are_photographs
 from tokenizer_image.preprocessing import postprocess, preprocessing_of, to_pixel_values
@@ -101,20 +102,27 @@ def training_batches(
         epoch, batch = epoch + 1, 0
 
 
-def validate(tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device) -> dict[str, float]:
-    """Figures over the validation pictures: mse on [0, 1], psnr (mean over pictures), codebook usage, perplexity."""
+def validate(
+    tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device, perceptual: PerceptualLoss | None = None
+) -> dict[str, float]:
+    """Figures over the validation pictures: mse on [0, 1], psnr (mean over pictures), codebook usage, perplexity, and
+    the perceptual distance where it is learned from."""
     usage = CodeUsage(tokenizer.num_codes)
-    errors, ratios = [], []
+    errors, ratios, distances = [], [], []
     side = tokenizer.config.image_size
     with torch.inference_mode():
         for batch in index_batches(len(pictures), pictures_at_once(side, side)):
             original = to_pixel_values(pictures.batch(batch)).to(device)
             codes = tokenizer.encode(original)
-            restored = (tokenizer.decode(codes, tuple(original.shape[2:])) + 1) / 2
+            decoded = tokenizer.decode(codes, tuple(original.shape[2:]))
+            if perceptual is not None:
+                distances.append(float(perceptual(original, decoded)) * len(original))
+            restored = (decoded + 1) / 2
             usage.update(codes.cpu())
             errors.append(mse(restored, (original + 1) / 2).cpu())
             ratios.append(psnr(restored, (original + 1) / 2).cpu())
-    return {
+    figures = {"perceptual": sum(distances) / len(pictures)} if perceptual is not None else {}
+    return figures | {
         "mse": torch.cat(errors).mean().item(),
         "psnr": torch.cat(ratios).mean().item(),
         "usage": usage.usage,
@@ -164,6 +172,11 @@ def refit(
     rows = np.linspace(0, len(pictures) - 1, min(most_pictures, len(pictures))).astype(np.int64)
     parts = np.array_split(rows, -(-len(rows) // pictures_at_once(side, side)))
     tokenizer.refit_codebook(lambda: (to_pixel_values(pictures.batch(part)).to(device) for part in parts))
+
+
+def rows_validated(pictures: DecodedPictures, validation_pictures: DecodedPictures) -> int:
+    """Pictures that a validation sends through the tokenizer: those that codebooks are refitted to, and its own."""
+    return min(VALIDATION_REFIT_PICTURES, len(pictures)) + len(validation_pictures)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from accelerate import Accelerator
@@ -51,10 +51,24 @@ class StageOneLoss(nn.Module):
         super().__init__()
         self.accelerator, self.pixels, self.adversary = accelerator, pixels, adversary
         self.weights = {"pixels": 1.0} | {name: weight for name, weight in weights.items() if weight}
-        self._perceptual = [] if perceptual is None else [perceptual]  # frozen: no part of this module's state
+        self._perceptual = (perceptual,)  # frozen: no part of this module's state
         self.adversarial_start = adversarial_start
         self.balancer = GradientBalancer(TERMS, fixed=not balanced)
         self.is_plain = list(self.weights) == ["pixels"] and not (pixels.absolute_share or pixels.frequency_weight)
+
+    @property
+    def perceptual(self) -> PerceptualLoss | None:
+        """What the term of that name is computed by."""
+        return self._perceptual[0]
+
+    @property
+    def score(self) -> Callable[[dict[str, float]], float] | None:
+        """What is small in the best validation, of the figures of `pipelines.training.image_tokenizer.validate`: the
+        perceptual distance, where it is learned from, since an adversarial term makes the squared error larger; the
+        squared error, where there is no such term; else nothing."""
+        if self.perceptual is not None:
+            return lambda figures: figures["perceptual"]
+        return (lambda figures: figures["mse"]) if self.adversary is None else None
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -108,8 +122,8 @@ class StageOneLoss(nn.Module):
     ) -> dict[str, torch.Tensor]:
         paired = reconstruction[: len(pixel_values)]
         terms = {"pixels": self.pixels(pixel_values, paired)}
-        for perceptual in self._perceptual:
-            terms["perceptual"] = perceptual(pixel_values, paired)
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(pixel_values, paired)
         if self.adversary is not None and self._adversary_takes_part(share):
             found = self.adversary.terms(
                 pixel_values, reconstruction, match_features="matching" in self.weights, step=step

@@ -171,7 +171,7 @@ def build_parts(
         if vectors is not None:
             start_code_rows(model, vocabulary, vectors)
     # Guidance needs what caption dropout teaches.
-    dropped = options.dropout() > 0 and any(FORMATS[name].drops_captions for name in options.mixture())
+    dropped = options.caption_dropout_share() > 0 and any(FORMATS[name].drops_captions for name in options.mixture())
     alone = dropped or any(FORMATS[name].draws_alone for name in options.mixture())
     vocabulary.default_guidance = options.default_guidance if alone else 1.0
     return model, vocabulary

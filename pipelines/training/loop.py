@@ -18,6 +18,8 @@ from tqdm.auto import tqdm
 
 from pipelines.machine.printing import say
 from pipelines.options.training import TrainingOptions
+from pipelines.training import best_kept
+from pipelines.training.best_kept import Best
 from pipelines.training.distribution import all_finite
 from pipelines.training.metrics_log import MetricsLog
 from pipelines.training.run_folder import Run, peak_memory
@@ -41,6 +43,7 @@ class Validation:
         score: of a validation's figures, one number that is best where it is lowest.
         keep_best: writes the model of the best validation so far into a folder.
         around: a context that `measure`, `sample` and `keep_best` run in; entered in all processes, once for all three.
+        every: steps between validations, 0 for only at the end; default: as the options say.
     """
 
     measure: Callable[[], dict[str, float]]
@@ -48,6 +51,7 @@ class Validation:
     score: Callable[[dict[str, float]], float] | None = None
     keep_best: Callable[[Any, Path], None] | None = None
     around: Callable[[], AbstractContextManager[None]] = nullcontext
+    every: int | None = None
 
 
 @dataclass
@@ -100,6 +104,8 @@ class Loop:
                 "Give the sizes and the optimizer that the run started with, or name another --output_dir"
             ) from None
         progress = self.state.progress = Progress.from_dict(values)
+        if self.validation.keep_best is not None:
+            progress.best = best_kept.after_resume(self.run, progress.best)
         self._last_saved = progress.step
         self.log.load(values.get("log", {}))
         minutes = f"{progress.seconds / 60:.1f} minutes of training"
@@ -163,6 +169,7 @@ class Loop:
         """Steps until the budget is spent; then a last checkpoint, validation and sample."""
         progress, options = self.progress, self.options
         self.share = share = self.budget.progress(progress.step, progress.seconds)
+        self.run.info.pop("stopped_early", None)
         self._clock = time.monotonic() - progress.seconds
         self._estimate_at = (progress.step + 3, progress.step + 3 + ESTIMATE_STEPS)
         self.log.start(progress.step, progress.seconds)
@@ -180,6 +187,8 @@ class Loop:
                 yield progress.step
                 self._end_if_terminated(signals)
                 self.share = share = self.budget.progress(progress.step, progress.seconds)
+                if share < 1.0 and self._is_out_of_patience(share):
+                    break
                 bar.n = round(100 * share, 1)
                 bar.refresh() if share >= 1.0 else bar.update(0)
             if self.log.values:
@@ -200,7 +209,8 @@ class Loop:
             self._write_log()
         self._keep_time()
         self._estimate()
-        due = [every and progress.step % every == 0 for every in (options.validate_every, options.sample_every)]
+        validate_every = options.validate_every if self.validation.every is None else self.validation.every
+        due = [every and progress.step % every == 0 for every in (validate_every, options.sample_every)]
         self._validate_and_sample(validate=bool(due[0]), sample=bool(due[1]))
         if options.checkpoint_every and progress.step % options.checkpoint_every == 0:
             self.save()
@@ -278,7 +288,7 @@ class Loop:
                 return
             plain = self.state.plain_model()
             if better and self.validation.keep_best is not None:
-                self.run.save_folder("best", partial(self.validation.keep_best, plain))
+                best_kept.keep(self.run, self.progress.best, partial(self.validation.keep_best, plain))
             if sample and plain is not None and self.accelerator.is_main_process:
                 self.validation.sample(plain.to(self.accelerator.device), step)
 
@@ -289,7 +299,47 @@ class Loop:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         say(self.accelerator, f"step {self.progress.step}: validation {shown}")
         score = self.validation.score
-        if score is None or not score(figures) < self.progress.best:
+        if score is None or not score(figures) < self.progress.best.score:
             return False
-        self.progress.best = score(figures)
+        self.progress.best = Best(score(figures), self.progress.step, self.progress.seconds, figures)
         return True
+
+    def _is_out_of_patience(self, share: float) -> bool:
+        """Whether the validation of this very step ends the run, since none has been better for --patience of the
+        budget. run.json then says so."""
+        patience, best = self.options.patience, self.progress.best
+        if not patience or self._validated_at != self.progress.step or not math.isfinite(best.score):
+            return False
+        if share - self.budget.progress(best.step, best.seconds) < patience:
+            return False
+        self.run.stop_early(patience)
+        say(
+            self.accelerator,
+            f"stopped after step {self.progress.step}: no validation since step {best.step} was better, for "
+            f"{patience:.0%} of the budget (--patience)",
+        )
+        return True
+
+    def kept_best(self) -> Path | None:
+        """The folder with the model of the best validation, where there is one that is to be left to the user."""
+        return best_kept.kept_folder(self.run) if self.validation.keep_best is not None else None
+
+    def end_figures(self) -> dict[str, Any]:
+        """What run.json says of the best validation, beside its figures, and of the last."""
+        if self.kept_best() is None:
+            return {}
+        return {"best_step": self.progress.best.step, "last_validation": self.figures}
+
+    def say_best(self) -> None:
+        """Tell which weights the run leaves, with the figures of the best validation and of the last."""
+        best, last = self.progress.best, self.progress.step
+        if best.step == last:
+            say(self.accelerator, f"the best validation is the last, of step {last}: its weights are saved")
+        else:
+            figures = [", ".join(f"{name} {value:.4g}" for name, value in each.items()) or "unknown"
+                       for each in (best.figures, self.figures)]  # fmt: skip
+            say(
+                self.accelerator,
+                f"the best validation, of step {best.step}, is saved ({figures[0]}); the last weights, of step {last} "
+                f"({figures[1]}), are in {self.run.checkpoints}",
+            )

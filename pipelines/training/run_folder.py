@@ -2,7 +2,7 @@
 
 <output_dir>/
     checkpoints/checkpoint-{step}/state.safetensors, state.json
-    checkpoints/best/   a model with the averaged weights of the best validation (stage 2)
+    checkpoints/best/   the model with the averaged weights of the best validation, and best.json about it
     samples/            pictures as training goes
     metrics.jsonl       one line per logged step
     run.json            command, settings, versions, commit, parameters, what was seen, whether it is finished
@@ -31,14 +31,14 @@ from tqdm.auto import tqdm
 
 from lm.files import published
 from pipelines.machine.provenance import commit, versions
-from pipelines.options.training import TrainingOptions
+from pipelines.options.training import DEFAULT_MINUTES, TrainingOptions
 
 # Options that may differ between a run and its continuation.
 # Learning rates are among them, since a lower one is the way out of a loss that became NaN.
 FREE_OPTIONS = {
     "resume", "overwrite", "allow_changes", "output_dir", "cpu_threads", "num_workers", "tracker", "max_steps",
     "max_minutes", "timeout_minutes", "learning_rate", "muon_learning_rate", "log_every", "validate_every",
-    "sample_every", "checkpoint_every", "keep_best", "compile", "gradient_checkpointing",
+    "sample_every", "checkpoint_every", "keep_best", "patience", "compile", "gradient_checkpointing",
 }  # fmt: skip
 
 
@@ -132,9 +132,22 @@ class Run:
         """Whether the run in this folder came to the end of the budget that it is given now."""
         if not self.info.get("finished"):
             return False
-        budgets = {"max_steps": self.info.get("steps"), "max_minutes": self.info.get("minutes")}
-        larger = [name for name, used in budgets.items() if used is not None and (self.options.get(name) or 0) > used]
+        used = {"max_steps": self.info.get("steps"), "max_minutes": self.info.get("minutes")}
+        stopped = self.info.get("stopped_early")
+        if stopped:
+            if self.options.get("patience") != stopped["patience"]:
+                return False
+            used |= {name: stopped[name] for name in used if stopped[name] is not None}
+        larger = [name for name, most in used.items() if most is not None and (self.options.get(name) or 0) > most]
         return not larger
+
+    def stop_early(self, patience: float) -> None:
+        """Note that the run ends before its budget is spent: it is finished, and goes on with a larger budget or
+        another patience."""
+        budgets = {name: self.options.get(name) for name in ("max_steps", "max_minutes")}
+        if not any(budgets.values()):
+            budgets["max_minutes"] = DEFAULT_MINUTES
+        self.info["stopped_early"] = {"patience": patience, **budgets}
 
     @property
     def is_removed(self) -> bool:

@@ -10,6 +10,9 @@ import torch
 from pipelines.options.training import DEFAULT_MINUTES, TrainingOptions
 
 FINAL_SHARE = 0.02  # of the learning rate, at the end
+MOST_STEPS, LEAST_STEPS = 500, 20  # between validations, where --validate_every does not say
+VALIDATION_SHARE = 0.05  # of the time of training, that validations take at most
+FORWARD_SHARE = 1 / 3  # of a training step's time, that a forward pass takes
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,24 @@ class Budget:
             return f"about {steps * seconds_per_step / 60:.1f} minutes left for {steps} steps"
         left = 60 * self.max_minutes - seconds
         return f"{left / 60:.1f} minutes left, about {left / seconds_per_step:.0f} steps"
+
+
+def validation_interval(options: TrainingOptions, rows: int, measured: int) -> int:
+    """Steps between validations: --validate_every, or without it two epochs, since a small data set is learned by heart
+    within a few; more where these are but a fortieth of --max_steps, or where validations would take too much time.
+
+    It follows from the options and the data alone, so that a resumed run validates where an uninterrupted one does.
+
+    Args:
+        rows: of training.
+        measured: rows that a validation sends through the model.
+    """
+    if options.validate_every is not None:
+        return options.validate_every
+    epochs = 2 * rows / options.batch_size
+    affordable = measured * FORWARD_SHARE / (VALIDATION_SHARE * options.batch_size)
+    steps = max(epochs, affordable, LEAST_STEPS, (options.max_steps or 0) / 40)
+    return min(MOST_STEPS, math.ceil(steps))
 
 
 def learning_rate_share(

@@ -6,12 +6,14 @@ from collections.abc import Iterable
 
 from transformers import PreTrainedModel
 
+from lm.data.code_noise import CodeNoise
 from lm.data.sequence_source import SequenceSource
 from lm.data.token_cache import TokenCache
 from lm.pretrained import max_positions
 from lm.sequences import FORMATS
 from lm.vocabulary import MultimodalVocabulary
 from pipelines.options.language_model import LanguageModelOptions
+from tokenizer_image.layout import ImageTokenizer
 
 DOCUMENT_LENGTH = 1024  # tokens of an interleaved row, where --max_length does not say
 
@@ -29,12 +31,27 @@ def build_source(
     vocabulary: MultimodalVocabulary,
     model: PreTrainedModel,
     validation: bool = False,
+    noise: CodeNoise | None = None,
 ) -> SequenceSource:
-    """The rows of a cache in the formats of the options, cut to what the options allow and the model can take."""
+    """The rows of a cache in the formats of the options, cut to what the options allow and the model can take; with
+    noise on the codes, but not in validation."""
     longest = min(longest_sequence(options, vocabulary.longest_picture, cache.interleaved), max_positions(model.config))
-    dropout = 0.0 if validation else options.dropout()
+    dropout = 0.0 if validation else options.caption_dropout_share()
     drop = options.long_sequences == "drop" and not validation  # validation keeps every row, and crops long ones
-    return SequenceSource(cache, vocabulary, dropout, options.mixture(), longest, drop, options.max_caption_tokens)
+    return SequenceSource(
+        cache, vocabulary, dropout, options.mixture(), longest, drop, options.max_caption_tokens,
+        None if validation else noise,
+    )  # fmt: skip
+
+
+def code_noise(
+    options: LanguageModelOptions, tokenizer: ImageTokenizer, vocabulary: MultimodalVocabulary
+) -> CodeNoise | None:
+    """The noise that the options ask for, by the tokenizer's code vectors where it tells them."""
+    if not options.code_noise:
+        return None
+    vectors = tokenizer.code_vectors() if hasattr(tokenizer, "code_vectors") else None
+    return CodeNoise.build(options.code_noise, vocabulary, None if vectors is None else vectors.float().cpu().numpy())
 
 
 def formats_line(source: SequenceSource) -> str:

@@ -10,7 +10,6 @@ random/{name}       states of PyTorch's generators, of the main process
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from pipelines.training.averages import AveragedWeights
+from pipelines.training.best_kept import Best
 from pipelines.training.distribution import gathered, is_sharded, reshard, spread, whole_copy
 from pipelines.training.optimizers import check_optimizer_tensors, load_optimizer_tensors, optimizer_tensors
 
@@ -34,26 +34,32 @@ class Progress:
         seconds: training time.
         place: where in the order of data the next batch is (`lm.data.batch_order.Place`).
         tokens: read by the language model, over all processes.
-        best: lowest score of a validation so far.
+        best: the best validation so far.
     """
 
     step: int = 0
     seconds: float = 0.0
     place: Sequence[int] = (0, 0, 0)
     tokens: int = 0
-    best: float = math.inf
+    best: Best = field(default_factory=Best)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; without the step, which is in the checkpoint's name."""
-        best = self.best if math.isfinite(self.best) else None
-        return {"seconds": self.seconds, "place": list(self.place), "tokens": self.tokens, "best": best}
+        best = self.best.to_dict()
+        return {
+            "seconds": self.seconds, "place": list(self.place), "tokens": self.tokens, "best": best.pop("score"),
+            "best_of": best,
+        }  # fmt: skip
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Progress:
         """The inverse of `to_dict`, with the step; tokens and best are absent in checkpoints of stage 1's first
-        versions."""
-        place, tokens, best = values.get("place", (0, 0, 0)), values.get("tokens", 0), values.get("best")
-        return cls(values["step"], values["seconds"], place, tokens, math.inf if best is None else best)
+        versions, and what is known of the best but its score in those of later ones: its place is then this step."""
+        step, seconds, score = values["step"], values["seconds"], values.get("best")
+        place, tokens = values.get("place", (0, 0, 0)), values.get("tokens", 0)
+        described = values.get("best_of", {"step": step, "seconds": seconds, "figures": {}})
+        best = Best() if score is None else Best(score, **described)
+        return cls(step, seconds, place, tokens, best)
 
 
 @dataclass
