@@ -96,7 +96,8 @@ def main(options: ImageTokenizerOptions) -> None:
 
     measure = partial(validate, tokenizer, validation_pictures, device, stage_loss.perceptual)
     validation = Validation(
-        measure, sample, score=stage_loss.score, keep_best=write if options.keep_best and stage_loss.score else None, around=partial(refitted, tokenizer, pictures, device),
+        measure, sample, stage_loss.score, write if options.keep_best and stage_loss.score else None,
+        around=partial(refitted, tokenizer, pictures, device),
         every=validation_interval(options, len(pictures), rows_validated(pictures, validation_pictures)),
     )  # fmt: skip
     loop = Loop(
