@@ -256,12 +256,10 @@ def test_lecam_by_hand():
     assert lecam(torch.tensor([-3.0]), torch.tensor([2.0])).item() == 0
 
 
-def test_the_discriminator_is_bounded_and_sees_patches():
+def test_the_discriminator_sees_patches():
     network = PatchDiscriminator(3, (8, 16)).eval()
     logits, features = network(pictures(2, 32))
     assert logits.shape == (2, 1, 8, 8) and [one.shape[-1] for one in features] == [32, 16]
-    for layer in (*network.layers, network.head):
-        assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2) < 1.5  # estimated by power iteration
 
 
 def test_halving_hides_no_alternating_pattern():

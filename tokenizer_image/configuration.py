@@ -28,7 +28,7 @@ PHOTOGRAPH_PRESETS: dict[int, dict[str, Any]] = {
     128: {"patch_size": 2, "hidden_sizes": [64, 96, 128, 128], "codebook_sizes": [4096]},
     256: {"patch_size": 4, "hidden_sizes": [96, 128, 192], "codebook_sizes": [8192]},
 }
-PHOTOGRAPH_NETWORK = {"resampling": "overlapping", "normalization": "group"}
+PHOTOGRAPH_NETWORK = {"resampling": "overlapping", "normalization": "none"}
 
 
 class VQVAEConfig(PretrainedConfig):

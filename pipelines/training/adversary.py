@@ -65,7 +65,6 @@ class Adversary(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """What the decoder makes small: `adversarial`, minus the mean logit of its pictures, and `matching`, the
         distance of the discriminator's features."""
-        self.discriminator.eval()  # spectral normalisation goes on in `learn` alone
         logits, found = self.discriminator(self._augmented(reconstruction, step))
         found = [layer[: len(pixel_values)] for layer in found]
         terms = {"adversarial": -logits.float().mean()}
@@ -73,7 +72,6 @@ class Adversary(nn.Module):
             with torch.no_grad():
                 _, wanted = self.discriminator(self._augmented(pixel_values, step))
             terms["matching"] = feature_matching(wanted, found)
-        self.discriminator.train()
         return terms
 
     def learn(self, pixel_values: torch.Tensor, reconstruction: torch.Tensor, step: int) -> dict[str, float]:

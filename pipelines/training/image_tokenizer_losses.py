@@ -19,6 +19,7 @@ from tokenizer_image.vqvae import VQVAEOutput
 
 TERMS = ("pixels", "perceptual", "adversarial", "matching")
 PHOTOGRAPH_WEIGHTS = {"perceptual": 1.0, "adversarial": 0.5}  # beside 1 for pixels
+WARM_UP = 50  # updates of the discriminator before the decoder learns from it
 ADVICE_STEPS = 1000  # between two pieces of advice about the discriminator
 
 
@@ -33,7 +34,8 @@ class StageOneLoss(nn.Module):
         weights: of the terms `perceptual`, `adversarial` and `matching`; one of 0 is left out.
         perceptual: for the term of that name.
         adversary: for the other two.
-        adversarial_start: share of the budget after which these come in.
+        adversarial_start: share of the budget after which the discriminator learns. The decoder learns from it
+            `WARM_UP` updates later, when it can tell something.
         balanced: weights are shares of the gradient; else they multiply the terms.
     """
 
@@ -124,7 +126,7 @@ class StageOneLoss(nn.Module):
         terms = {"pixels": self.pixels(pixel_values, paired)}
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(pixel_values, paired)
-        if self.adversary is not None and self._adversary_takes_part(share):
+        if self.adversary is not None and self._adversary_takes_part(share) and self.adversary.updates >= WARM_UP:
             found = self.adversary.terms(
                 pixel_values, reconstruction, match_features="matching" in self.weights, step=step
             )
