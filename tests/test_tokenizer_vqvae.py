@@ -562,7 +562,7 @@ def test_config_round_trip(tmp_path):
     settings = dict(
         image_size=24, num_channels=1, patch_size=3, network="conv", hidden_sizes=[4, 5, 6], num_res_blocks=3,
         code_dim=8, num_levels=1, level_dropout=0.2, codebook_sizes=[9, 8], quantizer="grouped", encoder_kernel_size=3,
-        resampling="overlapping", normalization="group",
+        resampling="overlapping",
         quantizer_options={"commitment_weight": 0.3},
         preprocessing=Preprocessing(image_size=24, num_channels=1).to_dict(),
     )  # fmt: skip
@@ -610,7 +610,7 @@ def test_overlapping_networks_keep_the_grid(patch_size, kernel_size):
     side = 4 * patch_size
     model = VQVAE(VQVAEConfig(
         image_size=side, patch_size=patch_size, hidden_sizes=[8, 16], codebook_sizes=[16], resampling="overlapping",
-        normalization="group", encoder_kernel_size=kernel_size,
+        encoder_kernel_size=kernel_size,
     )).eval()  # fmt: skip
     batch = pictures(2, side)
     assert model.encode(batch).shape == (2, 4)

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from tokenizer_image.networks import NORMALIZATIONS, RESAMPLINGS
+from tokenizer_image.networks import RESAMPLINGS
 from tokenizer_image.quantizers.kinds import check_options
 
 NETWORKS = ("conv", "mlp")
@@ -28,7 +28,7 @@ PHOTOGRAPH_PRESETS: dict[int, dict[str, Any]] = {
     128: {"patch_size": 2, "hidden_sizes": [64, 96, 128, 128], "codebook_sizes": [4096]},
     256: {"patch_size": 4, "hidden_sizes": [96, 128, 192], "codebook_sizes": [8192]},
 }
-PHOTOGRAPH_NETWORK = {"resampling": "overlapping", "normalization": "none"}
+PHOTOGRAPH_NETWORK = {"resampling": "overlapping"}
 
 
 class VQVAEConfig(PretrainedConfig):
@@ -46,7 +46,6 @@ class VQVAEConfig(PretrainedConfig):
             patches at every one. With 1 a latent depends on the pixels of its own position alone; with 3 each block
             adds one patch on every side. See `Encoder`.
         resampling: how the networks change resolution: "patches" or "overlapping", see `NetworkShape`.
-        normalization: "none" or "group", see `NetworkShape`.
         code_dim: size of a latent and of a code.
         num_levels: 1, or 2 or 3 as in VQ-VAE-2 (Razavi et al. 2019): each coarser level has half the height and width
             of the next finer one.
@@ -78,7 +77,6 @@ class VQVAEConfig(PretrainedConfig):
         num_res_blocks: int = 2,
         encoder_kernel_size: int = 1,
         resampling: str = "patches",
-        normalization: str = "none",
         code_dim: int = 32,
         num_levels: int = 1,
         level_dropout: float = 0.1,
@@ -96,7 +94,6 @@ class VQVAEConfig(PretrainedConfig):
         self.num_res_blocks = num_res_blocks
         self.encoder_kernel_size = encoder_kernel_size
         self.resampling = resampling
-        self.normalization = normalization
         self.code_dim = code_dim
         self.num_levels = num_levels
         self.level_dropout = level_dropout
@@ -116,7 +113,7 @@ class VQVAEConfig(PretrainedConfig):
             raise ValueError(f"num_res_blocks={num_res_blocks} must be at least 0")
         if encoder_kernel_size < 1 or encoder_kernel_size % 2 == 0:
             raise ValueError(f"encoder_kernel_size={encoder_kernel_size} must be odd: 1, 3, ...")
-        known = {"network": NETWORKS, "resampling": RESAMPLINGS, "normalization": NORMALIZATIONS}
+        known = {"network": NETWORKS, "resampling": RESAMPLINGS}
         for name, choices in known.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(choices)}")

@@ -6,7 +6,6 @@ A module names its layers at the network's ends (from or to pixels, latents or c
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -16,8 +15,6 @@ from torch.nn import functional as F
 
 HEAD_CHANNELS = 16
 RESAMPLINGS = ("patches", "overlapping")
-NORMALIZATIONS = ("none", "group")
-GROUP_CHANNELS = 8  # of a group of `nn.GroupNorm`
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,6 @@ class NetworkShape:
         resampling: "patches": patches that do not overlap, by convolutions whose kernel is their stride and, upward, by
             a pixel shuffle (Shi et al. 2016). "overlapping": convolutions with a kernel of twice their stride and,
             upward, nearest neighbours and a 3x3 convolution (Odena et al. 2016), which leaves no grid in flat areas.
-        normalization: in front of each convolution of a block: "none" or "group" (Wu and He 2018).
     """
 
     num_channels: int
@@ -40,7 +36,6 @@ class NetworkShape:
     hidden_sizes: list[int]
     num_res_blocks: int
     resampling: str = "patches"
-    normalization: str = "none"
 
     @property
     def overlaps(self) -> bool:
@@ -48,37 +43,25 @@ class NetworkShape:
         return self.resampling == "overlapping"
 
 
-def group_norm(channels: int, normalization: str) -> nn.Module:
-    """The normalisation of (B, channels, h, w) that `normalization` names."""
-    if normalization == "none":
-        return nn.Identity()
-    return nn.GroupNorm(math.gcd(channels, max(1, channels // GROUP_CHANNELS)), channels)
-
-
 class ResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))). The second convolution is initialised to zero, so that every block
-    starts as the identity and needs no normalisation (Zhang et al. 2019, Fixup)."""
+    """x + conv(silu(conv(silu(x)))). The second convolution is initialised to zero, so that every block starts as the
+    identity and needs no normalisation (Zhang et al. 2019, Fixup)."""
 
-    def __init__(self, channels: int, kernel_sizes: tuple[int, int] = (3, 3), normalization: str = "none") -> None:
+    def __init__(self, channels: int, kernel_sizes: tuple[int, int] = (3, 3)) -> None:
         super().__init__()
         first, second = kernel_sizes
-        self.norm1 = group_norm(channels, normalization)
         self.conv1 = nn.Conv2d(channels, channels, first, padding=first // 2)
-        self.norm2 = group_norm(channels, normalization)
         self.conv2 = nn.Conv2d(channels, channels, second, padding=second // 2)
         self.conv2.starts_at_zero = True  # type: ignore[assignment]  # read by VQVAE._init_weights
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(B, channels, h, w) to the same shape."""
-        inner = self.conv1(F.silu(self.norm1(hidden)))
-        return hidden + self.conv2(F.silu(self.norm2(inner)))
+        return hidden + self.conv2(F.silu(self.conv1(F.silu(hidden))))
 
 
-def residual_blocks(
-    channels: int, count: int, kernel_sizes: tuple[int, int] = (3, 3), normalization: str = "none"
-) -> nn.Sequential:
+def residual_blocks(channels: int, count: int, kernel_sizes: tuple[int, int] = (3, 3)) -> nn.Sequential:
     """`count` residual blocks in a row."""
-    return nn.Sequential(*(ResidualBlock(channels, kernel_sizes, normalization) for _ in range(count)))
+    return nn.Sequential(*(ResidualBlock(channels, kernel_sizes) for _ in range(count)))
 
 
 class ChannelNorm(nn.Module):
@@ -133,11 +116,11 @@ class Encoder(nn.Module):
         self.norm = ChannelNorm() if normalize else nn.Identity()
         self.stem = downsampling(shape.num_channels, sizes[0], shape.patch_size, overlaps)
         kernels = (kernel_size, 1)
-        stages: list[nn.Module] = [residual_blocks(sizes[0], shape.num_res_blocks, kernels, shape.normalization)]
+        stages: list[nn.Module] = [residual_blocks(sizes[0], shape.num_res_blocks, kernels)]
         for fine, coarse in zip(sizes[:-1], sizes[1:], strict=True):
             stages.append(downsampling(fine, coarse, 2, overlaps))
             kernels = (kernel_size if overlaps else 1, 1)
-            stages.append(residual_blocks(coarse, shape.num_res_blocks, kernels, shape.normalization))
+            stages.append(residual_blocks(coarse, shape.num_res_blocks, kernels))
         self.stages = nn.Sequential(*stages)
         self.head = nn.Conv2d(sizes[-1], code_dim, 1)
 
@@ -163,12 +146,12 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         sizes, overlaps, blocks = shape.hidden_sizes, shape.overlaps, shape.num_res_blocks
-        self.norm = ChannelNorm() if normalize else group_norm(sizes[0], shape.normalization)
+        self.norm = ChannelNorm() if normalize else nn.Identity()
         self.stem = nn.Conv2d(code_dim, sizes[-1], 3, padding=1)
-        stages: list[nn.Module] = [residual_blocks(sizes[-1], blocks, normalization=shape.normalization)]
+        stages: list[nn.Module] = [residual_blocks(sizes[-1], blocks)]
         for fine, coarse in reversed(list(zip(sizes[:-1], sizes[1:], strict=True))):
             stages += upsampling(coarse, fine, 2, overlaps)
-            stages.append(residual_blocks(fine, blocks, normalization=shape.normalization))
+            stages.append(residual_blocks(fine, blocks))
         self.stages = nn.Sequential(*stages)
         head = upsampling(sizes[0], head_channels, shape.patch_size, overlaps)
         self.head, self.shuffle = (head[1], head[0]) if overlaps else (head[0], head[1])

@@ -91,8 +91,7 @@ class VQVAE(PreTrainedModel):
         channels = config.hidden_sizes[-1]
         context_channels = channels if coarser else 0
         shape = NetworkShape(
-            config.num_channels, config.patch_size, config.hidden_sizes, config.num_res_blocks, config.resampling,
-            config.normalization,
+            config.num_channels, config.patch_size, config.hidden_sizes, config.num_res_blocks, config.resampling
         )  # fmt: skip
         features = channels if coarser else config.code_dim
         self.encoder = Encoder(shape, features, kernel_size=config.encoder_kernel_size)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DEFAULT_IMAGE_SIZE = 32
 # Options that override what the size and the kind of the pictures choose.
-PRESET_SETTINGS = ("patch_size", "hidden_sizes", "codebook_sizes", "resampling", "normalization")
+PRESET_SETTINGS = ("patch_size", "hidden_sizes", "codebook_sizes", "resampling")
 OWN_SETTINGS = (
     "num_channels", "network", "num_res_blocks", "encoder_kernel_size", "code_dim", "num_levels", "level_dropout",
 )  # fmt: skip
@@ -98,11 +98,6 @@ class ImageTokenizerOptions(LossOptions, TrainingOptions):
         None,
         "'patches', or 'overlapping': no grid in flat areas (default: 'overlapping' for photographs)",
         choices=("patches", "overlapping"),
-    )
-    normalization: str | None = option(
-        None,
-        "in front of each convolution of a block: 'none' or 'group' (default: 'group' for photographs)",
-        choices=("none", "group"),
     )
     num_res_blocks: int = option(2, "residual blocks at each resolution", not_negative=True)
     code_dim: int = option(32, "size of a latent and of a code", above_zero=True)

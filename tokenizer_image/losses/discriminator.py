@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tokenizer_image.networks import group_norm
-
+GROUPS = 8  # of channels, normalised together
 SLOPE = 0.2  # of the leaky ReLUs
 
 
@@ -17,9 +17,9 @@ class PatchDiscriminator(nn.Module):
     """Pictures (B, C, H, W) to one logit for each patch, above zero where the patch looks real (Isola et al. 2017).
 
     3x3 convolutions, each but the last followed by a leaky ReLU and a blurred down-sampling by 2 (Zhang 2019), which
-    hides no frequency from it; group normalisation (Wu and He 2018) in front of all but the first, as in TiTok (Yu et al.
-    2024). With spectral normalisation in its place, means over neighbours leave logits of a few hundredths, and it tells
-    nothing apart.
+    hides no frequency from it. All but the first have group normalisation (Wu and He 2018) in front of them, as in
+    TiTok (Yu et al. 2024). Spectral normalisation (Miyato et al. 2018) in its place, together with the means over
+    neighbours, left logits of a few hundredths, and the discriminator told nothing apart.
 
     Args:
         num_channels: C.
@@ -32,7 +32,7 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.ModuleList(
             nn.Conv2d(before, after, 3, padding=1) for before, after in zip(sizes[:-1], sizes[1:], strict=True)
         )
-        self.norms = nn.ModuleList(group_norm(size, "group") for size in hidden_sizes)
+        self.norms = nn.ModuleList(nn.GroupNorm(math.gcd(size, GROUPS), size) for size in hidden_sizes)
         self.head = nn.Conv2d(sizes[-1], 1, 3, padding=1)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
