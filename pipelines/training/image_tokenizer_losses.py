@@ -18,7 +18,7 @@ from tokenizer_image.losses.reconstruction import ReconstructionLoss
 from tokenizer_image.vqvae import VQVAEOutput
 
 TERMS = ("pixels", "perceptual", "adversarial", "matching")
-PHOTOGRAPH_WEIGHTS = {"perceptual": 1.0, "adversarial": 0.5}  # beside 1 for pixels
+PHOTOGRAPH_WEIGHTS = {"perceptual": 1.0, "adversarial": 0.2}  # beside 1 for pixels
 WARM_UP = 50  # updates of the discriminator before the decoder learns from it
 ADVICE_STEPS = 1000  # between two pieces of advice about the discriminator
 
