@@ -34,8 +34,11 @@ def main(options: LanguageModelOptions) -> None:
     from pipelines.machine.printing import say
     from pipelines.text_to_image import TextToImagePipeline
     from pipelines.training.averages import AveragedWeights
+    from pipelines.training.captions_drawn import choose_captions
     from pipelines.training.compilation import compile_layers
     from pipelines.training.distribution import is_sharded, prepare
+    from pipelines.training.few_pictures import DRAWN_CAPTIONS, choose_recipe, drawn_figures, kept_score
+    from pipelines.training.guidance_search import search_guidance
     from pipelines.training.language_model import build_parts, check_parts, default_learning_rate, describe_model
     from pipelines.training.language_model_step import mean_loss, train_step, validate
     from pipelines.training.loop import Loop, Validation
@@ -62,8 +65,11 @@ def main(options: LanguageModelOptions) -> None:
         options, tokenizer, accelerator, root=root, need_captions=options.needs_captions
     )
     model, vocabulary = build_parts(options, tokenizer, cache)
-    add_dropout(model, options.dropout or 0.0)
-    source = build_source(options, cache, vocabulary, model, noise=code_noise(options, tokenizer, vocabulary))
+    source = build_source(options, cache, vocabulary, model)
+    peak = total_peak(accelerator)
+    recipe = choose_recipe(options, source, model, peak, run.info.get("recipe"))
+    add_dropout(model, recipe.dropout)
+    source.noise = code_noise(recipe.code_noise, tokenizer, vocabulary)
     vocabulary.formats = source.trained_formats()
     order = BatchOrder(source, options.batch_size, options.seed, pack_length=options.pack_length)
     validation_source = build_source(options, validation_cache, vocabulary, model, validation=True)
@@ -77,6 +83,7 @@ def main(options: LanguageModelOptions) -> None:
     )
     say(accelerator, formats_line(source))
     warn_small_data_set(accelerator, len(cache))
+    say(accelerator, recipe.line(len(cache), options))
     if long:
         say(accelerator, long_line(long, source, len(validation_cache)))
 
@@ -93,8 +100,34 @@ def main(options: LanguageModelOptions) -> None:
     shares = options.loss_shares(vocabulary.formats)
     prompts = choose_prompts(validation_source)
 
+    captions = None
+    if recipe.is_repetitive and not is_sharded(accelerator):
+        captions = choose_captions(cache, validation_cache, vocabulary, DRAWN_CAPTIONS)
+
     def measure() -> dict[str, float]:
-        return validate(loss_module, validation_source, accelerator)
+        figures = validate(loss_module, validation_source, accelerator)
+        if captions:
+            figures |= drawn_figures(captions, accelerator, lambda: TextToImagePipeline(tokenizer, model, vocabulary))
+        return figures
+
+    def score(figures: dict[str, float]) -> float:
+        return kept_score(figures, mean_loss(figures, shares))
+
+    def settle(plain: Any) -> None:
+        """Find the guidance that the model is saved with."""
+        if options.default_guidance is not None or vocabulary.default_guidance == 1:
+            return
+        rows = loop.progress.step * options.batch_size
+        told = captions or choose_captions(cache, validation_cache, vocabulary, DRAWN_CAPTIONS)
+        pipe = TextToImagePipeline(tokenizer, plain.to(device), vocabulary)
+        try:
+            found = search_guidance(told, pipe, vocabulary.default_guidance, rows) if told else None
+        except (ValueError, RuntimeError) as error:  # the model is worth more than its guidance
+            say(accelerator, f"no search for the default guidance: {error}")
+            return
+        if found:
+            vocabulary.default_guidance = found.scale
+            say(accelerator, str(found))
 
     def sample(plain: Any, step: int) -> None:
         pipe = TextToImagePipeline(tokenizer, plain, vocabulary)
@@ -106,12 +139,12 @@ def main(options: LanguageModelOptions) -> None:
     def write(plain: Any, folder: Path) -> None:
         TextToImagePipeline(tokenizer, plain, vocabulary).save_pretrained(folder)
 
-    throughput = Throughput(total_peak(accelerator), lambda: total_peak(accelerator, again=True))
+    throughput = Throughput(peak, lambda: total_peak(accelerator, again=True))
     loop = Loop(
         accelerator, run, options,
         TrainingState(accelerator, model, optimizers, AveragedWeights(model, options.ema_decay), prepared),
         Validation(
-            measure, sample, lambda figures: mean_loss(figures, shares), write if options.keep_best else None,
+            measure, sample, score, write if options.keep_best else None,
             every=validation_interval(options, len(cache), len(validation_cache)),
         ),
         MetricsLog(accelerator, run, options.tracker, "images", options.batch_size, throughput),
@@ -124,6 +157,7 @@ def main(options: LanguageModelOptions) -> None:
         parameters=parameters,
         training_pictures=len(cache),
         long_rows=long / len(validation_cache),
+        recipe=recipe.to_dict(),
         finished=False,
     )
 
@@ -135,7 +169,7 @@ def main(options: LanguageModelOptions) -> None:
     with loop.ends_resumable():
         for _ in loop.steps():
             loop.progress.place, micro_batches = next(batches)
-            if options.dropout:
+            if recipe.dropout:
                 seed_step((options.seed, loop.progress.step, rank))
             figures = train_step(
                 accelerator, loss_module, prepared, optimizers, micro_batches, loss_shares=shares,
@@ -144,10 +178,10 @@ def main(options: LanguageModelOptions) -> None:
             loop.count(figures.tokens, figures.flops)
             loop.finish_step(figures.loss, **figures.metrics)
         run.write_info(cropped=source.cropped, left_out=source.dropped)  # read ahead by a few batches
-        finish(loop, write, next_commands(run.folder, prompts))
+        finish(loop, settle, write, next_commands(run.folder, prompts))
 
 
-def finish(loop: Loop, write: Callable[[Any, Path], None], commands: list[str]) -> None:
+def finish(loop: Loop, settle: Callable[[Any], None], write: Callable[[Any, Path], None], commands: list[str]) -> None:
     """Save the model folder with the averaged weights of the best validation, and say where everything is."""
     from lm.model import load_model
     from pipelines.machine.printing import say
@@ -158,11 +192,14 @@ def finish(loop: Loop, write: Callable[[Any, Path], None], commands: list[str]) 
         with loop.state.averaged():
             plain = loop.state.plain_model()
             if run.is_main:
+                settle(plain)
                 write(plain, run.folder)
     else:
         figures = progress.best.figures or figures
         if run.is_main:
-            write(load_model(str(best / "lm")), run.folder)
+            plain = load_model(str(best / "lm"))
+            settle(plain)
+            write(plain, run.folder)
         loop.say_best()
     run.write_end(
         progress.step, progress.seconds, loop.options.batch_size, figures,

@@ -9,6 +9,7 @@ from pipelines.options.data import DataOptions
 from pipelines.options.option import option
 
 CAPTION_DROPOUT = 0.1
+GUIDANCE = 2.0  # by default, where it is neither given nor found
 
 
 @dataclass
@@ -35,9 +36,10 @@ class SequenceOptions(DataOptions):
         above_zero=True,
     )
     image_loss_weight: float = option(7.0, "what the mean loss of image codes counts beside it", above_zero=True)
-    default_guidance: float = option(
-        2.0,
-        "the pipeline's guidance scale when none is given; 1 where pictures are not learned without a caption",
+    default_guidance: float | None = option(
+        None,
+        "the pipeline's guidance scale when none is given (default: found at the end of training where captions say "
+        "which picture is meant, else 2; 1 where pictures are not learned without a caption)",
         not_negative=True,
     )
     max_caption_tokens: int = option(64, "longer captions lose their end", above_zero=True)

@@ -26,6 +26,7 @@ from lm.pretrained import (
 from lm.sequences import FORMATS
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines.options.language_model import LanguageModelOptions
+from pipelines.options.sequences import GUIDANCE
 from pipelines.training.sequences import longest_sequence
 from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import ImageTokenizer
@@ -46,7 +47,7 @@ def build_vocabulary(
     first, *others = options.picture_sizes() or [(side, side)]
     return MultimodalVocabulary.build(
         text, num_codes=tokenizer.num_codes, layout=tokenizer.layout(first).to_dict(), image_size=list(first),
-        image_tokenizer_fingerprint=tokenizer.fingerprint, default_guidance=options.default_guidance,
+        image_tokenizer_fingerprint=tokenizer.fingerprint,
         other_layouts={size: tokenizer.layout(size).to_dict() for size in others},
     )  # fmt: skip
 
@@ -173,7 +174,8 @@ def build_parts(
     # Guidance needs what caption dropout teaches.
     dropped = options.caption_dropout_share() > 0 and any(FORMATS[name].drops_captions for name in options.mixture())
     alone = dropped or any(FORMATS[name].draws_alone for name in options.mixture())
-    vocabulary.default_guidance = options.default_guidance if alone else 1.0
+    usual = GUIDANCE if options.default_guidance is None else options.default_guidance
+    vocabulary.default_guidance = usual if alone else 1.0
     return model, vocabulary
 
 

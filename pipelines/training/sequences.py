@@ -31,27 +31,20 @@ def build_source(
     vocabulary: MultimodalVocabulary,
     model: PreTrainedModel,
     validation: bool = False,
-    noise: CodeNoise | None = None,
 ) -> SequenceSource:
-    """The rows of a cache in the formats of the options, cut to what the options allow and the model can take; with
-    noise on the codes, but not in validation."""
+    """The rows of a cache in the formats of the options, cut to what the options allow and the model can take."""
     longest = min(longest_sequence(options, vocabulary.longest_picture, cache.interleaved), max_positions(model.config))
     dropout = 0.0 if validation else options.caption_dropout_share()
     drop = options.long_sequences == "drop" and not validation  # validation keeps every row, and crops long ones
-    return SequenceSource(
-        cache, vocabulary, dropout, options.mixture(), longest, drop, options.max_caption_tokens,
-        None if validation else noise,
-    )  # fmt: skip
+    return SequenceSource(cache, vocabulary, dropout, options.mixture(), longest, drop, options.max_caption_tokens)
 
 
-def code_noise(
-    options: LanguageModelOptions, tokenizer: ImageTokenizer, vocabulary: MultimodalVocabulary
-) -> CodeNoise | None:
-    """The noise that the options ask for, by the tokenizer's code vectors where it tells them."""
-    if not options.code_noise:
+def code_noise(share: float, tokenizer: ImageTokenizer, vocabulary: MultimodalVocabulary) -> CodeNoise | None:
+    """Noise on a share of the codes, by the tokenizer's code vectors where it tells them."""
+    if not share:
         return None
     vectors = tokenizer.code_vectors() if hasattr(tokenizer, "code_vectors") else None
-    return CodeNoise.build(options.code_noise, vocabulary, None if vectors is None else vectors.float().cpu().numpy())
+    return CodeNoise.build(share, vocabulary, None if vectors is None else vectors.float().cpu().numpy())
 
 
 def formats_line(source: SequenceSource) -> str:

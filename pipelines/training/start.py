@@ -106,7 +106,7 @@ def warn_small_data_set(accelerator: Accelerator, pictures: int) -> None:
     if pictures < SMALL_DATA_SET:
         say(
             accelerator,
-            f"Only {pictures} training pictures: the model will mostly memorise them. Watch the validation "
-            "figures and stop when they rise (fewer --max_minutes), start from a model trained on more pictures "
+            f"Only {pictures} training pictures: the model will mostly memorise them. The weights of the best "
+            "validation are kept; to draw more than these pictures, start from a model trained on more of them "
             "(--init_from), and for stage 1 use --random_flip if left and right do not matter.",
         )

@@ -1,0 +1,121 @@
+"""How often a caption draws its own picture: what judges a model of few captioned pictures, and finds its guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from lm.data.token_cache import TokenCache
+from lm.sequences import FORMATS
+from lm.vocabulary import MultimodalVocabulary
+from pipelines.drawing.captions import caption_room, cut_caption
+from pipelines.text_to_image import TextToImagePipeline
+
+MOST_CANDIDATES = 1024  # pictures that a drawn one is compared with
+LOOKED_AT = 4096  # rows that captions are looked for in
+LARGEST = 64  # pixels a side that pictures are compared at
+DISTINCT = 0.9  # share of captions that no other picture has, from which on a caption says which picture is meant
+
+
+@dataclass
+class CaptionedPicture:
+    """A picture of the token cache: its first caption, and its codes (T,)."""
+
+    caption: str
+    codes: np.ndarray
+
+
+@dataclass
+class CaptionsDrawn:
+    """Captions that were learned from and others that were not, and all the pictures that one may be taken for.
+
+    A drawn picture is right where, of all candidates, the one that is nearest to it in pixels (as the image tokenizer
+    decodes it) is the caption's own, or has the same codes.
+
+    Attributes:
+        held_out, seen: the pictures whose captions are drawn, in an order of their own, not that of the data.
+        others: further candidates.
+    """
+
+    held_out: list[CaptionedPicture]
+    seen: list[CaptionedPicture]
+    others: list[CaptionedPicture]
+
+    def __post_init__(self) -> None:
+        self._pixels: torch.Tensor | None = None
+
+    def right(
+        self, pipe: TextToImagePipeline, rows: Sequence[int], guidance_scale: float, temperature: float, seed: int = 0
+    ) -> np.ndarray:
+        """Whether each of these rows, of `held_out` and then `seen`, draws its picture: bool."""
+        pictures = [*self.held_out, *self.seen, *self.others]
+        candidates = self._candidates(pipe, pictures)
+        room = caption_room(pipe.model, pipe.vocabulary)
+        captions = [cut_caption(pipe.vocabulary, pictures[row].caption, room) for row in rows]
+        found = np.zeros(len(rows), bool)
+        known = [index for index, caption in enumerate(captions) if caption]
+        if not known:
+            return found
+        bar, pipe._progress_bar = pipe._progress_bar, {"disable": True}
+        output = pipe([captions[index] for index in known], guidance_scale=guidance_scale, temperature=temperature,
+                      seed=seed, output_type="pt")  # fmt: skip
+        pipe._progress_bar = bar
+        drawn = _small(torch.as_tensor(output.images)).to(candidates)
+        nearest = torch.cdist(drawn, candidates).argmin(1).tolist()
+        for index, one in zip(known, nearest, strict=True):
+            found[index] = np.array_equal(pictures[one].codes, pictures[rows[index]].codes)
+        return found
+
+    def shares(self, pipe: TextToImagePipeline) -> dict[str, float]:
+        """The share that is right of captions that were held out and of those that were learned from, drawn with the
+        likeliest code each time and without guidance."""
+        right = self.right(pipe, range(len(self.held_out) + len(self.seen)), guidance_scale=1.0, temperature=0.0)
+        parts = {"held_out": right[: len(self.held_out)], "seen": right[len(self.held_out) :]}
+        return {f"drawn_right_{name}": float(part.mean()) for name, part in parts.items() if len(part)}
+
+    def _candidates(self, pipe: TextToImagePipeline, pictures: Sequence[CaptionedPicture]) -> torch.Tensor:
+        """(N, pixels) float32: all pictures, decoded once."""
+        if self._pixels is None:
+            codes = torch.from_numpy(np.stack([picture.codes.astype(np.int64) for picture in pictures]))
+            decoded = [(pipe.decode_codes(part.to(pipe.device)) + 1) / 2 for part in codes.split(64)]
+            self._pixels = torch.cat([_small(part.clamp(0, 1)) for part in decoded])
+        return self._pixels
+
+
+def _small(images: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) to (B, pixels) float32, of at most `LARGEST` pixels on each side."""
+    height, width = (min(LARGEST, side) for side in images.shape[2:])
+    return F.adaptive_avg_pool2d(images.float(), (height, width)).flatten(1)
+
+
+def choose_captions(
+    cache: TokenCache, validation_cache: TokenCache, vocabulary: MultimodalVocabulary, count: int
+) -> CaptionsDrawn | None:
+    """Up to `count` captions of each split, with candidates; None where a caption does not say which picture is meant:
+    several pictures have it, the model does not draw from captions, or draws several sizes."""
+    draws = any(FORMATS[name].drops_captions for name in vocabulary.formats)
+    if not draws or vocabulary.other_layouts or cache.interleaved:
+        return None
+    held_out = _captioned(validation_cache, np.arange(min(LOOKED_AT, len(validation_cache))))
+    rows = np.random.default_rng(0).permutation(len(cache))[:LOOKED_AT]
+    seen = _captioned(cache, rows)
+    captions = [picture.caption for picture in (*held_out, *seen)]
+    if not seen or len(set(captions)) < DISTINCT * len(captions):
+        return None
+    held_out = [held_out[row] for row in np.random.default_rng(1).permutation(len(held_out))]
+    chosen, rest = (held_out[:count], seen[:count]), [*held_out[count:], *seen[count:]]
+    return CaptionsDrawn(*chosen, rest[: max(0, MOST_CANDIDATES - sum(map(len, chosen)))])
+
+
+def _captioned(cache: TokenCache, rows: np.ndarray) -> list[CaptionedPicture]:
+    """The rows that have a caption and a picture."""
+    found = []
+    for row in map(int, rows):
+        texts, codes = cache.texts(row), cache.codes(row)
+        if texts and len(codes):
+            found.append(CaptionedPicture(texts[0], codes))
+    return found

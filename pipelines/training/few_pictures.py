@@ -1,0 +1,109 @@
+"""What few pictures ask for: regularisation by how often each will be shown, and how the kept weights are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from lm.data.sequence_source import SequenceSource
+from lm.sequences import collate
+from lm.training.dropout import has_dropout_places
+from lm.training.flops import forward_flops
+from pipelines.options.language_model import LanguageModelOptions
+from pipelines.text_to_image import TextToImagePipeline
+from pipelines.training.captions_drawn import CaptionsDrawn
+from pipelines.training.schedule import Budget
+
+MANY_EPOCHS = 8  # from which on a model learns pictures by heart
+DROPOUT, CODE_NOISE = 0.1, 0.2  # from there on
+UTILISATION = 0.4  # of the machine's arithmetic, by training
+ROWS_MEASURED = 256
+DRAWN_CAPTIONS = 64  # of each split, at each validation
+NATS_SHARE = 1e-3  # what a nat counts beside the share of captions that draw their picture
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a run is regularised.
+
+    Attributes:
+        epochs: how often each picture will be shown, about.
+        dropout, code_noise: shares, as --dropout and --code_noise.
+    """
+
+    epochs: float
+    dropout: float
+    code_noise: float
+
+    @property
+    def is_repetitive(self) -> bool:
+        """Whether pictures are shown so often that they may be learned by heart."""
+        return self.epochs >= MANY_EPOCHS
+
+    def to_dict(self) -> dict[str, float]:
+        """For run.json."""
+        return asdict(self)
+
+    def line(self, pictures: int, options: LanguageModelOptions) -> str:
+        """What was chosen, and why."""
+        given = [name for name in ("dropout", "code_noise") if getattr(options, name) is not None]
+        chosen = f"--dropout {self.dropout:g} --code_noise {self.code_noise:g}"
+        by = "by pictures and budget" if not given else f"{' and '.join('--' + name for name in given)} as given"
+        return f"about {self.epochs:.3g} epochs of {pictures} pictures are expected: {chosen} ({by})"
+
+
+def choose_recipe(
+    options: LanguageModelOptions, source: SequenceSource, model: Any, peak: float, earlier: dict[str, float] | None
+) -> Recipe:
+    """The options' regularisation; where they do not say, none for pictures that are shown a few times, else
+    `DROPOUT` and `CODE_NOISE`.
+
+    Args:
+        peak: FLOPs a second of all processes together, by which the steps of --max_minutes are foreseen.
+        earlier: the recipe of the run that this one resumes, which is kept.
+    """
+    if earlier:
+        recipe = Recipe(**earlier)
+    else:
+        epochs = expected_epochs(options, source, model, peak)
+        many = epochs >= MANY_EPOCHS
+        recipe = Recipe(epochs, DROPOUT if many and has_dropout_places(model) else 0.0, CODE_NOISE if many else 0.0)
+    given = {name: getattr(options, name) for name in ("dropout", "code_noise") if getattr(options, name) is not None}
+    return Recipe(**{**recipe.to_dict(), **given})
+
+
+def expected_epochs(options: LanguageModelOptions, source: SequenceSource, model: Any, peak: float) -> float:
+    """How often the run will read each row of the cache, about."""
+    rows = len(source.cache)
+    budget = Budget.of(options)
+    few = np.arange(min(ROWS_MEASURED, rows))
+    items = source.items(few, source.choose(options.seed, 0, few))
+    if budget.max_steps:
+        tokens = sum(item.length for item in items) / max(1, len(items))
+        per_row = options.pack_length / tokens if options.pack_length else 1.0  # sequences that a packed row holds
+        return budget.max_steps * options.batch_size * per_row / rows
+    batch = collate([source.sequence(item) for item in items], source.vocabulary.pad_id)
+    flops = 3 * forward_flops(model.config, source.vocabulary.id_ranges, batch) / max(1, len(items))
+    return 60 * budget.max_minutes * UTILISATION * peak / flops / rows
+
+
+def drawn_figures(
+    captions: CaptionsDrawn, accelerator: Accelerator, pipe: Callable[[], TextToImagePipeline]
+) -> dict[str, float]:
+    """`CaptionsDrawn.shares`, measured in the main process, the same in all."""
+    shared = [captions.shares(pipe()) if accelerator.is_main_process else None]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(shared)
+    return shared[0] or {}
+
+
+def kept_score(figures: dict[str, float], loss: float) -> float:
+    """What the kept weights have least of: captions that do not draw their picture, of those that were held out and
+    those that were learned from alike, and a little of the validation loss; the loss alone where nothing was drawn."""
+    shares = [value for name, value in figures.items() if name.startswith("drawn_right_")]
+    return 1 - sum(shares) / len(shares) + NATS_SHARE * loss if shares else loss
