@@ -147,7 +147,8 @@ def finish(loop: Loop, write: Callable[[Any, Path], None], commands: list[str]) 
     with loop.state.averaged():
         plain = loop.state.plain_model()
         if run.is_main:
-            write(plain, run.folder)
+            with run.writing(run.folder):
+                write(plain, run.folder)
     run.write_end(progress.step, progress.seconds, loop.options.batch_size, figures, tokens_seen=progress.tokens)
     say(loop.accelerator, f"final: {', '.join(f'{name} {value:.4g}' for name, value in figures.items())}")
     say(loop.accelerator, f"model: {run.folder}\nsamples: {run.samples}")

@@ -116,7 +116,8 @@ def finish(loop: Loop, pictures: DecodedPictures, validation_pictures: DecodedPi
         refit(tokenizer, pictures, device)
         figures = validate(tokenizer, validation_pictures, device)
         if run.is_main:
-            tokenizer.save_pretrained(run.folder)
+            with run.writing(run.folder):
+                tokenizer.save_pretrained(run.folder)
             draw_reconstructions(tokenizer, validation_pictures, device, run.sample_file("final.png"))
     run.log(loop.progress.step, **{f"final_{name}": value for name, value in figures.items()})
     run.write_end(loop.progress.step, loop.progress.seconds, options.batch_size, figures)
