@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.benchmarks.resume import TIMEOUT, Training
+from scripts.benchmarks.resume import TIMEOUT, Training, wait_for
 
 # Changes of a run's code: weights that a step has broken, and pictures that are too many for the pixel cache.
 BROKEN_WEIGHTS = """
@@ -35,6 +35,11 @@ class Trial:
     process: subprocess.Popen[bytes]
     pictures: Path
 
+    def last_checkpoint(self) -> int:
+        """Step of the newest whole checkpoint."""
+        names = [path.name for path in self.training.folder.glob("checkpoints/checkpoint-*")]
+        return max((int(name.split("-")[1]) for name in names if name.count("-") == 1), default=0)
+
     @contextmanager
     def without(self, folder: Path) -> Iterator[None]:
         """Inside, a folder is elsewhere."""
@@ -57,6 +62,14 @@ class Trial:
                 pass
         yield
         file.unlink()
+
+    @contextmanager
+    def disk_too_small_once(self) -> Iterator[None]:
+        """The disk has had no room for a checkpoint until the next one came."""
+        before = self.last_checkpoint()
+        with self.disk_with(0.9):
+            wait_for(lambda: self.last_checkpoint() > before, self.process, 0.005)
+        yield
 
     @contextmanager
     def without_pictures_after(self, number: int) -> Iterator[None]:
@@ -105,7 +118,7 @@ CAUSES = (
     Cause("ctrl_c", (130, 130), lambda trial: trial.signalled(signal.SIGINT)),
     Cause("sigterm", (143, 143), lambda trial: trial.signalled(signal.SIGTERM)),
     Cause("full_disk", (1, 1), lambda trial: trial.disk_with(0), on_small_disk=True),
-    Cause("no_room_for_checkpoint", (0, 0), lambda trial: trial.disk_with(0.6), on_small_disk=True),
+    Cause("no_room_for_checkpoint", (0, 0), lambda trial: trial.disk_too_small_once(), on_small_disk=True),
     Cause("nan", (1, 1), lambda trial: nullcontext(), BROKEN_WEIGHTS, most_repeated=None),
     Cause("removed_data_set", (0, 0), lambda trial: trial.without(trial.pictures)),
     Cause("removed_data_set_on_resume", (1, 0), lambda trial: trial.without_pictures_after(signal.SIGTERM),

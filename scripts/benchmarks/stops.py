@@ -90,10 +90,27 @@ def lines_from(file: Path, start: int) -> list[str]:
     return [line for line in lines if line and "%|" not in line and not re.match(r"step \d+: validation", line)]
 
 
-def stop(cause: Cause, trial: Trial, final_weights: bytes) -> Outcome:
-    """Let it happen to a run, wait for the end, and resume once it is mended."""
+def wait_for_step(trial: Trial, step: int) -> int:
+    """Wait until a step has been logged; how long the log on the screen was before it.
+
+    Raises:
+        ValueError: the run ended before.
+    """
+    training, lengths = trial.training, [0, 0]
+
+    def is_logged() -> bool:
+        lengths.append(training.log.stat().st_size)
+        return last_step(training) >= step
+
+    if not wait_for(is_logged, trial.process, 0.005) and last_step(training) < step:
+        raise ValueError(f"training failed: {training.log.read_text()[-500:]}")
+    return lengths[-2]
+
+
+def stop(cause: Cause, trial: Trial, at: int, final_weights: bytes) -> Outcome:
+    """Let it happen to a run after a step, wait for the end, and resume once it is mended."""
     training = trial.training
-    start = training.log.stat().st_size
+    start = wait_for_step(trial, at)
     with cause.happens(trial):
         code = trial.process.wait(TIMEOUT)
         if cause.resumes_inside:
@@ -139,9 +156,7 @@ def measure(name: str, stage: Stage, root: Path, options: Options, cause: Cause,
             training = Training(stage, folder / "run", options, root / f"{folder.name}.txt")
             cache = {"TESSERA_CACHE": str(root / f"{folder.name}-pictures" if cause.changes else root / "cache")}
             process = training.start(cause.changes.replace("{at}", str(at)), cache)
-            if not wait_for(lambda training=training, at=at: last_step(training) >= at, process, 0.005):
-                raise ValueError(f"training failed: {training.log.read_text()[-500:]}")
-            outcomes.append(stop(cause, Trial(training, process, root / "pictures"), final_weights))
+            outcomes.append(stop(cause, Trial(training, process, root / "pictures"), at, final_weights))
         print(f"{name}, {cause.name} at step {at}: {outcomes[-1]}", flush=True)
     count, unit = options.repeats, f"of {options.repeats}"
     if not outcomes:
