@@ -193,13 +193,15 @@ def finish(loop: Loop, settle: Callable[[Any], None], write: Callable[[Any, Path
             plain = loop.state.plain_model()
             if run.is_main:
                 settle(plain)
-                write(plain, run.folder)
+                with run.writing(run.folder):
+                    write(plain, run.folder)
     else:
         figures = progress.best.figures or figures
         if run.is_main:
             plain = load_model(str(best / "lm"))
             settle(plain)
-            write(plain, run.folder)
+            with run.writing(run.folder):
+                write(plain, run.folder)
         loop.say_best()
     run.write_end(
         progress.step, progress.seconds, loop.options.batch_size, figures,

@@ -146,12 +146,14 @@ def finish(loop: Loop, pictures: DecodedPictures, validation_pictures: DecodedPi
             refit(tokenizer, pictures, device)
             figures = loop.validation.measure()
             if run.is_main:
-                tokenizer.save_pretrained(run.folder)
+                with run.writing(run.folder):
+                    tokenizer.save_pretrained(run.folder)
                 draw_reconstructions(tokenizer, validation_pictures, device, run.sample_file("final.png"))
     else:
         figures = progress.best.figures or loop.figures
         if run.is_main:
-            shutil.copytree(best, run.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(NOTE))
+            with run.writing(run.folder):
+                shutil.copytree(best, run.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(NOTE))
             kept = load_tokenizer(best).to(device)
             draw_reconstructions(kept, validation_pictures, device, run.sample_file("final.png"))
     if best is not None:

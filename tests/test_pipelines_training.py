@@ -739,6 +739,48 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, erro
     assert Training(tmp_path, resume=True).train() == [3, 4, 5, 6, 7]
 
 
+def test_a_spare_checkpoint_makes_room_on_a_full_disk(tmp_path, monkeypatch, capsys):
+    """The newest good one stays, and the run goes on."""
+    whole = Training(tmp_path / "whole", checkpoint_every=2)
+    whole.train()
+    training, original = Training(tmp_path / "run", checkpoint_every=2), run_module.save_file
+
+    def save_file(tensors, file):
+        if len(list(training.run.checkpoints.glob("checkpoint-?"))) > 1:
+            Path(file).write_bytes(b"half")
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        original(tensors, file)
+
+    monkeypatch.setattr(run_module, "save_file", save_file)
+    assert training.train() == list(range(8)) and torch.equal(training.model.weight, whole.model.weight)
+    assert {path.name for path in training.run.checkpoints.iterdir()} == {"checkpoint-6", "checkpoint-8"}
+    told = capsys.readouterr().out
+    assert "deleted checkpoint-2 to make room, kept checkpoint-4" in told and "deleted checkpoint-4 to" in told
+
+
+def test_no_checkpoint_is_deleted_for_another_error_or_beside_a_damaged_one(tmp_path, monkeypatch):
+    Training(tmp_path, checkpoint_every=2).train(kill_at=4)
+    (tmp_path / "checkpoints" / "checkpoint-4" / "state.safetensors").write_bytes(b"damaged")
+    training = Training(tmp_path, checkpoint_every=3, resume=True)
+    assert training.loop.progress.step == 2
+
+    def fail_with(error):
+        def save_file(tensors, file):
+            raise error
+
+        monkeypatch.setattr(run_module, "save_file", save_file)
+
+    fail_with(OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(OSError, match="checkpoint-3 could not be written .*Input/output"):
+        training.train()
+    names = {path.name for path in training.run.checkpoints.iterdir()}
+    assert names == {"checkpoint-2", "checkpoint-4"}, "room is not what is missing"
+    fail_with(OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(OSError, match="checkpoint-3 could not be written .*No space"):
+        training.loop.save()
+    assert {path.name for path in training.run.checkpoints.iterdir()} == {"checkpoint-2"}, "the one that can be read"
+
+
 def test_a_disk_that_is_really_full(tmp_path):
     """A limit on the size of files: the library that writes weights raises an error of its own."""
     code = (

@@ -772,6 +772,35 @@ def test_a_run_whose_folder_is_removed_writes_a_checkpoint_and_ends(
         assert all(torch.equal(weights(resumed / part)[name], value) for name, value in weights(whole / part).items())
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no file that is always full")
+def test_a_disk_that_has_no_room_for_figures_or_for_the_model(tokenizer_folder, model_folder, tmp_path, monkeypatch):
+    """One error names the file, and the run goes on from the very step."""
+    cache = str(model_folder / "token_cache")
+    for options in (stage_1(tmp_path / "tokenizer"), stage_2(tmp_path / "model", tokenizer_folder, token_cache=cache)):
+        folder, original = Path(options.output_dir), Loop.finish_step
+        whole = train(replace(options, output_dir=f"{folder}-whole"))
+        part = "lm" if (whole / "lm").is_dir() else "."
+
+        def finish_step(self, *args, original=original, folder=folder, **kwargs):
+            if self.progress.step == 2:
+                (folder / "metrics.jsonl").symlink_to("/dev/full")
+            original(self, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Loop, "finish_step", finish_step)
+            with pytest.raises(OSError, match=r"metrics.jsonl could not be written \(.*No space left on device\): "
+                               "stopped after step 3, checkpoint written; .*--resume"):  # fmt: skip
+                train(options)
+        (folder / "metrics.jsonl").unlink()
+        (folder / part).mkdir(exist_ok=True)
+        (folder / part / "config.json").symlink_to("/dev/full")
+        with pytest.raises(OSError, match=f"{folder.name} could not be written .*: stopped after step 6, checkpoint"):
+            train(replace(options, resume=True))
+        (folder / part / "config.json").unlink()
+        resumed = train(replace(options, resume=True))
+        assert all(torch.equal(weights(resumed / part)[name], value) for name, value in weights(whole / part).items())
+
+
 def test_pictures_that_are_removed_while_a_run_reads_them(tmp_path, monkeypatch):
     """Where they are too many for the pixel cache, a run reads them as it goes."""
     monkeypatch.setattr(pixel_cache, "_fits", lambda *_: False)

@@ -22,7 +22,7 @@ from pipelines.training import best_kept
 from pipelines.training.best_kept import Best
 from pipelines.training.distribution import all_finite
 from pipelines.training.metrics_log import MetricsLog
-from pipelines.training.run_folder import Run, peak_memory
+from pipelines.training.run_folder import NotWrittenError, Run, peak_memory
 from pipelines.training.schedule import Budget, learning_rate_share, set_learning_rate
 from pipelines.training.state import Progress, TrainingState
 from pipelines.training.termination import Termination, termination
@@ -141,7 +141,8 @@ class Loop:
     @contextmanager
     def ends_resumable(self) -> Iterator[None]:
         """Inside, what ends the run early names the way on: latents that are not finite (`stop`), and files that cannot
-        be read or written, after a checkpoint where there is one process. (Several would wait for each other there.)
+        be read or written, after a checkpoint where there is one process and room for it. (Several would wait for each
+        other there.)
 
         Raises:
             OSError: in place of the same, with what to do.
@@ -154,13 +155,14 @@ class Loop:
         except OSError as error:
             if self.accelerator.num_processes > 1:
                 raise
-            with suppress(OSError):  # a full disk takes no checkpoint either
+            with suppress(OSError):  # a full disk may take no checkpoint either
+                if self.run.is_removed:
+                    self._begin_again()
                 self.save()
-            if self._last_saved != self.progress.step:
-                raise
+            step, what = self.progress.step, error.what if isinstance(error, NotWrittenError) else error
+            kept = "checkpoint written" if self._last_saved == step else self.run.last_good()
             raise OSError(
-                f"{error}: stopped after step {self.progress.step}, checkpoint written; once that is mended, go on "
-                "with --resume"
+                f"{what}: stopped after step {step}, {kept}; once that is mended, go on with --resume"
             ) from error
 
     # ---- steps
@@ -231,8 +233,7 @@ class Loop:
         if received <= 0:
             return
         if received == REMOVED:
-            self._last_saved = -1
-            self.run.write_info()
+            self._begin_again()
         self.save()
         step = self.progress.step
         if received == REMOVED:
@@ -243,6 +244,11 @@ class Loop:
         name = Termination.name_of(int(received))
         say(self.accelerator, f"{name}: stopped after step {step}, checkpoint written; go on with --resume")
         raise SystemExit(int(received))
+
+    def _begin_again(self) -> None:
+        """Make the run's folder anew, after it was removed."""
+        self._last_saved = -1
+        self.run.write_info()
 
     def _keep_time(self) -> None:
         self.progress.seconds = time.monotonic() - self._clock

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -18,7 +19,8 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,26 @@ FREE_OPTIONS = {
     "max_minutes", "timeout_minutes", "learning_rate", "muon_learning_rate", "log_every", "validate_every",
     "sample_every", "checkpoint_every", "keep_best", "patience", "compile", "gradient_checkpointing",
 }  # fmt: skip
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+RUST_ERROR = re.compile(r"\(os error (\d+)\)")  # as safetensors and tokenizers report it, in errors of their own
+
+
+class NotWrittenError(OSError):
+    """A file of a run could not be written.
+
+    Attributes:
+        what: which one, and why.
+        is_full: whether there is no room for it.
+    """
+
+    def __init__(self, path: Path, error: Exception, remedy: str) -> None:
+        reason = " ".join(str(error).split())
+        self.what = f"{path} could not be written ({reason})"
+        code = RUST_ERROR.search(reason)
+        self.is_full = (int(code[1]) if code else getattr(error, "errno", None)) in FULL
+        super().__init__(f"{self.what}: {remedy}")
 
 
 class Run:
@@ -87,6 +109,7 @@ class Run:
         resuming = resume and self.info_file.exists()
         self.info: dict[str, Any] = json.loads(self.info_file.read_text()) if resuming else {}
         self._check_options()
+        self._good: int | None = None  # step of the last checkpoint that was written or read whole
 
     def begin(self) -> None:
         """Make the folders; with `overwrite`, first remove what an earlier run wrote (and nothing else).
@@ -181,8 +204,14 @@ class Run:
         self.write_info(finished=True, **end, **values)
 
     def log(self, step: int, **values: float | int | str) -> None:
-        """Append a line to metrics.jsonl."""
-        if self.is_main:
+        """Append a line to metrics.jsonl.
+
+        Raises:
+            NotWrittenError: it could not be written.
+        """
+        if not self.is_main:
+            return
+        with self.writing(self.metrics_file):
             self.folder.mkdir(parents=True, exist_ok=True)  # may have been removed; the loop notices after the step
             with self.metrics_file.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
@@ -192,7 +221,11 @@ class Run:
     ) -> None:
         """Write checkpoint-{step} aside, rename it, then delete all but the newest `keep`.
 
-        A run that is killed, or a disk that is full, at any moment leaves the last whole checkpoint.
+        A run that is killed, or a disk that is full, at any moment leaves the last whole checkpoint. Where the disk has
+        no room, the others go first, and it is tried again.
+
+        Raises:
+            NotWrittenError: it could not be written.
         """
         if not self.is_main:
             return
@@ -202,7 +235,18 @@ class Run:
             save_file(whole, folder / "state.safetensors")
             (folder / "state.json").write_text(json.dumps({"step": step, **state}) + "\n")
 
-        self.save_folder(f"checkpoint-{step}", write)
+        try:
+            self.save_folder(f"checkpoint-{step}", write)
+        except NotWrittenError as error:
+            others = [old for old in self._steps() if old != self._good]
+            if not error.is_full or self._good is None or not others:
+                raise
+            for old in others:
+                shutil.rmtree(self.checkpoints / f"checkpoint-{old}", ignore_errors=True)
+            names = ", ".join(f"checkpoint-{old}" for old in others)
+            tqdm.write(f"{error.what}: deleted {names} to make room, kept checkpoint-{self._good}, trying again")
+            self.save_folder(f"checkpoint-{step}", write)
+        self._good = step
         for old in self._steps()[:-keep]:
             shutil.rmtree(self.checkpoints / f"checkpoint-{old}", ignore_errors=True)
 
@@ -210,25 +254,33 @@ class Run:
         """Have `write` fill a folder beside checkpoints/{name}, then put it in that one's place.
 
         Raises:
-            OSError: it could not be written; what was there before still is.
+            NotWrittenError: it could not be written; what was there before still is.
         """
         if not self.is_main:
             return
         target = self.checkpoints / name
+        with self.writing(target), published(target) as aside:
+            aside.mkdir()
+            write(aside)
+            for file in aside.rglob("*"):
+                if file.is_file():
+                    sync(file)
+
+    @contextmanager
+    def writing(self, path: Path) -> Iterator[None]:
+        """Inside, what the disk does not take, by whatever library, raises a NotWrittenError about `path`."""
         try:
-            with published(target) as aside:
-                aside.mkdir()
-                write(aside)
-                for file in aside.rglob("*"):
-                    if file.is_file():
-                        sync(file)
-        except (OSError, SafetensorError) as error:  # safetensors reports a full disk by an error of its own
-            steps = self._steps()
-            last = f"checkpoint-{steps[-1]} is the last good one" if steps else "there is no checkpoint yet"
-            raise OSError(
-                f"{target} could not be written ({' '.join(str(error).split())}): {last}. Make room, or mend what is "
-                "wrong with the disk, and go on with --resume"
-            ) from error
+            yield
+        except Exception as error:
+            if not isinstance(error, (OSError, SafetensorError)) and not RUST_ERROR.search(str(error)):
+                raise
+            remedy = f"{self.last_good()}. Make room, or mend what is wrong with the disk, and go on with --resume"
+            raise NotWrittenError(path, error, remedy) from error
+
+    def last_good(self) -> str:
+        """Words about the newest checkpoint."""
+        steps = self._steps()
+        return f"checkpoint-{steps[-1]} is the last good one" if steps else "there is no checkpoint yet"
 
     def _steps(self) -> list[int]:
         """Steps of the whole checkpoints, oldest first."""
@@ -257,6 +309,7 @@ class Run:
                     tqdm.write(f"{damaged}: looking for an older checkpoint")
                 continue
             self._cut_metrics(step)
+            self._good = step
             return loaded
         if damaged:
             raise ValueError(f"{damaged}, and there is no older one: start again with --overwrite")

@@ -10,6 +10,7 @@ waits until a checkpoint is being written.
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,20 +27,27 @@ from pipelines.options.parser import run_command
 from scripts.benchmarks.figures import BenchmarkOptions, Row, row, show, write_rows
 
 SCRIPTS = Path(__file__).resolve().parents[1]
-TIMEOUT = 600.0  # seconds that a run may take
+TIMEOUT = 3600.0  # seconds that a run may take, on a busy machine too
+CHANGED = "import runpy, sys\nsys.argv = sys.argv[1:]\n{}\nrunpy.run_path(sys.argv[0], run_name='__main__')"
 
 
 @dataclass(kw_only=True)
-class Options(BenchmarkOptions):
+class RunOptions(BenchmarkOptions):
+    """Training that does not come to its end at once."""
+
+    max_steps: int = option(60, "steps of each run", above_zero=True)
+    checkpoint_every: int = option(4, "steps between checkpoints", above_zero=True)
+    seed: int = option(0, "seed of the instants", not_negative=True)
+    cpu_threads: int | None = option(1, "PyTorch's threads", above_zero=True)
+
+
+@dataclass(kw_only=True)
+class Options(RunOptions):
     """Training that is killed and resumed."""
 
     kills: int = option(20, "how many runs to kill, each once; with both stages half of them in each", above_zero=True)
     stage: str = option("both", "which command to kill", choices=("both", "stage_1", "stage_2"))
-    max_steps: int = option(60, "steps of each run", above_zero=True)
-    checkpoint_every: int = option(4, "steps between checkpoints", above_zero=True)
     lm_size: str = option("2M", "size of the language model; checkpoints of larger ones take longer to write")
-    seed: int = option(0, "seed of the instants", not_negative=True)
-    cpu_threads: int | None = option(1, "PyTorch's threads", above_zero=True)
 
 
 @dataclass(frozen=True)
@@ -57,38 +65,71 @@ class Stage:
     weights: str
 
 
-def stages(root: Path, options: Options) -> dict[str, Stage]:
-    """Stage 1, and stage 2 on the tokenizer in `root`, by name."""
-    small = ("--hidden_sizes", "16", "32", "--patch_size", "4")
-    sources = ("--image_tokenizer", str(root / "tokenizer"), "--token_cache", str(root / "cache"))
+def stages(root: Path, data: Sequence[str], network: Sequence[str], lm: Sequence[str]) -> dict[str, Stage]:
+    """Stage 1, and stage 2 on the tokenizer in `root`, by name.
+
+    Args:
+        data: arguments of both that choose the data set.
+        network, lm: arguments that choose the sizes of stage 1 and of stage 2.
+    """
+    sources = ("--image_tokenizer", str(root / "tokenizer"))
     return {
-        "stage_1": Stage("train_tokenizer.py", small, "model.safetensors"),
-        "stage_2": Stage("train_lm.py", (*sources, "--lm_size", options.lm_size), "lm/model.safetensors"),
+        "stage_1": Stage("train_tokenizer.py", (*data, *network), "model.safetensors"),
+        "stage_2": Stage("train_lm.py", (*data, *sources, *lm), "lm/model.safetensors"),
     }
 
 
+def train_tokenizer(stage: Stage, root: Path, options: RunOptions) -> None:
+    """The tokenizer of stage 2, by a few steps of stage 1.
+
+    Raises:
+        ValueError: training failed.
+    """
+    Training(stage, root / "tokenizer", replace(options, max_steps=3)).run_undisturbed()
+
+
 class Training:
-    """One run in a folder of its own."""
+    """One run in a folder of its own.
 
-    def __init__(self, stage: Stage, folder: Path, options: Options) -> None:
+    Attributes:
+        log: the file of what it prints.
+        metrics: the file of its figures.
+    """
+
+    def __init__(self, stage: Stage, folder: Path, options: RunOptions, log: Path | None = None) -> None:
         self.stage, self.folder, self.options = stage, folder, options
+        self.log = log or folder.with_name(f"{folder.name}.txt")
+        self.metrics = folder / "metrics.jsonl"
 
-    def start(self) -> subprocess.Popen[bytes]:
-        """Start or resume."""
+    def start(self, changes: str = "", environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """Start or resume.
+
+        Args:
+            changes: Python code that is run before the command, in its process.
+            environment: beside this process's.
+        """
         self.folder.mkdir(exist_ok=True)
         command = [
-            sys.executable, str(SCRIPTS / self.stage.script), *self.stage.arguments, "--max_examples", "2000",
+            sys.executable, *(["-c", CHANGED.format(changes)] if changes else []),
+            str(SCRIPTS / self.stage.script), *self.stage.arguments,
             "--output_dir", str(self.folder), "--max_steps", str(self.options.max_steps), "--checkpoint_every",
             str(self.options.checkpoint_every), "--mixed_precision", "no", "--batch_size", "8", "--validate_every",
             "10", "--sample_every", "0", "--log_every", "1", "--resume",
             *([] if self.options.cpu_threads is None else ["--cpu_threads", str(self.options.cpu_threads)]),
         ]  # fmt: skip
-        with (self.folder / "log.txt").open("a") as log:
-            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        with self.log.open("a") as log:
+            return subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
+            )
 
     def finish(self) -> bool:
         """Resume and wait; whether it ended well."""
         return self.start().wait(TIMEOUT) == 0
+
+    def run_undisturbed(self) -> None:
+        """Start and wait. Raises ValueError where it does not end well."""
+        if not self.finish():
+            raise ValueError(f"training failed: {self.log.read_text()[-500:]}")
 
     def writes(self) -> bool:
         """Whether a checkpoint is being written."""
@@ -100,8 +141,7 @@ class Training:
 
     def logged(self) -> int:
         """How many steps are in the log."""
-        file = self.folder / "metrics.jsonl"
-        return file.read_text().count('"loss"') if file.exists() else 0
+        return self.metrics.read_text().count('"loss"') if self.metrics.exists() else 0
 
     def weights(self) -> bytes:
         """The file of the final weights."""
@@ -109,16 +149,16 @@ class Training:
 
     def losses(self) -> list[tuple[int, float]]:
         """(step, loss) of every logged step."""
-        lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in self.metrics.read_text().splitlines()]
         return [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> bool:
-    """Wait until `condition()`; False if the process has ended first."""
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], every: float = 0.0005) -> bool:
+    """Wait until `condition()`, which is looked at `every` so many seconds; False if the process has ended first."""
     while process.poll() is None:
         if condition():
             return True
-        time.sleep(0.0005)
+        time.sleep(every)
     return False
 
 
@@ -150,9 +190,8 @@ def measure(name: str, stage: Stage, root: Path, options: Options, kills: int) -
 
     chance = random.Random(f"{options.seed} {name}")
     undisturbed = Training(stage, root / f"{name}-undisturbed", options)
-    if not undisturbed.finish():
-        raise ValueError(f"training failed: {(undisturbed.folder / 'log.txt').read_text()[-500:]}")
-    lines = (undisturbed.folder / "metrics.jsonl").read_text().splitlines()
+    undisturbed.run_undisturbed()
+    lines = undisturbed.metrics.read_text().splitlines()
     seconds = max(json.loads(line).get("seconds", 0.0) for line in lines) / options.max_steps
     equal = resumed = writing = same_losses = in_time = 0
     bar = tqdm(range(kills), desc=f"kills of {name}")
@@ -180,10 +219,9 @@ def main(options: Options) -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        both = stages(root, options)
-        tokenizer = Training(both["stage_1"], root / "tokenizer", replace(options, max_steps=3))
-        if not tokenizer.finish():
-            raise ValueError(f"training failed: {(tokenizer.folder / 'log.txt').read_text()[-500:]}")
+        lm = ("--token_cache", str(root / "cache"), "--lm_size", options.lm_size)
+        both = stages(root, ("--max_examples", "2000"), ("--hidden_sizes", "16", "32", "--patch_size", "4"), lm)
+        train_tokenizer(both["stage_1"], root, options)
         chosen = {name: stage for name, stage in both.items() if options.stage in ("both", name)}
         for number, (name, stage) in enumerate(chosen.items()):
             rows += measure(name, stage, root, options, (options.kills + len(chosen) - 1 - number) // len(chosen))
