@@ -9,6 +9,7 @@ encodes every picture once (the token cache), then leaves a whole model folder i
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ def main(options: LanguageModelOptions) -> None:
     from lm.data.batch_order import BatchOrder
     from lm.model import recompute_layers
     from lm.training.attention import use_fastest_attention
-    from lm.training.dropout import add_dropout, seed_step
+    from lm.training.dropout import add_dropout, seed_step, without_dropout
     from lm.training.losses import NextTokenLoss
     from pipelines.caching.opening import open_caches
     from pipelines.machine.printing import say
@@ -144,7 +145,7 @@ def main(options: LanguageModelOptions) -> None:
         accelerator, run, options,
         TrainingState(accelerator, model, optimizers, AveragedWeights(model, options.ema_decay), prepared),
         Validation(
-            measure, sample, score, write if options.keep_best else None,
+            measure, sample, score, write if options.keep_best else None, around=partial(without_dropout, model),
             every=validation_interval(options, len(cache), len(validation_cache)),
         ),
         MetricsLog(accelerator, run, options.tracker, "images", options.batch_size, throughput),
@@ -189,7 +190,7 @@ def finish(loop: Loop, settle: Callable[[Any], None], write: Callable[[Any, Path
     run, progress, figures = loop.run, loop.progress, loop.figures
     best = loop.kept_best()
     if best is None:  # the last weights
-        with loop.state.averaged():
+        with loop.state.averaged(), loop.validation.around():
             plain = loop.state.plain_model()
             if run.is_main:
                 settle(plain)

@@ -19,7 +19,6 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from lm.training.dropout import without_dropout
 from pipelines.training.averages import AveragedWeights
 from pipelines.training.best_kept import Best
 from pipelines.training.distribution import gathered, is_sharded, reshard, spread, whole_copy
@@ -150,7 +149,7 @@ class TrainingState:
         """Inside, the model has the averaged weights, is in evaluation mode, and runs uncompiled. To be entered in all
         processes."""
         self.model.eval()
-        with self.averages.applied(), eager(self.model), without_dropout(self.model):
+        with self.averages.applied(), eager(self.model):
             try:
                 yield
             finally:
