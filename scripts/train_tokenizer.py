@@ -86,7 +86,7 @@ def main(options: ImageTokenizerOptions) -> None:
     tokenizer.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizers = optimizers_of(options, tokenizer, options.learning_rate or LEARNING_RATE, BETAS)
     prepared = accelerator.prepare(tokenizer)
-    stage_loss = build_loss(options, accelerator, photographs, config.num_channels, seed=options.seed)
+    stage_loss = build_loss(options, accelerator, photographs, config, seed=options.seed)
 
     def sample(_: object, step: int) -> None:
         draw_reconstructions(tokenizer, validation_pictures, device, run.sample_file(f"step-{step:06d}.png"))
@@ -135,7 +135,7 @@ def finish(loop: Loop, pictures: DecodedPictures, validation_pictures: DecodedPi
     more, or as it was kept."""
     from pipelines.machine.printing import say
     from pipelines.training.best_kept import NOTE
-    from pipelines.training.image_tokenizer import draw_reconstructions, refit
+    from pipelines.training.image_tokenizer import draw_reconstructions, next_command, refit
     from tokenizer_image.registry import load_tokenizer
 
     tokenizer, run, device, options = loop.state.model, loop.run, loop.accelerator.device, loop.options
@@ -161,11 +161,8 @@ def finish(loop: Loop, pictures: DecodedPictures, validation_pictures: DecodedPi
     run.log(progress.step, **{f"final_{name}": value for name, value in figures.items()})
     run.write_end(progress.step, progress.seconds, options.batch_size, figures, **loop.end_figures())
     say(loop.accelerator, f"final: {', '.join(f'{name} {value:.4g}' for name, value in figures.items())}")
-    say(
-        loop.accelerator,
-        f"tokenizer: {run.folder}\nreconstructions: {run.samples / 'final.png'}\n"
-        f"next: accelerate launch scripts/train_lm.py --image_tokenizer {run.folder} --dataset {options.dataset}",
-    )
+    say(loop.accelerator, f"tokenizer: {run.folder}\nreconstructions: {run.samples / 'final.png'}")
+    say(loop.accelerator, f"next: {next_command(options)}")
 
 
 if __name__ == "__main__":

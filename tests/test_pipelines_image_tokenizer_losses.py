@@ -2,27 +2,34 @@
 
 import json
 import math
+import os
 import shutil
+import socket
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from safetensors.torch import load_file
 
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from pipelines.training import adversary as adversary_module
+from pipelines.training import image_tokenizer_losses
 from pipelines.training.adversary import Adversary
 from pipelines.training.drawn_codes import DrawnCodes
 from pipelines.training.image_tokenizer import look_at
 from pipelines.training.image_tokenizer_losses import PHOTOGRAPH_WEIGHTS, StageOneLoss, build_loss
+from pipelines.training.loop import Loop
 from scripts import train_tokenizer
-from tests.test_tokenizer_losses import tiny_extractor
+from tests.test_tokenizer_losses import Tiny, tiny_extractor
 from tests.tiny import tiny_pipeline, tiny_tokenizer
-from tokenizer_image import VQVAE, load_tokenizer
+from tokenizer_image import VQVAE, VQVAEConfig, load_tokenizer
 from tokenizer_image.configuration import preset
 from tokenizer_image.losses import extractors
+from tokenizer_image.losses.extractors import Extractor
 from tokenizer_image.losses.perceptual import PerceptualLoss
 from tokenizer_image.losses.reconstruction import ReconstructionLoss
 from tokenizer_image.pictures.photographs import are_photographs, flat_shares
@@ -31,6 +38,8 @@ from tokenizer_image.vqvae import VQVAEOutput
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"image_size": 16, "patch_size": 4, "hidden_sizes": [8, 16], "codebook_sizes": [16], "num_res_blocks": 1}
+
+CONFIG = VQVAEConfig(image_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -208,20 +217,26 @@ def test_configuration_files_are_the_presets(size):
 
 
 def test_weights_follow_the_pictures_and_the_options(accelerator, capsys):
-    drawn = build_loss(options(), accelerator, False, 3, seed=0)
+    drawn = build_loss(options(), accelerator, False, CONFIG, seed=0)
     assert drawn.is_plain and capsys.readouterr().out == ""
-    found = build_loss(options(), accelerator, True, 3, seed=0)
+    found = build_loss(options(), accelerator, True, CONFIG, seed=0)
     assert found.weights == {"pixels": 1.0, **PHOTOGRAPH_WEIGHTS}
     assert "shares of the gradient" in capsys.readouterr().out
-    given = build_loss(options(perceptual_weight=0.0, adversarial_weight=0.0), accelerator, True, 3, seed=0)
+    given = build_loss(options(perceptual_weight=0.0, adversarial_weight=0.0), accelerator, True, CONFIG, seed=0)
     assert given.is_plain
-    assert build_loss(options(adversarial_weight=0.2), accelerator, False, 3, seed=0).weights["adversarial"] == 0.2
-    assert not build_loss(options(absolute_share=0.5), accelerator, False, 3, seed=0).is_plain
+    assert build_loss(options(adversarial_weight=0.2), accelerator, False, CONFIG, seed=0).weights["adversarial"] == 0.2
+    assert not build_loss(options(absolute_share=0.5), accelerator, False, CONFIG, seed=0).is_plain
+
+
+def test_pictures_below_the_extractors_least_size_are_told(accelerator, capsys, monkeypatch):
+    monkeypatch.setitem(extractors._BUILDERS, "efficientnet_lite0", lambda name: Extractor("large", Tiny()))
+    build_loss(options(), accelerator, True, CONFIG, seed=0)
+    assert "reads pictures of at least 64 pixels: those of 16 are enlarged" in capsys.readouterr().out
 
 
 def test_without_an_extractor_the_discriminators_features_take_its_place(accelerator, capsys, monkeypatch):
     monkeypatch.setattr("pipelines.training.image_tokenizer_losses.missing_package", lambda name: "the_package")
-    loss = build_loss(options(), accelerator, True, 3, seed=0)
+    loss = build_loss(options(), accelerator, True, CONFIG, seed=0)
     assert loss.weights == {
         "pixels": 1.0, "adversarial": PHOTOGRAPH_WEIGHTS["adversarial"], "matching": PHOTOGRAPH_WEIGHTS["perceptual"]
     }  # fmt: skip
@@ -277,6 +292,42 @@ def test_a_run_with_a_discriminator_resumes_to_the_last_bit(photographs, tmp_pat
         shutil.rmtree(target)
 
 
+def on_two_processes(rank: int, port: int, pictures_folder: Path, folder: Path) -> None:
+    """A whole run, one that stops after four of six steps, and its continuation, on each of two processes."""
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in ranks.items()})
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"})
+    extractors._BUILDERS["efficientnet_lite0"] = lambda name: tiny_extractor(seed=0)
+    image_tokenizer_losses.missing_package = lambda name: None
+    image_tokenizer_losses.WARM_UP = 0
+    run(folder / "whole", pictures_folder, adversarial_start=0.3)
+    finish_step = Loop.finish_step
+
+    def stop_after_four(self: Loop, *args: Any, **values: Any) -> None:
+        finish_step(self, *args, **values)
+        if self.progress.step == 4:
+            raise KeyError("stopped")
+
+    Loop.finish_step = stop_after_four  # type: ignore[method-assign]
+    with pytest.raises(KeyError):
+        run(folder / "cut", pictures_folder, adversarial_start=0.3)
+    Loop.finish_step = finish_step  # type: ignore[method-assign]
+    run(folder / "cut", pictures_folder, adversarial_start=0.3, resume=True)
+
+
+def test_two_processes_share_a_discriminator_and_resume(photographs, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(on_two_processes, (port, photographs, tmp_path), nprocs=2)
+    whole, cut = (
+        load_file(tmp_path / name / "checkpoints/checkpoint-6/state.safetensors") for name in ("whole", "cut")
+    )
+    assert any(name.startswith("companion/adversary.discriminator") for name in whole)
+    for name, value in whole.items():
+        assert torch.allclose(value.float(), cut[name].float(), rtol=1e-4, atol=1e-6), name
+
+
 def test_a_decoder_that_finishes_alone_keeps_codes(photographs, tmp_path):
     run(tmp_path / "first", photographs)
     run(tmp_path / "second", photographs, init_from=str(tmp_path / "first"), train="decoder", adversarial_start=0.0)
@@ -295,7 +346,9 @@ def test_codes_from_a_model_are_decoded_and_judged(photographs, tmp_path, capsys
         tmp_path / "sharper", photographs, init_from=str(tmp_path / "model" / "image_tokenizer"), train="decoder",
         codes_from=str(tmp_path / "model"), drawn_pictures=5, adversarial_start=0.0,
     )  # fmt: skip
-    assert "drawing 5 pictures" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "drawing 5 pictures" in told
+    assert f"sharper/model.safetensors {tmp_path / 'model' / 'image_tokenizer'}" in told
     assert load_tokenizer(tmp_path / "sharper").fingerprint == pipe.image_tokenizer.fingerprint
     assert "adversarial" in lines[0]
 

@@ -81,7 +81,9 @@ class Tiny(nn.Module):
         return [first, second], self.classifier(second.mean(dim=(2, 3)))
 
 
-def tiny_extractor(**settings: object) -> Extractor:
+def tiny_extractor(seed: int | None = None, **settings: object) -> Extractor:
+    if seed is not None:
+        torch.manual_seed(seed)
     return Extractor("tiny", Tiny(), least_size=8, **settings)  # type: ignore[arg-type]
 
 

@@ -102,6 +102,16 @@ def training_batches(
         epoch, batch = epoch + 1, 0
 
 
+def next_command(options: ImageTokenizerOptions) -> str:
+    """What to do with the tokenizer of a finished run."""
+    folder = Path(options.output_dir)
+    if options.train == "all":
+        return f"accelerate launch scripts/train_lm.py --image_tokenizer {folder} --dataset {options.dataset}"
+    earlier = Path(str(options.init_from))
+    target = Path(options.codes_from) / "image_tokenizer" if options.codes_from else earlier
+    return f"cp {folder / 'config.json'} {folder / 'model.safetensors'} {target}  # same codes, new decoder"
+
+
 def validate(
     tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device, perceptual: PerceptualLoss | None = None
 ) -> dict[str, float]:

@@ -11,6 +11,7 @@ from torch import nn
 from pipelines.machine.printing import say
 from pipelines.options.image_tokenizer_losses import LossOptions
 from pipelines.training.adversary import Adversary
+from tokenizer_image.configuration import VQVAEConfig
 from tokenizer_image.losses.balance import GradientBalancer
 from tokenizer_image.losses.extractors import INSTALL, load_extractor, missing_package
 from tokenizer_image.losses.perceptual import PerceptualLoss
@@ -147,12 +148,12 @@ class StageOneLoss(nn.Module):
 
 
 def build_loss(
-    options: LossOptions, accelerator: Accelerator, photographs: bool, num_channels: int, *, seed: int
+    options: LossOptions, accelerator: Accelerator, photographs: bool, config: VQVAEConfig, *, seed: int
 ) -> StageOneLoss:
     """What the options ask for, and where they leave it open, what suits photographs or drawings; it is told.
 
     Args:
-        num_channels: of a picture.
+        config: of the image tokenizer.
         seed: of the discriminator.
     """
     defaults = PHOTOGRAPH_WEIGHTS if photographs else dict.fromkeys(PHOTOGRAPH_WEIGHTS, 0.0)
@@ -172,10 +173,16 @@ def build_loss(
     extractor = None
     if perceptual:
         extractor = load_extractor(options.extractor).to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.image_size < extractor.least_size:
+            say(
+                accelerator,
+                f"{options.extractor} reads pictures of at least {extractor.least_size} pixels: those of "
+                f"{config.image_size} are enlarged for it",
+            )
     adversary = None
     if adversarial or matching:
         adversary = Adversary(
-            num_channels, accelerator, learning_rate=options.discriminator_learning_rate,
+            config.num_channels, accelerator, learning_rate=options.discriminator_learning_rate,
             lecam_weight=options.lecam_weight, seed=seed,
         )  # fmt: skip
     weights = {"perceptual": perceptual, "adversarial": adversarial, "matching": matching}
