@@ -82,6 +82,15 @@ def test_a_run_that_stopped_is_finished_until_it_is_given_more(tmp_path):
     assert resumed.train() == [10, 11] and kept == [12] and "stopped_early" not in resumed.run.info
 
 
+def test_a_run_that_is_killed_after_it_stopped_does_not_go_on(tmp_path):
+    training = Training(tmp_path, validate_every=2, max_steps=12, patience=0.4)
+    scored(training, RISING)
+    training.train()
+    resumed = Training(tmp_path, validate_every=2, max_steps=12, patience=0.4, resume=True)
+    scored(resumed, RISING)
+    assert resumed.train() == [] and resumed.loop.progress.step == 10 and "stopped_early" in resumed.run.info
+
+
 def test_minutes_are_noted_where_the_budget_has_none(tmp_path):
     run = begun(tmp_path, Settings(max_steps=None))
     run.options["patience"] = 0.3

@@ -147,6 +147,7 @@ def test_stage_1_leaves_a_tokenizer(tokenizer_folder, capsys):
     names = {path.name for path in tokenizer_folder.iterdir()}
     assert names == {"checkpoints", "config.json", "metrics.jsonl", "model.safetensors", "run.json", "samples"}
     assert sorted(path.name for path in (tokenizer_folder / "checkpoints").iterdir()) == [
+        "best",
         "checkpoint-3",
         "checkpoint-6",
     ]

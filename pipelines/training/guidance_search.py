@@ -70,4 +70,4 @@ def search_guidance(
 
 def _alternating(first: int, second: int) -> list[int]:
     """0 .. first + second - 1, one of the first kind after one of the second."""
-    return sorted(range(first + second), key=lambda row: (row if row < first else row - first, row < first))
+    return sorted(range(first + second), key=lambda row: (row if row < first else row - first, row >= first))

@@ -170,8 +170,10 @@ class Loop:
     def steps(self) -> Iterator[int]:
         """Steps until the budget is spent; then a last checkpoint, validation and sample."""
         progress, options = self.progress, self.options
-        self.share = share = self.budget.progress(progress.step, progress.seconds)
-        self.run.info.pop("stopped_early", None)
+        share = self.budget.progress(progress.step, progress.seconds)
+        share = self.share = 1.0 if self.run.stays_stopped else share  # killed after it had stopped
+        if share < 1.0:
+            self.run.info.pop("stopped_early", None)
         self._clock = time.monotonic() - progress.seconds
         self._estimate_at = (progress.step + 3, progress.step + 3 + ESTIMATE_STEPS)
         self.log.start(progress.step, progress.seconds)
@@ -196,6 +198,8 @@ class Loop:
             if self.log.values:
                 self._write_log()
             self.save()
+            if "stopped_early" in self.run.info:
+                self.run.write_info()
             step = progress.step
             self._validate_and_sample(validate=self._validated_at != step, sample=self._sampled_at != step)
         self.log.finish()

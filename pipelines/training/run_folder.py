@@ -155,14 +155,21 @@ class Run:
         """Whether the run in this folder came to the end of the budget that it is given now."""
         if not self.info.get("finished"):
             return False
-        used = {"max_steps": self.info.get("steps"), "max_minutes": self.info.get("minutes")}
+        if self.info.get("stopped_early"):
+            return self.stays_stopped
+        return not self._has_more_than({"max_steps": self.info.get("steps"), "max_minutes": self.info.get("minutes")})
+
+    @property
+    def stays_stopped(self) -> bool:
+        """Whether the run stopped early, and is given neither another patience nor a larger budget now."""
         stopped = self.info.get("stopped_early")
-        if stopped:
-            if self.options.get("patience") != stopped["patience"]:
-                return False
-            used |= {name: stopped[name] for name in used if stopped[name] is not None}
-        larger = [name for name, most in used.items() if most is not None and (self.options.get(name) or 0) > most]
-        return not larger
+        if not stopped or self.options.get("patience") != stopped["patience"]:
+            return False
+        return not self._has_more_than({name: stopped[name] for name in ("max_steps", "max_minutes")})
+
+    def _has_more_than(self, budgets: dict[str, float | None]) -> bool:
+        """Whether the options have a larger budget than one of these."""
+        return any(most is not None and (self.options.get(name) or 0) > most for name, most in budgets.items())
 
     def stop_early(self, patience: float) -> None:
         """Note that the run ends before its budget is spent: it is finished, and goes on with a larger budget or

@@ -1,0 +1,198 @@
+"""Few pictures: what captions draw, the search for guidance, and regularisation by how often each is shown."""
+
+from __future__ import annotations
+
+import types
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_model, tiny_pipeline, tiny_tokenizer, tiny_vocabulary
+
+from lm.data.batch_order import BatchOrder
+from lm.data.code_noise import CodeNoise
+from lm.data.sequence_source import SequenceSource
+from pipelines.options.language_model import LanguageModelOptions
+from pipelines.training import guidance_search
+from pipelines.training.captions_drawn import CaptionedPicture, CaptionsDrawn, choose_captions
+from pipelines.training.few_pictures import Recipe, choose_recipe, drawn_figures, expected_epochs, kept_score
+from pipelines.training.guidance_search import search_guidance
+
+
+class Rows:
+    """A token cache in memory: captions, and codes of 2x2 places of two codes."""
+
+    interleaved = False
+
+    def __init__(self, captions: list[str], seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.captions = captions
+        self.all_codes = np.stack([np.stack([rng.integers(16, size=4), 16 + rng.integers(8, size=4)], 1).reshape(-1)
+                                   for _ in captions])  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def texts(self, row: int) -> list[str]:
+        return [self.captions[row]] if self.captions[row] else []
+
+    def codes(self, row: int) -> np.ndarray:
+        return self.all_codes[row].astype(np.uint8)
+
+    def order(self, row: int) -> str:
+        return ""
+
+    def image_sizes(self, row: int) -> list[tuple[int, int]]:
+        return [(16, 16)]
+
+    def count(self, has_text: bool, has_codes: bool, interleaved: bool = False) -> int:
+        return sum(bool(caption) == has_text for caption in self.captions) if has_codes and not interleaved else 0
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline()
+
+
+def names(count: int, start: int = 0) -> list[str]:
+    return [f"picture {index}" for index in range(start, start + count)]
+
+
+def test_captions_are_chosen_of_both_splits_where_they_say_which_picture_is_meant(pipe):
+    captions = choose_captions(Rows(names(40)), Rows(names(20, 40), 1), pipe.vocabulary, 8)
+    assert captions is not None and (len(captions.held_out), len(captions.seen), len(captions.others)) == (8, 8, 44)
+    assert {int(one.caption.split()[1]) >= 40 for one in captions.held_out} == {True}
+    assert {int(one.caption.split()[1]) < 40 for one in captions.seen} == {True}
+    again = choose_captions(Rows(names(40)), Rows(names(20, 40), 1), pipe.vocabulary, 8)
+    assert again is not None and [one.caption for one in again.seen] == [one.caption for one in captions.seen]
+
+
+def test_captions_that_several_pictures_have_judge_nothing(pipe):
+    assert choose_captions(Rows(["a dog", "a cat"] * 10), Rows(["a dog"] * 4), pipe.vocabulary, 8) is None
+    assert choose_captions(Rows([""] * 10), Rows([""] * 4), pipe.vocabulary, 8) is None
+    alone = tiny_vocabulary(tiny_tokenizer(), formats=["image"])
+    assert choose_captions(Rows(names(10)), Rows(names(4, 10)), alone, 8) is None
+    sizes = tiny_vocabulary(tiny_tokenizer(), sizes=[(16, 16), (16, 32)])
+    assert choose_captions(Rows(names(10)), Rows(names(4, 10)), sizes, 8) is None
+
+
+def test_a_drawn_picture_is_right_where_its_own_is_the_nearest(pipe):
+    """The right codes of one caption are what the model draws for it; those of the other are something else."""
+    drawn = pipe(["a red dog", "a blue cat"], temperature=0.0, guidance_scale=1.0).codes.numpy()
+    rng = np.random.default_rng(0)
+    wrong = np.stack([rng.integers(16, size=4), 16 + rng.integers(8, size=4)], 1).reshape(-1)
+    captions = CaptionsDrawn(
+        [CaptionedPicture("a red dog", drawn[0])], [CaptionedPicture("a blue cat", wrong)],
+        [CaptionedPicture("another", drawn[1])],
+    )  # fmt: skip
+    assert captions.shares(pipe) == {"drawn_right_held_out": 1.0, "drawn_right_seen": 0.0}
+    accelerator = types.SimpleNamespace(is_main_process=True, num_processes=1)
+    assert drawn_figures(captions, accelerator, lambda: pipe) == captions.shares(pipe)
+
+
+def test_the_kept_weights_are_those_that_draw_best_then_those_of_the_lowest_loss():
+    figures = {"nats_per_code": 0.5, "drawn_right_held_out": 0.9, "drawn_right_seen": 0.8}
+    assert kept_score(figures, 0.5) == pytest.approx(0.15 + 0.0005)
+    assert kept_score({"nats_per_code": 0.5}, 0.5) == 0.5
+
+
+class Drawn:
+    """Captions of which a known share draws its picture at each scale, the same ones each time."""
+
+    def __init__(self, shares: dict[float, float], count: int = 64) -> None:
+        self.shares_right, self.held_out, self.seen = shares, [None] * (count // 2), [None] * (count // 2)
+        self.calls: list[tuple[float, int, int]] = []
+
+    def right(self, pipe, rows, guidance_scale, temperature, seed):
+        assert temperature == 1.0
+        self.calls.append((guidance_scale, len(rows), seed))
+        return np.asarray([row % 32 < 32 * self.shares_right[guidance_scale] for row in rows])
+
+
+@pytest.mark.parametrize("shares, scale", [
+    ({1.0: 0.9, 1.5: 0.8, 2.0: 0.5, 3.0: 0.4}, 1.0),
+    ({1.0: 0.5, 1.5: 0.8, 2.0: 0.8, 3.0: 0.4}, 2.0),
+    ({1.0: 0.5, 1.5: 0.6, 2.0: 0.6, 3.0: 0.9}, 3.0),
+    ({1.0: 0.0, 1.5: 0.0, 2.0: 0.0, 3.0: 0.0}, 2.0),
+])  # fmt: skip
+def test_the_guidance_at_which_most_captions_draw_their_picture(shares, scale):
+    captions = Drawn(shares)
+    found = search_guidance(captions, None, 2.0, rows_trained=40_000)
+    assert found is not None and found.scale == scale and found.drawn == 171, "3% of the rows, at 7 a caption"
+    assert [call[1:] for call in captions.calls[::4]] == [(64, 0), (64, 64), (43, 128)]
+    assert str(found).startswith(f"guidance {scale:g} by default: of 171 captions, ") and "% at 1.5" in str(found)
+
+
+def test_a_difference_by_chance_leaves_the_usual_guidance():
+    class Noisy(Drawn):
+        def right(self, pipe, rows, guidance_scale, temperature, seed):
+            return np.random.default_rng([int(guidance_scale * 2), seed]).random(len(rows)) < 0.5
+
+    captions = Noisy({})
+    found = search_guidance(captions, None, 2.0, 40_000)
+    assert found is not None
+    gain = found.right[found.scale] - found.right[2.0]
+    assert found.scale == 2.0 or gain > 0.5**0.5 / 171**0.5 * 0.9
+
+
+def test_a_budget_or_a_data_set_too_small_for_a_search():
+    assert search_guidance(Drawn({}), None, 2.0, rows_trained=3000) is None
+    assert search_guidance(Drawn({}, 10), None, 2.0, rows_trained=40_000) is None
+    assert guidance_search._alternating(2, 3) == [0, 2, 1, 3, 4]
+
+
+def source_of(rows: Rows, vocabulary) -> SequenceSource:
+    return SequenceSource(rows, vocabulary)  # type: ignore[arg-type]
+
+
+def test_regularisation_follows_how_often_a_picture_is_shown():
+    vocabulary = tiny_vocabulary(tiny_tokenizer())
+    model, source = tiny_model(vocabulary), source_of(Rows(names(64)), vocabulary)
+
+    def recipe(earlier: dict[str, float] | None = None, **options: float) -> Recipe:
+        return choose_recipe(LanguageModelOptions(batch_size=16, **options), source, model, 1e9, earlier)
+
+    few, many = recipe(max_steps=20), recipe(max_steps=400)
+    assert few == Recipe(5.0, 0.0, 0.0) and not few.is_repetitive
+    assert many.epochs == 100 and many.is_repetitive and many.dropout > 0 and many.code_noise > 0
+    assert recipe(max_steps=400, dropout=0.0).dropout == 0 and recipe(max_steps=20, code_noise=0.3).code_noise == 0.3
+    assert recipe(many.to_dict(), max_steps=20) == many, "a resumed run keeps what it began with"
+    assert "about 100 epochs of 64 pictures are expected" in many.line(64, LanguageModelOptions())
+    assert "--dropout as given" in many.line(64, LanguageModelOptions(dropout=0.2))
+
+
+def test_epochs_of_minutes_follow_from_the_machines_speed():
+    vocabulary = tiny_vocabulary(tiny_tokenizer())
+    model, source = tiny_model(vocabulary), source_of(Rows(names(64)), vocabulary)
+    options = LanguageModelOptions(max_minutes=10)
+    slow, fast = (expected_epochs(options, source, model, peak) for peak in (1e8, 2e8))
+    assert fast == pytest.approx(2 * slow) and slow > 0
+    assert expected_epochs(LanguageModelOptions(max_minutes=5), source, model, 2e8) == pytest.approx(slow)
+    packed = LanguageModelOptions(max_steps=4, batch_size=16, pack_length=160)
+    assert expected_epochs(packed, source, model, 1e8) > 4, "a row of 160 tokens holds several pictures"
+
+
+def test_noise_on_codes_depends_on_seed_epoch_and_row_alone():
+    vocabulary = tiny_vocabulary(tiny_tokenizer())
+    source = source_of(Rows(names(32)), vocabulary)
+    plain = {batch["labels"].sum().item() for batch in first_epoch(source)}
+    before = [batch["input_ids"] for batch in first_epoch(source)]
+    source.noise = CodeNoise.build(0.5, vocabulary, None)
+    noisy = first_epoch(source)
+    assert {batch["labels"].sum().item() for batch in noisy} == plain, "what is learned stays"
+    assert any(not torch.equal(a, b["input_ids"]) for a, b in zip(before, noisy, strict=True))
+    again = first_epoch(source, ranks=2)
+    both = torch.cat([torch.cat([one["input_ids"], two["input_ids"]])
+                      for one, two in zip(again[::2], again[1::2], strict=True)])  # fmt: skip
+    whole = torch.cat([batch["input_ids"] for batch in noisy])
+    assert {tuple(row.tolist()) for row in both} == {tuple(row.tolist()) for row in whole}, "for any number of ranks"
+    order = BatchOrder(source, 8, 0)
+    second = order.collate(order.window_batches(1, 0)[0])
+    assert not any(torch.equal(second["input_ids"], batch["input_ids"]) for batch in noisy), "another epoch, another"
+
+
+def first_epoch(source: SequenceSource, ranks: int = 1) -> list[dict[str, torch.Tensor]]:
+    order, found = BatchOrder(source, 8, 0), []
+    for block in order.window_batches(0, 0):
+        found += [order.collate(block[rank::ranks]) for rank in range(ranks)]
+    return found
