@@ -52,7 +52,7 @@ def _tiny_extractor(monkeypatch) -> None:
     """A tiny extractor under the default's name, so that these tests need no package, and a discriminator whose word
     counts at once."""
     torch.manual_seed(0)
-    monkeypatch.setattr("pipelines.training.image_tokenizer_losses.WARM_UP", 0)
+    monkeypatch.setattr(adversary_module, "FIRST_ACCURACY", 0.6)
     monkeypatch.setitem(extractors._BUILDERS, "efficientnet_lite0", lambda name: tiny_extractor())
     monkeypatch.setattr(extractors, "missing_package", lambda name: None)
     monkeypatch.setattr("pipelines.training.image_tokenizer_losses.missing_package", lambda name: None)
@@ -107,13 +107,19 @@ def test_the_discriminator_comes_in_at_its_share_of_the_budget(accelerator):
     assert "accuracy_real" in loss.learn(batch, output, share=0.3, step=0)
 
 
-def test_the_decoder_waits_until_the_discriminator_can_tell(accelerator, monkeypatch):
-    monkeypatch.setattr("pipelines.training.image_tokenizer_losses.WARM_UP", 2)
-    loss = a_loss(accelerator, an_adversary(accelerator))
+@pytest.mark.parametrize(
+    ("accuracies", "confidence"), (((0.5, 0.5), 0.0), ((0.2, 0.7), 0.0), ((0.55, 0.55), 0.5), ((0.9, 0.6), 1.0))
+)
+def test_a_discriminator_counts_for_as_much_as_it_can_tell(accelerator, accuracies, confidence):
+    one = an_adversary(accelerator)
+    one.accuracies.copy_(torch.tensor(accuracies))
+    assert one.confidence == pytest.approx(confidence, abs=1e-6)
     output = tiny_tokenizer().train()(batch := pictures())
-    for step in range(3):
-        assert ("adversarial" in loss(batch, output, share=0.5, step=step)[1]) == (step >= 2)
-        loss.learn(batch, output, share=0.5, step=step)
+    figures = a_loss(accelerator, one)(batch, output, share=0.5, step=0)[1]
+    if not confidence:
+        assert "adversarial" not in figures
+    else:
+        assert figures["share_adversarial"] == pytest.approx(0.5 * confidence / (2 + 0.5 * confidence), rel=1e-4)
 
 
 def test_the_decoders_step_leaves_the_discriminator_as_it_is(accelerator):
@@ -299,7 +305,7 @@ def on_two_processes(rank: int, port: int, pictures_folder: Path, folder: Path) 
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"})
     extractors._BUILDERS["efficientnet_lite0"] = lambda name: tiny_extractor(seed=0)
     image_tokenizer_losses.missing_package = lambda name: None
-    image_tokenizer_losses.WARM_UP = 0
+    adversary_module.FIRST_ACCURACY = 0.6
     run(folder / "whole", pictures_folder, adversarial_start=0.3)
     finish_step = Loop.finish_step
 

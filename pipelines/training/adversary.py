@@ -19,6 +19,8 @@ from tokenizer_image.losses.discriminator import (
 
 BETAS = (0.5, 0.9)
 ACCURACY_DECAY = 0.99
+FIRST_ACCURACY = 0.5  # before it has learned
+CONFIDENT = 0.2  # sum of both accuracies less 1, from which on its word counts in full
 WON, LOST = 0.98, 0.52  # accuracies beyond which a discriminator teaches nothing
 
 
@@ -47,7 +49,7 @@ class Adversary(nn.Module):
             torch.manual_seed(seed)
             self.discriminator = PatchDiscriminator(num_channels)
         self.lecam = LeCam()
-        self.register_buffer("accuracies", torch.full((2,), 0.5))  # of real and drawn pictures
+        self.register_buffer("accuracies", torch.full((2,), FIRST_ACCURACY))  # of real and drawn pictures
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.register_buffer("is_stopped", torch.zeros((), dtype=torch.bool))
         self.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -102,6 +104,16 @@ class Adversary(nn.Module):
         self.optimizer.zero_grad()
         names = ("discriminator_loss", "logit_real", "logit_drawn", "accuracy_real", "accuracy_drawn")
         return dict(zip(names, found.tolist(), strict=True))
+
+    @property
+    def confidence(self) -> float:
+        """In [0, 1]: how well it tells real from drawn patches of late, 0 for chance and 1 from `CONFIDENT` on.
+
+        The gradient of one that cannot tell them apart is noise, which shares of the gradient would make as loud as any
+        other term.
+        """
+        advantage = float(self.accuracies.sum()) - 1  # Youden's index
+        return min(1.0, max(0.0, advantage / CONFIDENT))
 
     def stop(self) -> None:
         """Have it take no further part."""

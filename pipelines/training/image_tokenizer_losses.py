@@ -20,7 +20,6 @@ from tokenizer_image.vqvae import VQVAEOutput
 
 TERMS = ("pixels", "perceptual", "adversarial", "matching")
 PHOTOGRAPH_WEIGHTS = {"perceptual": 1.0, "adversarial": 0.2}  # beside 1 for pixels
-WARM_UP = 50  # updates of the discriminator before the decoder learns from it
 ADVICE_STEPS = 1000  # between two pieces of advice about the discriminator
 
 
@@ -35,8 +34,8 @@ class StageOneLoss(nn.Module):
         weights: of the terms `perceptual`, `adversarial` and `matching`; one of 0 is left out.
         perceptual: for the term of that name.
         adversary: for the other two.
-        adversarial_start: share of the budget after which the discriminator learns. The decoder learns from it
-            `WARM_UP` updates later, when it can tell something.
+        adversarial_start: share of the budget after which the discriminator learns. The decoder learns from it as soon
+            as it tells real from drawn pictures, with a weight in proportion to that (`Adversary.confidence`).
         balanced: weights are shares of the gradient; else they multiply the terms.
     """
 
@@ -96,7 +95,10 @@ class StageOneLoss(nn.Module):
         reconstruction = output.reconstruction
         with self.accelerator.autocast():
             terms = self._terms(pixel_values, reconstruction, share, step)
-        mixture = self.balancer(terms, self.weights, reconstruction, self._mean)
+        weights = dict(self.weights)
+        if self.adversary is not None:
+            weights["adversarial"] = weights.get("adversarial", 0.0) * self.adversary.confidence
+        mixture = self.balancer(terms, weights, reconstruction, self._mean)
         if set(mixture.not_finite) & {"adversarial", "matching"}:
             self._stop_adversary(step)
         figures = {name: float(term.detach()) for name, term in terms.items()}
@@ -127,7 +129,7 @@ class StageOneLoss(nn.Module):
         terms = {"pixels": self.pixels(pixel_values, paired)}
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(pixel_values, paired)
-        if self.adversary is not None and self._adversary_takes_part(share) and self.adversary.updates >= WARM_UP:
+        if self.adversary is not None and self._adversary_takes_part(share) and self.adversary.confidence:
             found = self.adversary.terms(
                 pixel_values, reconstruction, match_features="matching" in self.weights, step=step
             )
