@@ -25,7 +25,7 @@ from pipelines.options.option import option
 from pipelines.options.parser import run_command
 from scripts.benchmarks.figures import Row, row, show, write_rows
 from scripts.benchmarks.resume import TIMEOUT, RunOptions, Stage, Training, stages, train_tokenizer, wait_for
-from scripts.benchmarks.stop_causes import CAUSES, Cause, Trial
+from scripts.benchmarks.stop_causes import CAUSES, NO_PIXEL_CACHE, Cause, Trial
 
 PICTURES = 200
 DISK_MEGABYTES = 32
@@ -154,7 +154,8 @@ def measure(name: str, stage: Stage, root: Path, options: Options, cause: Cause,
             if not is_ready:
                 break
             training = Training(stage, folder / "run", options, root / f"{folder.name}.txt")
-            cache = {"TESSERA_CACHE": str(root / f"{folder.name}-pictures" if cause.changes else root / "cache")}
+            own_cache = cause.changes == NO_PIXEL_CACHE
+            cache = {"TESSERA_CACHE": str(root / f"{folder.name}-pictures" if own_cache else root / "cache")}
             process = training.start(cause.changes.replace("{at}", str(at)), cache)
             outcomes.append(stop(cause, Trial(training, process, root / "pictures"), at, final_weights))
         print(f"{name}, {cause.name} at step {at}: {outcomes[-1]}", flush=True)
