@@ -181,6 +181,7 @@ def icons(count: int) -> list[Icon]:
         syllables = [str(rng.choice(ONSETS)) + str(rng.choice(VOWELS)) for _ in range(2)]
         words["".join(syllables) + str(rng.choice(ENDS))] = None
     found = []
+    rng = np.random.default_rng(29)
     for index, word in enumerate(words):
         modifier = MODIFIERS[1 + int(rng.integers(len(MODIFIERS) - 1))]
         found += [Icon(word, index, ""), Icon(f"{word} {modifier}", index, modifier)]

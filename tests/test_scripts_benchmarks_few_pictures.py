@@ -1,0 +1,48 @@
+"""The benchmark of few pictures: its worlds, and one short run through the real commands."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from scripts.benchmarks import few_pictures
+from scripts.benchmarks.few_pictures import TARGETS, Options, build_world
+from scripts.benchmarks.few_worlds import drawings, icons, write_folder
+
+
+def test_every_combination_has_a_caption_of_its_own_and_a_quarter_is_for_training():
+    world = build_world("drawings", 50)
+    captions = {item.caption for item in world.items}
+    assert len(world.items) == len(captions) == 9216 and len(world.training) == 2376 and len(world.judged) == 50
+    assert not set(world.training) & set(world.judged)
+    assert "a small red triangle, filled, turned by 90 degrees" in captions
+    some = [item for item in drawings() if item.colour == "red" and item.size == "small"]
+    pixels = {np.asarray(item.picture()).tobytes() for item in some}
+    assert len(pixels) == len(some) == 256, "all are told apart, at the smallest size, too"
+    assert some[0].picture().size == (32, 32) and some[0].picture().getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_every_icon_has_a_name_and_a_picture_of_its_own(tmp_path):
+    found = icons(60)
+    assert len({icon.caption for icon in found}) == 60 == len({icon.picture().tobytes() for icon in found})
+    assert [icon.caption for icon in icons(1400)[:60]] == [icon.caption for icon in found]
+    write_folder(tmp_path / "icons", found[:3])
+    lines = [json.loads(line) for line in (tmp_path / "icons" / "metadata.jsonl").read_text().splitlines()]
+    assert lines[0] == {"file_name": "00000.png", "text": found[0].caption} and found[0].picture().size == (64, 64)
+    assert len(list((tmp_path / "icons").glob("*.png"))) == 3
+
+
+@pytest.mark.slow
+def test_a_short_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(few_pictures, "ICONS", 80)
+    output = tmp_path / "rows.json"
+    few_pictures.main(
+        Options(worlds=["icons"], max_steps=3, captions=4, output=str(output), cpu_threads=1,
+                train_options=["lm_size=2M", "batch_size=8"])
+    )  # fmt: skip
+    rows = {row["what"]: row for row in json.loads(output.read_text())}
+    assert {name for name in TARGETS if name.startswith("icons")} <= rows.keys()
+    assert rows["icons/default/nearest"]["target"] == 0.97 and 0 <= rows["icons/greedy/all_codes"]["value"] <= 1
+    assert rows["icons/validation_over_best"]["value"] == 1.0
