@@ -298,6 +298,17 @@ def test_a_run_with_a_discriminator_resumes_to_the_last_bit(photographs, tmp_pat
         shutil.rmtree(target)
 
 
+def test_a_discriminator_may_join_a_run_where_changes_are_allowed(photographs, tmp_path):
+    run(tmp_path / "run", photographs, max_steps=4, adversarial_weight=0.0)
+    with pytest.raises(ValueError, match="--adversarial_weight was 0.0, now 0.5"):
+        run(tmp_path / "run", photographs, max_steps=6, adversarial_weight=0.5, resume=True)
+    lines = run(
+        tmp_path / "run", photographs, max_steps=6, adversarial_weight=0.5, adversarial_start=0.0, resume=True,
+        allow_changes=True,
+    )  # fmt: skip
+    assert "adversarial" not in lines[0] and "adversarial" in [line for line in lines if "loss" in line][-1]
+
+
 def on_two_processes(rank: int, port: int, pictures_folder: Path, folder: Path) -> None:
     """A whole run, one that stops after four of six steps, and its continuation, on each of two processes."""
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}

@@ -106,7 +106,8 @@ class TrainingState:
         """The inverse of `tensors`, from whole tensors in every process.
 
         Args:
-            other_optimizers: where the states are those of other optimizers, leave them out: these start anew.
+            other_optimizers: where the states are those of other optimizers, or of another companion, leave them out:
+                these start anew.
 
         Returns:
             whether the optimizers go on from their states.
@@ -128,8 +129,7 @@ class TrainingState:
         )
         self.averages.load(parts["averaged"])
         if self.companion is not None and parts["companion"]:
-            self.companion.load_state_dict(parts["companion"])
-            load_optimizer_tensors(self.companion_optimizers, parts["companion_optimizer"])
+            self._load_companion(parts["companion"], parts["companion_optimizer"], may_differ=other_optimizers)
         same_optimizers = True
         try:
             check_optimizer_tensors(self.optimizers, parts["optimizer"])
@@ -143,6 +143,16 @@ class TrainingState:
         if "cuda" in parts["random"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(parts["random"]["cuda"].cpu())
         return same_optimizers
+
+    def _load_companion(
+        self, tensors: dict[str, torch.Tensor], states: dict[str, torch.Tensor], *, may_differ: bool
+    ) -> None:
+        """Load the companion and its optimizers; one with other parts starts anew where it may differ."""
+        assert self.companion is not None
+        if may_differ and tensors.keys() != self.companion.state_dict().keys():
+            return
+        self.companion.load_state_dict(tensors)
+        load_optimizer_tensors(self.companion_optimizers, states)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
