@@ -38,7 +38,7 @@ def main(options: LanguageModelOptions) -> None:
     from pipelines.training.captions_drawn import choose_captions
     from pipelines.training.compilation import compile_layers
     from pipelines.training.distribution import is_sharded, prepare
-    from pipelines.training.few_pictures import DRAWN_CAPTIONS, choose_recipe, drawn_figures, kept_score
+    from pipelines.training.few_pictures import DRAWN_CAPTIONS, DRAWN_ROWS, choose_recipe, drawn_figures, kept_score
     from pipelines.training.guidance_search import search_guidance
     from pipelines.training.language_model import build_parts, check_parts, default_learning_rate, describe_model
     from pipelines.training.language_model_step import mean_loss, train_step, validate
@@ -146,7 +146,7 @@ def main(options: LanguageModelOptions) -> None:
         TrainingState(accelerator, model, optimizers, AveragedWeights(model, options.ema_decay), prepared),
         Validation(
             measure, sample, score, write if options.keep_best else None, around=partial(without_dropout, model),
-            every=validation_interval(options, len(cache), len(validation_cache)),
+            every=validation_interval(options, len(cache), len(validation_cache) + (DRAWN_ROWS if captions else 0)),
         ),
         MetricsLog(accelerator, run, options.tracker, "images", options.batch_size, throughput),
     )  # fmt: skip
