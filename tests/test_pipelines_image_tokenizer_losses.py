@@ -1,5 +1,6 @@
 """Stage 1's losses in training: mixing, the discriminator's part, checkpoints, and decoders that finish alone."""
 
+import io
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from PIL import Image
 from safetensors.torch import load_file
 
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
@@ -184,6 +186,11 @@ def test_photographs_are_told_from_drawings():
         [np.asarray(scenes.draw_scene(scenes.sample_scene(row))).transpose(2, 0, 1) for row in range(8)]
     )
     assert are_photographs(noise)[0] and not are_photographs(drawings)[0]
+    files = [io.BytesIO() for _ in range(8)]
+    for row, file in enumerate(files):
+        scenes.draw_scene(scenes.sample_scene(row)).save(file, "JPEG", quality=75)
+    drawings = np.stack([np.asarray(Image.open(file)).transpose(2, 0, 1) for file in files])
+    assert not are_photographs(drawings)[0]
     flat = np.zeros((1, 3, 2, 4), dtype=np.uint8)
     flat[0, 0, :, 2:] = 3  # one of three neighbours differs by more than 2
     assert flat_shares(flat).tolist() == pytest.approx([2 / 3])
@@ -268,8 +275,6 @@ def run(folder: Path, pictures_folder: Path, **settings: object) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory) -> Path:
-    from PIL import Image
-
     folder = tmp_path_factory.mktemp("photographs")
     chance = np.random.default_rng(0)
     for number in range(24):
