@@ -155,6 +155,8 @@ def test_regularisation_follows_how_often_a_picture_is_shown():
     few, many = recipe(max_steps=20), recipe(max_steps=400)
     assert few == Recipe(5.0, 0.0, 0.0) and not few.is_repetitive
     assert many.epochs == 100 and many.is_repetitive and many.dropout > 0 and many.code_noise > 0
+    several = recipe(max_steps=40)
+    assert several == Recipe(10.0, 0.0, 0.0) and several.is_repetitive, "judged by what captions draw, and no more"
     assert recipe(max_steps=400, dropout=0.0).dropout == 0 and recipe(max_steps=20, code_noise=0.3).code_noise == 0.3
     assert recipe(many.to_dict(), max_steps=20) == many, "a resumed run keeps what it began with"
     assert "about 100 epochs of 64 pictures are expected" in many.line(64, LanguageModelOptions())

@@ -12,7 +12,7 @@ from pipelines.training.captions_drawn import CaptionsDrawn
 SCALES = (1.0, 1.5, 2.0, 3.0)
 BUDGET_SHARE = 0.03  # of the rows that training read, that the search may draw
 LEAST_CAPTIONS, MOST_DRAWN = 16, 400  # captions without which there is no search; pictures drawn at each scale
-MARGIN = 1.0  # standard errors by which another scale has to be better than the usual one
+MARGIN = 2.0  # standard errors by which another scale has to be better than the usual one
 
 
 @dataclass

@@ -1,0 +1,70 @@
+"""A run on few pictures through the real command: it resumes exactly, and leaves the guidance that it has found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tiny import tiny_tokenizer
+
+from pipelines.options.language_model import LanguageModelOptions
+from pipelines.training import guidance_search
+from pipelines.training.loop import Loop
+from scripts import train_lm
+
+
+class Interrupted(BaseException):
+    """Takes the place of SIGKILL."""
+
+
+def test_a_run_on_few_pictures_resumes_exactly_and_leaves_its_guidance(tmp_path, monkeypatch, capsys):
+    """Through the real command: dropout, noise, captions drawn at validation, the search at the end."""
+    monkeypatch.setenv("TESSERA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(guidance_search, "BUDGET_SHARE", 1.0)
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 20), ("validation", 8)):
+        (tmp_path / "pictures" / split).mkdir(parents=True)
+        for index in range(count):
+            pixels = rng.integers(256, size=(16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / split / f"{index}.png")
+            (tmp_path / "pictures" / split / f"{index}.txt").write_text(f"{split} {index}")
+
+    def run(name: str, resume: bool = False) -> Path:
+        train_lm.main(
+            LanguageModelOptions(
+                dataset=str(tmp_path / "pictures"), image_tokenizer=str(tmp_path / "tokenizer"),
+                output_dir=str(tmp_path / name), num_layers=1, hidden_size=16, num_heads=2, text_vocab_size=300,
+                batch_size=10, max_steps=44, warmup_steps=2, validate_every=11, checkpoint_every=8, sample_every=0,
+                log_every=1, cpu_threads=1, num_workers=0, mixed_precision="no", patience=0.0, resume=resume,
+            )
+        )  # fmt: skip
+        return tmp_path / name
+
+    whole = run("whole")
+    said = capsys.readouterr().out
+    assert "about 22 epochs of 20 pictures are expected: --dropout 0.1 --code_noise 0.1" in said
+    assert "by default: of 62 captions, " in said and "% at 1.5" in said
+    info = json.loads((whole / "run.json").read_text())
+    assert info["recipe"] == {"epochs": 22.0, "dropout": 0.1, "code_noise": 0.1} and info["best_step"] % 11 == 0
+    assert {"drawn_right_held_out", "drawn_right_seen", "nats_per_code"} <= info["validation"].keys()
+
+    def interrupt(loop: Loop, *args: torch.Tensor, **figures: torch.Tensor) -> None:
+        finish_step(loop, *args, **figures)
+        if loop.progress.step == 30:
+            raise Interrupted
+
+    finish_step = Loop.finish_step
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Loop, "finish_step", interrupt)
+        run("killed")
+    killed = run("killed", resume=True)
+    for file in ("lm/model.safetensors", "lm/vocabulary.json"):
+        assert (killed / file).read_bytes() == (whole / file).read_bytes(), file
+    last = [load_file(folder / "checkpoints" / "checkpoint-44" / "state.safetensors") for folder in (whole, killed)]
+    assert all(torch.equal(last[0][name], last[1][name]) for name in last[0] if not name.startswith("random/"))
