@@ -306,7 +306,10 @@ def test_command_writes_report_and_page(untrained_probe, pipeline, tmp_path, cap
         "--num_captions", 5, "--guidance_scale", 2, "--seed", 7,
     )  # fmt: skip
     report = json.loads(output.read_text())
-    assert set(report["reconstruction"]) == {"mse", "psnr", "ssim", "n"} and report["reconstruction"]["n"] == 40
+    assert (
+        set(report["reconstruction"]) == {"mse", "psnr", "ssim", "grid_ratio", "n"}
+        and report["reconstruction"]["n"] == 40
+    )
     assert 0 < report["codebook"]["usage"] <= 1 and report["codebook"]["perplexity"] >= 1
     assert report["alignment"]["held_out"]["n"] == 5 and report["alignment"]["relation"]["n"] == 3
     assert report["likelihood"]["nats_per_code"] > 0

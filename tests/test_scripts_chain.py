@@ -30,13 +30,15 @@ from pipelines import InterleavedPipeline, TextToImagePipeline
 from pipelines.caching import pixel_cache, sources
 from pipelines.options.evaluation import EvaluationOptions
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
+from pipelines.options.image_tokenizer_losses import LossOptions
 from pipelines.options.training import TrainingOptions
 from pipelines.training import image_tokenizer
-from pipelines.training.image_tokenizer import build_tokenizer, training_batches
+from pipelines.training.image_tokenizer import load_earlier, training_batches
 from pipelines.training.language_model import build_parts, check_parts
 from pipelines.training.loop import Loop
 from pipelines.training.start import start_accelerator
 from scripts import evaluate, train_lm, train_tokenizer
+from tokenizer_image import VQVAE
 from tokenizer_image.registry import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -851,6 +853,11 @@ def test_stage_1_fits_the_codebook_once_for_a_validation_and_its_sample(tmp_path
 # Options of the two commands
 
 
+def built(options: ImageTokenizerOptions) -> VQVAE:
+    """The tokenizer that the options give, for drawings."""
+    return load_earlier(options) if options.init_from else VQVAE(options.configuration(photographs=False))
+
+
 def test_every_option_of_stage_1_is_applied_or_refused_beside_init_from(tokenizer_folder, tmp_path):
     """An option that --init_from cannot follow is named; none is ignored."""
     changes = dict(
@@ -859,10 +866,12 @@ def test_every_option_of_stage_1_is_applied_or_refused_beside_init_from(tokenize
         sixteen_bit="data",
         shared_codebook=True, num_groups=3, codebook_dim=3, level_dropout=0.3, commitment_weight=0.5,
         codebook_decay=0.9, revival_threshold=0.2, kmeans_start=False, rotation_trick=True, code_temperature=0.5,
-        entropy_weight=0.2,
+        entropy_weight=0.2, resampling="overlapping",
     )  # fmt: skip
     own = {field.name for field in fields(ImageTokenizerOptions)} - {field.name for field in fields(TrainingOptions)}
-    assert own == {*changes, "random_flip"}, "which concerns batches alone"
+    losses = {field.name for field in fields(LossOptions)}
+    others = {"random_flip", "photographs", "train", "codes_from", "drawn_pictures"}
+    assert own == changes.keys() | losses | others, "which concern batches and losses alone"
     applied = {
         "level_dropout": ("level_dropout", 0.3), "commitment_weight": ("commitment_weight", 0.5),
         "codebook_decay": ("ema_decay", 0.9), "revival_threshold": ("revival_threshold", 0.2),
@@ -872,18 +881,18 @@ def test_every_option_of_stage_1_is_applied_or_refused_beside_init_from(tokenize
     for name, value in changes.items():
         options = ImageTokenizerOptions(init_from=str(tokenizer_folder), **{name: value})
         if name in applied:
-            config = build_tokenizer(options).config
+            config = built(options).config
             inner, expected = applied[name]
             assert {**config.to_dict(), **config.quantizer_options}[inner] == expected, name
         else:
             with pytest.raises(ValueError, match=name if name == "entropy_weight" else f"fixes --{name}: leave"):
-                build_tokenizer(options)
+                built(options)
 
 
 def test_sizes_of_ones_own_keep_the_codebooks_of_the_picture_size():
-    config = build_tokenizer(ImageTokenizerOptions(patch_size=4, hidden_sizes=[8, 16])).config
+    config = built(ImageTokenizerOptions(patch_size=4, hidden_sizes=[8, 16])).config
     assert config.codebook_sizes == [512, 512] and config.hidden_sizes == [8, 16]
-    config = build_tokenizer(ImageTokenizerOptions(image_size=50, patch_size=5, hidden_sizes=[8, 16])).config
+    config = built(ImageTokenizerOptions(image_size=50, patch_size=5, hidden_sizes=[8, 16])).config
     assert config.image_size == 50, "a size that no preset's downsampling divides"
 
 
@@ -894,7 +903,7 @@ def test_earlier_models_go_on_in_float32(tokenizer_folder, model_folder, tmp_pat
     model, _ = build_parts(options, tokenizer, TokenCache(model_folder / "token_cache" / "train"))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     tokenizer.bfloat16().save_pretrained(tmp_path / "tokenizer")
-    earlier = build_tokenizer(ImageTokenizerOptions(init_from=str(tmp_path / "tokenizer")))
+    earlier = built(ImageTokenizerOptions(init_from=str(tmp_path / "tokenizer")))
     assert {parameter.dtype for parameter in earlier.parameters()} == {torch.float32}
 
 

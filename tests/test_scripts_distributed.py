@@ -99,6 +99,7 @@ def folder(tmp_path_factory) -> Path:
             (replace(muon, resume=True), FSDP, 0),
             (options(folder, "fsdp-tied", **tied), FSDP, 0),
             (options(folder, "fsdp-recomputed", gradient_checkpointing=True), FSDP, 0),
+            (options(folder, "fsdp-last", keep_best=False), FSDP, 0),
             (options(folder, "fsdp-then-one"), FSDP, 4),
             (options(folder, "ddp-then-one"), {}, 4),
             (options(folder, "one-then-fsdp", resume=True), FSDP, 0),
@@ -163,10 +164,13 @@ def test_the_same_is_learned(folder, name, like):
 
 
 def test_averaged_weights_are_what_is_saved(folder):
-    saved = load_file(folder / "fsdp" / "lm" / "model.safetensors")
-    state = load_file(folder / "fsdp" / "checkpoints" / "checkpoint-6" / "state.safetensors")
+    saved = load_file(folder / "fsdp-last" / "lm" / "model.safetensors")
+    state = load_file(folder / "fsdp-last" / "checkpoints" / "checkpoint-6" / "state.safetensors")
     assert all(torch.equal(saved[name], state[f"averaged/{name}"]) for name in saved)
     assert any(not torch.equal(saved[name], state[f"model/{name}"]) for name in saved)
+    files = (folder / "fsdp" / place / "lm" / "model.safetensors" for place in ("", "checkpoints/best"))
+    kept, best = map(load_file, files)
+    assert all(torch.equal(kept[name], best[name]) for name in kept)
 
 
 def test_what_shards_leave_is_a_whole_model(folder):
