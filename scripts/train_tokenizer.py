@@ -32,9 +32,9 @@ def main(options: ImageTokenizerOptions) -> None:
     from pipelines.training.averages import AveragedWeights
     from pipelines.training.drawn_codes import draw_codes
     from pipelines.training.image_tokenizer import (
+        detect_photographs,
         draw_reconstructions,
         load_earlier,
-        look_at,
         refitted,
         rows_validated,
         step_figures,
@@ -67,11 +67,12 @@ def main(options: ImageTokenizerOptions) -> None:
     pictures = load_split(options, settings, "train", accelerator, run)
     validation_pictures = load_split(options, settings, "validation", accelerator, run)
     check_batch_size(accelerator, options.batch_size, pictures=len(pictures))
-    photographs = look_at(pictures, options, accelerator)
+    photographs = detect_photographs(pictures, options, accelerator)
     tokenizer = earlier or VQVAE(options.configuration(photographs))
     if options.train == "decoder":
         tokenizer.freeze_codes()
-    drawn = draw_codes(options, tokenizer, accelerator)
+    stage_loss = build_loss(options, accelerator, photographs, tokenizer.config, seed=options.seed)
+    drawn = draw_codes(options, tokenizer, accelerator, has_discriminator=stage_loss.adversary is not None)
     run.begin()
     parameters = count_parameters(tokenizer)
     config = tokenizer.config
@@ -86,7 +87,6 @@ def main(options: ImageTokenizerOptions) -> None:
     tokenizer.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizers = optimizers_of(options, tokenizer, options.learning_rate or LEARNING_RATE, BETAS)
     prepared = accelerator.prepare(tokenizer)
-    stage_loss = build_loss(options, accelerator, photographs, config, seed=options.seed)
 
     def sample(_: object, step: int) -> None:
         draw_reconstructions(tokenizer, validation_pictures, device, run.sample_file(f"step-{step:06d}.png"))

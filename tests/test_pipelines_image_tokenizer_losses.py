@@ -22,7 +22,7 @@ from pipelines.training import adversary as adversary_module
 from pipelines.training import image_tokenizer_losses
 from pipelines.training.adversary import Adversary
 from pipelines.training.drawn_codes import DrawnCodes
-from pipelines.training.image_tokenizer import look_at
+from pipelines.training.image_tokenizer import detect_photographs
 from pipelines.training.image_tokenizer_losses import PHOTOGRAPH_WEIGHTS, StageOneLoss, build_loss
 from pipelines.training.loop import Loop
 from scripts import train_tokenizer
@@ -208,9 +208,9 @@ def test_the_pictures_decide_unless_the_options_do(accelerator, capsys):
         def batch(self, rows: object) -> np.ndarray:
             return np.random.default_rng(0).integers(0, 256, (4, 3, 16, 16), dtype=np.uint8)
 
-    assert look_at(Pictures(), options(), accelerator) is True
+    assert detect_photographs(Pictures(), options(), accelerator) is True
     assert "taken for photographs" in capsys.readouterr().out
-    assert look_at(Pictures(), options(photographs=False), accelerator) is False
+    assert detect_photographs(Pictures(), options(photographs=False), accelerator) is False
     assert capsys.readouterr().out == ""
 
 
@@ -373,6 +373,17 @@ def test_codes_from_a_model_are_decoded_and_judged(photographs, tmp_path, capsys
     assert f"sharper/model.safetensors {tmp_path / 'model' / 'image_tokenizer'}" in told
     assert load_tokenizer(tmp_path / "sharper").fingerprint == pipe.image_tokenizer.fingerprint
     assert "adversarial" in lines[0]
+
+
+def test_codes_from_a_model_need_a_discriminator(photographs, tmp_path):
+    pipe = tiny_pipeline(tokenizer=tiny_tokenizer(patch_size=4))
+    pipe.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"--codes_from .*only a discriminator .* give --adversarial_weight 0.2"):
+        run(
+            tmp_path / "run", photographs, init_from=str(tmp_path / "model" / "image_tokenizer"), train="decoder",
+            codes_from=str(tmp_path / "model"), photographs=False,
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
 
 
 def test_drawn_codes_are_keyed_by_step():

@@ -6,7 +6,7 @@ import torch
 
 from pipelines.evaluation.classes import caption_classes, class_scores
 from pipelines.evaluation.frechet import FeatureStatistics, frechet_distance
-from pipelines.evaluation.pictures_compared import Eyes, compare_pictures
+from pipelines.evaluation.pictures_compared import ExtractorPair, compare_pictures
 from pipelines.evaluation.tables import compared_lines
 from pipelines.options.evaluation import EvaluationOptions
 from tests.test_tokenizer_losses import tiny_extractor
@@ -118,16 +118,16 @@ class Pictures:
 def test_reconstructed_and_drawn_pictures_are_compared_with_the_real_ones():
     pipe = tiny_pipeline()
     extractor = tiny_extractor(size=16)
-    eyes = Eyes(extractor, extractor)
+    extractors = ExtractorPair(extractor, extractor)
     captions = ["a red dog", "a blue cat on grass"] * 6
     figures = compare_pictures(
-        eyes, pipe.image_tokenizer, Pictures(12), captions, pipeline=pipe, drawn_per_caption=3, seed=1
+        extractors, pipe.image_tokenizer, Pictures(12), captions, pipeline=pipe, drawn_per_caption=3, seed=1
     )
     assert [figures[name]["n"] for name in ("real", "reconstructed", "drawn")] == [12, 12, 6]
     assert "frechet" not in figures["real"] and figures["reconstructed"]["frechet"] > 0
     assert 0 <= figures["drawn"]["class_first"] <= figures["drawn"]["class_among_five"] <= 1
     again = compare_pictures(
-        eyes, pipe.image_tokenizer, Pictures(12), captions, pipeline=pipe, drawn_per_caption=3, seed=1
+        extractors, pipe.image_tokenizer, Pictures(12), captions, pipeline=pipe, drawn_per_caption=3, seed=1
     )
     assert again == figures
     lines = compared_lines(figures)
@@ -136,7 +136,9 @@ def test_reconstructed_and_drawn_pictures_are_compared_with_the_real_ones():
 
 def test_pictures_without_captions_have_no_classes():
     pipe = tiny_pipeline()
-    figures = compare_pictures(Eyes(None, tiny_extractor(size=16)), pipe.image_tokenizer, Pictures(4), [None] * 4)
+    figures = compare_pictures(
+        ExtractorPair(None, tiny_extractor(size=16)), pipe.image_tokenizer, Pictures(4), [None] * 4
+    )
     assert figures["reconstructed"] == {"n": 4} and figures["extractor"] is None
 
 

@@ -646,6 +646,8 @@ def test_codes_that_are_given_are_decoded_behind_the_reconstructions(tokenizer):
     output = tokenizer(batch, codes=tokenizer.encode(other))
     assert torch.allclose(output.reconstruction[2:].clamp(-1, 1), tokenizer.decode(tokenizer.encode(other)), atol=1e-5)
     assert torch.allclose(output.loss, tokenizer(batch).loss)
+    first = next(tokenizer.encoder.parameters())
+    assert torch.autograd.grad(output.reconstruction_loss, first)[0].abs().sum() > 0
 
 
 def test_a_size_without_a_preset_is_refused_with_sizes_that_have_one():

@@ -309,7 +309,8 @@ class VQVAE(PreTrainedModel):
         if codes is not None:
             size = (int(pixel_values.shape[2]), int(pixel_values.shape[3]))
             with torch.no_grad():
-                inputs = torch.cat([inputs, self._decoder_inputs(codes, size).to(inputs)])
+                further = self._decoder_inputs(codes, size).to(inputs)
+            inputs = torch.cat([inputs, further])
         reconstruction = self.decoder(inputs)
         reconstruction_loss = F.mse_loss(reconstruction[: len(pixel_values)].float(), pixel_values.float())
         quantizer_loss = torch.stack([output.loss for output in outputs]).sum()

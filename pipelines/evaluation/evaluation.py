@@ -23,7 +23,7 @@ from pipelines.evaluation.captions import caption_report
 from pipelines.evaluation.codebook_plot import codebook_views
 from pipelines.evaluation.drawing_comparison import best_of_report, completion_report
 from pipelines.evaluation.likelihood import measure_likelihood
-from pipelines.evaluation.pictures_compared import Eyes, compare_pictures
+from pipelines.evaluation.pictures_compared import ExtractorPair, compare_pictures
 from pipelines.evaluation.probe_training import load_probe
 from pipelines.evaluation.reconstruction import TokenizerFigures, device_of, measure_tokenizer
 from pipelines.evaluation.report_page import write_report
@@ -231,10 +231,10 @@ def _compared_figures(options: EvaluationOptions, evaluation: Evaluation) -> dic
     captions: list[str | None] = [None] * len(evaluation.pictures)
     if model.drawing is None or model.drawing_from_captions is not None:
         captions = first_captions(evaluation.source, evaluation.pictures.rows)
+    extractors = ExtractorPair.load(options.extractor, options.classifier, options.extractor_size, device)
     return compare_pictures(
-        Eyes.load(options.extractor, options.classifier, options.extractor_size, device), model.image_tokenizer,
-        evaluation.pictures, captions, pipeline=pipeline, drawn_per_caption=options.drawn_per_caption,
-        seed=options.seed, sampling=options.sampling(),
+        extractors, model.image_tokenizer, evaluation.pictures, captions, pipeline=pipeline,
+        drawn_per_caption=options.drawn_per_caption, seed=options.seed, sampling=options.sampling(),
     )  # fmt: skip
 
 

@@ -24,8 +24,8 @@ BATCH = 50  # pictures that an extractor reads, or that are drawn, at once
 
 
 @dataclass
-class SeenPictures:
-    """What extractors saw in a set of pictures.
+class PictureFeatures:
+    """What extractors return for a set of pictures.
 
     Attributes:
         statistics: of the features, for Frechet distances.
@@ -37,7 +37,7 @@ class SeenPictures:
 
 
 @dataclass
-class Eyes:
+class ExtractorPair:
     """The extractors that pictures are compared by.
 
     Attributes:
@@ -51,18 +51,20 @@ class Eyes:
     size: int | None = None
 
     @classmethod
-    def load(cls, features: str | None, classifier: str | None, size: int | None, device: torch.device) -> Eyes:
+    def load(
+        cls, features: str | None, classifier: str | None, size: int | None, device: torch.device
+    ) -> ExtractorPair:
         """The extractors of these names.
 
         Raises:
             ValueError: one is unknown, or not here.
         """
-        first, second = (None if name is None else load_extractor(name).to(device) for name in (features, classifier))
-        return cls(first, second, size)
+        loaded = {name: load_extractor(name).to(device) for name in dict.fromkeys((features, classifier)) if name}
+        return cls(loaded.get(features or ""), loaded.get(classifier or ""), size)
 
     @torch.inference_mode()
-    def see(self, batches: Iterable[Tensor]) -> SeenPictures:
-        """Look at batches of pictures, uint8 (B, C, H, W)."""
+    def features_of(self, batches: Iterable[Tensor]) -> PictureFeatures:
+        """The features and logits of batches of pictures, uint8 (B, C, H, W)."""
         statistics, logits = FeatureStatistics(), [torch.zeros(0, 0)]
         for batch in batches:
             for extractor in {id(one): one for one in (self.features, self.classifier) if one is not None}.values():
@@ -72,11 +74,11 @@ class Eyes:
                     statistics.update(found.pooled)
                 if extractor is self.classifier:
                     logits.append(found.logits.float().cpu())
-        return SeenPictures(statistics, torch.cat([one for one in logits if one.numel()] or logits))
+        return PictureFeatures(statistics, torch.cat([one for one in logits if one.numel()] or logits))
 
 
 def compare_pictures(
-    eyes: Eyes,
+    extractors: ExtractorPair,
     image_tokenizer: ImageTokenizer,
     pictures: DecodedPictures,
     captions: Sequence[str | None],
@@ -99,28 +101,34 @@ def compare_pictures(
         `extractor`, `classifier` (names), `real`, `reconstructed` and `drawn`: each with `n`, `frechet` (against real),
         and `class_first`, `class_among_five`, the shares whose caption's class the classifier names.
     """
-    real = eyes.see(_batches(pictures, None, "real pictures"))
-    sets: dict[str, tuple[SeenPictures, list[str | None]]] = {
+    real = extractors.features_of(_batches(pictures, None, "real pictures"))
+    sets: dict[str, tuple[PictureFeatures, list[str | None]]] = {
         "real": (real, list(captions)),
-        "reconstructed": (eyes.see(_batches(pictures, image_tokenizer, "reconstructions")), list(captions)),
+        "reconstructed": (
+            extractors.features_of(_batches(pictures, image_tokenizer, "reconstructions")),
+            list(captions),
+        ),
     }
     if pipeline is not None and drawn_per_caption:
         asked: list[str | None] = [*dict.fromkeys(text for text in captions if text)] or [None]
         each = [text for text in asked for _ in range(drawn_per_caption)]
-        sets["drawn"] = (eyes.see(_drawn(pipeline, asked, drawn_per_caption, seed, dict(sampling or {}))), each)
+        sets["drawn"] = (
+            extractors.features_of(_drawn(pipeline, asked, drawn_per_caption, seed, dict(sampling or {}))),
+            each,
+        )
     figures: dict[str, Any] = {
-        "extractor": eyes.features and eyes.features.name,
-        "classifier": eyes.classifier and eyes.classifier.name,
-        "size": eyes.size or (eyes.features and eyes.features.size),
+        "extractor": extractors.features and extractors.features.name,
+        "classifier": extractors.classifier and extractors.classifier.name,
+        "size": extractors.size or (extractors.features and extractors.features.size),
     }
     classes: dict[str, int] = {}
     captioned = [row for row, text in enumerate(captions) if text]
-    if eyes.classifier is not None and captioned:
+    if extractors.classifier is not None and captioned:
         classes = caption_classes(real.logits[captioned], [str(captions[row]) for row in captioned])
-    for name, (seen, texts) in sets.items():
-        figures[name] = {"n": len(texts), **_class_figures(seen.logits, texts, classes)}
-        if name != "real" and eyes.features is not None:
-            figures[name]["frechet"] = frechet_distance(seen.statistics, real.statistics)
+    for name, (found, texts) in sets.items():
+        figures[name] = {"n": len(texts), **_class_figures(found.logits, texts, classes)}
+        if name != "real" and extractors.features is not None:
+            figures[name]["frechet"] = frechet_distance(found.statistics, real.statistics)
     return figures
 
 

@@ -20,7 +20,7 @@ from tokenizer_image.losses.discriminator import (
 BETAS = (0.5, 0.9)
 ACCURACY_DECAY = 0.99
 FIRST_ACCURACY = 0.5  # before it has learned
-CONFIDENT = 0.2  # sum of both accuracies less 1, from which on its word counts in full
+CONFIDENT = 0.2  # sum of both accuracies less 1, from which on its weight is whole
 WON, LOST = 0.98, 0.52  # accuracies beyond which a discriminator teaches nothing
 
 

@@ -60,10 +60,9 @@ class CaptionsDrawn:
         known = [index for index, caption in enumerate(captions) if caption]
         if not known:
             return found
-        bar, pipe._progress_bar = pipe._progress_bar, {"disable": True}
+        pipe.set_progress_bar_config(disable=True)
         output = pipe([captions[index] for index in known], guidance_scale=guidance_scale, temperature=temperature,
                       seed=seed, output_type="pt")  # fmt: skip
-        pipe._progress_bar = bar
         drawn = _small(torch.as_tensor(output.images)).to(candidates)
         nearest = torch.cdist(drawn, candidates).argmin(1).tolist()
         for index, one in zip(known, nearest, strict=True):

@@ -35,15 +35,23 @@ class DrawnCodes:
         return self.codes[torch.from_numpy(rows).to(self.codes.device)]
 
 
-def draw_codes(options: ImageTokenizerOptions, tokenizer: VQVAE, accelerator: Accelerator) -> DrawnCodes | None:
+def draw_codes(
+    options: ImageTokenizerOptions, tokenizer: VQVAE, accelerator: Accelerator, *, has_discriminator: bool
+) -> DrawnCodes | None:
     """--drawn_pictures by the model in --codes_from, at its default settings, for captions of the training pictures;
     None without that option. Each process draws its share.
 
     Raises:
-        ValueError: no model folder, or one of another tokenizer, or size.
+        ValueError: no model folder, or one of another tokenizer, or size; or nothing would learn from the pictures,
+            which have no originals: the discriminator alone judges them.
     """
     if options.codes_from is None:
         return None
+    if not has_discriminator:
+        raise ValueError(
+            f"--codes_from {options.codes_from}: only a discriminator learns from drawn pictures, and there is none; "
+            "give --adversarial_weight 0.2, or --photographs"
+        )
     pipe = TextToImagePipeline.from_pretrained(options.codes_from, device=accelerator.device)
     size, side = tuple(pipe.vocabulary.image_size), tokenizer.config.image_size
     if not accepts_fingerprint(tokenizer, pipe.vocabulary.image_tokenizer_fingerprint) or size != (side, side):

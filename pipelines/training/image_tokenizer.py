@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from pipelines.caching.pixel_cache import DecodedPictures
 from pipelines.drawing.grids import labelled_grid
-from pipelines.machine.batches import index_batches, pictures_at_once
+from pipelines.machine.batches import evenly_spaced, index_batches, pictures_at_once
 from pipelines.machine.printing import say
 from pipelines.options.image_tokenizer import OWN_SETTINGS, PRESET_SETTINGS, ImageTokenizerOptions
 from tokenizer_image import VQVAE
@@ -27,23 +27,22 @@ from tokenizer_image.vqvae import VQVAEOutput
 
 REFIT_PICTURES = 16384
 VALIDATION_REFIT_PICTURES = 4096  # fewer, since training waits
-LOOKED_AT = 1000  # pictures that decide whether a data set is of photographs
+EXAMINED = 1000  # pictures that decide whether a data set is of photographs
 SHOWN = 12  # pictures in a reconstruction grid
 # Settings that --init_from brings along: another value would make its weights mean something else.
 FIXED_SETTINGS = ("image_size", *PRESET_SETTINGS, *(name for name in OWN_SETTINGS if name != "level_dropout"))
 FIXED_QUANTIZER_OPTIONS = ("shared_codebook", "num_groups", "codebook_dim")
 
 
-def look_at(pictures: DecodedPictures, options: ImageTokenizerOptions, accelerator: Accelerator) -> bool:
+def detect_photographs(pictures: DecodedPictures, options: ImageTokenizerOptions, accelerator: Accelerator) -> bool:
     """Whether networks and losses are those for photographs: as the options say, else as the pictures look."""
     if options.photographs is not None:
         return options.photographs
-    rows = np.linspace(0, len(pictures) - 1, min(LOOKED_AT, len(pictures))).astype(np.int64)
-    photographs, share = are_photographs(pictures.batch(rows))
+    photographs, share = are_photographs(pictures.batch(evenly_spaced(len(pictures), EXAMINED)))
     kind = "photographs" if photographs else "drawings"
     say(
         accelerator,
-        f"{share:.0%} of the neighbouring pixels have one colour: taken for {kind} (--photographs or --no-photographs "
+        f"{share:.0%} of the neighbouring pixels have one colour: taken for {kind} (--photographs or --no_photographs "
         "decides)",
     )
     return photographs
@@ -179,7 +178,7 @@ def refit(
     if tokenizer.has_frozen_codes:
         return
     side = tokenizer.config.image_size
-    rows = np.linspace(0, len(pictures) - 1, min(most_pictures, len(pictures))).astype(np.int64)
+    rows = evenly_spaced(len(pictures), most_pictures)
     parts = np.array_split(rows, -(-len(rows) // pictures_at_once(side, side)))
     tokenizer.refit_codebook(lambda: (to_pixel_values(pictures.batch(part)).to(device) for part in parts))
 

@@ -19,6 +19,7 @@ from tokenizer_image.losses.reconstruction import ReconstructionLoss
 from tokenizer_image.vqvae import VQVAEOutput
 
 TERMS = ("pixels", "perceptual", "adversarial", "matching")
+ADVERSARIAL = {"adversarial", "matching"}  # those of the discriminator
 PHOTOGRAPH_WEIGHTS = {"perceptual": 1.0, "adversarial": 0.2}  # beside 1 for pixels
 ADVICE_STEPS = 1000  # between two pieces of advice about the discriminator
 
@@ -93,14 +94,13 @@ class StageOneLoss(nn.Module):
         if self.is_plain:
             return output.loss, {}
         reconstruction = output.reconstruction
+        weights = self._weights_at(share)
         with self.accelerator.autocast():
-            terms = self._terms(pixel_values, reconstruction, share, step)
-        weights = dict(self.weights)
-        if self.adversary is not None:
-            weights["adversarial"] = weights.get("adversarial", 0.0) * self.adversary.confidence
+            terms = self._terms(pixel_values, reconstruction, weights, step)
         mixture = self.balancer(terms, weights, reconstruction, self._mean)
-        if set(mixture.not_finite) & {"adversarial", "matching"}:
-            self._stop_adversary(step)
+        if self.adversary is not None and ADVERSARIAL & set(mixture.not_finite):
+            self.adversary.stop()
+            self._say_stopped(step)
         figures = {name: float(term.detach()) for name, term in terms.items()}
         figures |= {f"share_{name}": part for name, part in mixture.shares.items()}
         # Its gradient at the reconstruction is the mixture; from there, backward goes through the model as ever.
@@ -114,7 +114,7 @@ class StageOneLoss(nn.Module):
         assert output.reconstruction is not None
         figures = adversary.learn(pixel_values, output.reconstruction, step)
         if adversary.is_stopped:
-            self._stop_adversary(step)
+            self._say_stopped(step)
         elif step % ADVICE_STEPS == ADVICE_STEPS - 1 and (advice := adversary.advice()):
             say(self.accelerator, f"step {step + 1}: {advice}")
         return figures
@@ -122,26 +122,32 @@ class StageOneLoss(nn.Module):
     def _adversary_takes_part(self, share: float) -> bool:
         return self.adversary is not None and share >= self.adversarial_start and not self.adversary.is_stopped
 
+    def _weights_at(self, share: float) -> dict[str, float]:
+        """The weights of the terms that take part when `share` of the budget is spent."""
+        adversary = self.adversary
+        confidence = adversary.confidence if adversary is not None and self._adversary_takes_part(share) else 0.0
+        weights = {name: weight for name, weight in self.weights.items() if confidence or name not in ADVERSARIAL}
+        if "adversarial" in weights:
+            weights["adversarial"] *= confidence
+        return weights
+
     def _terms(
-        self, pixel_values: torch.Tensor, reconstruction: torch.Tensor, share: float, step: int
+        self, pixel_values: torch.Tensor, reconstruction: torch.Tensor, weights: Mapping[str, float], step: int
     ) -> dict[str, torch.Tensor]:
+        """The terms that have a weight."""
         paired = reconstruction[: len(pixel_values)]
         terms = {"pixels": self.pixels(pixel_values, paired)}
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(pixel_values, paired)
-        if self.adversary is not None and self._adversary_takes_part(share) and self.adversary.confidence:
-            found = self.adversary.terms(
-                pixel_values, reconstruction, match_features="matching" in self.weights, step=step
-            )
-            terms |= {name: term for name, term in found.items() if name in self.weights}
+        if self.adversary is not None and ADVERSARIAL & weights.keys():
+            found = self.adversary.terms(pixel_values, reconstruction, match_features="matching" in weights, step=step)
+            terms |= {name: term for name, term in found.items() if name in weights}
         return terms
 
     def _mean(self, values: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(values, "mean")
 
-    def _stop_adversary(self, step: int) -> None:
-        assert self.adversary is not None
-        self.adversary.stop()
+    def _say_stopped(self, step: int) -> None:
         say(
             self.accelerator,
             f"step {step + 1}: the discriminator diverged (NaN or infinity): the run goes on without it; a lower "

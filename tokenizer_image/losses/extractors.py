@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-INSTALL = "pip install 'tessera[perceptual]'"
+INSTALL = "pip install -e '.[perceptual]'"  # in the repository; `make environment` does it
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TORCHVISION = "torchvision:"
 

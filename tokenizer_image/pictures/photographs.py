@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-LEAST_DIFFERENCE = 2  # of 255: neighbours that differ by no more count as equal, since JPEG changes flat areas a little
+EQUAL_WITHIN = 2  # of 255: neighbours that differ by no more count as equal, since JPEG changes flat areas a little
 FLAT_SHARE = 0.3  # of equal neighbours in the median picture, from which on pictures are drawings
 
 
@@ -16,7 +16,7 @@ def flat_shares(pictures: np.ndarray) -> np.ndarray:
     0.35 in such drawings of 32 pixels reduced to 16.
     """
     differences = np.abs(np.diff(pictures.astype(np.int16), axis=3)).max(axis=1)
-    return (differences <= LEAST_DIFFERENCE).mean(axis=(1, 2))
+    return (differences <= EQUAL_WITHIN).mean(axis=(1, 2))
 
 
 def are_photographs(pictures: np.ndarray) -> tuple[bool, float]:
