@@ -139,7 +139,8 @@ def find_builder(name: str) -> Callable[[str], Extractor]:
         is_beginning = known[-1] in ":="
         if (name.startswith(known) and name != known) if is_beginning else name == known:
             return build
-    raise ValueError(f"unknown extractor {name!r}: choose one of {', '.join(extractor_names())}")
+    names = [f"{one}..." if one[-1] in ":=" else one for one in extractor_names()]
+    raise ValueError(f"unknown extractor {name!r}: choose one of {', '.join(names)}")
 
 
 def load_extractor(name: str) -> Extractor:
