@@ -21,6 +21,7 @@ from pipelines.options.option import option
 if TYPE_CHECKING:
     import torch
 
+    from pipelines.caching.views import View
     from pipelines.caching.writer import TokenCacheWriter
     from tokenizer_image.layout import ImageTokenizer
 
@@ -58,6 +59,7 @@ def main(options: Options) -> None:
     import torch
     import transformers
 
+    from pipelines.caching.views import views_of
     from pipelines.caching.writer import remove_replaced
     from pipelines.machine.devices import choose_device
     from tokenizer_image.registry import load_tokenizer
@@ -68,23 +70,31 @@ def main(options: Options) -> None:
     tokenizer = load_tokenizer(options.image_tokenizer).to(device)
     for split in options.splits:
         write_split(options, tokenizer, split, device)
+        for view in views_of(options.crops, options.random_flip) if split == "train" else ():
+            write_split(options, tokenizer, split, device, view)
     remove_replaced(Path(str(options.token_cache)))
 
 
-def write_split(options: Options, tokenizer: ImageTokenizer, split: str, device: torch.device) -> None:
-    """Write this job's shards of one split."""
+def write_split(
+    options: Options, tokenizer: ImageTokenizer, split: str, device: torch.device, view: View | None = None
+) -> None:
+    """Write this job's shards of one split, of the plain pictures or of a view of them."""
     from lm.data.token_cache import TokenCache, damaged_shards
-    from pipelines.caching.opening import report_left_out, source_settings
+    from pipelines.caching.opening import cache_name, report_left_out, source_settings
     from pipelines.caching.sources import load_source
+    from pipelines.caching.views import directions_warning
     from pipelines.caching.writer import TokenCacheWriter
     from tokenizer_image.pictures.dataset import print_summary
 
-    folder = Path(str(options.token_cache)) / split
+    folder = Path(str(options.token_cache)) / cache_name(split, view)
     source = load_source(options, split, image_size=tokenizer.config.image_size)
-    print_summary(source)
+    if view is None:
+        print_summary(source)
+    elif view.mirrored and (warning := directions_warning(source)):
+        print(warning, flush=True)
     writer = TokenCacheWriter(
         folder, tokenizer, source, settings=source_settings(options, split), sizes=options.picture_sizes(),
-        shard_rows=options.shard_rows,
+        shard_rows=options.shard_rows, view=view,
     )  # fmt: skip
     for problem in damaged_shards(folder).values() if writer.finished else ():
         print(f"{problem}; writing it again", flush=True)
@@ -118,7 +128,8 @@ def read_shards(options: Options, writer: TokenCacheWriter, tokenizer: ImageToke
     shards = range(len(writer.shards))[options.shard_index :: options.num_shards]
     part, numbers = writer.part(writer.missing(options.shard_index, options.num_shards) if whole else list(shards))
     settings = preprocessing_of(tokenizer)
-    writer.read(part, np.asarray(numbers), lambda pictures: read_pictures(options, pictures, settings, writer.sizes))
+    sizes = writer.sizes if writer.view is None else writer.view.decoded_sizes(writer.sizes)
+    writer.read(part, np.asarray(numbers), lambda pictures: read_pictures(options, pictures, settings, sizes))
     if writer.updates:
         report_update(writer)
 

@@ -62,11 +62,11 @@ def main(options: LanguageModelOptions) -> None:
     check_parts(options, tokenizer)
     check_batch_size(accelerator, options.batch_size, parts=accumulation_steps)
     root = options.token_cache or Path(options.output_dir) / "token_cache"
-    cache, validation_cache = open_caches(
+    cache, validation_cache, views = open_caches(
         options, tokenizer, accelerator, root=root, need_captions=options.needs_captions
     )
     model, vocabulary = build_parts(options, tokenizer, cache)
-    source = build_source(options, cache, vocabulary, model)
+    source = build_source(options, cache, vocabulary, model, views)
     peak = total_peak(accelerator)
     recipe = choose_recipe(options, source, model, peak, run.info.get("recipe"))
     add_dropout(model, recipe.dropout)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, product
 
 import numpy as np
@@ -15,9 +16,26 @@ from lm.sequences import FORMATS, Picture, TokenSequence, check_mixture, documen
 from lm.vocabulary import MultimodalVocabulary, Size
 
 # Streams of random numbers, each keyed by (seed, epoch, ...), so that no stream depends on how much another has drawn.
-ROW_ORDER, BLOCK_ORDER, CHOICES, BUCKETS, NOISE = range(5)
+ROW_ORDER, BLOCK_ORDER, CHOICES, BUCKETS, NOISE, VIEWS = range(6)
 
 CACHED_TOKENS = 5_000_000  # token ids of texts kept in memory, at about 36 bytes each
+
+
+PHRASE_ENDS = re.compile(r"[,;.:!?](?=\s)|[、，；。：！？]|(?=\s(?:and|with)\s)")  # a phrase ends behind or before one
+
+
+def drop_phrases(text: str, share: float, rng: np.random.Generator) -> str:
+    """A caption without some of its phrases, in their order: each is left out with probability `share`, and one is
+    always kept. Phrases end at punctuation and in front of "and" and "with"."""
+    ends = [match.end() for match in PHRASE_ENDS.finditer(text)]
+    phrases = [
+        text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True) if text[start:end].strip()
+    ]
+    draws = rng.random(len(phrases))
+    if len(phrases) < 2 or (draws >= share).all():
+        return text
+    kept = [phrase for phrase, draw in zip(phrases, draws, strict=True) if draw >= share]
+    return "".join(kept or [phrases[int(draws.argmax())]]).strip(" ,;:、，；：\t\n")
 
 
 def keyed_generator(*key: int) -> np.random.Generator:
@@ -37,6 +55,7 @@ class Item:
         whole: whether an interleaved row keeps all of it.
         length: tokens of the sequence.
         key: (seed, epoch) of the noise on its codes; empty for none.
+        view: 0 for the picture itself, else the number of one of the source's `views`, from 1.
     """
 
     row: int
@@ -46,6 +65,7 @@ class Item:
     whole: bool = True
     length: int = 0
     key: tuple[int, ...] = ()
+    view: int = 0
 
 
 def default_mixture() -> dict[str, float]:
@@ -68,6 +88,9 @@ class SequenceSource:
             does not fit (a picture whole, a text its end, and all that follows).
         max_caption_tokens: longer captions lose their end, even where `max_length` has room for them.
         noise: what replaces some of the codes that are read, keyed by (seed, epoch, row).
+        phrase_dropout: share of a caption's phrases that are left out, keyed by (seed, epoch, row); one is always kept.
+        views: caches of other views of the same rows, crops for example. In one epoch after the other, a row takes all
+            of them and its own picture in turn, from one on that is keyed by (seed, row).
         cropped, dropped: how many rows have been cropped, and left out, so far.
     """
 
@@ -79,11 +102,19 @@ class SequenceSource:
     drop_long: bool = False
     max_caption_tokens: int = 1 << 30
     noise: CodeNoise | None = None
+    phrase_dropout: float = 0.0
+    views: Sequence[TokenCache] = ()
     cropped: int = field(default=0, init=False)
     dropped: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         check_mixture(self.mixture)
+        for view in self.views:
+            if len(view) != len(self.cache):
+                raise ValueError(
+                    f"the token cache {view.folder} has {len(view)} rows, that of the plain pictures "
+                    f"{len(self.cache)}: delete {view.folder} to build it again"
+                )
         self._encoded: dict[str, list[int]] = {}
         self._num_cached = 0  # tokens in `_encoded`
         self._pictures_everywhere = not (self.cache.count(True, False) or self.cache.count(False, False))
@@ -117,15 +148,29 @@ class SequenceSource:
         """Format of each row in this epoch, and one of its texts where the format takes one."""
         chosen: list[tuple[str, str | None]] = []
         for row in map(int, rows):
-            dropout, choice, which = keyed_generator(seed, CHOICES, epoch, row).random(3)
+            rng = keyed_generator(seed, CHOICES, epoch, row)
+            dropout, choice, which = rng.random(3)
             texts = self.cache.texts(row)
             has_codes = self._pictures_everywhere or len(self.cache.codes(row)) > 0
             names, sums = self._possible[bool(texts), has_codes, len(self.cache.order(row)) > 1]
             name = names[bisect(sums, which * sums[-1])]  # which < 1
             if FORMATS[name].drops_captions and dropout < self.caption_dropout:
                 name = "image"
-            chosen.append((name, texts[int(choice * len(texts))] if FORMATS[name].has_text else None))
+            text = texts[int(choice * len(texts))] if FORMATS[name].has_text else None
+            if text is not None and self.phrase_dropout:
+                text = drop_phrases(text, self.phrase_dropout, rng)
+            chosen.append((name, text))
         return chosen
+
+    def viewed(self, item: Item, seed: int, epoch: int) -> Item:
+        """The row in one of its views, which is the one for this epoch."""
+        if not self.views or not FORMATS[item.format].has_codes:
+            return item
+        first = int(keyed_generator(seed, VIEWS, item.row).integers(len(self.views) + 1))
+        view = (first + epoch) % (len(self.views) + 1)
+        if view and self.views[view - 1].image_sizes(item.row) != self.cache.image_sizes(item.row):
+            return item  # its sequence would have another length
+        return replace(item, view=view)
 
     def items(self, rows: Sequence[int] | np.ndarray, chosen: Sequence[tuple[str, str | None]]) -> list[Item]:
         """Rows with the choices of `choose`; rows that are too long are cropped, or left out."""
@@ -209,7 +254,8 @@ class SequenceSource:
     def _plain_sequence(self, item: Item) -> TokenSequence:
         if not FORMATS[item.format].interleaved:
             text = item.texts[0] if item.texts else None
-            codes = self.cache.codes(item.row) if FORMATS[item.format].has_codes else None
+            cache = self.views[item.view - 1] if item.view else self.cache
+            codes = cache.codes(item.row) if FORMATS[item.format].has_codes else None
             size = self._size(item.row) if codes is not None else None
             return token_sequence(self.vocabulary, item.format, text, codes, size)
         texts, codes, start = iter(item.texts), self.cache.codes(item.row), 0

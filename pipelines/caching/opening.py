@@ -19,6 +19,7 @@ from pipelines.caching.encoder import check_sizes
 from pipelines.caching.pixel_cache import DecodedPictures
 from pipelines.caching.rows import count_rows
 from pipelines.caching.sources import load_source, read_pictures
+from pipelines.caching.views import View, directions_warning, views_of
 from pipelines.caching.writer import TokenCacheWriter, remove_replaced, same_path
 from pipelines.machine.printing import say
 from pipelines.options.data import CacheOptions
@@ -36,10 +37,10 @@ def open_caches(
     *,
     root: str | Path,
     need_captions: bool = False,
-) -> tuple[TokenCache, TokenCache]:
-    """The token caches of training and validation, `root`/train and `root`/validation: built if there is none, repaired
-    if it is damaged, and updated if the data set is a folder here that has changed. A whole cache is used without its
-    data set.
+) -> tuple[TokenCache, TokenCache, list[TokenCache]]:
+    """The token caches of training and validation, `root`/train and `root`/validation, and those of further views of
+    the training pictures: built if there is none, repaired if it is damaged, and updated if the data set is a folder
+    here that has changed. A whole cache is used without its data set.
 
     Args:
         root: a folder, or an fsspec address of whole caches.
@@ -51,9 +52,13 @@ def open_caches(
     """
     train = CacheOfSplit(options, tokenizer, accelerator, "train", str(root), need_captions).open()
     validation = CacheOfSplit(options, tokenizer, accelerator, "validation", str(root)).open()
+    views = [
+        CacheOfSplit(options, tokenizer, accelerator, "train", str(root), view=view).open()
+        for view in views_of(options.crops, options.random_flip)
+    ]
     if not is_remote(root) and accelerator.is_main_process:
         remove_replaced(Path(root))  # not before: a picture may have moved to the other split
-    return train, validation
+    return train, validation, views
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,12 @@ class CacheOfSplit:
     split: str
     root: str
     need_captions: bool = False
+    view: View | None = None
 
     @property
     def folder(self) -> str | Path:
         """The cache's folder, or its address."""
-        return joined(self.root, self.split)
+        return joined(self.root, cache_name(self.split, self.view))
 
     @cached_property
     def source(self) -> PictureDataset:
@@ -143,7 +149,9 @@ class CacheOfSplit:
             return False
         if before is None or before["fingerprint"] == fingerprint:
             return False
-        writer = TokenCacheWriter(self.folder, self.tokenizer, self.source, sizes=self.options.picture_sizes())
+        writer = TokenCacheWriter(
+            self.folder, self.tokenizer, self.source, sizes=self.options.picture_sizes(), view=self.view
+        )
         if not writer.updates:
             say(
                 self.accelerator,
@@ -158,22 +166,32 @@ class CacheOfSplit:
         is_main = self.accelerator.is_main_process
         if self.need_captions and isinstance(self.source, PictureSource):  # sprites have captions
             check_captions(self.source, self.options.caption_column)
-        if is_main:
+        if is_main and self.view is None:
             print_summary(self.source)
         writer = TokenCacheWriter(
             self.folder, self.tokenizer, self.source, settings=source_settings(self.options, self.split),
-            sizes=self.options.picture_sizes(),
+            sizes=self.options.picture_sizes(), view=self.view,
         )  # fmt: skip
+        sizes = writer.sizes
+        if self.view is not None:
+            sizes = tuple(self.view.decoded_sizes(sizes))
+            if is_main and self.view.mirrored and (warning := directions_warning(self.source)):
+                tqdm.write(warning)
 
         def decode(pictures: PictureDataset) -> DecodedPictures:
             settings = preprocessing_of(self.tokenizer)
             with self.accelerator.local_main_process_first():
-                return read_pictures(self.options, pictures, settings, writer.sizes, progress=is_main)
+                return read_pictures(self.options, pictures, settings, sizes, progress=is_main)
 
         writer.read(self.source, np.arange(count_rows(self.source)), decode)
         if writer.updates and is_main:
             report_update(writer)
         return writer
+
+
+def cache_name(split: str, view: View | None) -> str:
+    """Name of a token cache's folder."""
+    return split if view is None else f"{split}-{view.name}"
 
 
 def source_settings(options: CacheOptions, split: str) -> dict[str, Any]:

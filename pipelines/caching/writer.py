@@ -20,6 +20,7 @@ from pipelines.caching.earlier import EarlierCodes, picture_keys
 from pipelines.caching.encoder import check_sizes, encode_pictures
 from pipelines.caching.pixel_cache import DecodedPictures
 from pipelines.caching.rows import CacheRow, CacheRows, count_rows
+from pipelines.caching.views import View, has_direction, reader
 from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.pictures.dataset import PictureSource
@@ -49,6 +50,10 @@ class TokenCacheWriter:
         settings: the options that chose them, by name, kept in the manifest.
         sizes: (height, width) that pictures are encoded at (default: the tokenizer's square).
         shard_rows: rows of a shard (default: those of the cache in the folder, else `SHARD_ROWS`).
+        view: which view of the pictures is encoded (default: the plain pictures).
+
+    Raises:
+        ValueError: a view of interleaved documents.
     """
 
     def __init__(
@@ -60,8 +65,15 @@ class TokenCacheWriter:
         settings: dict[str, Any] | None = None,
         sizes: Sequence[tuple[int, int]] = (),
         shard_rows: int | None = None,
+        view: View | None = None,
     ) -> None:
+        if view is not None and isinstance(source, DocumentPictures):
+            raise ValueError(
+                f"{source.name}: --crops and --random_flip are for captioned pictures, not for interleaved documents: "
+                "leave them out"
+            )
         self.folder = Path(folder)
+        self.view = view
         self.tokenizer = tokenizer
         self.source = source
         self.settings = settings or {}
@@ -74,6 +86,7 @@ class TokenCacheWriter:
             "source": {"name": source.name, "fingerprint": source.fingerprint, "rows": total},
             "image_sizes": [list(size) for size in self.sizes],
             "shard_rows": self.shard_rows,
+            **({"view": view.name} if view else {}),
         }
         self.updates = manifest is not None and self._can_update(manifest)
         names = self._shard_names(manifest, range(0, total, self.shard_rows))
@@ -114,6 +127,7 @@ class TokenCacheWriter:
                 manifest is not None
                 and accepts_fingerprint(self.tokenizer, manifest.get("image_tokenizer_fingerprint", ""))
                 and manifest.get("image_sizes") == self.identity["image_sizes"]
+                and manifest.get("view") == self.identity.get("view")
             ):
                 yield from sorted(folder.glob("shard-*"))
 
@@ -139,16 +153,18 @@ class TokenCacheWriter:
         kinds = {
             "image_tokenizer_fingerprint": "another image tokenizer", "source": "another data set",
             "image_sizes": "other --image_sizes", "shard_rows": "another --shard_rows, or version of tessera",
+            "view": "another view of the pictures",
         }  # fmt: skip
         for key, what in kinds.items():
             if key == "image_tokenizer_fingerprint" and accepts_fingerprint(self.tokenizer, built.get(key, "")):
                 continue
             if key == "source" and may_update:
                 continue
-            if built.get(key) != self.identity[key]:
+            if built.get(key) != self.identity.get(key):
                 raise ValueError(
                     f"the token cache {self.folder} belongs to {what} ({built.get(key)}, not "
-                    f"{self.identity[key]}): give another --token_cache folder, or delete this one to build it again"
+                    f"{self.identity.get(key)}): give another --token_cache folder, or delete this one to build it "
+                    "again"
                 )
 
     def prepare(self) -> None:
@@ -178,6 +194,7 @@ class TokenCacheWriter:
         self, part: PictureDataset, numbers: np.ndarray, decode: Callable[[PictureDataset], DecodedPictures | None]
     ) -> None:
         """Decode the pictures of a `part`, for `write`: those that have no codes yet."""
+        self._numbers = numbers
         self._keys = picture_keys(part)
         self._coded = np.full(len(part), -1, np.int64)  # number of each picture among the earlier ones
         if self._earlier is not None and self._keys is not None:
@@ -237,9 +254,15 @@ class TokenCacheWriter:
         if new and self._decoded is not None:
             decoded, positions = self._decoded, self._positions[new]
             which, dtype = decoded.which[positions], code_dtype(self.tokenizer.num_codes)
-            codes = encode_pictures(
-                self.tokenizer, which, lambda places: decoded.batch(positions[places]), self.sizes, device
-            )
+
+            def read(places: np.ndarray) -> np.ndarray:
+                return decoded.batch(positions[places])
+
+            if self.view is not None:
+                fixed = {row.pictures[0] for row in rows if has_direction(row.texts)}
+                is_fixed = np.asarray([picture in fixed for picture in new])
+                read = reader(self.view, read, which, self.sizes, self._numbers[new], is_fixed)
+            codes = encode_pictures(self.tokenizer, which, read, self.sizes, device)
             for picture, number, picture_codes in zip(new, which.tolist(), codes, strict=True):
                 self._known[picture] = picture_codes.astype(dtype), self.sizes[number]
         return [self._document(row) for row in rows]

@@ -53,6 +53,15 @@ class CacheOptions(DataOptions):
         "sizes that pictures are encoded at, HEIGHTxWIDTH, e.g. 32x32 24x40 40x24: each picture at the one whose shape "
         "is nearest to its own (default: the tokenizer's square)",
     )
+    crops: int = option(
+        0,
+        "further views of each training picture that are encoded: crops of eight ninths of its sides",
+        not_negative=True,
+    )
+    random_flip: bool = option(
+        False,
+        "mirror half of the crops, or without --crops add one mirrored view (not where a caption says left or right)",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,6 +29,11 @@ class SequenceOptions(DataOptions):
         "image_and_caption, which teach the same)",
         within="[0, 1]",
     )
+    phrase_dropout: float = option(
+        0.0,
+        "share of a caption's phrases (between punctuation, 'and', 'with') that are left out in training; one stays",
+        within="[0, 1)",
+    )
     text_loss_weight: float = option(
         1.0,
         "what the mean loss of text counts, where --formats learn text and pictures; where text is little, 0.35 "

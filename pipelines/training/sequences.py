@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedModel
 
@@ -30,13 +30,22 @@ def build_source(
     cache: TokenCache,
     vocabulary: MultimodalVocabulary,
     model: PreTrainedModel,
+    views: Sequence[TokenCache] = (),
     validation: bool = False,
 ) -> SequenceSource:
-    """The rows of a cache in the formats of the options, cut to what the options allow and the model can take."""
+    """The rows of a cache in the formats of the options, cut to what the options allow and the model can take.
+
+    Args:
+        views: caches of further views of the same rows.
+        validation: with whole captions, and none dropped.
+    """
     longest = min(longest_sequence(options, vocabulary.longest_picture, cache.interleaved), max_positions(model.config))
     dropout = 0.0 if validation else options.caption_dropout_share()
     drop = options.long_sequences == "drop" and not validation  # validation keeps every row, and crops long ones
-    return SequenceSource(cache, vocabulary, dropout, options.mixture(), longest, drop, options.max_caption_tokens)
+    return SequenceSource(
+        cache, vocabulary, dropout, options.mixture(), longest, drop, options.max_caption_tokens,
+        phrase_dropout=0.0 if validation else options.phrase_dropout, views=views,
+    )  # fmt: skip
 
 
 def code_noise(share: float, tokenizer: ImageTokenizer, vocabulary: MultimodalVocabulary) -> CodeNoise | None:
