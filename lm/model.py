@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ HEAD_DIM = 64
 PLAIN_HEADS = frozenset(
     {"LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM", "GPT2LMHeadModel"}
 )
+TOKENS_PER_PARAMETER = 1.0  # that a size has to read to be chosen
 # Standard deviations that the rows of image codes start with.
 EMBEDDING_SCALE, OUTPUT_SCALE = 0.3, 0.15
 
@@ -46,6 +48,25 @@ def default_size(tokens_per_image: int) -> str:
         if tokens_per_image <= limit:
             return size
     return "85M"
+
+
+def affordable_size(largest: str, tokens: Callable[[int], float]) -> str:
+    """The largest size, up to `largest`, that reads at least `TOKENS_PER_PARAMETER` tokens for each of its parameters;
+    the smallest one where none does.
+
+    A model that is too large for its budget has hardly begun to learn at its end (Hoffmann et al. 2022, whose optimum
+    is about 20 tokens a parameter; models that see few pictures many times do best with fewer).
+
+    Args:
+        tokens: how many tokens a model of so many parameters, without embeddings, reads in the whole run.
+    """
+    names = list(SIZES)
+    for name in reversed(names[: names.index(largest) + 1]):
+        layers, hidden, intermediate = SIZES[name]
+        parameters = layers * hidden * (4 * hidden + 3 * intermediate)
+        if tokens(parameters) >= TOKENS_PER_PARAMETER * parameters:
+            return name
+    return names[0]
 
 
 def default_learning_rate(hidden_size: int) -> float:

@@ -98,13 +98,18 @@ def extend_model(model: PreTrainedModel, vocabulary: MultimodalVocabulary, known
     """
     if model.get_input_embeddings().weight.shape[0] < vocabulary.size:
         model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
-    if getattr(model.get_input_embeddings(), "padding_idx", None) is not None:  # a row without gradient
-        model.get_input_embeddings().padding_idx = vocabulary.pad_id
     layers = [model.get_input_embeddings(), model.get_output_embeddings()]
     tensors = {id(tensor): tensor for layer in layers for tensor in layer.parameters()}
     for tensor in tensors.values():  # a bias too, where the output layer has one
         if tensor.shape[0] >= vocabulary.size:
             tensor[known:] = tensor[:known].mean(0)
+    set_special_ids(model, vocabulary)
+
+
+def set_special_ids(model: PreTrainedModel, vocabulary: MultimodalVocabulary) -> None:
+    """Make the ids of special tokens in the model's configurations, and its padding row, the vocabulary's."""
+    if getattr(model.get_input_embeddings(), "padding_idx", None) is not None:  # a row without gradient
+        model.get_input_embeddings().padding_idx = vocabulary.pad_id
     for settings in (model.config, model.config.get_text_config(), model.generation_config):
         if settings is not None:
             settings.bos_token_id, settings.eos_token_id = vocabulary.bos_id, vocabulary.eos_id

@@ -90,6 +90,7 @@ class MultimodalVocabulary:
         image_tokenizer_fingerprint: which image tokenizer the codes belong to.
         formats: sequence formats that the model was trained on.
         default_guidance: guidance scale used when none is given.
+        default_temperature: temperature that pictures are drawn at when none is given.
         other_layouts: code layouts of further sizes (height, width).
         size_ids: the token of each size, the default's among them; empty where there is one size.
         end_row_id: the token that ends a row of codes; None where there is one size.
@@ -111,6 +112,7 @@ class MultimodalVocabulary:
     other_layouts: dict[Size, Layout] = field(default_factory=dict)
     size_ids: dict[Size, int] = field(default_factory=dict)
     end_row_id: int | None = None
+    default_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         self._pictures: dict[Size, PictureTokens] = {}
@@ -314,6 +316,7 @@ class MultimodalVocabulary:
             "formats": self.formats,
             "image_tokenizer_fingerprint": self.image_tokenizer_fingerprint,
             "default_guidance": self.default_guidance,
+            "default_temperature": self.default_temperature,
             "layout": self.layout,
         }
         if self.size_ids:
@@ -361,6 +364,7 @@ class MultimodalVocabulary:
             other_layouts=layouts,
             size_ids={tuple(entry["image_size"]): entry["id"] for entry in sizes},
             end_row_id=ids.get("end_row"),
+            default_temperature=values.get("default_temperature", 1.0),
         )
 
 

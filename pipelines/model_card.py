@@ -63,6 +63,7 @@ def model_card(
         "text tokens": f"{vocabulary.image_offset:,}",
         "sequence formats": ", ".join(vocabulary.formats),
         "default guidance scale": vocabulary.default_guidance,
+        "default temperature": vocabulary.default_temperature,
         "image tokenizer's fingerprint": f"`{vocabulary.image_tokenizer_fingerprint}`",
     }
     measured = _flatten(figures or {})

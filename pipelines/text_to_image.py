@@ -71,7 +71,7 @@ class TextToImagePipeline(MultimodalPipeline):
         negative_prompt: Prompt = None,
         num_images_per_prompt: int = 1,
         guidance_scale: Guidance | None = None,
-        temperature: ByLevel = 1.0,
+        temperature: ByLevel | None = None,
         top_k: CountByLevel = 0,
         top_p: ByLevel = 1.0,
         height: int | None = None,
@@ -92,8 +92,9 @@ class TextToImagePipeline(MultimodalPipeline):
             guidance_scale: how strongly to follow the prompt: 1 is off, default the model's own. A list with one
                 for each of a picture's codes, or a function of the position, is a schedule.
             temperature, top_k, top_p, min_p: how each code is drawn (`lm.generation.sampling.SamplingSettings`);
-                temperature 0 takes the likeliest code each time. A list has one value for each level of codes, or
-                where there is one level, for each code of a place.
+                temperature 0 takes the likeliest code each time; None takes the model's own, which is 1 unless training
+                found another (`default_temperature` in lm/vocabulary.json). A list has one value for each level of
+                codes, or where there is one level, for each code of a place.
             height, width: of the pictures: a size that the model was trained for (`vocabulary.layouts`), where one of
                 them is enough where it decides the size. Default: the first.
             seed: picture j of a prompt draws from a stream of its own, keyed (seed, j), so it depends on its

@@ -27,7 +27,7 @@ def main(options: LanguageModelOptions) -> None:
     import torch
 
     from lm.data.batch_order import BatchOrder
-    from lm.model import recompute_layers
+    from lm.model import default_size, recompute_layers
     from lm.training.attention import use_fastest_attention
     from lm.training.dropout import add_dropout, seed_step, without_dropout
     from lm.training.losses import NextTokenLoss
@@ -40,7 +40,13 @@ def main(options: LanguageModelOptions) -> None:
     from pipelines.training.distribution import is_sharded, prepare
     from pipelines.training.few_pictures import DRAWN_CAPTIONS, DRAWN_ROWS, choose_recipe, drawn_figures, kept_score
     from pipelines.training.guidance_search import search_guidance
-    from pipelines.training.language_model import build_parts, check_parts, default_learning_rate, describe_model
+    from pipelines.training.language_model import (
+        build_parts,
+        check_parts,
+        choose_size,
+        default_learning_rate,
+        describe_model,
+    )
     from pipelines.training.language_model_step import mean_loss, train_step, validate
     from pipelines.training.loop import Loop, Validation
     from pipelines.training.metrics_log import MetricsLog
@@ -65,9 +71,12 @@ def main(options: LanguageModelOptions) -> None:
     cache, validation_cache, views = open_caches(
         options, tokenizer, accelerator, root=root, need_captions=options.needs_captions
     )
-    model, vocabulary = build_parts(options, tokenizer, cache)
-    source = build_source(options, cache, vocabulary, model, views)
     peak = total_peak(accelerator)
+    size = choose_size(options, tokenizer, peak, run.info)
+    if size and size != (usual := default_size(tokenizer.tokens_per_image)):
+        say(accelerator, f"--lm_size {size}, not {usual}, which would have hardly begun to learn in this budget")
+    model, vocabulary = build_parts(options, tokenizer, cache, size, partial(say, accelerator))
+    source = build_source(options, cache, vocabulary, model, views)
     recipe = choose_recipe(options, source, model, peak, run.info.get("recipe"))
     add_dropout(model, recipe.dropout)
     source.noise = code_noise(recipe.code_noise, tokenizer, vocabulary)
@@ -115,19 +124,25 @@ def main(options: LanguageModelOptions) -> None:
         return kept_score(figures, mean_loss(figures, shares))
 
     def settle(plain: Any) -> None:
-        """Find the guidance that the model is saved with."""
+        """Find the guidance and the temperature that the model is saved with."""
+        fixed = {}
         if options.default_guidance is not None or vocabulary.default_guidance == 1:
+            fixed["scales"] = (vocabulary.default_guidance,)
+        if options.default_temperature is not None:
+            fixed["temperatures"] = (vocabulary.default_temperature,)
+        if len(fixed) == 2:
             return
         rows = loop.progress.step * options.batch_size
         told = captions or choose_captions(cache, validation_cache, vocabulary, DRAWN_CAPTIONS)
         pipe = TextToImagePipeline(tokenizer, plain.to(device), vocabulary)
         try:
-            found = search_guidance(told, pipe, vocabulary.default_guidance, rows) if told else None
+            usual = vocabulary.default_guidance, vocabulary.default_temperature
+            found = search_guidance(told, pipe, usual, rows, **fixed) if told else None
         except (ValueError, RuntimeError) as error:  # the model is worth more than its guidance
             say(accelerator, f"no search for the default guidance: {error}")
             return
         if found:
-            vocabulary.default_guidance = found.scale
+            vocabulary.default_guidance, vocabulary.default_temperature = found.scale, found.temperature
             say(accelerator, str(found))
 
     def sample(plain: Any, step: int) -> None:
@@ -159,6 +174,7 @@ def main(options: LanguageModelOptions) -> None:
         training_pictures=len(cache),
         long_rows=long / len(validation_cache),
         recipe=recipe.to_dict(),
+        lm_size=size,
         finished=False,
     )
 

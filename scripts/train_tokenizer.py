@@ -45,6 +45,7 @@ def main(options: ImageTokenizerOptions) -> None:
     from pipelines.training.loop import Loop, Validation
     from pipelines.training.metrics_log import MetricsLog
     from pipelines.training.optimizers import optimizers_of
+    from pipelines.training.own_classifier import own_extractor
     from pipelines.training.prefetch import prefetch
     from pipelines.training.schedule import validation_interval
     from pipelines.training.start import (
@@ -71,7 +72,8 @@ def main(options: ImageTokenizerOptions) -> None:
     tokenizer = earlier or VQVAE(options.configuration(photographs))
     if options.train == "decoder":
         tokenizer.freeze_codes()
-    stage_loss = build_loss(options, accelerator, photographs, tokenizer.config, seed=options.seed)
+    train_own = partial(own_extractor, options, pictures, settings.image_size, accelerator)
+    stage_loss = build_loss(options, accelerator, photographs, tokenizer.config, train_own, seed=options.seed)
     drawn = draw_codes(options, tokenizer, accelerator, has_discriminator=stage_loss.adversary is not None)
     run.begin()
     parameters = count_parameters(tokenizer)

@@ -14,9 +14,9 @@ from lm.data.code_noise import CodeNoise
 from lm.data.sequence_source import SequenceSource
 from pipelines.options.language_model import LanguageModelOptions
 from pipelines.training import guidance_search
-from pipelines.training.captions_drawn import CaptionedPicture, CaptionsDrawn, choose_captions
+from pipelines.training.captions_drawn import CaptionedPicture, CaptionsDrawn, DrawnRows, choose_captions
 from pipelines.training.few_pictures import Recipe, choose_recipe, drawn_figures, expected_epochs, kept_score
-from pipelines.training.guidance_search import search_guidance
+from pipelines.training.guidance_search import Setting, search_guidance
 
 
 class Rows:
@@ -97,47 +97,61 @@ def test_the_kept_weights_are_those_that_draw_best_then_those_of_the_lowest_loss
 
 
 class Drawn:
-    """Captions of which a known share draws its picture at each scale, the same ones each time."""
+    """Captions of which a known share draws its picture at each setting, the same ones each time, at a distance."""
 
-    def __init__(self, shares: dict[float, float], count: int = 64) -> None:
-        self.shares_right, self.held_out, self.seen = shares, [None] * (count // 2), [None] * (count // 2)
-        self.calls: list[tuple[float, int, int]] = []
+    def __init__(self, shares: dict[Setting, float], distances: dict[Setting, float], count: int = 64) -> None:
+        self.settings, self.held_out, self.seen = (shares, distances), [None] * (count // 2), [None] * (count // 2)
+        self.calls: list[tuple[Setting, int, int]] = []
 
-    def right(self, pipe, rows, guidance_scale, temperature, seed):
-        assert temperature == 1.0
-        self.calls.append((guidance_scale, len(rows), seed))
-        return np.asarray([row % 32 < 32 * self.shares_right[guidance_scale] for row in rows])
+    def drawn(self, pipe, rows, guidance_scale, temperature, seed):
+        setting = guidance_scale, temperature
+        self.calls.append((setting, len(rows), seed))
+        share, distance = (values.get(setting, 0.5) for values in self.settings)
+        return DrawnRows(np.asarray([row % 32 < 32 * share for row in rows]), np.full(len(rows), distance))
 
 
-@pytest.mark.parametrize("shares, scale", [
-    ({1.0: 0.9, 1.5: 0.8, 2.0: 0.5, 3.0: 0.4}, 1.0),
-    ({1.0: 0.5, 1.5: 0.8, 2.0: 0.8, 3.0: 0.4}, 2.0),
-    ({1.0: 0.5, 1.5: 0.6, 2.0: 0.6, 3.0: 0.9}, 3.0),
-    ({1.0: 0.0, 1.5: 0.0, 2.0: 0.0, 3.0: 0.0}, 2.0),
+@pytest.mark.parametrize("shares, distances, found_setting", [
+    ({(1.0, 1.0): 0.9, (2.0, 1.0): 0.2}, {}, (1.0, 1.0)),
+    ({(3.0, 0.3): 0.9}, {(1.0, 1.0): 0.1}, (3.0, 0.3)),
+    ({(1.0, 0.3): 0.9, (1.5, 0.3): 0.9, (1.5, 1.0): 0.9}, {(1.5, 0.3): 0.1, (2.0, 0.3): 0.0}, (1.5, 0.3)),
 ])  # fmt: skip
-def test_the_guidance_at_which_most_captions_draw_their_picture(shares, scale):
-    captions = Drawn(shares)
-    found = search_guidance(captions, None, 2.0, rows_trained=40_000)
-    assert found is not None and found.scale == scale and found.drawn == 171, "3% of the rows, at 7 a caption"
-    assert [call[1:] for call in captions.calls[::4]] == [(64, 0), (64, 64), (43, 128)]
-    assert str(found).startswith(f"guidance {scale:g} by default: of 171 captions, ") and "% at 1.5" in str(found)
+def test_the_setting_at_which_most_captions_draw_their_picture_and_of_several_the_nearest(
+    shares, distances, found_setting
+):
+    captions = Drawn(shares, distances)
+    found = search_guidance(captions, None, (2.0, 1.0), rows_trained=80_000)
+    assert found is not None and (found.scale, found.temperature) == found_setting
+    assert found.drawn == 171, "3% of the rows, at 14 a caption"
+    assert [call[1:] for call in captions.calls[::8]] == [(64, 0), (64, 64), (43, 128)]
+    said = f"guidance {found.scale:g} and temperature {found.temperature:g} by default: of 171 captions, "
+    assert str(found).startswith(said) and "% at 1.5 and 0.3 (distance 0." in str(found)
 
 
-def test_a_difference_by_chance_leaves_the_usual_guidance():
+def test_a_setting_that_is_better_by_chance_alone_gives_way_to_a_nearer_one():
     class Noisy(Drawn):
-        def right(self, pipe, rows, guidance_scale, temperature, seed):
-            return np.random.default_rng([int(guidance_scale * 2), seed]).random(len(rows)) < 0.5
+        def drawn(self, pipe, rows, guidance_scale, temperature, seed):
+            rng = np.random.default_rng([int(guidance_scale * 2), int(temperature * 10), seed])
+            distance = 0.1 if (guidance_scale, temperature) == (1.5, 0.3) else 0.2
+            return DrawnRows(rng.random(len(rows)) < 0.5, np.full(len(rows), distance))
 
-    captions = Noisy({})
-    found = search_guidance(captions, None, 2.0, 40_000)
+    found = search_guidance(Noisy({}, {}), None, (2.0, 1.0), 80_000)
     assert found is not None
-    gain = found.right[found.scale] - found.right[2.0]
-    assert found.scale == 2.0 or gain > 0.5**0.5 / 171**0.5 * 0.9
+    short = max(found.right.values()) - found.right[1.5, 0.3]
+    assert (found.scale, found.temperature) == (1.5, 0.3) or short > 2 * 0.5**0.5 / 171**0.5 * 0.9
 
 
-def test_a_budget_or_a_data_set_too_small_for_a_search():
-    assert search_guidance(Drawn({}), None, 2.0, rows_trained=3000) is None
-    assert search_guidance(Drawn({}, 10), None, 2.0, rows_trained=40_000) is None
+def test_options_that_are_given_are_not_searched():
+    captions = Drawn({(1.0, 0.3): 1.0}, {})
+    found = search_guidance(captions, None, (1.7, 1.0), 80_000, scales=(1.7,))
+    assert found is not None and {setting[0] for setting, *_ in captions.calls} == {1.7}
+
+
+def test_a_budget_or_a_data_set_too_small_for_a_search_or_a_model_that_draws_nothing():
+    assert search_guidance(Drawn({}, {}), None, (2.0, 1.0), rows_trained=6000) is None
+    assert search_guidance(Drawn({}, {}, 10), None, (2.0, 1.0), rows_trained=80_000) is None
+    nothing = Drawn({(scale, one): 0.0 for scale in guidance_search.SCALES for one in guidance_search.TEMPERATURES}, {})
+    found = search_guidance(nothing, None, (2.0, 1.0), rows_trained=80_000)
+    assert found is not None and (found.scale, found.temperature) == (2.0, 1.0)
     assert guidance_search._alternating(2, 3) == [0, 2, 1, 3, 4]
 
 

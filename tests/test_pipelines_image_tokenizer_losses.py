@@ -229,33 +229,81 @@ def test_configuration_files_are_the_presets(size):
     assert given == {"image_size": size, **preset(size, photographs=True)}
 
 
+def built(given: ImageTokenizerOptions, accelerator: Accelerator, photographs: bool) -> StageOneLoss:
+    return build_loss(given, accelerator, photographs, CONFIG, lambda: "classifier=nowhere", seed=0)
+
+
 def test_weights_follow_the_pictures_and_the_options(accelerator, capsys):
-    drawn = build_loss(options(), accelerator, False, CONFIG, seed=0)
+    drawn = built(options(), accelerator, False)
     assert drawn.is_plain and capsys.readouterr().out == ""
-    found = build_loss(options(), accelerator, True, CONFIG, seed=0)
+    found = built(options(), accelerator, True)
     assert found.weights == {"pixels": 1.0, **PHOTOGRAPH_WEIGHTS}
     assert "shares of the gradient" in capsys.readouterr().out
-    given = build_loss(options(perceptual_weight=0.0, adversarial_weight=0.0), accelerator, True, CONFIG, seed=0)
+    given = built(options(perceptual_weight=0.0, adversarial_weight=0.0), accelerator, True)
     assert given.is_plain
-    assert build_loss(options(adversarial_weight=0.2), accelerator, False, CONFIG, seed=0).weights["adversarial"] == 0.2
-    assert not build_loss(options(absolute_share=0.5), accelerator, False, CONFIG, seed=0).is_plain
+    assert built(options(adversarial_weight=0.2), accelerator, False).weights["adversarial"] == 0.2
+    assert not built(options(absolute_share=0.5), accelerator, False).is_plain
 
 
 def test_pictures_below_the_extractors_least_size_are_told(accelerator, capsys, monkeypatch):
     monkeypatch.setitem(extractors._BUILDERS, "efficientnet_lite0", lambda name: Extractor("large", Tiny()))
-    build_loss(options(), accelerator, True, CONFIG, seed=0)
+    built(options(), accelerator, True)
     assert "reads pictures of at least 64 pixels: those of 16 are enlarged" in capsys.readouterr().out
 
 
 def test_without_an_extractor_the_discriminators_features_take_its_place(accelerator, capsys, monkeypatch):
     monkeypatch.setattr("pipelines.training.image_tokenizer_losses.missing_package", lambda name: "the_package")
-    loss = build_loss(options(), accelerator, True, CONFIG, seed=0)
+    loss = built(options(), accelerator, True)
     assert loss.weights == {
         "pixels": 1.0, "adversarial": PHOTOGRAPH_WEIGHTS["adversarial"], "matching": PHOTOGRAPH_WEIGHTS["perceptual"]
     }  # fmt: skip
     assert "the-package is not installed" in capsys.readouterr().out
     output = tiny_tokenizer().train()(batch := pictures())
     assert {"adversarial", "matching"} <= loss(batch, output, share=0.9, step=0)[1].keys()
+
+
+# ---- a classifier of the data set's own captions
+
+
+def striped(folder: Path, pictures: int = 60) -> Path:
+    """Noisy pictures with stripes across or down, as their captions say, and one with a caption of its own."""
+    folder.mkdir(parents=True)
+    chance = np.random.default_rng(0)
+    for number in range(pictures):
+        pixels = chance.integers(0, 80, (16, 16, 3), dtype=np.uint8)
+        stripes = slice(None, None, 2)
+        pixels[(stripes,) if number % 2 else (slice(None), stripes)] += 150
+        Image.fromarray(pixels).save(folder / f"{number:02}.png")
+        (folder / f"{number:02}.txt").write_text("alone" if number == 7 else ("down", "across")[number % 2])
+    return folder
+
+
+def test_a_classifier_of_captions_is_learned_first_and_used_again(tmp_path, capsys):
+    folder = striped(tmp_path / "stripes")
+    settings = {"extractor": "captions", "adversarial_weight": 0.0}
+    lines = run(
+        tmp_path / "run", folder, max_steps=400, validate_every=0, checkpoint_every=0, log_every=100, **settings
+    )
+    said = capsys.readouterr().out
+    assert "classifier of 2 captions: 100% of held-out pictures right, chance 50.0%" in said
+    assert "perceptual 1" in said and "perceptual" in lines[0], "--extractor asks for its term"
+    saved = json.loads((tmp_path / "run" / "classifier" / "classifier.json").read_text())
+    assert sorted(saved["captions"]) == ["across", "down"], "one with a caption of its own is no class"
+    extractor = extractors.load_extractor(f"classifier={tmp_path / 'run' / 'classifier'}")
+    found = extractor(torch.rand(2, 1, 16, 16) * 2 - 1)
+    assert found.logits.shape == (2, 2) and len(found.maps) == 4
+    before = (tmp_path / "run" / "classifier" / "classifier.safetensors").stat().st_mtime_ns
+    run(tmp_path / "run", folder, max_steps=402, resume=True, allow_changes=True, **settings)
+    assert (tmp_path / "run" / "classifier" / "classifier.safetensors").stat().st_mtime_ns == before
+    run(tmp_path / "other", folder, extractor=f"classifier={tmp_path / 'run' / 'classifier'}", max_steps=2)
+    assert not (tmp_path / "other" / "classifier").exists()
+
+
+def test_captions_that_are_no_classes_are_refused(photographs, tmp_path):
+    with pytest.raises(ValueError, match="--extractor captions needs captions that sort pictures .*'picture 0' 1"):
+        run(tmp_path / "run", photographs, extractor="captions")
+    with pytest.raises(ValueError, match="no classifier could be read .* OUTPUT_DIR/classifier"):
+        extractors.load_extractor(f"classifier={tmp_path}")
 
 
 # ---- whole runs

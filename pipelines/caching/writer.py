@@ -255,9 +255,7 @@ class TokenCacheWriter:
             decoded, positions = self._decoded, self._positions[new]
             which, dtype = decoded.which[positions], code_dtype(self.tokenizer.num_codes)
 
-            def read(places: np.ndarray) -> np.ndarray:
-                return decoded.batch(positions[places])
-
+            read: Callable[[np.ndarray], np.ndarray] = lambda places: decoded.batch(positions[places])  # noqa: E731
             if self.view is not None:
                 fixed = {row.pictures[0] for row in rows if has_direction(row.texts)}
                 is_fixed = np.asarray([picture in fixed for picture in new])

@@ -36,7 +36,7 @@ class DrawingRequest:
     negative_prompt: Prompt = None
     num_images_per_prompt: int = 1
     guidance_scale: Guidance | None = None
-    temperature: ByLevel = 1.0
+    temperature: ByLevel | None = None
     top_k: CountByLevel = 0
     top_p: ByLevel = 1.0
     height: int | None = None
@@ -115,7 +115,8 @@ class DrawingRequest:
                 remedy="give guidance_scale=1, or a negative_prompt",
             )  # fmt: skip
         scale = vocabulary.default_guidance if self.guidance_scale is None else self.guidance_scale
-        schedule = SamplingSchedule(scale, self.temperature, self.top_k, self.top_p, self.min_p)
+        temperature = vocabulary.default_temperature if self.temperature is None else self.temperature
+        schedule = SamplingSchedule(scale, temperature, self.top_k, self.top_p, self.min_p)
         settings = schedule.by_position(vocabulary.picture(size).layout)
         negatives = negative_texts(negative, len(texts), max(one.guidance_scale for one in settings))
         if texts == [None] and negative is None:  # guidance would lead from the empty prompt to itself

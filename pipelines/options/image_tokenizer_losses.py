@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from pipelines.options.option import option
 
+CAPTIONS = "captions"  # the extractor that a run trains for itself
+
 
 @dataclass
 class LossOptions:
@@ -18,7 +20,9 @@ class LossOptions:
         0.0, "weight of the focal frequency loss in the pixels' error, beside 1", not_negative=True
     )
     perceptual_weight: float | None = option(
-        None, "share of the gradient that features of --extractor get, beside 1 for pixels (default: by the pictures)",
+        None,
+        "share of the gradient that features of --extractor get, beside 1 for pixels (default: by the pictures; 1 with "
+        "--extractor)",
         not_negative=True,
     )  # fmt: skip
     logits_weight: float = option(
@@ -27,7 +31,8 @@ class LossOptions:
     extractor: str = option(
         "efficientnet_lite0",
         "whose features are compared: 'efficientnet_lite0', 'efficientnet_lite1', 'efficientnet_lite2', 'lpips', or "
-        "'torchvision:NAME'; '=FILE' behind one of the last two gives its weights",
+        "'torchvision:NAME'; '=FILE' behind one of the last two gives its weights; 'captions': a classifier of the "
+        "data set's captions that is trained first, or 'classifier=FOLDER', one that an earlier run left",
     )
     adversarial_weight: float | None = option(
         None, "share of the gradient that a patch discriminator gets, beside 1 for pixels (default: by the pictures)",
@@ -50,7 +55,7 @@ class LossOptions:
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[misc]  # of the options that this class is mixed into
-        if self.perceptual_weight or self.extractor != type(self).extractor:
+        if self.extractor != CAPTIONS and (self.perceptual_weight or self.extractor != type(self).extractor):
             # Imports torch, which --help need not wait for.
             from tokenizer_image.losses.extractors import check_extractor
 

@@ -39,7 +39,7 @@ class ModelOptions:
 class SamplingOptions:
     """How freely codes or texts are drawn."""
 
-    temperature: float = option(1.0, "0 takes the likeliest each time")
+    temperature: float | None = option(1.0, "0 takes the likeliest each time")
     top_k: int = option(0, "choose among the k likeliest; 0: among all")
     top_p: float = option(1.0, "choose among the likeliest that have this probability together")
     min_p: float = option(0.0, "leave out what has less than this share of the likeliest one's probability")
@@ -65,6 +65,7 @@ class SamplingOptions:
 class GuidedSamplingOptions(SamplingOptions):
     """How freely pictures are drawn, and how closely to their prompts."""
 
+    temperature: float | None = option(None, "0 takes the likeliest each time (default: the model's own)")
     guidance_scale: float | None = option(
         None, "how strongly to follow the prompt: 1 is off (default: the model's own)"
     )

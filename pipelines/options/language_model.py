@@ -33,7 +33,7 @@ class LanguageModelOptions(SequenceOptions, CacheOptions, TrainingOptions):
     architecture: str = option(
         "llama", "'llama', 'qwen3' (normalised queries and keys, steadier at size) or 'gpt2'", choices=ARCHITECTURES
     )
-    lm_size: str | None = option(None, f"{', '.join(SIZES)} (default: by codes per picture)", choices=SIZES)
+    lm_size: str | None = option(None, f"{', '.join(SIZES)} (default: by codes per picture and budget)", choices=SIZES)
     num_layers: int | None = option(None, "overrides that of --lm_size", above_zero=True)
     hidden_size: int | None = option(None, "overrides that of --lm_size", above_zero=True)
     intermediate_size: int | None = option(None, "overrides that of --lm_size", above_zero=True)
@@ -78,9 +78,13 @@ class LanguageModelOptions(SequenceOptions, CacheOptions, TrainingOptions):
             except ValueError as error:
                 raise ValueError(with_option_names(str(error), {name: name for name in SHAPE})) from error
 
-    def sizes(self, tokens_per_image: int) -> dict[str, Any]:
-        """The options that give the shape of the language model, under the names of `lm.model.build_configuration`."""
+    def sizes(self, tokens_per_image: int, size: str | None = None) -> dict[str, Any]:
+        """The options that give the shape of the language model, under the names of `lm.model.build_configuration`.
+
+        Args:
+            size: what --lm_size is by default (default: by codes per picture alone).
+        """
         from lm.model import default_size
 
-        size = self.lm_size or default_size(tokens_per_image)
+        size = self.lm_size or size or default_size(tokens_per_image)
         return {"size": size, **{name: getattr(self, name) for name in SHAPE}}

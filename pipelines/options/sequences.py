@@ -9,7 +9,7 @@ from pipelines.options.data import DataOptions
 from pipelines.options.option import option
 
 CAPTION_DROPOUT = 0.1
-GUIDANCE = 2.0  # by default, where it is neither given nor found
+GUIDANCE, TEMPERATURE = 2.0, 1.0  # by default, where they are neither given nor found
 
 
 @dataclass
@@ -45,6 +45,12 @@ class SequenceOptions(DataOptions):
         None,
         "the pipeline's guidance scale when none is given (default: found at the end of training where captions say "
         "which picture is meant, else 2; 1 where pictures are not learned without a caption)",
+        not_negative=True,
+    )
+    default_temperature: float | None = option(
+        None,
+        "the temperature that pictures are drawn at when none is given (default: found at the end of training where "
+        "captions say which picture is meant, else 1)",
         not_negative=True,
     )
     max_caption_tokens: int = option(64, "longer captions lose their end", above_zero=True)

@@ -30,6 +30,15 @@ class CaptionedPicture:
 
 
 @dataclass
+class DrawnRows:
+    """Of each row that was drawn: whether its picture is right, bool, and how far it is from the caption's own, as the
+    root of the mean square of the pixels' differences on [0, 1]; 1 for a caption that the model cannot read."""
+
+    right: np.ndarray
+    distance: np.ndarray
+
+
+@dataclass
 class CaptionsDrawn:
     """Captions that were learned from and others that were not, and all the pictures that one may be taken for.
 
@@ -48,15 +57,15 @@ class CaptionsDrawn:
     def __post_init__(self) -> None:
         self._pixels: torch.Tensor | None = None
 
-    def right(
+    def drawn(
         self, pipe: TextToImagePipeline, rows: Sequence[int], guidance_scale: float, temperature: float, seed: int = 0
-    ) -> np.ndarray:
-        """Whether each of these rows, of `held_out` and then `seen`, draws its picture: bool."""
+    ) -> DrawnRows:
+        """Draw each of these rows, of `held_out` and then `seen`."""
         pictures = [*self.held_out, *self.seen, *self.others]
         candidates = self._candidates(pipe, pictures)
         room = caption_room(pipe.model, pipe.vocabulary)
         captions = [cut_caption(pipe.vocabulary, pictures[row].caption, room) for row in rows]
-        found = np.zeros(len(rows), bool)
+        found = DrawnRows(np.zeros(len(rows), bool), np.ones(len(rows)))
         known = [index for index, caption in enumerate(captions) if caption]
         if not known:
             return found
@@ -64,15 +73,17 @@ class CaptionsDrawn:
         output = pipe([captions[index] for index in known], guidance_scale=guidance_scale, temperature=temperature,
                       seed=seed, output_type="pt")  # fmt: skip
         drawn = _small(torch.as_tensor(output.images)).to(candidates)
-        nearest = torch.cdist(drawn, candidates).argmin(1).tolist()
-        for index, one in zip(known, nearest, strict=True):
-            found[index] = np.array_equal(pictures[one].codes, pictures[rows[index]].codes)
+        distances = torch.cdist(drawn, candidates) / drawn.shape[1] ** 0.5
+        for index, nearest, each in zip(known, distances.argmin(1).tolist(), distances, strict=True):
+            found.right[index] = np.array_equal(pictures[nearest].codes, pictures[rows[index]].codes)
+            found.distance[index] = float(each[rows[index]])
         return found
 
     def shares(self, pipe: TextToImagePipeline) -> dict[str, float]:
         """The share that is right of captions that were held out and of those that were learned from, drawn with the
         likeliest code each time and without guidance."""
-        right = self.right(pipe, range(len(self.held_out) + len(self.seen)), guidance_scale=1.0, temperature=0.0)
+        rows = range(len(self.held_out) + len(self.seen))
+        right = self.drawn(pipe, rows, guidance_scale=1.0, temperature=0.0).right
         parts = {"held_out": right[: len(self.held_out)], "seen": right[len(self.held_out) :]}
         return {f"drawn_right_{name}": float(part.mean()) for name, part in parts.items() if len(part)}
 

@@ -18,11 +18,11 @@ from pipelines.options.language_model import LanguageModelOptions
 from pipelines.text_to_image import TextToImagePipeline
 from pipelines.training.captions_drawn import CaptionsDrawn
 from pipelines.training.schedule import Budget
+from pipelines.training.throughput import UTILISATION
 
 SEVERAL_EPOCHS = 8  # from which on a model may learn pictures by heart, and is judged by what captions draw
 MANY_EPOCHS = 20  # from which on it is regularised: without that, validation is best after about 13
 DROPOUT, CODE_NOISE = 0.1, 0.1  # from there on
-UTILISATION = 0.4  # of the machine's arithmetic, by training
 ROWS_MEASURED = 256
 DRAWN_CAPTIONS = 64  # of each split, at each validation
 DRAWN_ROWS = 3 * 2 * DRAWN_CAPTIONS  # that this is worth in time: token by token, a row takes about three times as long

@@ -1,18 +1,22 @@
-"""Which guidance a finished model draws best with: a short search over captions that say which picture is meant."""
+"""Which guidance and temperature a finished model draws best with: a search over captions that say which picture is
+meant."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
 from pipelines.text_to_image import TextToImagePipeline
 from pipelines.training.captions_drawn import CaptionsDrawn
 
-SCALES = (1.0, 1.5, 2.0, 3.0)
+SCALES, TEMPERATURES = (1.0, 1.5, 2.0, 3.0), (1.0, 0.3)
 BUDGET_SHARE = 0.03  # of the rows that training read, that the search may draw
-LEAST_CAPTIONS, MOST_DRAWN = 16, 400  # captions without which there is no search; pictures drawn at each scale
-MARGIN = 2.0  # standard errors by which another scale has to be better than the usual one
+LEAST_CAPTIONS, MOST_DRAWN = 16, 400  # captions without which there is no search; pictures drawn at each setting
+MARGIN = 2.0  # standard errors within which two shares of right pictures count as equal
+
+Setting = tuple[float, float]  # guidance scale and temperature
 
 
 @dataclass
@@ -20,52 +24,79 @@ class GuidanceFound:
     """The result of a search.
 
     Attributes:
-        scale: the guidance scale to draw with.
-        right: for each scale that was tried, the share of captions that drew their own picture.
-        drawn: pictures at each scale.
+        scale, temperature: what to draw with.
+        right: for each setting that was tried, the share of captions that drew their own picture.
+        distance: for each, the mean distance from it (`DrawnRows`).
+        drawn: pictures at each setting.
     """
 
     scale: float
-    right: dict[float, float]
+    temperature: float
+    right: dict[Setting, float]
+    distance: dict[Setting, float]
     drawn: int
 
     def __str__(self) -> str:
-        tried = ", ".join(f"{share:.1%} at {scale:g}" for scale, share in self.right.items())
-        return f"guidance {self.scale:g} by default: of {self.drawn} captions, {tried} drew their own picture"
+        tried = ", ".join(
+            f"{share:.1%} at {scale:g} and {temperature:g} (distance {self.distance[scale, temperature]:.3f})"
+            for (scale, temperature), share in self.right.items()
+        )
+        return (
+            f"guidance {self.scale:g} and temperature {self.temperature:g} by default: of {self.drawn} captions, "
+            f"{tried} drew their own picture"
+        )
 
 
 def search_guidance(
-    captions: CaptionsDrawn, pipe: TextToImagePipeline, usual: float, rows_trained: float
+    captions: CaptionsDrawn,
+    pipe: TextToImagePipeline,
+    usual: Setting,
+    rows_trained: float,
+    *,
+    scales: tuple[float, ...] = SCALES,
+    temperatures: tuple[float, ...] = TEMPERATURES,
 ) -> GuidanceFound | None:
-    """Draw captions at each of `SCALES`, one sample each with the same random numbers, and take the scale at which most
-    drew their own picture; the `usual` one unless another is better by more than chance.
+    """Draw captions at each scale and temperature, one sample each with the same random numbers. Of the settings at
+    which most drew their own picture, or about as many, the one whose pictures are nearest to it is taken.
 
     Args:
         captions: half of them held out and half learned from, as far as there are both.
-        usual: the scale without a search.
+        usual: the setting without a search, which is tried, too.
         rows_trained: how many sequences training has read, which bounds the search.
+        scales, temperatures: that are tried.
 
     Returns:
-        None where the budget is too small for a search.
+        None where the budget is too small for a search; the usual setting where no caption drew its picture.
     """
-    scales = sorted({*SCALES, usual})
-    cost = sum(1 if scale == 1 else 2 for scale in scales)  # rows that one caption takes
+    settings = list(product(sorted({*scales, usual[0]}), sorted({*temperatures, usual[1]}, reverse=True)))
+    cost = sum(1 if scale == 1 else 2 for scale, _ in settings)  # rows that one caption takes
     count = len(captions.held_out) + len(captions.seen)
     drawn = min(int(BUDGET_SHARE * rows_trained / cost), MOST_DRAWN)
     if min(drawn, count) < LEAST_CAPTIONS:
         return None
-    right: dict[float, list[np.ndarray]] = {scale: [] for scale in scales}
+    right: dict[Setting, list[np.ndarray]] = {setting: [] for setting in settings}
+    distance: dict[Setting, list[np.ndarray]] = {setting: [] for setting in settings}
     order = _alternating(len(captions.held_out), len(captions.seen))
     for start in range(0, drawn, count):
         rows = order[: drawn - start]
-        for scale in scales:
-            right[scale].append(captions.right(pipe, rows, scale, temperature=1.0, seed=start))
-    found = {scale: np.concatenate(parts).astype(float) for scale, parts in right.items()}
-    best = max(scales, key=lambda scale: (found[scale].mean(), -abs(scale - usual)))
-    gain = found[best] - found[usual]
-    if gain.mean() <= MARGIN * gain.std() / np.sqrt(len(gain)):
-        best = usual
-    return GuidanceFound(best, {scale: float(each.mean()) for scale, each in found.items()}, drawn)
+        for setting in settings:
+            found = captions.drawn(pipe, rows, *setting, seed=start)
+            right[setting].append(found.right)
+            distance[setting].append(found.distance)
+    shares = {setting: np.concatenate(parts).astype(float) for setting, parts in right.items()}
+    means = {setting: float(np.concatenate(parts).mean()) for setting, parts in distance.items()}
+    best = max(settings, key=lambda setting: shares[setting].mean())
+    about_as_many = [setting for setting in settings if not _is_less(shares[setting], shares[best])]
+    if not shares[best].any():  # the model draws nothing yet: distances say nothing
+        about_as_many = [usual]
+    scale, temperature = min(about_as_many, key=lambda setting: means[setting])
+    return GuidanceFound(scale, temperature, {one: float(each.mean()) for one, each in shares.items()}, means, drawn)
+
+
+def _is_less(one: np.ndarray, best: np.ndarray) -> bool:
+    """Whether fewer pictures were right than with the best, by more than chance."""
+    gain = best - one
+    return bool(gain.mean() > MARGIN * gain.std() / np.sqrt(len(gain)))
 
 
 def _alternating(first: int, second: int) -> list[int]:

@@ -18,6 +18,7 @@ from pipelines.machine.batches import evenly_spaced, index_batches, pictures_at_
 from pipelines.machine.printing import say
 from pipelines.options.image_tokenizer import OWN_SETTINGS, PRESET_SETTINGS, ImageTokenizerOptions
 from tokenizer_image import VQVAE
+from tokenizer_image.extension import with_more_codes
 from tokenizer_image.losses.perceptual import PerceptualLoss
 from tokenizer_image.metrics import CodeUsage, mse, psnr
 from tokenizer_image.pictures.photographs import are_photographs
@@ -49,7 +50,8 @@ def detect_photographs(pictures: DecodedPictures, options: ImageTokenizerOptions
 
 
 def load_earlier(options: ImageTokenizerOptions) -> VQVAE:
-    """The tokenizer in --init_from, in float32, which learns as the options say.
+    """The tokenizer in --init_from, in float32, which learns as the options say; with larger --codebook_sizes, it gets
+    further codes.
 
     Raises:
         ValueError: an option that would make its weights mean something else.
@@ -60,6 +62,9 @@ def load_earlier(options: ImageTokenizerOptions) -> VQVAE:
     before, given = tokenizer.config.quantizer_options, options.quantizer_options()
     fixed |= {name: before.get(name) for name in FIXED_QUANTIZER_OPTIONS}
     defaults = {option.name: option.default for option in fields(options)}
+    more_codes = _more_codes(options, tokenizer.config.codebook_sizes)
+    if more_codes:
+        fixed.pop("codebook_sizes")
     clashes = [name for name, value in fixed.items() if getattr(options, name) not in (defaults[name], value)]
     wanted, kinds = options.quantizer_names(), tokenizer.config.level_quantizers
     if options.quantizer != defaults["quantizer"] and wanted not in (kinds, [tokenizer.config.quantizer]):
@@ -71,7 +76,22 @@ def load_earlier(options: ImageTokenizerOptions) -> VQVAE:
     changes: dict[str, Any] = {"quantizer_options": {**before, **given}} if given else {}
     if options.level_dropout != defaults["level_dropout"]:
         changes["level_dropout"] = options.level_dropout
-    return _load_vqvae(str(options.init_from), **changes) if changes else tokenizer
+    if changes:
+        tokenizer = _load_vqvae(str(options.init_from), **changes)
+    try:
+        return with_more_codes(tokenizer, more_codes) if more_codes else tokenizer
+    except ValueError as error:
+        raise ValueError(
+            f"--init_from {options.init_from}: {error}".replace("codebook_sizes=", "--codebook_sizes ")
+        ) from error
+
+
+def _more_codes(options: ImageTokenizerOptions, before: list[int]) -> list[int] | None:
+    """--codebook_sizes, where they are larger than those `before` and codes may change."""
+    wanted = options.codebook_sizes
+    if not wanted or wanted == before or options.train == "decoder" or len(wanted) != len(before):
+        return None
+    return wanted if all(new >= old for old, new in zip(before, wanted, strict=True)) else None
 
 
 def _load_vqvae(folder: str, **settings: Any) -> VQVAE:

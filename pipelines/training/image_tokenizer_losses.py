@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from pipelines.machine.printing import say
-from pipelines.options.image_tokenizer_losses import LossOptions
+from pipelines.options.image_tokenizer_losses import CAPTIONS, LossOptions
 from pipelines.training.adversary import Adversary
 from tokenizer_image.configuration import VQVAEConfig
 from tokenizer_image.losses.balance import GradientBalancer
@@ -156,35 +156,45 @@ class StageOneLoss(nn.Module):
 
 
 def build_loss(
-    options: LossOptions, accelerator: Accelerator, photographs: bool, config: VQVAEConfig, *, seed: int
+    options: LossOptions,
+    accelerator: Accelerator,
+    photographs: bool,
+    config: VQVAEConfig,
+    own_extractor: Callable[[], str],
+    *,
+    seed: int,
 ) -> StageOneLoss:
     """What the options ask for, and where they leave it open, what suits photographs or drawings; it is told.
 
     Args:
         config: of the image tokenizer.
+        own_extractor: trains the classifier of --extractor captions, and returns its name.
         seed: of the discriminator.
     """
     defaults = PHOTOGRAPH_WEIGHTS if photographs else dict.fromkeys(PHOTOGRAPH_WEIGHTS, 0.0)
+    if options.extractor != LossOptions.extractor:
+        defaults = {**defaults, "perceptual": PHOTOGRAPH_WEIGHTS["perceptual"]}
     perceptual, adversarial = (
         defaults[name] if (given := getattr(options, f"{name}_weight")) is None else given for name in defaults
     )
-    package = missing_package(options.extractor)
+    name = own_extractor() if options.extractor == CAPTIONS and perceptual else options.extractor
+    package = missing_package(name)
     matching = options.feature_matching_weight
     if perceptual and package is not None:  # an option that asks for it ends earlier
         perceptual, matching = 0.0, PHOTOGRAPH_WEIGHTS["perceptual"] if matching is None else matching
         say(
             accelerator,
             f"{package.replace('_', '-')} is not installed: features of the discriminator are compared in place of "
-            f"{options.extractor}'s, which are better ({INSTALL})",
+            f"{name}'s, which are better ({INSTALL})",
         )
     matching = matching or 0.0
     extractor = None
     if perceptual:
-        extractor = load_extractor(options.extractor).to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        extractor = load_extractor(name).to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.image_size < extractor.least_size:
             say(
                 accelerator,
-                f"{options.extractor} reads pictures of at least {extractor.least_size} pixels: those of "
+                f"{name} reads pictures of at least {extractor.least_size} pixels: those of "
                 f"{config.image_size} are enlarged for it",
             )
     adversary = None

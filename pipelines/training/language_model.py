@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel
 
 from lm.data.token_cache import TokenCache
-from lm.model import build_configuration, build_model, load_model, model_sizes, start_code_rows
+from lm.model import affordable_size, build_configuration, build_model, default_size, model_sizes, start_code_rows
 from lm.model import default_learning_rate as width_learning_rate
 from lm.pretrained import (
     check_positions,
@@ -19,93 +18,40 @@ from lm.pretrained import (
     extend_model,
     ids_taken,
     load_configuration,
-    load_own_tokenizer,
     load_pretrained,
     max_positions,
 )
 from lm.sequences import FORMATS
-from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
+from lm.vocabulary import MultimodalVocabulary
 from pipelines.options.language_model import LanguageModelOptions
-from pipelines.options.sequences import GUIDANCE
+from pipelines.options.sequences import GUIDANCE, TEMPERATURE
+from pipelines.training.schedule import Budget
 from pipelines.training.sequences import longest_sequence
-from tokenizer_image.fingerprint import accepts_fingerprint
+from pipelines.training.throughput import UTILISATION
+from pipelines.training.transfer import EXTRA_POSITIONS, ROTARY, transferred
+from pipelines.training.vocabulary import build_vocabulary, given_tokenizer, load_text_tokenizer
 from tokenizer_image.layout import ImageTokenizer
 
-BPE_ROWS = 50_000  # whose captions a BPE is trained on; more change it little, and take longer
 PRETRAINED_SHARE = 0.25  # of the learning rate that a model from scratch of that width starts with
-
-
-def build_vocabulary(
-    options: LanguageModelOptions, tokenizer: ImageTokenizer, cache: TokenCache
-) -> MultimodalVocabulary:
-    """The joint vocabulary: a BPE trained on the captions (or a given tokenizer) and the image codes."""
-    if options.text_tokenizer or options.lm_name_or_path:
-        text = given_tokenizer(options)
-    else:
-        text = train_text_tokenizer(cache.some_texts(BPE_ROWS), options.text_vocab_size)
-    side = tokenizer.config.image_size
-    first, *others = options.picture_sizes() or [(side, side)]
-    return MultimodalVocabulary.build(
-        text, num_codes=tokenizer.num_codes, layout=tokenizer.layout(first).to_dict(), image_size=list(first),
-        image_tokenizer_fingerprint=tokenizer.fingerprint,
-        other_layouts={size: tokenizer.layout(size).to_dict() for size in others},
-    )  # fmt: skip
-
-
-def given_tokenizer(options: LanguageModelOptions) -> PreTrainedTokenizerBase:
-    """That of --text_tokenizer, else the one of --lm_name_or_path."""
-    if options.text_tokenizer:
-        return load_text_tokenizer(options.text_tokenizer)
-    return load_own_tokenizer(str(options.lm_name_or_path))
-
-
-def load_text_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """A fast tokenizer of transformers."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"--text_tokenizer {name} is no tokenizer of transformers, here or on the Hub: {reason}"
-        ) from error
-    if not tokenizer.is_fast:
-        raise ValueError(f"--text_tokenizer {name} has no fast version (tokenizer.json): choose one that has")
-    return tokenizer
-
-
-def load_vocabulary(options: LanguageModelOptions, tokenizer: ImageTokenizer) -> MultimodalVocabulary:
-    """The vocabulary of --init_from."""
-    vocabulary = MultimodalVocabulary.from_pretrained(Path(str(options.init_from)) / "lm")
-    if not accepts_fingerprint(tokenizer, vocabulary.image_tokenizer_fingerprint):
-        raise ValueError(
-            f"--init_from {options.init_from} was trained with another image tokenizer: give its own as "
-            f"--image_tokenizer {Path(str(options.init_from)) / 'image_tokenizer'}"
-        )
-    side = tokenizer.config.image_size
-    others = [size for size in options.picture_sizes() or [(side, side)] if size not in vocabulary.layouts]
-    if others:
-        raise ValueError(
-            f"--image_sizes: --init_from {options.init_from} knows {_sizes_line(vocabulary.layouts)}, not "
-            f"{_sizes_line(others)}: give sizes that it knows"
-        )
-    return vocabulary
-
-
-def _sizes_line(sizes: Iterable[tuple[int, int]]) -> str:
-    return ", ".join(f"{height}x{width}" for height, width in sizes)
 
 
 def check_parts(options: LanguageModelOptions, tokenizer: ImageTokenizer) -> None:
     """Raise ValueError where `build_parts` could not succeed, before any picture is encoded."""
     _check_image_size(options, tokenizer)
     if options.init_from:
-        load_vocabulary(options, tokenizer)
+        MultimodalVocabulary.from_pretrained(Path(options.init_from) / "lm")
         config = AutoConfig.from_pretrained(Path(options.init_from) / "lm")
         check_sizes(options, "init_from", config, "text_tokenizer", "text_vocab_size")
-        if (options.max_length or 0) > max_positions(config):
+        needed, most = _longest_picture(options, tokenizer), max_positions(config)
+        if config.model_type not in ROTARY and (options.max_length or 0) > most:
             raise ValueError(
-                f"--max_length {options.max_length}: --init_from {options.init_from} takes at most "
-                f"{max_positions(config)} tokens; give no more, or leave it out"
+                f"--max_length {options.max_length}: --init_from {options.init_from} takes at most {most} tokens; give "
+                "no more, or leave it out"
+            )
+        if config.model_type not in ROTARY and needed > most:
+            raise ValueError(
+                f"--init_from {options.init_from} takes at most {most} tokens, and a picture has {needed} codes: use "
+                "an image tokenizer with fewer codes a picture"
             )
     elif options.lm_name_or_path:
         config = load_configuration(options.lm_name_or_path)
@@ -152,12 +98,22 @@ def check_sizes(options: LanguageModelOptions, start: str, config: Any, *others:
 
 
 def build_parts(
-    options: LanguageModelOptions, tokenizer: ImageTokenizer, cache: TokenCache
+    options: LanguageModelOptions,
+    tokenizer: ImageTokenizer,
+    cache: TokenCache,
+    size: str | None = None,
+    tell: Callable[[str], None] = print,
 ) -> tuple[PreTrainedModel, MultimodalVocabulary]:
-    """Language model and vocabulary: fresh, those of --init_from, or a pretrained model's with rows for the codes."""
+    """Language model and vocabulary: fresh, those of --init_from, or a pretrained model's with rows for the codes.
+
+    Args:
+        size: of a fresh model, where the options do not say.
+        tell: is called with a line about what --init_from had to extend.
+    """
     if options.init_from:
-        vocabulary = load_vocabulary(options, tokenizer)
-        model = load_model(str(Path(options.init_from) / "lm"), dtype=torch.float32)
+        model, vocabulary, said = transferred(options, tokenizer, cache)
+        if said:
+            tell(said)
     elif options.lm_name_or_path:
         known = ids_taken(given_tokenizer(options))
         vocabulary = build_vocabulary(options, tokenizer, cache)
@@ -165,8 +121,8 @@ def build_parts(
         extend_model(model, vocabulary, known)
     else:
         vocabulary = build_vocabulary(options, tokenizer, cache)
-        positions = longest_sequence(options, vocabulary.longest_picture, cache.interleaved) + 4
-        sizes = options.sizes(vocabulary.tokens_per_image)
+        positions = longest_sequence(options, vocabulary.longest_picture, cache.interleaved) + EXTRA_POSITIONS
+        sizes = options.sizes(vocabulary.tokens_per_image, size)
         model = build_model(build_configuration(vocabulary, max_positions=positions, **sizes))
         vectors = tokenizer.code_vectors() if hasattr(tokenizer, "code_vectors") else None
         if vectors is not None:
@@ -176,6 +132,7 @@ def build_parts(
     alone = dropped or any(FORMATS[name].draws_alone for name in options.mixture())
     usual = GUIDANCE if options.default_guidance is None else options.default_guidance
     vocabulary.default_guidance = usual if alone else 1.0
+    vocabulary.default_temperature = TEMPERATURE if options.default_temperature is None else options.default_temperature
     return model, vocabulary
 
 
@@ -189,6 +146,31 @@ def describe_model(model: PreTrainedModel, vocabulary: MultimodalVocabulary) -> 
         f"({(parameters - sum(layers.values())) / 1e6:.2f}M without embeddings), "
         f"{vocabulary.size} token ids ({vocabulary.num_codes} image codes)"
     )
+
+
+def choose_size(
+    options: LanguageModelOptions, tokenizer: ImageTokenizer, peak: float, info: dict[str, Any]
+) -> str | None:
+    """The named size of a fresh model, by codes per picture and by what the budget lets it read; None where the options
+    say.
+
+    Args:
+        peak: FLOPs a second of all processes together.
+        info: run.json of the run, which is resumed where it has figures: its size is kept.
+    """
+    if options.lm_size or options.init_from or options.lm_name_or_path:
+        return None
+    if "parameters" in info:
+        return info.get("lm_size")
+    budget, codes = Budget.of(options), tokenizer.tokens_per_image
+    flops = 60 * budget.max_minutes * UTILISATION * peak
+
+    def tokens(parameters: int) -> float:
+        if budget.max_steps:
+            return float(budget.max_steps * options.batch_size * (options.pack_length or codes))
+        return flops / (6 * parameters)
+
+    return affordable_size(default_size(codes), tokens)
 
 
 def default_learning_rate(options: LanguageModelOptions, model: PreTrainedModel) -> float:

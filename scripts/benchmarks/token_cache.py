@@ -92,7 +92,7 @@ def first_batch(folder: Path, tokenizer: Any) -> float:
     from lm.data.batch_order import BatchOrder
     from lm.data.sequence_source import SequenceSource
     from lm.data.token_cache import TokenCache
-    from pipelines.training.language_model import build_vocabulary
+    from pipelines.training.vocabulary import build_vocabulary
 
     def run() -> None:
         cache = TokenCache(folder)
