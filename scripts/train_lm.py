@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipelines.training.loop import Loop
 
 BETAS = (0.9, 0.95)
+CAPTION = 16  # tokens of a caption with its special ones, about
 
 
 def main(options: LanguageModelOptions) -> None:
@@ -43,6 +44,7 @@ def main(options: LanguageModelOptions) -> None:
     from pipelines.training.language_model import (
         build_parts,
         check_parts,
+        choose_batch_size,
         choose_size,
         default_learning_rate,
         describe_model,
@@ -66,7 +68,8 @@ def main(options: LanguageModelOptions) -> None:
     device, accumulation_steps = accelerator.device, options.gradient_accumulation_steps
     tokenizer = load_tokenizer(options.image_tokenizer).to(device)
     check_parts(options, tokenizer)
-    check_batch_size(accelerator, options.batch_size, parts=accumulation_steps)
+    if options.batch_size:
+        check_batch_size(accelerator, options.batch_size, parts=accumulation_steps)
     root = options.token_cache or Path(options.output_dir) / "token_cache"
     cache, validation_cache, views = open_caches(
         options, tokenizer, accelerator, root=root, need_captions=options.needs_captions
@@ -77,6 +80,10 @@ def main(options: LanguageModelOptions) -> None:
         say(accelerator, f"--lm_size {size}, not {usual}, which would have hardly begun to learn in this budget")
     model, vocabulary = build_parts(options, tokenizer, cache, size, partial(say, accelerator))
     source = build_source(options, cache, vocabulary, model, views)
+    options.batch_size = choose_batch_size(
+        options, accelerator, model, min(source.max_length, vocabulary.longest_picture + CAPTION), peak, run.info
+    )
+    check_batch_size(accelerator, options.batch_size, parts=accumulation_steps)
     recipe = choose_recipe(options, source, model, peak, run.info.get("recipe"))
     add_dropout(model, recipe.dropout)
     source.noise = code_noise(recipe.code_noise, tokenizer, vocabulary)
@@ -175,6 +182,7 @@ def main(options: LanguageModelOptions) -> None:
         long_rows=long / len(validation_cache),
         recipe=recipe.to_dict(),
         lm_size=size,
+        batch_size=options.batch_size,
         finished=False,
     )
 

@@ -12,11 +12,13 @@ from tiny import tiny_model, tiny_pipeline, tiny_tokenizer, tiny_vocabulary
 from lm.data.batch_order import BatchOrder
 from lm.data.code_noise import CodeNoise
 from lm.data.sequence_source import SequenceSource
+from lm.model import affordable_size, default_size
 from pipelines.options.language_model import LanguageModelOptions
 from pipelines.training import guidance_search
 from pipelines.training.captions_drawn import CaptionedPicture, CaptionsDrawn, DrawnRows, choose_captions
 from pipelines.training.few_pictures import Recipe, choose_recipe, drawn_figures, expected_epochs, kept_score
 from pipelines.training.guidance_search import Setting, search_guidance
+from pipelines.training.language_model import choose_batch_size, choose_size
 
 
 class Rows:
@@ -175,6 +177,44 @@ def test_regularisation_follows_how_often_a_picture_is_shown():
     assert recipe(many.to_dict(), max_steps=20) == many, "a resumed run keeps what it began with"
     assert "about 100 epochs of 64 pictures are expected" in many.line(64, LanguageModelOptions())
     assert "--dropout as given" in many.line(64, LanguageModelOptions(dropout=0.2))
+
+
+def test_a_model_is_no_larger_than_what_it_can_learn_in_its_budget():
+    tokenizer = tiny_tokenizer(image_size=64, hidden_sizes=[8, 8, 8], codebook_sizes=[16])
+    assert tokenizer.tokens_per_image == 64 and default_size(300) == "25M"
+    assert [affordable_size("25M", lambda _, read=read: read) for read in (0.0, 2e6, 4e6, 3e7)] == [
+        "2M",
+        "2M",
+        "3M",
+        "25M",
+    ]
+    assert affordable_size("3M", lambda _: 1e12) == "3M"
+    wide = tiny_tokenizer(image_size=128, patch_size=4, hidden_sizes=[8, 8], codebook_sizes=[16])  # 256 codes
+    options = LanguageModelOptions(max_minutes=10)
+    chosen = [choose_size(options, wide, peak, {}) for peak in (1e10, 3e11, 1e15)]
+    assert chosen[0] == "2M" and chosen[2] == "25M" and chosen[1] in ("3M", "10M")
+    assert choose_size(LanguageModelOptions(max_steps=100, batch_size=10), wide, 1e15, {}) == "2M"
+    assert choose_size(LanguageModelOptions(lm_size="85M"), wide, 1e10, {}) is None
+    assert choose_size(options, wide, 1e10, {"parameters": 1, "lm_size": "85M"}) == "85M", (
+        "a resumed run keeps its size"
+    )
+    assert choose_size(options, wide, 1e10, {"parameters": 1}) is None, "one of before, too: by codes alone"
+
+
+def test_few_steps_are_made_more_by_smaller_batches():
+    accelerator = types.SimpleNamespace(num_processes=1)
+    model = tiny_model(tiny_vocabulary(tiny_tokenizer()))
+
+    def chosen(peak: float, info: dict | None = None, processes: int = 1, **options: object) -> int:
+        accelerator.num_processes = processes
+        given = LanguageModelOptions(**{"max_minutes": 10, **options})
+        return choose_batch_size(given, accelerator, model, 20, peak, info or {})
+
+    assert [chosen(peak) for peak in (1e7, 2e9, 1e12)] == [16, 16, 64]
+    assert chosen(1e7, batch_size=48) == 48 and chosen(1e7, max_minutes=None, max_steps=10) == 64
+    assert chosen(1e12, {"batch_size": 16}) == 16, "a resumed run keeps what it has chosen"
+    assert chosen(1e7, {"options": {"batch_size": 64}}) == 64, "and one of before what it was given"
+    assert chosen(1e7, processes=32) == 32, "every process gets an equal share"
 
 
 def test_epochs_of_minutes_follow_from_the_machines_speed():

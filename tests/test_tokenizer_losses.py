@@ -12,6 +12,7 @@ from tokenizer_image.losses.balance import GradientBalancer
 from tokenizer_image.losses.discriminator import (
     LeCam,
     PatchDiscriminator,
+    _windows,
     augment,
     blurred_half,
     feature_matching,
@@ -290,6 +291,20 @@ def test_augmentations_repeat_and_pass_gradients():
     assert torch.allclose(drawn(1, inputs)[:2], drawn(1, inputs[:2]), atol=1e-6)  # a picture's own, whatever the batch
     drawn(1, inputs).square().sum().backward()
     assert (inputs.grad.flatten(1).abs().sum(dim=1) > 0).all()
+
+
+def test_windows_are_parts_of_a_padded_picture_from_places_at_random():
+    one = torch.arange(16 * 24, dtype=torch.float32).view(1, 1, 16, 24).expand(200, 3, -1, -1)
+    draws = torch.rand(200, 2, generator=torch.Generator().manual_seed(0))
+    found = _windows(one + 1, draws, (8, 12))
+    assert found.shape == (200, 3, 8, 12)
+    inner = [window for window in found[:, 0] if bool((window > 0).all())]
+    corners = {int(window[0, 0]) - 1 for window in inner}
+    assert len(corners) > 50 and all(corner // 24 <= 8 and corner % 24 <= 12 for corner in corners)
+    for window in inner:
+        assert torch.equal(window - window[0, 0], one[0, 0, :8, :12])
+    assert len(inner) < 200, "some reach over the edge"
+    assert augment(pictures(4), torch.Generator().manual_seed(0), (8, 8)).shape[2:] == (8, 8)
 
 
 # ---- balance

@@ -13,6 +13,7 @@ from pipelines.options.training import TrainingOptions
 # The names that `lm.model` knows, which imports torch; a test compares them.
 ARCHITECTURES = ("llama", "qwen3", "gpt2")
 SIZES = ("2M", "3M", "10M", "25M", "85M", "300M", "1B")
+BATCH_SIZE = 64  # where neither the option nor the budget says otherwise
 SHAPE = ("architecture", "num_layers", "hidden_size", "intermediate_size", "num_heads")
 
 
@@ -40,7 +41,12 @@ class LanguageModelOptions(SequenceOptions, CacheOptions, TrainingOptions):
     num_heads: int | None = option(None, "overrides that of --lm_size", above_zero=True)
     optimizer: str = option("adamw", "'adamw', or 'muon' for the inner matrices", choices=("adamw", "muon"))
     muon_learning_rate: float = option(0.02, "peak learning rate of Muon, on AdamW's scale", above_zero=True)
-    batch_size: int = option(64, "sequences a step, over all processes and accumulation steps", above_zero=True)
+    batch_size: int | None = option(  # type: ignore[assignment]  # `choose_batch_size` settles it before it is read
+        None,
+        "sequences a step, over all processes and accumulation steps (default: 64, or 32 or 16 where --max_minutes "
+        "would leave few steps)",
+        above_zero=True,
+    )
     gradient_accumulation_steps: int = option(
         1, "parts in which a process works through its share of a batch", above_zero=True
     )

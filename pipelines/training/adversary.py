@@ -20,6 +20,7 @@ from tokenizer_image.losses.discriminator import (
 BETAS = (0.5, 0.9)
 ACCURACY_DECAY = 0.99
 FIRST_ACCURACY = 0.5  # before it has learned
+LEAST_WINDOW = 32  # pixels; it judges a window of half the sides, since its logits are of small patches
 CONFIDENT = 0.2  # sum of both accuracies less 1, from which on its weight is whole
 WON, LOST = 0.98, 0.52  # accuracies beyond which a discriminator teaches nothing
 
@@ -135,5 +136,6 @@ class Adversary(nn.Module):
         return None
 
     def _augmented(self, pictures: torch.Tensor, step: int) -> torch.Tensor:
-        """The same augmentation for the real and the drawn pictures of a step."""
-        return augment(pictures, keyed_stream(self.seed, step, self.accelerator.process_index))
+        """The same windows and the same augmentation for the real and the drawn pictures of a step."""
+        height, width = (min(side, max(LEAST_WINDOW, side // 2)) for side in pictures.shape[2:])
+        return augment(pictures, keyed_stream(self.seed, step, self.accelerator.process_index), (height, width))

@@ -14,7 +14,7 @@ from lm.data.sequence_source import SequenceSource
 from lm.sequences import collate
 from lm.training.dropout import has_dropout_places
 from lm.training.flops import forward_flops
-from pipelines.options.language_model import LanguageModelOptions
+from pipelines.options.language_model import BATCH_SIZE, LanguageModelOptions
 from pipelines.text_to_image import TextToImagePipeline
 from pipelines.training.captions_drawn import CaptionsDrawn
 from pipelines.training.schedule import Budget
@@ -88,7 +88,7 @@ def expected_epochs(options: LanguageModelOptions, source: SequenceSource, model
     if budget.max_steps:
         tokens = sum(item.length for item in items) / max(1, len(items))
         per_row = options.pack_length / tokens if options.pack_length else 1.0  # sequences that a packed row holds
-        return budget.max_steps * options.batch_size * per_row / rows
+        return budget.max_steps * (options.batch_size or BATCH_SIZE) * per_row / rows
     batch = collate([source.sequence(item) for item in items], source.vocabulary.pad_id)
     flops = 3 * forward_flops(model.config, source.vocabulary.id_ranges, batch) / max(1, len(items))
     return 60 * budget.max_minutes * UTILISATION * peak / flops / rows

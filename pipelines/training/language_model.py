@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from transformers import AutoConfig, PreTrainedModel
 
 from lm.data.token_cache import TokenCache
@@ -23,7 +24,7 @@ from lm.pretrained import (
 )
 from lm.sequences import FORMATS
 from lm.vocabulary import MultimodalVocabulary
-from pipelines.options.language_model import LanguageModelOptions
+from pipelines.options.language_model import BATCH_SIZE, LanguageModelOptions
 from pipelines.options.sequences import GUIDANCE, TEMPERATURE
 from pipelines.training.schedule import Budget
 from pipelines.training.sequences import longest_sequence
@@ -32,6 +33,7 @@ from pipelines.training.transfer import EXTRA_POSITIONS, ROTARY, transferred
 from pipelines.training.vocabulary import build_vocabulary, given_tokenizer, load_text_tokenizer
 from tokenizer_image.layout import ImageTokenizer
 
+BATCH_SIZES, LEAST_STEPS = (BATCH_SIZE, 32, 16), 4000  # to choose from; that a run should have
 PRETRAINED_SHARE = 0.25  # of the learning rate that a model from scratch of that width starts with
 
 
@@ -167,10 +169,41 @@ def choose_size(
 
     def tokens(parameters: int) -> float:
         if budget.max_steps:
-            return float(budget.max_steps * options.batch_size * (options.pack_length or codes))
+            return float(budget.max_steps * (options.batch_size or BATCH_SIZE) * (options.pack_length or codes))
         return flops / (6 * parameters)
 
     return affordable_size(default_size(codes), tokens)
+
+
+def choose_batch_size(
+    options: LanguageModelOptions,
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    tokens: int,
+    peak: float,
+    info: dict[str, Any],
+) -> int:
+    """--batch_size; where it is not given, the largest of `BATCH_SIZES` that leaves at least `LEAST_STEPS` steps.
+
+    A model that makes few steps learns more from smaller ones: docs/results.md has what was measured.
+
+    Args:
+        tokens: of a sequence, about.
+        peak: FLOPs a second of all processes together.
+        info: run.json of the run, which keeps its batch size where it is resumed.
+    """
+    chosen = options.batch_size or info.get("batch_size") or info.get("options", {}).get("batch_size")
+    if chosen:
+        return chosen
+    shares = accelerator.num_processes * options.gradient_accumulation_steps
+    sizes = [size for size in BATCH_SIZES if size % shares == 0] or BATCH_SIZES
+    budget = Budget.of(options)
+    if budget.max_steps or options.pack_length:
+        return sizes[0]
+    layers = {layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+    parameters = model.num_parameters() - sum(weight.numel() for weight in layers)
+    sequences = 60 * budget.max_minutes * UTILISATION * peak / (6 * parameters * tokens)
+    return next((size for size in sizes if sequences >= LEAST_STEPS * size), sizes[-1])
 
 
 def default_learning_rate(options: LanguageModelOptions, model: PreTrainedModel) -> float:

@@ -42,7 +42,8 @@ FREE_OPTIONS = {
     "max_minutes", "timeout_minutes", "learning_rate", "muon_learning_rate", "log_every", "validate_every",
     "sample_every", "checkpoint_every", "keep_best", "patience", "compile", "gradient_checkpointing",
 }  # fmt: skip
-
+# Options that a run chooses for itself where they are not given; its continuation keeps what it has chosen.
+CHOSEN_OPTIONS = {"batch_size"}
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")  # as safetensors and tokenizers report it, in errors of their own
@@ -136,11 +137,16 @@ class Run:
                 f"{self.folder} holds a run of another command ({self.info.get('script')}, not {self.script}): name "
                 "another --output_dir"
             )
-        before = self.info.get("options", {})
+        before = dict(self.info.get("options", {}))
+        for name in CHOSEN_OPTIONS & before.keys():
+            before[name] = self.info.get(name) if before[name] is None else before[name]
         changed = [
             f"--{name} was {before[name]!r}, now {value!r}"
             for name, value in self.options.items()
-            if name in before and name not in FREE_OPTIONS and before[name] != json.loads(json.dumps(value))
+            if name in before
+            and name not in FREE_OPTIONS
+            and before[name] != json.loads(json.dumps(value))
+            and not (name in CHOSEN_OPTIONS and value is None)
         ]
         if changed and not self.options.get("allow_changes"):
             raise ValueError(

@@ -1,6 +1,7 @@
 """Kill training at random instants, resume it, and compare the final weights with those of an uninterrupted run.
 
     python scripts/benchmarks/resume.py --output rows.json
+    python scripts/benchmarks/resume.py --losses --stage stage_1 --kills 10 --output rows.json
 
 Runs both training commands with small models, in float32, in which the weights can be equal to the last bit. Each kill
 comes at random within a random step, the time before the first and after the last one included; every other one then
@@ -27,6 +28,7 @@ from pipelines.options.parser import run_command
 from scripts.benchmarks.figures import BenchmarkOptions, Row, row, show, write_rows
 
 SCRIPTS = Path(__file__).resolve().parents[1]
+LOSSES = ("--photographs", "--adversarial_start", "0.1")
 TIMEOUT = 3600.0  # seconds that a run may take, on a busy machine too
 CHANGED = "import runpy, sys\nsys.argv = sys.argv[1:]\n{}\nrunpy.run_path(sys.argv[0], run_name='__main__')"
 
@@ -48,6 +50,7 @@ class Options(RunOptions):
     kills: int = option(20, "how many runs to kill, each once; with both stages half of them in each", above_zero=True)
     stage: str = option("both", "which command to kill", choices=("both", "stage_1", "stage_2"))
     lm_size: str = option("2M", "size of the language model; checkpoints of larger ones take longer to write")
+    losses: bool = option(False, "stage 1 as for photographs, with a perceptual loss and a discriminator")
 
 
 @dataclass(frozen=True)
@@ -220,7 +223,8 @@ def main(options: Options) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         lm = ("--token_cache", str(root / "cache"), "--lm_size", options.lm_size)
-        both = stages(root, ("--max_examples", "2000"), ("--hidden_sizes", "16", "32", "--patch_size", "4"), lm)
+        network = ("--hidden_sizes", "16", "32", "--patch_size", "4", *(LOSSES if options.losses else ()))
+        both = stages(root, ("--max_examples", "2000"), network, lm)
         train_tokenizer(both["stage_1"], root, options)
         chosen = {name: stage for name, stage in both.items() if options.stage in ("both", name)}
         for number, (name, stage) in enumerate(chosen.items()):

@@ -97,26 +97,34 @@ class LeCam(nn.Module):
         return above + F.relu(self.real - drawn.float()).square().mean()
 
 
-def augment(pixel_values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def augment(
+    pixel_values: torch.Tensor, generator: torch.Generator, window: tuple[int, int] | None = None
+) -> torch.Tensor:
     """Brightness, saturation, contrast and a small shift, at random for each picture, through which gradients pass
     (Zhao et al. 2020, DiffAugment without cutout).
 
     Args:
         pixel_values: (B, C, H, W) about [-1, 1].
         generator: of random numbers, on the CPU.
+        window: (height, width) of the part of each picture that is returned, from a random place (default: all of it).
     """
-    count, _, height, width = pixel_values.shape
+    count, _, *sides = pixel_values.shape
     draws = torch.rand(count, 5, generator=generator)
-    brightness, saturation, contrast = (one.view(-1, 1, 1, 1).to(pixel_values) for one in draws[:, :3].unbind(1))
-    pixels = pixel_values + (brightness - 0.5)
+    pixels = _windows(pixel_values, draws[:, 3:], window or (sides[0], sides[1]))
+    brightness, saturation, contrast = (one.view(-1, 1, 1, 1).to(pixels) for one in draws[:, :3].unbind(1))
+    pixels = pixels + (brightness - 0.5)
     grey = pixels.mean(dim=1, keepdim=True)
     pixels = grey + (pixels - grey) * (2 * saturation)
     mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
-    pixels = mean + (pixels - mean) * (contrast + 0.5)
-    down, right = height // 8, width // 8
+    return (mean + (pixels - mean) * (contrast + 0.5)).contiguous(memory_format=torch.channels_last)
+
+
+def _windows(pixels: torch.Tensor, draws: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
+    """A window of each picture (B, C, H, W), padded with zeros by an eighth of its sides, from a place by `draws`
+    (B, 2)."""
+    down, right = pixels.shape[2] // 8, pixels.shape[3] // 8
     padded = F.pad(pixels, (right, right, down, down))
-    tops = (draws[:, 3] * (2 * down + 1)).long().tolist()
-    lefts = (draws[:, 4] * (2 * right + 1)).long().tolist()
-    places = zip(tops, lefts, strict=True)
-    rows = [padded[i, :, top : top + height, left : left + width] for i, (top, left) in enumerate(places)]
-    return torch.stack(rows).contiguous(memory_format=torch.channels_last)
+    room = torch.tensor([side - part + 1 for side, part in zip(padded.shape[2:], window, strict=True)])
+    places = (draws * room).long().tolist()
+    height, width = window
+    return torch.stack([padded[i, :, top : top + height, left : left + width] for i, (top, left) in enumerate(places)])
