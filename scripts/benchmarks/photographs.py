@@ -37,6 +37,10 @@ class Options(BenchmarkOptions):
     lm_minutes: float = option(0.0, "training time of each language model; 0: stage 1 alone", not_negative=True)
     batch_size: int = option(32, "pictures a step of stage 1", above_zero=True)
     drawn_per_caption: int = option(50, "pictures drawn for each caption", above_zero=True)
+    max_examples: int | None = option(None, "pictures of the split that are measured (default: all)", above_zero=True)
+    extractor_size: int | None = option(
+        None, "side that pictures are resized to for both networks (default: their own, 240 and 260)", above_zero=True
+    )
     together: bool = option(False, "train both at once, each on half of the cores")
     folder: str | None = option(None, "keep the runs in this folder (default: a temporary one)")
 
@@ -95,6 +99,8 @@ def measured(options: Options, root: Path, kind: str) -> dict[str, Any]:
     command = [
         str(SCRIPTS / "evaluate.py"), *subject, "--dataset", options.dataset, "--split", options.split, "--extractor",
         "efficientnet_lite1", "--classifier", "efficientnet_lite2", "--output", str(report),
+        *(() if options.max_examples is None else ("--max_examples", str(options.max_examples))),
+        *(() if options.extractor_size is None else ("--extractor_size", str(options.extractor_size))),
     ]  # fmt: skip
     run_all([command], [root / f"{kind}_evaluation.log"], together=False)
     return json.loads(report.read_text())
