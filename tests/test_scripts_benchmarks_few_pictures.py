@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from scripts.benchmarks import few_pictures
+from scripts.benchmarks import few_pictures, transfer
 from scripts.benchmarks.few_pictures import TARGETS, Options, build_world
-from scripts.benchmarks.few_worlds import drawings, icons, write_folder
+from scripts.benchmarks.few_worlds import drawings, icons, other_drawings, write_folder
+from tests.tiny import tiny_pipeline, tiny_tokenizer
 
 
 def test_every_combination_has_a_caption_of_its_own_and_a_quarter_is_for_training():
@@ -32,6 +33,27 @@ def test_every_icon_has_a_name_and_a_picture_of_its_own(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "icons" / "metadata.jsonl").read_text().splitlines()]
     assert lines[0] == {"file_name": "00000.png", "text": found[0].caption} and found[0].picture().size == (64, 64)
     assert len(list((tmp_path / "icons").glob("*.png"))) == 3
+
+
+def test_other_drawings_share_no_shape_or_colour_with_the_first_and_are_told_apart():
+    others = other_drawings()
+    assert len({one.caption for one in others}) == len(others) == 1536
+    first = drawings()
+    for factor in ("shape", "colour"):
+        assert not {getattr(one, factor) for one in first} & {getattr(one, factor) for one in others}
+    some = [one for one in others if one.colour == "beige" and one.size == "small"]
+    assert len({one.picture().tobytes() for one in some}) == len(some) == 128
+
+
+@pytest.mark.slow
+def test_a_short_transfer(tmp_path):
+    tiny_pipeline(tokenizer=tiny_tokenizer(image_size=32), num_layers=1).save_pretrained(tmp_path / "earlier")
+    transfer.main(
+        transfer.Options(earlier=str(tmp_path / "earlier"), pictures=60, judged=4, stage_1_steps=2, steps=2,
+                         cpu_threads=1, output=str(tmp_path / "rows.json"))
+    )  # fmt: skip
+    rows = {row["what"]: row["value"] for row in json.loads((tmp_path / "rows.json").read_text())}
+    assert {f"transfer/{name}/nearest" for name in ("from_nothing", "from_earlier")} <= rows.keys()
 
 
 @pytest.mark.slow

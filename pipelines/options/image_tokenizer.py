@@ -53,6 +53,11 @@ class ImageTokenizerOptions(LossOptions, TrainingOptions):
     random_flip: bool = option(False, "mirror pictures at random (makes 'left' in a caption untrue)")
     batch_size: int = option(64, "pictures a step, over all processes", above_zero=True)
     weight_decay: float = option(0.01, "weight decay of the convolutions", not_negative=True)
+    muon_learning_rate: float | None = option(  # type: ignore[assignment]  # `main` settles it before it is read
+        None,
+        "peak learning rate of Muon, on AdamW's scale (default: 0.01, or 0.003 where patches overlap)",
+        above_zero=True,
+    )
     patch_size: int | None = option(
         None, "pixels that the first convolution reads at once (default: by image size)", above_zero=True
     )

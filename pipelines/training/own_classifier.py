@@ -40,8 +40,8 @@ def own_extractor(
         ValueError: captions that do not sort the pictures into classes.
     """
     folder = Path(options.output_dir) / FOLDER
+    captions, labels = caption_classes(options, pictures, image_size)  # in all processes, which then raise alike
     if accelerator.is_main_process and not (options.resume and folder.is_dir()):
-        captions, labels = caption_classes(options, pictures, image_size)
         network, accuracy, seconds = train_classifier(options, pictures, labels, len(captions), accelerator.device)
         with published(folder) as aside:
             network.save(aside, captions)

@@ -41,6 +41,14 @@ SHAPES: dict[str, Outline] = {
     "drop": [(0, -1), *_arc(0, 0.3, 0.65, -25, 205)],
     "house": [(0, -0.95), (0.9, 0), (0.6, 0), (0.6, 0.85), (-0.6, 0.85), (-0.6, 0), (-0.9, 0)],
 }
+# Shapes and colours of the other drawings, which a model of the first is transferred to.
+OTHER_SHAPES: dict[str, Outline] = {
+    "kite": [(0, -1), (0.6, -0.25), (0, 0.95), (-0.6, -0.25)],
+    "boot": [(-0.55, -0.95), (0.1, -0.95), (0.1, 0.2), (0.85, 0.45), (0.85, 0.9), (-0.55, 0.9)],
+    "key": [(-0.2, -1), (0.2, -1), (0.2, 0.3), (0.7, 0.3), (0.7, 0.6), (0.2, 0.6), (0.2, 0.95), (-0.2, 0.95)],
+    "fish": [(-0.95, 0), *_arc(-0.1, 0, 0.75, 220, 360), (0.95, 0.6), (0.65, 0), *_arc(-0.1, 0, 0.75, 0, 140)],
+}
+OTHER_COLOURS = {"crimson": (180, 20, 60), "navy": (20, 30, 110), "beige": (215, 195, 150), "lime": (150, 220, 50)}
 SIZES = {"small": 7.0, "middle-sized": 10.0, "large": 13.5}  # half the extent, in pixels
 COLOURS = {
     "red": (220, 40, 40), "orange": (245, 145, 30), "yellow": (235, 205, 30), "green": (45, 160, 60),
@@ -73,7 +81,7 @@ class Drawing:
         cosine, sine = math.cos(angle), math.sin(angle)
         points = [
             (side / 2 + radius * (x * cosine - y * sine), side / 2 + radius * (x * sine + y * cosine))
-            for x, y in SHAPES[self.shape]
+            for x, y in (SHAPES | OTHER_SHAPES)[self.shape]
         ]
         mask = Image.new("L", (side, side), 0)
         pen = ImageDraw.Draw(mask)
@@ -87,13 +95,18 @@ class Drawing:
             pen = ImageDraw.Draw(mask)
         pen.line([*points, points[0], points[1]], fill=255, width=round(1.6 * SCALE), joint="curve")
         picture = Image.new("RGB", (side, side), "white")
-        picture.paste(COLOURS[self.colour], mask=mask)
+        picture.paste((COLOURS | OTHER_COLOURS)[self.colour], mask=mask)
         return picture.resize((DRAWING_SIDE, DRAWING_SIDE), Image.Resampling.BOX)
 
 
 def drawings() -> list[Drawing]:
     """All combinations."""
     return [Drawing(*factors) for factors in product(SHAPES, SIZES, COLOURS, ROTATIONS, FILLINGS)]
+
+
+def other_drawings() -> list[Drawing]:
+    """1,536 combinations of other shapes and colours."""
+    return [Drawing(*factors) for factors in product(OTHER_SHAPES, SIZES, OTHER_COLOURS, ROTATIONS, FILLINGS)]
 
 
 # ---- icons
