@@ -36,6 +36,7 @@ class Options(BenchmarkOptions):
     minutes: float = option(30.0, "training time of each image tokenizer", above_zero=True)
     lm_minutes: float = option(0.0, "training time of each language model; 0: stage 1 alone", not_negative=True)
     batch_size: int = option(32, "pictures a step of stage 1", above_zero=True)
+    hidden_sizes: list[int] = option([], "widths of both networks (default: those of the preset)", above_zero=True)
     drawn_per_caption: int = option(50, "pictures drawn for each caption", above_zero=True)
     max_examples: int | None = option(None, "pictures of the split that are measured (default: all)", above_zero=True)
     extractor_size: int | None = option(
@@ -71,6 +72,7 @@ def train(options: Options, root: Path, threads: int) -> None:
             str(SCRIPTS / "train_tokenizer.py"), *data, "--image_size", str(options.image_size), "--max_minutes",
             str(options.minutes), "--batch_size", str(options.batch_size), "--cpu_threads", str(threads),
             "--photographs", "--overwrite", "--output_dir", str(root / f"{kind}_tokenizer"), *arguments,
+            *(("--hidden_sizes", *map(str, options.hidden_sizes)) if options.hidden_sizes else ()),
         ]
         for kind, arguments in ARGUMENTS.items()
     ]  # fmt: skip
