@@ -859,7 +859,7 @@ def test_every_option_of_stage_1_is_applied_or_refused_beside_init_from(tokenize
     """An option that --init_from cannot follow is named; none is ignored."""
     changes = dict(
         image_size=32, num_channels=1, resize="squash", patch_size=8, network="mlp", hidden_sizes=[8, 8], num_levels=2,
-        codebook_sizes=[16, 16], quantizer="ema", encoder_kernel_size=3, num_res_blocks=3, code_dim=5,
+        codebook_sizes=[8, 8], quantizer="ema", encoder_kernel_size=3, num_res_blocks=3, code_dim=5,
         sixteen_bit="data",
         shared_codebook=True, num_groups=3, codebook_dim=3, level_dropout=0.3, commitment_weight=0.5,
         codebook_decay=0.9, revival_threshold=0.2, kmeans_start=False, rotation_trick=True, code_temperature=0.5,

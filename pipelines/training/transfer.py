@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def transferred(
     folder = Path(str(options.init_from))
     before = MultimodalVocabulary.from_pretrained(folder / "lm")
     model = load_model(str(folder / "lm"), dtype=torch.float32)
-    text, merges = extend_text_tokenizer(before.tokenizer, cache.some_texts(BPE_ROWS), type(options).text_vocab_size)
+    text, merges = extend_text_tokenizer(before.tokenizer, cache.some_texts(BPE_ROWS), most_text_tokens(folder))
     keeps_codes = accepts_fingerprint(tokenizer, before.image_tokenizer_fingerprint)
     side = tokenizer.config.image_size
     keeps_sizes = set(options.picture_sizes() or [(side, side)]) <= before.layouts.keys()
@@ -61,6 +62,13 @@ def transferred(
         start_code_rows(model, after, vectors)
     _allow_positions(model, options, after, cache)
     return model, after, f"--init_from {options.init_from}: " + "; ".join(said or ["sizes of pictures are new"])
+
+
+def most_text_tokens(folder: Path) -> int:
+    """Most text tokens that the model in a folder may have: what its run was given as --text_vocab_size."""
+    file = folder / "run.json"
+    given = json.loads(file.read_text()).get("options", {}) if file.is_file() else {}
+    return int(given.get("text_vocab_size") or LanguageModelOptions.text_vocab_size)
 
 
 def _allow_positions(
