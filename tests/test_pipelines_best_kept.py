@@ -144,4 +144,4 @@ def test_an_interrupted_run_keeps_what_an_uninterrupted_one_keeps(tmp_path):
     ],
 )
 def test_how_often_a_run_validates(rows, measured, settings, steps):
-    assert validation_interval(LanguageModelOptions(**settings), rows, measured) == steps
+    assert validation_interval(LanguageModelOptions(**{"batch_size": 64, **settings}), rows, measured) == steps

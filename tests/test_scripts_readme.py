@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,12 +47,13 @@ def cut(words: list[str]) -> list[str]:
             "--num_workers",
             "0",
         ]
-    return [sys.executable, str(ROOT / "scripts" / name), *arguments, *CUT.get(name, [])]
+    own = [] if "--init_from" in arguments else CUT.get(name, [])  # else the sizes are the earlier model's
+    return [sys.executable, str(ROOT / "scripts" / name), *arguments, *own]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with captioned pictures in photos/, as the README describes them."""
+    """A working directory with captioned pictures in photos/ and few/, as the README describes them."""
     folder = tmp_path_factory.mktemp("readme")
     photos = folder / "photos"
     photos.mkdir()
@@ -60,6 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ImageDraw.Draw(image).ellipse((10, 10, 50, 50), fill=(250, 20 * index, 0))
         image.save(photos / f"{index}.jpg")
         (photos / f"{index}.txt").write_text("a photo of a dog\na dog\n")
+    shutil.copytree(photos, folder / "few")
     return folder
 
 

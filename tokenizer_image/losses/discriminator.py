@@ -110,13 +110,14 @@ def augment(
     """
     count, _, *sides = pixel_values.shape
     draws = torch.rand(count, 5, generator=generator)
-    pixels = _windows(pixel_values, draws[:, 3:], window or (sides[0], sides[1]))
-    brightness, saturation, contrast = (one.view(-1, 1, 1, 1).to(pixels) for one in draws[:, :3].unbind(1))
-    pixels = pixels + (brightness - 0.5)
+    brightness, saturation, contrast = (one.view(-1, 1, 1, 1).to(pixel_values) for one in draws[:, :3].unbind(1))
+    pixels = pixel_values + (brightness - 0.5)
     grey = pixels.mean(dim=1, keepdim=True)
     pixels = grey + (pixels - grey) * (2 * saturation)
     mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
-    return (mean + (pixels - mean) * (contrast + 0.5)).contiguous(memory_format=torch.channels_last)
+    pixels = mean + (pixels - mean) * (contrast + 0.5)
+    windows = _windows(pixels, draws[:, 3:], window or (sides[0], sides[1]))
+    return windows.contiguous(memory_format=torch.channels_last)
 
 
 def _windows(pixels: torch.Tensor, draws: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
