@@ -180,7 +180,7 @@ def test_regularisation_follows_how_often_a_picture_is_shown():
 
 
 def test_a_model_is_no_larger_than_what_it_can_learn_in_its_budget():
-    tokenizer = tiny_tokenizer(image_size=64, hidden_sizes=[8, 8, 8], codebook_sizes=[16])
+    tokenizer = tiny_tokenizer(image_size=64, patch_size=4, hidden_sizes=[8, 8], codebook_sizes=[16])
     assert tokenizer.tokens_per_image == 64 and default_size(300) == "25M"
     assert [affordable_size("25M", lambda _, read=read: read) for read in (0.0, 2e6, 4e6, 3e7)] == [
         "2M",
@@ -210,7 +210,7 @@ def test_few_steps_are_made_more_by_smaller_batches():
         given = LanguageModelOptions(**{"max_minutes": 10, **options})
         return choose_batch_size(given, accelerator, model, 20, peak, info or {})
 
-    assert [chosen(peak) for peak in (1e7, 2e9, 1e12)] == [16, 16, 64]
+    assert [chosen(peak) for peak in (1e7, 2e9, 1e12)] == [16, 32, 64]
     assert chosen(1e7, batch_size=48) == 48 and chosen(1e7, max_minutes=None, max_steps=10) == 64
     assert chosen(1e12, {"batch_size": 16}) == 16, "a resumed run keeps what it has chosen"
     assert chosen(1e7, {"options": {"batch_size": 64}}) == 64, "and one of before what it was given"

@@ -63,7 +63,7 @@ def built(folder: Path, tokenizer: VQVAE, cache: TokenCache, **changes):
     told: list[str] = []
     options = LanguageModelOptions(init_from=str(folder), **changes)
     check_parts(options, tokenizer)
-    model, vocabulary = build_parts(options, tokenizer, cache, told.append)
+    model, vocabulary = build_parts(options, tokenizer, cache, tell=told.append)
     return model, vocabulary, told
 
 
