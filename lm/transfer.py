@@ -11,6 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -87,33 +89,33 @@ def learn_merges(words: Mapping[tuple[str, ...], int], known: set[str], most: in
     Args:
         words: each word's tokens, and how often it occurs.
     """
-    parts = [list(word) for word in words]
-    counts = list(words.values())
-    merges: list[Pair] = []
+    parts, counts = [list(word) for word in words], list(words.values())
     pairs: Counter[Pair] = Counter()
-    holders: dict[Pair, set[int]] = {}
+    holders: dict[Pair, set[int]] = {}  # the words that a pair is in, or was
     for number, word in enumerate(parts):
-        for pair in zip(word, word[1:], strict=False):
+        for pair in pairwise(word):
             pairs[pair] += counts[number]
             holders.setdefault(pair, set()).add(number)
-    while len(merges) < most:
-        possible = [
-            (count, pair) for pair, count in pairs.items() if count >= LEAST_COUNT and "".join(pair) not in known
-        ]
-        if not possible:
-            break
-        best = min(possible, key=lambda each: (-each[0], each[1]))[1]
+    queue = [(-count, pair) for pair, count in pairs.items()]
+    heapify(queue)
+    merges: list[Pair] = []
+    while queue and len(merges) < most:
+        count, best = heappop(queue)
+        if -count != pairs[best] or -count < LEAST_COUNT or "".join(best) in known:
+            continue  # counted anew since, or no pair to merge
         merges.append(best)
         known.add("".join(best))
-        for number in holders.pop(best, set()):
-            word = parts[number]
-            for pair in zip(word, word[1:], strict=False):
+        changed: set[Pair] = set()
+        for number in holders.pop(best):
+            before, parts[number] = parts[number], _merged(parts[number], best)
+            for pair in pairwise(before):
                 pairs[pair] -= counts[number]
-            parts[number] = word = _merged(word, best)
-            for pair in zip(word, word[1:], strict=False):
+            for pair in pairwise(parts[number]):
                 pairs[pair] += counts[number]
                 holders.setdefault(pair, set()).add(number)
-        pairs.pop(best, None)
+            changed.update(pairwise(before), pairwise(parts[number]))
+        for pair in changed:
+            heappush(queue, (-pairs[pair], pair))
     return merges
 
 
