@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipelines.caching.views import View
     from pipelines.caching.writer import TokenCacheWriter
     from tokenizer_image.layout import ImageTokenizer
+    from tokenizer_image.pictures.loading import PictureDataset
 
 
 @dataclass
@@ -59,9 +60,11 @@ def main(options: Options) -> None:
     import torch
     import transformers
 
+    from pipelines.caching.sources import load_source
     from pipelines.caching.views import views_of
     from pipelines.caching.writer import remove_replaced
     from pipelines.machine.devices import choose_device
+    from tokenizer_image.pictures.dataset import print_summary
     from tokenizer_image.registry import load_tokenizer
 
     transformers.logging.disable_progress_bar()
@@ -69,28 +72,30 @@ def main(options: Options) -> None:
     device = choose_device(options.device)
     tokenizer = load_tokenizer(options.image_tokenizer).to(device)
     for split in options.splits:
-        write_split(options, tokenizer, split, device)
-        for view in views_of(options.crops, options.random_flip) if split == "train" else ():
-            write_split(options, tokenizer, split, device, view)
+        source = load_source(options, split, image_size=tokenizer.config.image_size)
+        print_summary(source)
+        views = views_of(options.crops, options.random_flip) if split == "train" else []
+        for view in (None, *views):
+            write_split(options, tokenizer, source, split, device, view)
     remove_replaced(Path(str(options.token_cache)))
 
 
 def write_split(
-    options: Options, tokenizer: ImageTokenizer, split: str, device: torch.device, view: View | None = None
+    options: Options,
+    tokenizer: ImageTokenizer,
+    source: PictureDataset,
+    split: str,
+    device: torch.device,
+    view: View | None,
 ) -> None:
     """Write this job's shards of one split, of the plain pictures or of a view of them."""
     from lm.data.token_cache import TokenCache, damaged_shards
     from pipelines.caching.opening import cache_name, report_left_out, source_settings
-    from pipelines.caching.sources import load_source
     from pipelines.caching.views import directions_warning
     from pipelines.caching.writer import TokenCacheWriter
-    from tokenizer_image.pictures.dataset import print_summary
 
     folder = Path(str(options.token_cache)) / cache_name(split, view)
-    source = load_source(options, split, image_size=tokenizer.config.image_size)
-    if view is None:
-        print_summary(source)
-    elif view.mirrored and (warning := directions_warning(source)):
+    if view is not None and (warning := directions_warning(source, view)):
         print(warning, flush=True)
     writer = TokenCacheWriter(
         folder, tokenizer, source, settings=source_settings(options, split), sizes=options.picture_sizes(),
@@ -128,7 +133,7 @@ def read_shards(options: Options, writer: TokenCacheWriter, tokenizer: ImageToke
     shards = range(len(writer.shards))[options.shard_index :: options.num_shards]
     part, numbers = writer.part(writer.missing(options.shard_index, options.num_shards) if whole else list(shards))
     settings = preprocessing_of(tokenizer)
-    sizes = writer.sizes if writer.view is None else writer.view.decoded_sizes(writer.sizes)
+    sizes = writer.decoded_sizes
     writer.read(part, np.asarray(numbers), lambda pictures: read_pictures(options, pictures, settings, sizes))
     if writer.updates:
         report_update(writer)

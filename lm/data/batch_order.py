@@ -110,7 +110,8 @@ class BatchOrder:
 
     def _items(self, epoch: int, rows: np.ndarray) -> list[Item]:
         items = self.source.items(rows, self.source.choose(self.seed, epoch, rows))
-        items = [self.source.viewed(item, self.seed, epoch) for item in items]
+        if self.source.views:
+            items = [self.source.viewed(item, self.seed, epoch) for item in items]
         return [replace(item, key=(self.seed, epoch)) for item in items] if self.source.noise else items
 
     def batches(

@@ -28,9 +28,8 @@ def drop_phrases(text: str, share: float, rng: np.random.Generator) -> str:
     """A caption without some of its phrases, in their order: each is left out with probability `share`, and one is
     always kept. Phrases end at punctuation and in front of "and" and "with"."""
     ends = [match.end() for match in PHRASE_ENDS.finditer(text)]
-    phrases = [
-        text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True) if text[start:end].strip()
-    ]
+    parts = [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)]
+    phrases = [part for part in parts if part.strip()]
     draws = rng.random(len(phrases))
     if len(phrases) < 2 or (draws >= share).all():
         return text
@@ -164,7 +163,7 @@ class SequenceSource:
 
     def viewed(self, item: Item, seed: int, epoch: int) -> Item:
         """The row in one of its views, which is the one for this epoch."""
-        if not self.views or not FORMATS[item.format].has_codes:
+        if not FORMATS[item.format].has_codes:
             return item
         first = int(keyed_generator(seed, VIEWS, item.row).integers(len(self.views) + 1))
         view = (first + epoch) % (len(self.views) + 1)

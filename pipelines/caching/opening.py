@@ -50,10 +50,11 @@ def open_caches(
         ValueError: a cache belongs to another image tokenizer, other data options or other sizes, has no captions where
             they are needed, or cannot be built.
     """
-    train = CacheOfSplit(options, tokenizer, accelerator, "train", str(root), need_captions).open()
+    plain = CacheOfSplit(options, tokenizer, accelerator, "train", str(root), need_captions)
+    train = plain.open()
     validation = CacheOfSplit(options, tokenizer, accelerator, "validation", str(root)).open()
     views = [
-        CacheOfSplit(options, tokenizer, accelerator, "train", str(root), view=view).open()
+        CacheOfSplit(options, tokenizer, accelerator, "train", str(root), view=view, plain=plain).open()
         for view in views_of(options.crops, options.random_flip)
     ]
     if not is_remote(root) and accelerator.is_main_process:
@@ -63,7 +64,12 @@ def open_caches(
 
 @dataclass(frozen=True)
 class CacheOfSplit:
-    """The token cache of one split, and what it is made of. Every process opens it with the same values."""
+    """The token cache of one split, and what it is made of. Every process opens it with the same values.
+
+    Attributes:
+        view: None for the plain pictures.
+        plain: of a view, the cache of the plain pictures, whose source is read once for all.
+    """
 
     options: CacheOptions
     tokenizer: ImageTokenizer
@@ -72,6 +78,7 @@ class CacheOfSplit:
     root: str
     need_captions: bool = False
     view: View | None = None
+    plain: CacheOfSplit | None = None
 
     @property
     def folder(self) -> str | Path:
@@ -81,6 +88,8 @@ class CacheOfSplit:
     @cached_property
     def source(self) -> PictureDataset:
         """The split's pictures and captions. Raises ValueError where they cannot be read."""
+        if self.plain is not None:
+            return self.plain.source
         return load_source(self.options, self.split, image_size=preprocessing_of(self.tokenizer).image_size)
 
     def open(self) -> TokenCache:
@@ -168,20 +177,17 @@ class CacheOfSplit:
             check_captions(self.source, self.options.caption_column)
         if is_main and self.view is None:
             print_summary(self.source)
+        if is_main and self.view is not None and (warning := directions_warning(self.source, self.view)):
+            tqdm.write(warning)
         writer = TokenCacheWriter(
             self.folder, self.tokenizer, self.source, settings=source_settings(self.options, self.split),
             sizes=self.options.picture_sizes(), view=self.view,
         )  # fmt: skip
-        sizes = writer.sizes
-        if self.view is not None:
-            sizes = tuple(self.view.decoded_sizes(sizes))
-            if is_main and self.view.mirrored and (warning := directions_warning(self.source)):
-                tqdm.write(warning)
 
         def decode(pictures: PictureDataset) -> DecodedPictures:
             settings = preprocessing_of(self.tokenizer)
             with self.accelerator.local_main_process_first():
-                return read_pictures(self.options, pictures, settings, sizes, progress=is_main)
+                return read_pictures(self.options, pictures, settings, writer.decoded_sizes, progress=is_main)
 
         writer.read(self.source, np.arange(count_rows(self.source)), decode)
         if writer.updates and is_main:

@@ -7,7 +7,7 @@ same rows. Training takes one view of a row in each epoch.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +53,7 @@ class View:
         return [(height + -(-height // ROOM), width + -(-width // ROOM)) for height, width in sizes]
 
     def applied(
-        self, pictures: np.ndarray, numbers: Sequence[int], size: tuple[int, int], is_fixed: Sequence[bool]
+        self, pictures: np.ndarray, numbers: Iterable[int], size: tuple[int, int], is_fixed: Iterable[bool]
     ) -> np.ndarray:
         """The view of some pictures, uint8 (b, C, `size`).
 
@@ -86,36 +86,17 @@ def has_direction(texts: Iterable[str]) -> bool:
     return any(DIRECTIONS.search(text) for text in texts)
 
 
-def directions_warning(source: PictureDataset) -> str | None:
-    """A warning with examples where captions tell left from right; None where none does."""
-    found = [(row, texts) for row in range(len(source)) if has_direction(texts := source.texts(row))]
+def directions_warning(source: PictureDataset, view: View) -> str | None:
+    """A warning with examples where the view mirrors pictures and captions tell left from right; of several views, the
+    first one warns for all."""
+    if not view.mirrored or view.number > 1:
+        return None
+    found = [row for row in range(len(source)) if has_direction(source.texts(row))]
     if not found:
         return None
-    texts = [next(text for text in texts if DIRECTIONS.search(text)) for _, texts in found[:EXAMPLES]]
+    texts = [next(text for text in source.texts(row) if DIRECTIONS.search(text)) for row in found[:EXAMPLES]]
     examples = "; ".join(repr(text if len(text) <= 100 else text[:97] + "...") for text in texts)
     return (
         f"WARNING: {len(found):,} of {len(source):,} captions tell left from right, and their pictures are not "
         f"mirrored: {examples}"
     )
-
-
-def reader(
-    view: View,
-    read: Callable[[np.ndarray], np.ndarray],
-    which: np.ndarray,
-    sizes: Sequence[tuple[int, int]],
-    numbers: np.ndarray,
-    is_fixed: np.ndarray,
-) -> Callable[[np.ndarray], np.ndarray]:
-    """A `read` for `encode_pictures` that returns a view of what the plain `read` returns.
-
-    Args:
-        which: each picture's size, by its number in `sizes`.
-        numbers, is_fixed: as `View.applied`, of every picture.
-    """
-
-    def read_view(places: np.ndarray) -> np.ndarray:
-        size = sizes[int(which[places[0]])]
-        return view.applied(read(places), numbers[places].tolist(), size, is_fixed[places].tolist())
-
-    return read_view

@@ -20,7 +20,7 @@ from pipelines.caching.earlier import EarlierCodes, picture_keys
 from pipelines.caching.encoder import check_sizes, encode_pictures
 from pipelines.caching.pixel_cache import DecodedPictures
 from pipelines.caching.rows import CacheRow, CacheRows, count_rows
-from pipelines.caching.views import View, has_direction, reader
+from pipelines.caching.views import View, has_direction
 from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.pictures.dataset import PictureSource
@@ -130,6 +130,11 @@ class TokenCacheWriter:
                 and manifest.get("view") == self.identity.get("view")
             ):
                 yield from sorted(folder.glob("shard-*"))
+
+    @property
+    def decoded_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) that pictures are decoded at, for `read`."""
+        return list(self.sizes) if self.view is None else self.view.decoded_sizes(self.sizes)
 
     @property
     def finished(self) -> bool:
@@ -254,12 +259,15 @@ class TokenCacheWriter:
         if new and self._decoded is not None:
             decoded, positions = self._decoded, self._positions[new]
             which, dtype = decoded.which[positions], code_dtype(self.tokenizer.num_codes)
+            fixed = {row.pictures[0] for row in rows if has_direction(row.texts)} if self.view else set()
 
-            read: Callable[[np.ndarray], np.ndarray] = lambda places: decoded.batch(positions[places])  # noqa: E731
-            if self.view is not None:
-                fixed = {row.pictures[0] for row in rows if has_direction(row.texts)}
-                is_fixed = np.asarray([picture in fixed for picture in new])
-                read = reader(self.view, read, which, self.sizes, self._numbers[new], is_fixed)
+            def read(places: np.ndarray) -> np.ndarray:
+                pictures = decoded.batch(positions[places])
+                if self.view is None:
+                    return pictures
+                some, size = [new[place] for place in places], self.sizes[int(which[places[0]])]
+                return self.view.applied(pictures, self._numbers[some], size, [one in fixed for one in some])
+
             codes = encode_pictures(self.tokenizer, which, read, self.sizes, device)
             for picture, number, picture_codes in zip(new, which.tolist(), codes, strict=True):
                 self._known[picture] = picture_codes.astype(dtype), self.sizes[number]
