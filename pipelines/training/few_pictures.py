@@ -18,7 +18,6 @@ from pipelines.options.language_model import BATCH_SIZE, LanguageModelOptions
 from pipelines.text_to_image import TextToImagePipeline
 from pipelines.training.captions_drawn import CaptionsDrawn
 from pipelines.training.schedule import Budget
-from pipelines.training.throughput import UTILISATION
 
 SEVERAL_EPOCHS = 8  # from which on a model may learn pictures by heart, and is judged by what captions draw
 MANY_EPOCHS = 20  # from which on it is regularised: without that, validation is best after about 13
@@ -91,7 +90,7 @@ def expected_epochs(options: LanguageModelOptions, source: SequenceSource, model
         return budget.max_steps * (options.batch_size or BATCH_SIZE) * per_row / rows
     batch = collate([source.sequence(item) for item in items], source.vocabulary.pad_id)
     flops = 3 * forward_flops(model.config, source.vocabulary.id_ranges, batch) / max(1, len(items))
-    return 60 * budget.max_minutes * UTILISATION * peak / flops / rows
+    return budget.flops(peak) / flops / rows
 
 
 def drawn_figures(

@@ -28,7 +28,7 @@ from pipelines.options.language_model import BATCH_SIZE, LanguageModelOptions
 from pipelines.options.sequences import GUIDANCE, TEMPERATURE
 from pipelines.training.schedule import Budget
 from pipelines.training.sequences import longest_sequence
-from pipelines.training.throughput import UTILISATION
+from pipelines.training.start import count_parameters
 from pipelines.training.transfer import EXTRA_POSITIONS, ROTARY, transferred
 from pipelines.training.vocabulary import build_vocabulary, given_tokenizer, load_text_tokenizer
 from tokenizer_image.layout import ImageTokenizer
@@ -140,14 +140,17 @@ def build_parts(
 
 def describe_model(model: PreTrainedModel, vocabulary: MultimodalVocabulary) -> str:
     """How large the model is, in words."""
-    parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    layers = {id(layer.weight): layer.weight.numel()
-              for layer in (model.get_input_embeddings(), model.get_output_embeddings())}  # fmt: skip
     return (
-        f"{model.config.model_type}: {parameters / 1e6:.2f}M parameters "
-        f"({(parameters - sum(layers.values())) / 1e6:.2f}M without embeddings), "
+        f"{model.config.model_type}: {count_parameters(model) / 1e6:.2f}M parameters "
+        f"({inner_parameters(model) / 1e6:.2f}M without embeddings), "
         f"{vocabulary.size} token ids ({vocabulary.num_codes} image codes)"
     )
+
+
+def inner_parameters(model: PreTrainedModel) -> int:
+    """Number of trained parameters without those of the embeddings and the output layer."""
+    layers = {layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+    return count_parameters(model) - sum(weight.numel() for weight in layers)
 
 
 def choose_size(
@@ -165,12 +168,11 @@ def choose_size(
     if "parameters" in info:
         return info.get("lm_size")
     budget, codes = Budget.of(options), tokenizer.tokens_per_image
-    flops = 60 * budget.max_minutes * UTILISATION * peak
 
     def tokens(parameters: int) -> float:
         if budget.max_steps:
             return float(budget.max_steps * (options.batch_size or BATCH_SIZE) * (options.pack_length or codes))
-        return flops / (6 * parameters)
+        return budget.flops(peak) / (6 * parameters)
 
     return affordable_size(default_size(codes), tokens)
 
@@ -200,9 +202,7 @@ def choose_batch_size(
     budget = Budget.of(options)
     if budget.max_steps or options.pack_length:
         return sizes[0]
-    layers = {layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
-    parameters = model.num_parameters() - sum(weight.numel() for weight in layers)
-    sequences = 60 * budget.max_minutes * UTILISATION * peak / (6 * parameters * tokens)
+    sequences = budget.flops(peak) / (6 * inner_parameters(model) * tokens)
     return next((size for size in sizes if sequences >= LEAST_STEPS * size), sizes[-1])
 
 

@@ -9,6 +9,7 @@ import torch
 
 from pipelines.options.training import DEFAULT_MINUTES, TrainingOptions
 
+UTILISATION = 0.4  # of a machine's peak that training reaches, about
 FINAL_SHARE = 0.02  # of the learning rate, at the end
 MOST_STEPS, LEAST_STEPS = 500, 20  # between validations, where --validate_every does not say
 VALIDATION_SHARE = 0.05  # of the time of training, that validations take at most
@@ -34,6 +35,10 @@ class Budget:
     def progress(self, step: int, seconds: float) -> float:
         """Share of the run that is over, in [0, 1]."""
         return min(1.0, step / self.max_steps if self.max_steps else seconds / (60 * self.max_minutes))
+
+    def flops(self, peak: float) -> float:
+        """Floating-point operations of the minutes, by a machine that reaches `peak` a second, about."""
+        return 60 * self.max_minutes * UTILISATION * peak
 
     def plan(self, step: int, seconds: float, seconds_per_step: float) -> str:
         """What is left, in words."""

@@ -13,7 +13,6 @@ GPU_PEAKS = {
     "H100 PCIe": 756e12, "H100 NVL": 835e12, "RTX 4090": 165e12, "RTX 3090": 71e12, "A100": 312e12, "H100": 989e12,
     "H200": 989e12, "GH200": 989e12, "B200": 2250e12, "A10G": 70e12, "L40S": 362e12, "L4": 121e12, "A40": 150e12,
 }  # fmt: skip
-UTILISATION = 0.4  # of the machine's arithmetic that training reaches, about
 SIDES = (1024, 2048, 4096)
 PATIENCE = 2.5  # seconds that measuring may take at first
 PATIENCE_AGAIN = 0.5  # and later on
