@@ -3,9 +3,10 @@
     python scripts/benchmarks/few_pictures.py --output rows.json
 
 `drawings` (2,376 training pictures of 9,216 combinations; see `few_worlds.py`) is judged by captions of combinations
-that neither stage has seen, `icons` (1,400 with invented names) by all names, nearly all of which were learned. A
-picture is right where, of all pictures of its world, the caption's own is the nearest in pixels; its codes are right
-where all are those of the caption's own picture.
+that neither stage has seen; `icons` (1,400 with invented names) by all names, and by those of them that were learned
+(`nearest_of_learned`): the others are validation pictures, which nothing but their name tells. A picture is right where
+it is nearer in pixels to the caption's own than to any other of its world; its codes are right where all are those of
+the caption's own picture.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.options.option import option
 from pipelines.options.parser import run_command
 from scripts.benchmarks.few_worlds import DRAWING_SIDE, ICON_SIDE, Drawing, Icon, drawings, icons, write_folder
 from scripts.benchmarks.figures import BenchmarkOptions, Row, row, show, write_rows
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 SCRIPTS = Path(__file__).parents[1]
 TRAINING_DRAWINGS, ICONS = 2376, 1400
@@ -89,8 +95,22 @@ def train(world: World, root: Path, options: Options, threads: int) -> None:
             own += [f"--{word}" for word in options.train_options]
         command = [sys.executable, str(SCRIPTS / script), "--dataset", str(data), "--output_dir", str(outputs[script]),
                    "--cpu_threads", str(threads), "--resume", *own, *budget]  # fmt: skip
-        if subprocess.run(command).returncode:
-            raise ValueError(f"{script} failed: nothing measured")
+        run_script(command)
+
+
+def run_script(command: list[str]) -> None:
+    """Run one of our commands. Raises ValueError where it does not end well."""
+    if subprocess.run(command).returncode:
+        raise ValueError(f"{Path(command[1]).name} failed: nothing measured")
+
+
+def are_nearest(drawn: np.ndarray, items: Sequence[Drawing] | Sequence[Icon], places: Sequence[int]) -> torch.Tensor:
+    """Whether each drawn picture (n, H, W, 3) in [0, 1] is nearer to its own, `items[place]`, than to any other."""
+    import numpy as np
+    import torch
+
+    pixels = torch.from_numpy(np.stack([np.asarray(item.picture()) for item in items])).flatten(1).float()
+    return torch.cdist(torch.from_numpy(drawn).flatten(1) * 255, pixels).argmin(1) == torch.tensor(places)
 
 
 def judge(world: World, model: Path, name: str) -> list[Row]:
@@ -98,21 +118,21 @@ def judge(world: World, model: Path, name: str) -> list[Row]:
     import numpy as np
     import torch
 
+    from lm.data.token_cache import TokenCache
     from pipelines import TextToImagePipeline
 
     pipe = TextToImagePipeline.from_pretrained(model)
-    pixels = torch.from_numpy(np.stack([np.asarray(item.picture()) for item in world.items]))
-    codes = pipe.encode_pixels([pixels[place].permute(2, 0, 1).numpy() for place in world.judged])
+    codes = pipe.encode_pixels([np.asarray(world.items[place].picture()).transpose(2, 0, 1) for place in world.judged])
     captions = [world.items[place].caption for place in world.judged]
+    learned = set(TokenCache(model / "token_cache" / "train").all_texts())
+    is_learned = torch.tensor([caption in learned for caption in captions])
     rows = [row(f"{name}/default_guidance", pipe.vocabulary.default_guidance, "")]
     for setting, arguments in SETTINGS.items():
         output = pipe(captions, seed=0, output_type="np", **arguments)
-        drawn = torch.from_numpy(np.asarray(output.images)).flatten(1) * 255
-        nearest = torch.cdist(drawn, pixels.flatten(1).float()).argmin(1)
-        figures = {
-            "nearest": (nearest == torch.tensor(world.judged)).float().mean(),
-            "all_codes": (output.codes == codes).all(1).float().mean(),
-        }
+        nearest = are_nearest(np.asarray(output.images), world.items, world.judged).float()
+        figures = {"nearest": nearest.mean(), "all_codes": (output.codes == codes).all(1).float().mean()}
+        if is_learned.any():
+            figures["nearest_of_learned"] = nearest[is_learned].mean()
         for what, value in figures.items():
             named = f"{name}/{setting}/{what}"
             rows.append(row(named, float(value), "", TARGETS.get(named), higher_is_better=True))

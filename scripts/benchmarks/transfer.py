@@ -10,7 +10,6 @@ that it does not know. Both are judged by captions of combinations that neither 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from pathlib import Path
 
 from pipelines.options.option import option
 from pipelines.options.parser import run_command
-from scripts.benchmarks.few_worlds import DRAWING_SIDE, other_drawings, write_folder
+from scripts.benchmarks.few_pictures import are_nearest, run_script
+from scripts.benchmarks.few_worlds import DRAWING_SIDE, Drawing, other_drawings, write_folder
 from scripts.benchmarks.figures import BenchmarkOptions, Row, row, show, write_rows
 
 SCRIPTS = Path(__file__).resolve().parents[1]
@@ -49,24 +49,20 @@ def train(root: Path, data: Path, options: Options, threads: int, earlier: Path 
          "--image_tokenizer", str(root / "tokenizer"), *starts[1]],
     ]  # fmt: skip
     for command in commands:
-        if subprocess.run([sys.executable, *command]).returncode:
-            raise ValueError(f"{Path(command[0]).name} failed: nothing measured")
+        run_script([sys.executable, *command])
     return root / "model"
 
 
 def judge(model: Path, judged: range, name: str) -> list[Row]:
     """Share of unseen captions whose picture is the nearest to what is drawn, and nats a code of held-out pictures."""
     import numpy as np
-    import torch
 
     from pipelines import TextToImagePipeline
 
     items = shuffled()
     pipe = TextToImagePipeline.from_pretrained(model)
-    pixels = torch.from_numpy(np.stack([np.asarray(item.picture()) for item in items])).flatten(1).float()
     output = pipe([items[place].caption for place in judged], seed=0, output_type="np")
-    drawn = torch.from_numpy(np.asarray(output.images)).flatten(1) * 255
-    right = torch.cdist(drawn, pixels).argmin(1) == torch.tensor(judged)
+    right = are_nearest(np.asarray(output.images), items, judged)
     nats = json.loads((model / "run.json").read_text())["validation"]["nats_per_code"]
     return [
         row(f"transfer/{name}/nearest", float(right.float().mean()), "", None, True),
@@ -74,7 +70,7 @@ def judge(model: Path, judged: range, name: str) -> list[Row]:
     ]
 
 
-def shuffled() -> list:
+def shuffled() -> list[Drawing]:
     """The other drawings in an order by chance, always the same."""
     import numpy as np
 
