@@ -106,6 +106,20 @@ class PictureSource:
         """Nothing is known about the scene."""
         return None
 
+    def values(self, column: str) -> list[Any]:
+        """What a column holds, one value a row; "label" is the class in any source with classes.
+
+        Raises:
+            ValueError: the source has no such column, or no columns at all.
+        """
+        labels = [self.label(row) for row in range(len(self))] if column == "label" else []
+        if max(labels, default=-1) < 0:
+            raise ValueError(
+                f"{self.name} has no column {column!r} of values: tables have columns (Parquet, or what `datasets` "
+                "saved), and data sets with classes have 'label'"
+            )
+        return labels
+
     def row_hashes(self, salt: str) -> np.ndarray:
         """uint64 (n,): a hash of (salt, key) for each row."""
         return hash_keys((self.key(row) for row in range(len(self))), salt)
@@ -167,6 +181,12 @@ class SelectedPictures(PictureSource):
 
     def attributes(self, row: int) -> dict[str, str] | None:
         return self.source.attributes(int(self.rows[row]))
+
+    def values(self, column: str) -> list[Any]:
+        if not isinstance(self.source, PictureSource):
+            return super().values(column)
+        whole = self.source.values(column)
+        return [whole[row] for row in self.rows.tolist()]
 
 
 def data_set_size(source: PictureDataset) -> int:

@@ -71,6 +71,7 @@ class TablePictures(PictureSource):
             self.label_names = list(table.features[classes[0]].names)
         if is_list(table.data.schema.field(self._image_column).type):
             notes.warn(f"the column {self._image_column} holds lists of pictures: the first of each is used")
+        self._column_names = list(table.column_names)
         self._files = [file["filename"] for file in table.cache_files]
         self._length = len(table)
         self._table = None if self._files else table.data.table
@@ -186,6 +187,13 @@ class TablePictures(PictureSource):
             return -1
         value = self._column(self._label_column)[row].as_py()
         return value if isinstance(value, int) and value >= 0 else -1
+
+    def values(self, column: str) -> list[Any]:
+        if column not in self._column_names:
+            if column == "label" and self._label_column is not None:
+                return super().values(column)
+            raise ValueError(f"{self.name} has no column {column!r}; it has: {', '.join(self._column_names)}")
+        return self._column(column).to_pylist()
 
     def _column(self, name: str) -> pa.ChunkedArray:
         """The files are mapped when a process first asks."""
