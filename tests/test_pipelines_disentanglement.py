@@ -201,8 +201,8 @@ def test_dci_by_a_direct_computation(world, mixed):
 
 
 def test_a_sparse_classifier_is_where_no_step_lowers_its_loss(world, mixed):
-    """The conditions of optimality: a gradient is minus the penalty, with the weight's sign, where a weight is not zero,
-    and within the penalty where it is."""
+    """The conditions of optimality: a gradient is minus the penalty, with the sign of a weight that is not zero, and
+    within the penalty where the weight is zero."""
     x = np.concatenate([(mixed - mixed.mean(0)) / mixed.std(0), np.random.default_rng(0).normal(size=(600, 3))], 1)
     y, penalty = world[:, 1], 0.02
     weights, bias = sparse_softmax_regression(x, y, 3, penalty)

@@ -43,9 +43,10 @@ class Options(BenchmarkOptions):
         super().__post_init__()
         check_file(self.plot, "--plot", "disentanglement.png")
         if (self.dataset == "sprites") == bool(self.factor_columns):
+            given = " ".join(self.factor_columns) or "(none)"
             raise ValueError(
-                f"--dataset {self.dataset} with --factor_columns {' '.join(self.factor_columns) or '(none)'}: sprites have "
-                "factors of their own, and any other data set needs columns"
+                f"--dataset {self.dataset} with --factor_columns {given}: sprites have factors of their own, and any "
+                "other data set needs columns"
             )
         if len(self.factor_columns) == 1:
             raise ValueError(f"--factor_columns {self.factor_columns[0]}: name at least two, to be told apart")
@@ -129,9 +130,8 @@ def main(options: Options) -> None:
         if settings not in known:
             known[settings] = read_factors(options, settings)
         data = known[settings]
-        scores.append(
-            disentanglement_scores(latents_of(model, data.pictures, options.latents), data.factors, options.seed)
-        )
+        latents = latents_of(model, data.pictures, options.latents)
+        scores.append(disentanglement_scores(latents, data.factors, options.seed))
         rows += [row(f"disentanglement/{folder}/{name}", value, "", None, True) for name, value in scores[-1].items()]
     print(f"{len(data.pictures)} pictures of {options.dataset}, factors: {', '.join(data.names)}")
     print("\n".join(table(options.models, scores)))
