@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.machine.destinations import check_file
 from pipelines.options.option import option
 from pipelines.options.parser import run_command
-from scripts.benchmarks.figures import BenchmarkOptions, Row, row, write_rows
+from scripts.benchmarks.figures import BenchmarkOptions, Row, check_plots, row, write_rows
 
 if TYPE_CHECKING:
     from pipelines.evaluation.disentanglement.factors import FactorPictures
@@ -42,6 +42,7 @@ class Options(BenchmarkOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_file(self.plot, "--plot", "disentanglement.png")
+        check_plots("--plot")
         if (self.dataset == "sprites") == bool(self.factor_columns):
             given = " ".join(self.factor_columns) or "(none)"
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import statistics
 import time
@@ -36,6 +37,12 @@ class BenchmarkOptions:
         threads = self.cpu_threads or usable_cores()
         torch.set_num_threads(threads)
         return threads
+
+
+def check_plots(option: str) -> None:
+    """Raise ValueError, with the name of the option that names the plot's place, where matplotlib is missing."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError(f"{option}: the plot needs matplotlib (pip install 'tessera[evaluation]')")
 
 
 def row(what: str, value: float | None, unit: str, target: float | None = None, higher_is_better: bool = False) -> Row:

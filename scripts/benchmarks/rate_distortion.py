@@ -9,6 +9,7 @@ docs/rate_distortion.md says what each row is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 from pipelines.machine.destinations import check_file, check_folder
 from pipelines.options.option import option
 from pipelines.options.parser import run_command
-from scripts.benchmarks.figures import BenchmarkOptions, Row, row, write_rows
+from scripts.benchmarks.figures import BenchmarkOptions, Row, check_plots, row, write_rows
 from scripts.benchmarks.rate_tokenizers import PLANS, check_plans, train_tokenizer
 
 if TYPE_CHECKING:
@@ -57,14 +58,13 @@ class Options(BenchmarkOptions):
     extractor: str | None = option(
         None, "network of the Frechet distance, or 'none' (default: efficientnet_lite0 where it is installed)"
     )
-    extractor_size: int | None = option(
-        None, "side of the pictures that --extractor reads (default: what it was trained on)", above_zero=True
-    )
+    extractor_size: int = option(64, "side of the pictures that --extractor reads, in pixels", above_zero=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_folder(self.folder, "--folder")
-        check_file(self.plot_file, "--folder", "plot.png")
+        check_file(self.plot_file, "--folder", "runs/rates")
+        check_plots("--folder")
         check_plans(self.tokenizers, self.image_size, self.num_channels)
         if self.extractor not in (None, "none"):
             # Imports torch, which --help need not wait for.
@@ -178,10 +178,9 @@ def rows_of(points: Sequence[RatePoint]) -> list[Row]:
     pairs = [("vq", ours, "PCA", PCA_RATES)]
     two = [one for one in ours if one.series == "VQ, 2 levels"]
     pairs += [("vq_2_levels", two, codec, (0, CODEC_RATE)) for codec in CODECS if codec != "AVIF"]
-    rates = sorted({one.fixed_bits for one in points if one.fixed_bits is not None})
     for name, members, series, (low, high) in pairs:
-        theirs = [one for one in points if one.series == series]
-        for bits in (bits for bits in rates if low <= bits <= high):
+        theirs = [one for one in points if one.series == series and one.fixed_bits is not None]
+        for bits in (one.fixed_bits for one in theirs if low <= one.fixed_bits <= high):
             one, other = best_at(members, bits), best_at(theirs, bits)
             if one is not None and other is not None:
                 what = f"rate_distortion/{name}_over_{series.lower()}/{bits:.0f}_bits"
@@ -228,7 +227,7 @@ def main(options: Options) -> None:
             f"{meter.feature_size} features: compare them with each other alone, or give --max_examples above that"
         )
     points = tokenizer_points(options, meter, training)
-    fixed = {round(one.fixed_bits) for one in points if one.fixed_bits is not None}
+    fixed = {math.ceil(one.fixed_bits - 1e-6) for one in points if one.fixed_bits is not None}
     points += other_points(options, meter, training, sorted(fixed | set(options.rates)))
     print(f"{len(pictures)} pictures of {options.dataset}, split {options.split}")
     print("\n".join([*table(points), "", *comparisons(points)]))
