@@ -65,10 +65,10 @@ def _minimum(
     def closure() -> Tensor:
         optimizer.zero_grad()
         value = loss(found[0], found[1])
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
-    optimizer.step(closure)  # type: ignore[arg-type]  # torch types the closure's result as a float
+    optimizer.step(closure)
     return found[0].detach().numpy(), found[1].detach().numpy()
 
 
