@@ -20,6 +20,7 @@ from tokenizer_image import VQVAE, CodeLayout, ImageTokenizer, VQVAEConfig
 from tokenizer_image.configuration import PHOTOGRAPH_NETWORK, preset
 from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import build_layout
+from tokenizer_image.network_configuration import NetworkConfig
 from tokenizer_image.networks import ResidualBlock
 from tokenizer_image.preprocessing import Preprocessing
 from tokenizer_image.registry import load_tokenizer
@@ -558,15 +559,21 @@ def test_fingerprint_follows_preprocessing(tokenizer, changes):
     assert other.fingerprint != tokenizer.fingerprint
 
 
+def config_fields() -> set[str]:
+    """Arguments of `VQVAEConfig`, with those that it hands on."""
+    classes = (VQVAEConfig, NetworkConfig)
+    return {name for each in classes for name in signature(each.__init__).parameters} - {"self", "kwargs"}
+
+
 def test_config_round_trip(tmp_path):
     settings = dict(
         image_size=24, num_channels=1, patch_size=3, network="conv", hidden_sizes=[4, 5, 6], num_res_blocks=3,
         code_dim=8, num_levels=1, level_dropout=0.2, codebook_sizes=[9, 8], quantizer="grouped", encoder_kernel_size=3,
-        resampling="overlapping",
+        resampling="overlapping", input_noise="masking", noise_amount=0.3,
         quantizer_options={"commitment_weight": 0.3},
         preprocessing=Preprocessing(image_size=24, num_channels=1).to_dict(),
     )  # fmt: skip
-    assert settings.keys() == signature(VQVAEConfig.__init__).parameters.keys() - {"self", "kwargs"}
+    assert settings.keys() == config_fields()
     config = VQVAEConfig(**settings)
     config.save_pretrained(tmp_path)
     loaded = VQVAEConfig.from_pretrained(tmp_path)
@@ -580,7 +587,7 @@ def test_config_round_trip(tmp_path):
 def test_every_config_field_is_read():
     sources = [*ROOT.glob("tokenizer_image/**/*.py"), *ROOT.glob("pipelines/*.py"), *ROOT.glob("scripts/*.py")]
     code = "\n".join(path.read_text() for path in sources)
-    for name in signature(VQVAEConfig.__init__).parameters.keys() - {"self", "kwargs"}:
+    for name in config_fields():
         reads = re.findall(rf"config\.{name}\b|self\.{name}\b(?! =)", code)
         assert reads, f"VQVAEConfig.{name} is written and never read"
 

@@ -6,6 +6,14 @@ import importlib
 from typing import Any
 
 _PUBLIC = {
+    "Autoencoder": "autoencoder",
+    "AutoencoderConfig": "autoencoder_configuration",
+    "AutoencoderOutput": "autoencoder",
+    "load_autoencoder": "registry",
+    "Bottleneck": "bottlenecks",
+    "BottleneckOutput": "bottlenecks",
+    "build_bottleneck": "bottlenecks",
+    "register_bottleneck": "bottlenecks",
     "VQVAE": "vqvae",
     "VQVAEConfig": "configuration",
     "VQVAEOutput": "vqvae",

@@ -5,12 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from transformers import PretrainedConfig
-
-from tokenizer_image.networks import RESAMPLINGS
+from tokenizer_image.network_configuration import NetworkConfig
 from tokenizer_image.quantizers.kinds import check_options
-
-NETWORKS = ("conv", "mlp")
 
 CODES_PER_PICTURE = range(32, 513)  # of presets: the language model's cost grows with their number
 # Patch sizes, widths and codebooks by picture size.
@@ -31,22 +27,12 @@ PHOTOGRAPH_PRESETS: dict[int, dict[str, Any]] = {
 PHOTOGRAPH_NETWORK = {"resampling": "overlapping"}
 
 
-class VQVAEConfig(PretrainedConfig):
+class VQVAEConfig(NetworkConfig):
     """Settings of `VQVAE`.
 
     Args:
-        image_size: default side of a picture in pixels; `downsampling` must divide it.
-        num_channels: 3 for RGB, 1 for grey.
-        patch_size: kernel size and stride of the first convolution, in pixels.
-        network: "conv", or "mlp": fully connected layers over the whole picture, which fix its size to `image_size`.
-        hidden_sizes: channels at each resolution, fine to coarse; each further one halves height and width. For
-            "mlp": the widths of its layers; its grid of codes has one position per `patch_size` pixels along each side.
-        num_res_blocks: residual blocks at each resolution, in the encoder and in the decoder.
-        encoder_kernel_size: kernel size of the encoder's convolutions at its finest resolution, or with overlapping
-            patches at every one. With 1 a latent depends on the pixels of its own position alone; with 3 each block
-            adds one patch on every side. See `Encoder`.
-        resampling: how the networks change resolution: "patches" or "overlapping", see `NetworkShape`.
-        code_dim: size of a latent and of a code.
+        image_size, num_channels, patch_size, network, hidden_sizes, num_res_blocks, encoder_kernel_size, resampling,
+            code_dim, input_noise, noise_amount, preprocessing: see `NetworkConfig`.
         num_levels: 1, or 2 or 3 as in VQ-VAE-2 (Razavi et al. 2019): each coarser level has half the height and width
             of the next finer one.
         level_dropout: share of training pictures that are decoded without their finer levels (from 1 or 2 levels, with
@@ -59,7 +45,6 @@ class VQVAEConfig(PretrainedConfig):
             "grouped_residual" may have several.
         quantizer_options: further arguments of the quantizer, e.g. {"revival_threshold": 0.1} (see `VectorQuantizer`,
             `ResidualQuantizer`, `LookupFreeQuantizer` and `quantizers.kinds`).
-        preprocessing: `Preprocessing.to_dict()` of the training pictures.
 
     Raises:
         ValueError: a value out of range, sizes that do not fit each other, an unknown quantizer or quantizer option.
@@ -69,62 +54,26 @@ class VQVAEConfig(PretrainedConfig):
 
     def __init__(
         self,
-        image_size: int = 32,
-        num_channels: int = 3,
-        patch_size: int = 4,
-        network: str = "conv",
         hidden_sizes: list[int] | None = None,
-        num_res_blocks: int = 2,
-        encoder_kernel_size: int = 1,
-        resampling: str = "patches",
-        code_dim: int = 32,
-        num_levels: int = 1,
         level_dropout: float = 0.1,
         codebook_sizes: list[int] | None = None,
         quantizer: str | list[str] = "grouped",
         quantizer_options: dict[str, Any] | None = None,
-        preprocessing: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.image_size = image_size
-        self.num_channels = num_channels
-        self.patch_size = patch_size
-        self.network = network
-        self.hidden_sizes = [128, 256] if hidden_sizes is None else list(hidden_sizes)
-        self.num_res_blocks = num_res_blocks
-        self.encoder_kernel_size = encoder_kernel_size
-        self.resampling = resampling
-        self.code_dim = code_dim
-        self.num_levels = num_levels
         self.level_dropout = level_dropout
         self.codebook_sizes = [1024, 1024] if codebook_sizes is None else list(codebook_sizes)
         self.quantizer = quantizer
         self.quantizer_options = dict(quantizer_options or {})
-        self.preprocessing = preprocessing
-        if not self.hidden_sizes or not self.codebook_sizes:
+        if hidden_sizes == [] or not self.codebook_sizes:
             raise ValueError(
                 f"hidden_sizes={hidden_sizes}, codebook_sizes={codebook_sizes}: each needs at least one entry"
             )
-        for name in ("patch_size", "hidden_sizes", "code_dim", "num_channels"):
-            value = getattr(self, name)
-            if min(value if isinstance(value, list) else [value]) < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
-        if num_res_blocks < 0:
-            raise ValueError(f"num_res_blocks={num_res_blocks} must be at least 0")
-        if encoder_kernel_size < 1 or encoder_kernel_size % 2 == 0:
-            raise ValueError(f"encoder_kernel_size={encoder_kernel_size} must be odd: 1, 3, ...")
-        known = {"network": NETWORKS, "resampling": RESAMPLINGS}
-        for name, choices in known.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(choices)}")
-        self._check_levels()
-        self.grids(image_size)
-        super().__init__(**kwargs)
+        super().__init__(hidden_sizes=hidden_sizes, **kwargs)
 
     def _check_levels(self) -> None:
         """Raise ValueError unless every level has a known quantizer, options that it takes, and codebooks."""
-        if not 1 <= self.num_levels <= 3:
-            raise ValueError(f"num_levels={self.num_levels}: choose 1, 2 or 3")
+        super()._check_levels()
         if not 0 <= self.level_dropout < 1:
             raise ValueError(f"level_dropout={self.level_dropout} must be in [0, 1): a share of the pictures")
         if self.network == "mlp" and self.num_levels > 1:
@@ -151,37 +100,6 @@ class VQVAEConfig(PretrainedConfig):
     def level_quantizers(self) -> list[str]:
         """The name of each level's quantizer, coarse to fine."""
         return [self.quantizer] * self.num_levels if isinstance(self.quantizer, str) else list(self.quantizer)
-
-    @property
-    def downsampling(self) -> int:
-        """Pixels per position of the (coarsest) grid of codes, along each side."""
-        if self.network == "mlp":
-            return self.patch_size
-        return self.patch_size * 2 ** (len(self.hidden_sizes) - 1 + self.num_levels - 1)
-
-    def grids(self, image_size: int | tuple[int, int] | None = None) -> list[tuple[int, int]]:
-        """(rows, columns) of each level's grid of positions, coarse to fine.
-
-        Args:
-            image_size: side, or (height, width), of the picture in pixels; default: the configuration's.
-
-        Raises:
-            ValueError: the downsampling does not divide it, or it is not the one size of an MLP.
-        """
-        size = self.image_size if image_size is None else image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        if height < 1 or width < 1 or height % self.downsampling or width % self.downsampling:
-            raise ValueError(
-                f"image_size {height}x{width} is not a multiple of the tokenizer's downsampling, {self.downsampling}; "
-                f"choose a multiple of {self.downsampling}, or other --patch_size and --hidden_sizes"
-            )
-        if self.network == "mlp" and (height, width) != (self.image_size, self.image_size):
-            raise ValueError(
-                f"image_size {height}x{width}: an MLP has one size, {self.image_size}x{self.image_size}; resize the "
-                "pictures to it, or train a tokenizer with network='conv'"
-            )
-        coarse = height // self.downsampling, width // self.downsampling
-        return [(coarse[0] * 2**level, coarse[1] * 2**level) for level in range(self.num_levels)]
 
 
 def preset(image_size: int, photographs: bool = False) -> dict[str, Any]:

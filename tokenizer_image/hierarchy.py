@@ -1,4 +1,4 @@
-"""The coarse levels of a hierarchical tokenizer, and how a level is conditioned on the coarser ones."""
+"""The coarse levels of a hierarchical model, and how a level is conditioned on the coarser ones."""
 
 from __future__ import annotations
 
@@ -41,3 +41,25 @@ class CoarseLevel(nn.Module):
 def with_context(hidden: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
     """Concatenate features or quantized latents (B, D, h, w) with the context (B, channels, h, w), if there is one."""
     return hidden if context is None else torch.cat([hidden, context.to(hidden.dtype)], dim=1)
+
+
+def level_networks(
+    before: int, after: int, num_res_blocks: int, count: int, scale: int, *, up: bool
+) -> list[nn.Module]:
+    """`count` networks between the grids of two levels, of a bottleneck that has levels of its own.
+
+    Args:
+        before: channels that they read.
+        after: channels that they return.
+        num_res_blocks: of each, where it changes the resolution.
+        scale: 2: from (B, _, h, w) to (B, _, h / 2, w / 2), or with `up` False to (B, _, 2h, 2w); 1: at each place by
+            itself.
+        up: to the coarser level.
+    """
+    if scale == 1:
+        return [nn.Sequential(nn.Conv2d(before, after, 1), nn.SiLU(), nn.Conv2d(after, after, 1)) for _ in range(count)]
+    if up:
+        shape = NetworkShape(before, 2, [after], num_res_blocks)
+        return [Encoder(shape, after, normalize=True) for _ in range(count)]
+    shape = NetworkShape(after, 2, [after], num_res_blocks)
+    return [Decoder(shape, before, after, normalize=True) for _ in range(count)]

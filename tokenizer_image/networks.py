@@ -182,29 +182,92 @@ class MLPEncoder(nn.Module):
         return self.layers(pixel_values.flatten(1)).view(-1, *self.shape)
 
 
+class TiedLinear(nn.Module):
+    """y W + b, with W the weight of a linear layer x -> W x, which it shares, and a bias of its own.
+
+    The layer is no part of this module's state: its weight is saved, averaged and updated once, where it belongs.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self._linear = (linear,)
+        self.bias = nn.Parameter(torch.zeros(linear.in_features))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, linear.out_features) to (B, linear.in_features)."""
+        return F.linear(hidden, self._linear[0].weight.mT, self.bias)
+
+
 class MLPDecoder(nn.Module):
-    """Quantized latents (B, code_dim, rows, columns) to pictures (B, C, H, W): the layers of `MLPEncoder` reversed."""
+    """Quantized latents (B, code_dim, rows, columns) to pictures (B, C, H, W): the layers of `MLPEncoder` reversed.
+
+    Args: as `MLPEncoder`; with `tied_to`, each layer has the transposed weight of that encoder's layer in its place.
+    """
 
     outer_layers = ("layers.first", "layers.last")
 
     def __init__(
-        self, num_channels: int, image_size: int, grid: tuple[int, int], hidden_sizes: list[int], code_dim: int
+        self,
+        num_channels: int,
+        image_size: int,
+        grid: tuple[int, int],
+        hidden_sizes: list[int],
+        code_dim: int,
+        tied_to: MLPEncoder | None = None,
     ) -> None:
         super().__init__()
         self.shape = (num_channels, image_size, image_size)
         sizes = [code_dim * grid[0] * grid[1], *reversed(hidden_sizes), num_channels * image_size**2]
-        self.layers = perceptron(sizes)
+        self.layers = perceptron(sizes, None if tied_to is None else tied_to.layers)
 
     def forward(self, quantized: torch.Tensor) -> torch.Tensor:
         """(B, code_dim, rows, columns) to (B, C, image_size, image_size), not clipped."""
         return self.layers(quantized.flatten(1)).view(-1, *self.shape)
 
 
-def perceptron(sizes: list[int]) -> nn.Sequential:
-    """Linear layers that map the first size to the last through the others, with SiLU in between."""
+def perceptron(sizes: list[int], tied_to: nn.Sequential | None = None) -> nn.Sequential:
+    """Linear layers that map the first size to the last through the others, with SiLU in between.
+
+    Args:
+        tied_to: a perceptron of the sizes in reverse order, whose weights the layers share, transposed.
+    """
+    shared = [] if tied_to is None else [layer for layer in tied_to if isinstance(layer, nn.Linear)][::-1]
     layers: dict[str, nn.Module] = {}
     for index, (before, after) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
         name = "first" if index == 0 else "last" if index == len(sizes) - 2 else f"inner{index}"
-        layers |= {name: nn.Linear(before, after), f"{name}_silu": nn.SiLU()}
+        linear = TiedLinear(shared[index]) if shared else nn.Linear(before, after)
+        layers |= {name: linear, f"{name}_silu": nn.SiLU()}
     layers.popitem()
     return nn.Sequential(OrderedDict(layers))
+
+
+class WholePictureEncoder(nn.Module):
+    """Pictures to one latent each, (B, code_dim, 1, 1): one linear layer over all positions of a convolutional
+    encoder's output."""
+
+    outer_layers = ("to_latents",)
+
+    def __init__(self, encoder: Encoder, channels: int, grid: tuple[int, int], code_dim: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.to_latents = nn.Linear(channels * grid[0] * grid[1], code_dim)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) to (B, code_dim, 1, 1)."""
+        return self.to_latents(F.silu(self.encoder(pixel_values)).flatten(1))[:, :, None, None]
+
+
+class WholePictureDecoder(nn.Module):
+    """The inverse of `WholePictureEncoder`: a latent becomes every position of a convolutional decoder's input."""
+
+    outer_layers = ("from_latents",)
+
+    def __init__(self, decoder: Decoder, channels: int, grid: tuple[int, int], code_dim: int) -> None:
+        super().__init__()
+        self.shape = (channels, *grid)
+        self.from_latents = nn.Linear(code_dim, channels * grid[0] * grid[1])
+        self.decoder = decoder
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, code_dim, 1, 1) to (B, C, H, W), not clipped."""
+        return self.decoder(F.silu(self.from_latents(latents.flatten(1)).view(-1, *self.shape)))

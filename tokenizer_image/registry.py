@@ -8,11 +8,17 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from tokenizer_image.autoencoder import Autoencoder
+from tokenizer_image.autoencoder_configuration import AutoencoderConfig
+from tokenizer_image.bottlenecks.kinds import QUANTIZER
 from tokenizer_image.configuration import VQVAEConfig
 from tokenizer_image.layout import ImageTokenizer
+from tokenizer_image.quantizers.kinds import KINDS
 from tokenizer_image.vqvae import VQVAE
 
 TOKENIZERS: dict[str, type[ImageTokenizer]] = {VQVAEConfig.model_type: VQVAE}
+AUTOENCODER = AutoencoderConfig.model_type
+REMEDY = "give the --output_dir of scripts/train_tokenizer.py"
 
 
 def register_tokenizer(model_type: str, tokenizer_class: type[ImageTokenizer]) -> None:
@@ -45,28 +51,78 @@ def load_tokenizer(folder: str | Path, **settings: Any) -> ImageTokenizer:
         settings: configuration fields to override, such as `quantizer_options`; never sizes, which the weights fix.
 
     Raises:
-        ValueError: the folder has no tokenizer of a registered class, or weights that do not match its configuration.
+        ValueError: the folder has no tokenizer of a registered class, but for example an autoencoder without codes, or
+            weights that do not match its configuration.
     """
-    path = Path(folder)
-    if (path / "image_tokenizer" / "config.json").is_file():
-        path = path / "image_tokenizer"
-    remedy = "give the --output_dir of scripts/train_tokenizer.py"
-    if not path.is_dir():
-        raise ValueError(f"there is no image tokenizer folder {folder}: {remedy}")
-    try:
-        model_type = json.loads((path / "config.json").read_text()).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        model_type = None
+    path, model_type = _find(folder)
+    if model_type == AUTOENCODER:
+        raise ValueError(
+            f"{folder} is an autoencoder whose bottleneck, {_bottleneck_of(path)!r}, has no codes, which a language "
+            f"model could learn: give a tokenizer that was trained with --bottleneck {QUANTIZER}, of any --quantizer "
+            f"({', '.join(KINDS)})"
+        )
     if model_type not in TOKENIZERS or not (path / "model.safetensors").is_file():
         kinds = ", ".join(TOKENIZERS)
         raise ValueError(
             f"{folder} is not an image tokenizer (no config.json with a registered model_type ({kinds}), or no "
-            f"weights): {remedy}, or register the class first (tokenizer_image.register_tokenizer)"
+            f"weights): {REMEDY}, or register the class first (tokenizer_image.register_tokenizer)"
         )
     tokenizer_class: Any = TOKENIZERS[model_type]
     if not issubclass(tokenizer_class, PreTrainedModel):
         return tokenizer_class.from_pretrained(str(path), **settings)
-    tokenizer, info = tokenizer_class.from_pretrained(path, use_safetensors=True, output_loading_info=True, **settings)
+    return _load(tokenizer_class, path, folder, settings)
+
+
+def load_autoencoder(folder: str | Path, **settings: Any) -> Autoencoder:
+    """Load the folder of an autoencoder whose bottleneck is no quantizer, in eval mode.
+
+    Args:
+        settings: configuration fields to override, such as `bottleneck_options`; never sizes, which the weights fix.
+
+    Raises:
+        ValueError: the folder has none, or weights that do not match its configuration.
+    """
+    path, model_type = _find(folder)
+    if model_type != AUTOENCODER or not (path / "model.safetensors").is_file():
+        has = f"a {TOKENIZERS[model_type].__name__}" if model_type in TOKENIZERS else "no model"
+        raise ValueError(
+            f"{folder} has {has}, not an autoencoder: give the --output_dir of scripts/train_tokenizer.py "
+            "--bottleneck with another name than quantizer"
+        )
+    return _load(Autoencoder, path, folder, settings)
+
+
+def load_image_model(folder: str | Path, **settings: Any) -> Any:
+    """What scripts/train_tokenizer.py has left in a folder: an `ImageTokenizer` (`load_tokenizer`) or an `Autoencoder`
+    (`load_autoencoder`)."""
+    return (load_autoencoder if _find(folder)[1] == AUTOENCODER else load_tokenizer)(folder, **settings)
+
+
+def _find(folder: str | Path) -> tuple[Path, str | None]:
+    """Where a model's config.json is, and the model_type that it names; None without.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    path = Path(folder)
+    if (path / "image_tokenizer" / "config.json").is_file():
+        path = path / "image_tokenizer"
+    if not path.is_dir():
+        raise ValueError(f"there is no image tokenizer folder {folder}: {REMEDY}")
+    try:
+        return path, json.loads((path / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return path, None
+
+
+def _bottleneck_of(path: Path) -> str:
+    """The name in an autoencoder's config.json."""
+    return json.loads((path / "config.json").read_text()).get("bottleneck", "none")
+
+
+def _load(model_class: Any, path: Path, folder: str | Path, settings: dict[str, Any]) -> Any:
+    """The model in `path`, in eval mode, once its weights are known to be those of its configuration."""
+    model, info = model_class.from_pretrained(path, use_safetensors=True, output_loading_info=True, **settings)
     problems = {name: sorted(map(str, info[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     if any(problems.values()):
         listing = "; ".join(f"{name.replace('_', ' ')}: {', '.join(k[:3])}" for name, k in problems.items() if k)
@@ -74,4 +130,4 @@ def load_tokenizer(folder: str | Path, **settings: Any) -> ImageTokenizer:
             f"{folder} has weights that are not those of its configuration ({listing}): it is damaged, or of an "
             "earlier version of tessera; train it again"
         )
-    return tokenizer.eval()
+    return model.eval()

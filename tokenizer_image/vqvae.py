@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from tokenizer_image.configuration import VQVAEConfig
 from tokenizer_image.fingerprint import fingerprint_of
 from tokenizer_image.hierarchy import CoarseLevel, with_context
 from tokenizer_image.layout import CodeLayout, build_layout
-from tokenizer_image.networks import Decoder, Encoder, MLPDecoder, MLPEncoder, NetworkShape
+from tokenizer_image.networks import Decoder, Encoder, MLPDecoder, MLPEncoder
+from tokenizer_image.picture_model import PictureModel
 from tokenizer_image.quantizers import Quantizer, QuantizerOutput
 from tokenizer_image.quantizers.kinds import build_levels
 
@@ -46,8 +46,13 @@ class VQVAEOutput(ModelOutput):
     revived: int | None = None
     latent_norm: torch.Tensor | None = None
 
+    @property
+    def bottleneck_loss(self) -> torch.Tensor | None:
+        """What stands in the loss beside the reconstruction's error: the quantizers' loss."""
+        return self.commitment_loss
 
-class VQVAE(PreTrainedModel):
+
+class VQVAE(PictureModel):
     """Vector-quantized autoencoder (van den Oord et al. 2017), with any kind of quantizer and one to three levels.
 
     With several levels (VQ-VAE-2, Razavi et al. 2019) the coarsest is quantized first. A finer level is conditioned on
@@ -58,7 +63,6 @@ class VQVAE(PreTrainedModel):
     """
 
     config_class = VQVAEConfig
-    main_input_name = "pixel_values"
     outer_layers = ("head",)
     config: VQVAEConfig
 
@@ -90,9 +94,7 @@ class VQVAE(PreTrainedModel):
         config = self.config
         channels = config.hidden_sizes[-1]
         context_channels = channels if coarser else 0
-        shape = NetworkShape(
-            config.num_channels, config.patch_size, config.hidden_sizes, config.num_res_blocks, config.resampling
-        )  # fmt: skip
+        shape = config.network_shape
         features = channels if coarser else config.code_dim
         self.encoder = Encoder(shape, features, kernel_size=config.encoder_kernel_size)
         self.coarser = nn.ModuleList(
@@ -101,19 +103,6 @@ class VQVAE(PreTrainedModel):
         )
         self.head = nn.Conv2d(channels + context_channels, config.code_dim, 1) if coarser else nn.Identity()
         self.decoder = Decoder(shape, config.code_dim + context_channels)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        # transformers' default, N(0, 0.02), lets activations vanish in deep convolutional networks. transformers
-        # calls this only for modules that hold parameters directly, so a ResidualBlock never arrives here itself.
-        if not isinstance(module, (nn.Linear, nn.Conv2d)):
-            return
-        if getattr(module, "starts_at_zero", False):
-            nn.init.zeros_(module.weight)
-        else:
-            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
     @property
     def num_codes(self) -> int:
@@ -178,13 +167,6 @@ class VQVAE(PreTrainedModel):
         shared = [quantizer.shares_codebook for quantizer in self.quantizers]
         sizes = [quantizer.codebook_sizes for quantizer in self.quantizers]
         return build_layout(self.config.grids(image_size), sizes, shared)
-
-    def _check_pictures(self, pixel_values: torch.Tensor) -> None:
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
-            raise ValueError(
-                f"pixel_values of shape {tuple(pixel_values.shape)}: expected (B, {self.config.num_channels}, H, W)"
-            )
-        self.config.grids((pixel_values.shape[2], pixel_values.shape[3]))
 
     def _quantize_levels(
         self, pixel_values: torch.Tensor, quantize: Callable[[Quantizer, torch.Tensor], torch.Tensor]
@@ -284,7 +266,8 @@ class VQVAE(PreTrainedModel):
         return inputs
 
     def forward(self, pixel_values: torch.Tensor, codes: torch.Tensor | None = None) -> VQVAEOutput:
-        """Reconstruct pictures (B, C, H, W) in [-1, 1]; in train mode, the only call that updates the codebooks.
+        """Reconstruct pictures (B, C, H, W) in [-1, 1]; in train mode, the only call that updates the codebooks, and
+        that corrupts what the encoder reads, where the configuration has input noise.
 
         Args:
             codes: (b, T) int64, of further pictures of the same size to decode; they follow the reconstructions.
@@ -305,7 +288,7 @@ class VQVAE(PreTrainedModel):
             filling = quantizer.decode(output.codes, torch.ones_like(output.codes, dtype=torch.bool)).detach()
             return torch.where(absent[:, None, None, None], filling, output.quantized)
 
-        inputs, latents = self._quantize_levels(pixel_values, quantize)
+        inputs, latents = self._quantize_levels(self.corrupted(pixel_values), quantize)
         if codes is not None:
             size = (int(pixel_values.shape[2]), int(pixel_values.shape[3]))
             with torch.no_grad():

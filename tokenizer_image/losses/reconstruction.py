@@ -4,6 +4,36 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+
+RECONSTRUCTION_LOSSES = ("squared", "absolute", "cross_entropy")
+
+
+def pixel_error(kind: str, pixel_values: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+    """The error of a decoder's outputs, a mean over all values, in float32.
+
+    - "squared": mean (y - x)^2;
+    - "absolute": mean |y - x|;
+    - "cross_entropy": the outputs are logits, and with x in [0, 1] and p = sigmoid(logit) it is the mean of
+      -x log p - (1 - x) log(1 - p), in nats (Kingma and Welling 2014, appendix C.1; Vincent et al. 2010). It is not
+      zero for an exact reconstruction of values between 0 and 1.
+
+    Args:
+        kind: a name in `RECONSTRUCTION_LOSSES`.
+        pixel_values: (B, C, H, W) in [-1, 1].
+        outputs: (B, C, H, W), about [-1, 1], or logits.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    pixel_values, outputs = pixel_values.float(), outputs.float()
+    if kind == "squared":
+        return F.mse_loss(outputs, pixel_values)
+    if kind == "absolute":
+        return F.l1_loss(outputs, pixel_values)
+    if kind == "cross_entropy":
+        return F.binary_cross_entropy_with_logits(outputs, (pixel_values + 1) / 2)
+    raise ValueError(f"unknown reconstruction loss {kind!r}: choose one of {', '.join(RECONSTRUCTION_LOSSES)}")
 
 
 class ReconstructionLoss(nn.Module):
