@@ -2,7 +2,8 @@
 
     python scripts/train_tokenizer.py --dataset sprites --output_dir runs/tokenizer
 
-leaves a loadable `VQVAE` in --output_dir, with reconstructions in samples/ and figures in metrics.jsonl.
+leaves a loadable `VQVAE` in --output_dir, or with --bottleneck another than quantizer an `Autoencoder`, with
+reconstructions in samples/ and figures in metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from pipelines.options.parser import run_command
 
 if TYPE_CHECKING:
-    from pipelines.caching.pixel_cache import DecodedPictures
+    from pipelines.training.image_models import TrainedModel
     from pipelines.training.loop import Loop
-    from tokenizer_image import VQVAE
+    from tokenizer_image.picture_model import PictureModel
 
 LEARNING_RATE = 2e-3
 # By --resampling. Overlapping patches are 3x3 convolutions throughout, which diverge at 0.01 within 100 steps.
@@ -32,17 +33,8 @@ def main(options: ImageTokenizerOptions) -> None:
 
     from pipelines.machine.printing import say
     from pipelines.training.averages import AveragedWeights
-    from pipelines.training.drawn_codes import draw_codes
-    from pipelines.training.image_tokenizer import (
-        detect_photographs,
-        draw_reconstructions,
-        load_earlier,
-        refitted,
-        rows_validated,
-        step_figures,
-        training_batches,
-        validate,
-    )
+    from pipelines.training.image_models import build_model, load_init_from
+    from pipelines.training.image_tokenizer import detect_photographs, training_batches
     from pipelines.training.image_tokenizer_losses import build_loss
     from pipelines.training.loop import Loop, Validation
     from pipelines.training.metrics_log import MetricsLog
@@ -58,32 +50,33 @@ def main(options: ImageTokenizerOptions) -> None:
         warn_small_data_set,
     )
     from pipelines.training.state import TrainingState
-    from tokenizer_image import VQVAE
     from tokenizer_image.preprocessing import preprocessing_of, to_pixel_values
 
     accelerator, run = start_run(options, plain=True)
     if run.finished:
         return
     device = accelerator.device
-    earlier = load_earlier(options) if options.init_from else None
+    earlier = load_init_from(options)
     settings = options.preprocessing() if earlier is None else preprocessing_of(earlier)
     pictures = load_split(options, settings, "train", accelerator, run)
     validation_pictures = load_split(options, settings, "validation", accelerator, run)
     check_batch_size(accelerator, options.batch_size, pictures=len(pictures))
     photographs = detect_photographs(pictures, options, accelerator)
-    tokenizer = earlier or VQVAE(options.configuration(photographs))
-    if options.train == "decoder":
-        tokenizer.freeze_codes()
+    trained = build_model(options, earlier, pictures, validation_pictures, accelerator, photographs=photographs)
+    tokenizer = trained.model
     train_own = partial(own_extractor, options, pictures, settings.image_size, accelerator)
-    stage_loss = build_loss(options, accelerator, photographs, tokenizer.config, train_own, seed=options.seed)
-    drawn = draw_codes(options, tokenizer, accelerator, has_discriminator=stage_loss.adversary is not None)
+    stage_loss = build_loss(
+        options, accelerator, photographs and options.is_quantized, tokenizer.config, train_own, seed=options.seed,
+        reconstruction_loss=options.reconstruction_loss,
+    )  # fmt: skip
+    trained.prepare(stage_loss)
     run.begin()
     parameters = count_parameters(tokenizer)
     config = tokenizer.config
     say(
         accelerator,
         f"image tokenizer: {parameters / 1e6:.2f}M parameters; {config.image_size}x{config.image_size} pictures become "
-        f"{tokenizer.tokens_per_image} codes of {config.codebook_sizes}; {len(pictures)} training pictures; "
+        f"{trained.describe()}; {len(pictures)} training pictures; "
         f"{accelerator.mixed_precision} precision, {torch.get_num_threads()} threads",
     )
     warn_small_data_set(accelerator, len(pictures))
@@ -94,16 +87,15 @@ def main(options: ImageTokenizerOptions) -> None:
     prepared = accelerator.prepare(tokenizer)
 
     def sample(_: object, step: int) -> None:
-        draw_reconstructions(tokenizer, validation_pictures, device, run.sample_file(f"step-{step:06d}.png"))
+        trained.draw(tokenizer, run.sample_file(f"step-{step:06d}.png"))
 
-    def write(plain: VQVAE, folder: Path) -> None:
+    def write(plain: PictureModel, folder: Path) -> None:
         plain.save_pretrained(folder)
 
-    measure = partial(validate, tokenizer, validation_pictures, device, stage_loss.perceptual)
     validation = Validation(
-        measure, sample, stage_loss.score, write if options.keep_best and stage_loss.score else None,
-        around=partial(refitted, tokenizer, pictures, device),
-        every=validation_interval(options, len(pictures), rows_validated(pictures, validation_pictures)),
+        trained.measure, sample, stage_loss.score, write if options.keep_best and stage_loss.score else None,
+        around=trained.around,
+        every=validation_interval(options, len(pictures), trained.rows_validated),
     )  # fmt: skip
     loop = Loop(
         accelerator, run, options,
@@ -122,8 +114,9 @@ def main(options: ImageTokenizerOptions) -> None:
     batches = prefetch(training_batches(pictures, options, loop.progress.step, accelerator))
     with loop.ends_resumable():
         for step in loop.steps():
-            pixel_values = to_pixel_values(next(batches)).to(device).contiguous(memory_format=torch.channels_last)
-            output = prepared(pixel_values, codes=None if drawn is None else drawn.part(step, len(pixel_values)))
+            batch = next(batches)
+            pixel_values = to_pixel_values(batch.pictures).to(device).contiguous(memory_format=torch.channels_last)
+            output = prepared(pixel_values, **trained.arguments(batch, step=step, share=loop.share))
             loss, figures = stage_loss(pixel_values, output, share=loop.share, step=step)
             accelerator.backward(loss)
             torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), options.max_grad_norm)
@@ -131,43 +124,41 @@ def main(options: ImageTokenizerOptions) -> None:
                 optimizer.step()
                 optimizer.zero_grad()
             figures |= stage_loss.learn(pixel_values, output, share=loop.share, step=step)
-            loop.finish_step(output.loss, **step_figures(output, tokenizer.num_codes), **figures)
-        finish(loop, pictures, validation_pictures)
+            loop.finish_step(output.loss, **trained.step_figures(output, pixel_values), **figures)
+        finish(loop, trained)
 
 
-def finish(loop: Loop, pictures: DecodedPictures, validation_pictures: DecodedPictures) -> None:
-    """Leave the tokenizer of the best validation: with the last averaged weights, to which the codebook is fitted once
-    more, or as it was kept."""
+def finish(loop: Loop, trained: TrainedModel) -> None:
+    """Leave the model of the best validation: with the last averaged weights, to which a codebook is fitted once more,
+    or as it was kept."""
     from pipelines.machine.printing import say
     from pipelines.training.best_kept import NOTE
-    from pipelines.training.image_tokenizer import draw_reconstructions, next_command, refit
-    from tokenizer_image.registry import load_tokenizer
+    from tokenizer_image.registry import load_image_model
 
-    tokenizer, run, device, options = loop.state.model, loop.run, loop.accelerator.device, loop.options
+    tokenizer, run, device, options = trained.model, loop.run, loop.accelerator.device, loop.options
     progress, best = loop.progress, loop.kept_best()
     if best is None or progress.best.step == progress.step:
         tokenizer.eval()
         with loop.state.averages.applied():
-            refit(tokenizer, pictures, device)
+            trained.finish()
             figures = loop.validation.measure()
             if run.is_main:
                 with run.writing(run.folder):
                     tokenizer.save_pretrained(run.folder)
-                draw_reconstructions(tokenizer, validation_pictures, device, run.sample_file("final.png"))
+                trained.draw(tokenizer, run.sample_file("final.png"))
     else:
         figures = progress.best.figures or loop.figures
         if run.is_main:
             with run.writing(run.folder):
                 shutil.copytree(best, run.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(NOTE))
-            kept = load_tokenizer(best).to(device)
-            draw_reconstructions(kept, validation_pictures, device, run.sample_file("final.png"))
+            trained.draw(load_image_model(best).to(device), run.sample_file("final.png"))
     if best is not None:
         loop.say_best()
     run.log(progress.step, **{f"final_{name}": value for name, value in figures.items()})
     run.write_end(progress.step, progress.seconds, options.batch_size, figures, **loop.end_figures())
     say(loop.accelerator, f"final: {', '.join(f'{name} {value:.4g}' for name, value in figures.items())}")
     say(loop.accelerator, f"tokenizer: {run.folder}\nreconstructions: {run.samples / 'final.png'}")
-    say(loop.accelerator, f"next: {next_command(options)}")
+    say(loop.accelerator, f"next: {trained.next_command()}")
 
 
 if __name__ == "__main__":

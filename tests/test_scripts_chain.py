@@ -29,6 +29,7 @@ from lm.model import build_configuration, build_model
 from lm.vocabulary import MultimodalVocabulary
 from pipelines import InterleavedPipeline, TextToImagePipeline
 from pipelines.caching import pixel_cache, sources
+from pipelines.options.bottlenecks import BottleneckOptions
 from pipelines.options.evaluation import EvaluationOptions
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from pipelines.options.image_tokenizer_losses import LossOptions
@@ -501,7 +502,7 @@ def test_flips_do_not_depend_on_the_number_of_processes(tmp_path):
         options = stage_1(tmp_path, random_flip=True)
         ranks = [SimpleNamespace(num_processes=world, process_index=rank) for rank in range(world)]
         streams = [training_batches(Pictures(), options, 0, rank) for rank in ranks]
-        return [sorted(picture.tolist() for stream in streams for picture in next(stream)) for _ in range(8)]
+        return [sorted(picture.tolist() for stream in streams for picture in next(stream).pictures) for _ in range(8)]
 
     alone = batches(1)
     assert alone == batches(2) == batches(4)
@@ -524,7 +525,7 @@ def test_ranks_share_a_batch_and_each_epoch_flips_and_orders_anew(tmp_path):
         stream = training_batches(Pictures(), stage_1(tmp_path, random_flip=True), 0, processes)
         seen = []
         for _ in range(2):
-            pairs = [pair for _ in range(4) for pair in next(stream)[:, 0, 0].tolist()]
+            pairs = [pair for _ in range(4) for pair in next(stream).pictures[:, 0, 0].tolist()]
             seen.append({min(pair): pair[0] == 255 for pair in pairs})
         return seen
 
@@ -866,9 +867,9 @@ def test_every_option_of_stage_1_is_applied_or_refused_beside_init_from(tokenize
         entropy_weight=0.2, resampling="overlapping",
     )  # fmt: skip
     own = {field.name for field in fields(ImageTokenizerOptions)} - {field.name for field in fields(TrainingOptions)}
-    losses = {field.name for field in fields(LossOptions)}
+    losses = {field.name for field in fields(LossOptions)} | {field.name for field in fields(BottleneckOptions)}
     others = {"random_flip", "photographs", "train", "codes_from", "drawn_pictures"}
-    assert own == changes.keys() | losses | others, "which concern batches and losses alone"
+    assert own == changes.keys() | losses | others, "which concern batches, losses and other bottlenecks alone"
     applied = {
         "level_dropout": ("level_dropout", 0.3), "commitment_weight": ("commitment_weight", 0.5),
         "codebook_decay": ("ema_decay", 0.9), "revival_threshold": ("revival_threshold", 0.2),

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pipelines.options.bottlenecks import BOTTLENECK_OPTIONS, BottleneckOptions
 from pipelines.options.image_tokenizer_losses import LossOptions
 from pipelines.options.option import option, with_option_names
 from pipelines.options.training import TrainingOptions
 from tokenizer_image.preprocessing import RESIZE_MODES, SIXTEEN_BIT_RANGES, Preprocessing
 
 if TYPE_CHECKING:
-    from tokenizer_image import VQVAEConfig
+    from tokenizer_image import AutoencoderConfig, VQVAEConfig
 
 DEFAULT_IMAGE_SIZE = 32
 # Options that override what the size and the kind of the pictures choose.
@@ -28,12 +29,22 @@ QUANTIZER_OPTIONS = {
     "shared_codebook": "shared_codebook", "num_groups": "num_groups", "codebook_dim": "codebook_dim",
     "entropy_weight": "entropy_weight",
 }  # fmt: skip
+# Further options that other bottlenecks have no use for, and their defaults.
+CODE_OPTIONS = ("quantizer", "codebook_sizes", "level_dropout", "train", "codes_from", "drawn_pictures")
 # Settings of `VQVAEConfig`, and the options that set them.
 SETTINGS = {name: name for name in ("image_size", "quantizer", *PRESET_SETTINGS, *OWN_SETTINGS)} | QUANTIZER_OPTIONS
+# Settings of `AutoencoderConfig` beside those of its bottleneck, and the options that set them.
+AUTOENCODER_SETTINGS = {
+    name: name
+    for name in (
+        "image_size", *PRESET_SETTINGS, *OWN_SETTINGS, "bottleneck", "latents", "reconstruction_loss", "tied_weights",
+        "input_noise", "noise_amount", "condition",
+    )
+}  # fmt: skip
 
 
 @dataclass
-class ImageTokenizerOptions(LossOptions, TrainingOptions):
+class ImageTokenizerOptions(BottleneckOptions, LossOptions, TrainingOptions):
     """Options of `scripts/train_tokenizer.py`."""
 
     script: ClassVar[str | None] = "train_tokenizer.py"
@@ -70,7 +81,9 @@ class ImageTokenizerOptions(LossOptions, TrainingOptions):
         None, "channels at each resolution, fine to coarse (default: by image size)", above_zero=True
     )
     num_levels: int = option(
-        1, "1; 2 or 3: a hierarchy, each coarser level at half the height and width", choices=(1, 2, 3)
+        1,
+        "1; 2 or 3: a hierarchy, each coarser level at half the height and width (hierarchical: at least 2)",
+        choices=(1, 2, 3),
     )
     level_dropout: float = option(
         0.1, "share of pictures whose finer levels are left out, so that coarse ones stand alone", within="[0, 1)"
@@ -126,8 +139,14 @@ class ImageTokenizerOptions(LossOptions, TrainingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_bottleneck()
+        self._check_codes()
+        self._check_loss()
         self._check_decoder_training()
         if self.init_from:  # whose settings they have to fit, once it is loaded
+            return
+        if not self.is_quantized:
+            self._check_autoencoder()
             return
         import torch
 
@@ -140,6 +159,54 @@ class ImageTokenizerOptions(LossOptions, TrainingOptions):
                     VQVAE(self.configuration(photographs))
         except ValueError as error:
             raise ValueError(with_option_names(str(error), SETTINGS)) from error
+
+    def _check_codes(self) -> None:
+        """Raise ValueError for options about codes, where the bottleneck has none."""
+        if self.is_quantized:
+            return
+        defaults = {one.name: one.default for one in fields(self)}
+        names = [*CODE_OPTIONS, *QUANTIZER_OPTIONS.values()]
+        given = [f"--{name}" for name in names if getattr(self, name) != defaults[name]]
+        if given:
+            raise ValueError(
+                f"--bottleneck {self.bottleneck} has no codes: leave out {', '.join(given)}, or choose --bottleneck "
+                "quantizer"
+            )
+        if self.num_levels > 1 and self.bottleneck != "hierarchical":
+            raise ValueError(
+                f"--num_levels {self.num_levels} is for --bottleneck quantizer or hierarchical, not for "
+                f"{self.bottleneck}: leave it out"
+            )
+
+    def _check_loss(self) -> None:
+        """Raise ValueError for terms of the loss that do not go with --reconstruction_loss."""
+        kind = self.reconstruction_loss
+        if kind == "squared":
+            return
+        others = ["absolute_share"]
+        if kind == "cross_entropy":  # whose gradient at the reconstruction, behind a sigmoid, has no bound
+            others += ["frequency_weight", "perceptual_weight", "adversarial_weight", "feature_matching_weight"]
+        given = [f"--{name}" for name in others if getattr(self, name)]
+        if kind == "cross_entropy" and self.extractor != type(self).extractor:
+            given.append("--extractor")
+        if given:
+            raise ValueError(
+                f"--reconstruction_loss {kind} does not go with {', '.join(given)}: leave out one or the other"
+            )
+
+    def _check_autoencoder(self) -> None:
+        """Raise ValueError for settings of an autoencoder without codes that do not fit each other."""
+        import torch
+
+        from tokenizer_image import Autoencoder
+
+        arguments = {argument: name for name, argument in BOTTLENECK_OPTIONS[self.bottleneck].items()}
+        try:
+            with torch.device("meta"):
+                for photographs in (False, True) if self.photographs is None else (self.photographs,):
+                    Autoencoder(self.autoencoder_configuration(photographs, ["one"]))
+        except ValueError as error:
+            raise ValueError(with_option_names(str(error), AUTOENCODER_SETTINGS | arguments)) from error
 
     def _check_decoder_training(self) -> None:
         """Raise ValueError unless --train decoder has what it needs, and nothing that would change codes."""
@@ -192,8 +259,43 @@ class ImageTokenizerOptions(LossOptions, TrainingOptions):
         return VQVAEConfig(
             image_size=size, quantizer=names[0] if len(names) == 1 else names,
             quantizer_options=self.quantizer_options(), preprocessing=preprocessing.to_dict(),
+            input_noise=self.input_noise, noise_amount=self.noise_amount,
             **{name: getattr(self, name) for name in OWN_SETTINGS}, **self._preset(size, photographs),
         )  # fmt: skip
+
+    def autoencoder_configuration(self, photographs: bool, class_names: Sequence[str] = ()) -> AutoencoderConfig:
+        """The configuration of a new autoencoder whose bottleneck is no quantizer.
+
+        Args:
+            photographs: whether it is for photographs.
+            class_names: what a conditional one is conditioned on.
+
+        Raises:
+            ValueError: settings that do not fit each other; the message has the names of `AutoencoderConfig`.
+        """
+        from tokenizer_image import AutoencoderConfig
+
+        preprocessing = self.preprocessing()
+        settings = {name: getattr(self, name) for name in OWN_SETTINGS if name != "level_dropout"}
+        settings |= self._preset(preprocessing.image_size, photographs)
+        settings.pop("codebook_sizes", None)
+        is_conditional = self.bottleneck == "conditional"
+        if self.bottleneck == "hierarchical":
+            settings["num_levels"] = max(2, self.num_levels)
+        return AutoencoderConfig(
+            image_size=preprocessing.image_size, bottleneck=self.bottleneck,
+            bottleneck_options=self.bottleneck_options(), latents=self.latents,
+            reconstruction_loss=self.reconstruction_loss, tied_weights=bool(self.tied_weights),
+            input_noise=self.input_noise, noise_amount=self.noise_amount,
+            class_names=list(class_names) if is_conditional else None,
+            condition=self.wanted_condition if is_conditional else None,
+            preprocessing=preprocessing.to_dict(), **settings,
+        )  # fmt: skip
+
+    @property
+    def wanted_condition(self) -> str:
+        """Where a picture's class is found, of a conditional bottleneck."""
+        return self.condition or "label"
 
     def _preset(self, size: int, photographs: bool) -> dict[str, Any]:
         """What size and kind of the pictures choose, and the options that override it."""

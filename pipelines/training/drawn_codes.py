@@ -37,16 +37,15 @@ class DrawnCodes:
 
 def draw_codes(
     options: ImageTokenizerOptions, tokenizer: VQVAE, accelerator: Accelerator, *, has_discriminator: bool
-) -> DrawnCodes | None:
-    """--drawn_pictures by the model in --codes_from, at its default settings, for captions of the training pictures;
-    None without that option. Each process draws its share.
+) -> DrawnCodes:
+    """--drawn_pictures by the model in --codes_from, at its default settings, for captions of the training pictures.
+    Each process draws its share.
 
     Raises:
         ValueError: no model folder, or one of another tokenizer, or size; or nothing would learn from the pictures,
             which have no originals: the discriminator alone judges them.
     """
-    if options.codes_from is None:
-        return None
+    assert options.codes_from is not None
     if not has_discriminator:
         raise ValueError(
             f"--codes_from {options.codes_from}: only a discriminator learns from drawn pictures, and there is none; "

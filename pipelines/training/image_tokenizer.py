@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from pipelines.drawing.grids import labelled_grid
 from pipelines.machine.batches import evenly_spaced, index_batches, pictures_at_once
 from pipelines.machine.printing import say
 from pipelines.options.image_tokenizer import OWN_SETTINGS, PRESET_SETTINGS, ImageTokenizerOptions
+from pipelines.training.image_tokenizer_losses import StageOneLoss
 from tokenizer_image import VQVAE
 from tokenizer_image.extension import with_more_codes
 from tokenizer_image.losses.perceptual import PerceptualLoss
@@ -26,6 +27,9 @@ from tokenizer_image.preprocessing import postprocess, preprocessing_of, to_pixe
 from tokenizer_image.registry import load_tokenizer
 from tokenizer_image.vqvae import VQVAEOutput
 
+if TYPE_CHECKING:
+    from pipelines.training.drawn_codes import DrawnCodes
+
 REFIT_PICTURES = 16384
 VALIDATION_REFIT_PICTURES = 4096  # fewer, since training waits
 EXAMINED = 1000  # pictures that decide whether a data set is of photographs
@@ -33,6 +37,46 @@ SHOWN = 12  # pictures in a reconstruction grid
 # Settings that --init_from brings along: another value would make its weights mean something else.
 FIXED_SETTINGS = ("image_size", *PRESET_SETTINGS, *(name for name in OWN_SETTINGS if name != "level_dropout"))
 FIXED_QUANTIZER_OPTIONS = ("shared_codebook", "num_groups", "codebook_dim")
+
+
+class Batch(NamedTuple):
+    """This process's share of a batch.
+
+    Attributes:
+        pictures: (b, C, H, W) uint8.
+        rows: (b,) int64, where in the training pictures they come from.
+    """
+
+    pictures: torch.Tensor
+    rows: np.ndarray
+
+
+class ReconstructionErrors:
+    """Errors over a whole set of pictures, batch by batch.
+
+    Args:
+        perceptual: measures the perceptual distance, too, where it is learned from.
+    """
+
+    def __init__(self, perceptual: PerceptualLoss | None = None) -> None:
+        self.perceptual = perceptual
+        self._errors: list[torch.Tensor] = []
+        self._ratios: list[torch.Tensor] = []
+        self._distances: list[float] = []
+
+    def add(self, original: torch.Tensor, decoded: torch.Tensor) -> None:
+        """Add pictures and their reconstructions, (B, C, H, W) in [-1, 1] both."""
+        if self.perceptual is not None:
+            self._distances.append(float(self.perceptual(original, decoded)) * len(original))
+        restored, target = (decoded + 1) / 2, (original + 1) / 2
+        self._errors.append(mse(restored, target).cpu())
+        self._ratios.append(psnr(restored, target).cpu())
+
+    def figures(self) -> dict[str, float]:
+        """`mse` on [0, 1], `psnr` (mean over pictures) and, where it is measured, `perceptual`."""
+        errors = torch.cat(self._errors)
+        distance = {"perceptual": sum(self._distances) / len(errors)} if self.perceptual is not None else {}
+        return distance | {"mse": errors.mean().item(), "psnr": torch.cat(self._ratios).mean().item()}
 
 
 def detect_photographs(pictures: DecodedPictures, options: ImageTokenizerOptions, accelerator: Accelerator) -> bool:
@@ -76,6 +120,8 @@ def load_earlier(options: ImageTokenizerOptions) -> VQVAE:
     changes: dict[str, Any] = {"quantizer_options": {**before, **given}} if given else {}
     if options.level_dropout != defaults["level_dropout"]:
         changes["level_dropout"] = options.level_dropout
+    if options.input_noise is not None:
+        changes |= {"input_noise": options.input_noise, "noise_amount": options.noise_amount}
     if changes:
         tokenizer = _load_vqvae(str(options.init_from), **changes)
     try:
@@ -103,8 +149,8 @@ def _load_vqvae(folder: str, **settings: Any) -> VQVAE:
 
 def training_batches(
     pictures: DecodedPictures, options: ImageTokenizerOptions, start: int, accelerator: Accelerator
-) -> Iterator[torch.Tensor]:
-    """This process's share of batch `start`, `start` + 1, ...: (b, C, H, W) uint8, keyed by (seed, epoch, batch)."""
+) -> Iterator[Batch]:
+    """This process's share of batch `start`, `start` + 1, ..., keyed by (seed, epoch, batch)."""
     world, rank = accelerator.num_processes, accelerator.process_index
     per_epoch = len(pictures) // options.batch_size
     epoch, batch = divmod(start, per_epoch)
@@ -117,7 +163,7 @@ def training_batches(
             batch_pictures = pictures.batch(share)
             if options.random_flip:
                 batch_pictures[flips[share]] = batch_pictures[flips[share]][..., ::-1]
-            yield torch.from_numpy(batch_pictures)
+            yield Batch(torch.from_numpy(batch_pictures), share)
         epoch, batch = epoch + 1, 0
 
 
@@ -136,27 +182,15 @@ def validate(
 ) -> dict[str, float]:
     """Figures over the validation pictures: mse on [0, 1], psnr (mean over pictures), codebook usage, perplexity, and
     the perceptual distance where it is learned from."""
-    usage = CodeUsage(tokenizer.num_codes)
-    errors, ratios, distances = [], [], []
+    usage, errors = CodeUsage(tokenizer.num_codes), ReconstructionErrors(perceptual)
     side = tokenizer.config.image_size
     with torch.inference_mode():
         for batch in index_batches(len(pictures), pictures_at_once(side, side)):
             original = to_pixel_values(pictures.batch(batch)).to(device)
             codes = tokenizer.encode(original)
-            decoded = tokenizer.decode(codes, tuple(original.shape[2:]))
-            if perceptual is not None:
-                distances.append(float(perceptual(original, decoded)) * len(original))
-            restored = (decoded + 1) / 2
             usage.update(codes.cpu())
-            errors.append(mse(restored, (original + 1) / 2).cpu())
-            ratios.append(psnr(restored, (original + 1) / 2).cpu())
-    figures = {"perceptual": sum(distances) / len(pictures)} if perceptual is not None else {}
-    return figures | {
-        "mse": torch.cat(errors).mean().item(),
-        "psnr": torch.cat(ratios).mean().item(),
-        "usage": usage.usage,
-        "perplexity": usage.perplexity,
-    }
+            errors.add(original, tokenizer.decode(codes, tuple(original.shape[2:])))
+    return errors.figures() | {"usage": usage.usage, "perplexity": usage.perplexity}
 
 
 def step_figures(output: VQVAEOutput, num_codes: int) -> dict[str, torch.Tensor | float]:
@@ -203,11 +237,6 @@ def refit(
     tokenizer.refit_codebook(lambda: (to_pixel_values(pictures.batch(part)).to(device) for part in parts))
 
 
-def rows_validated(pictures: DecodedPictures, validation_pictures: DecodedPictures) -> int:
-    """Pictures that a validation sends through the tokenizer: those that codebooks are refitted to, and its own."""
-    return min(VALIDATION_REFIT_PICTURES, len(pictures)) + len(validation_pictures)
-
-
 @contextmanager
 def refitted(tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device) -> Iterator[None]:
     """Inside, the codebooks fit the weights of this moment, as in the tokenizer that would be saved now.
@@ -221,3 +250,79 @@ def refitted(tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device) 
     finally:
         for quantizer, state in zip(tokenizer.quantizers, kept, strict=True):
             quantizer.load_state_dict(state)
+
+
+class QuantizedModel:
+    """A `VQVAE` in training: what of its steps, validations and samples is its own.
+
+    Attributes:
+        drawn: codes that batches are completed with.
+        perceptual: what pictures are compared by in validation, too.
+    """
+
+    def __init__(
+        self,
+        options: ImageTokenizerOptions,
+        model: VQVAE,
+        pictures: DecodedPictures,
+        validation_pictures: DecodedPictures,
+        accelerator: Accelerator,
+    ) -> None:
+        self.options, self.model, self.device = options, model, accelerator.device
+        self.pictures, self.validation_pictures = pictures, validation_pictures
+        self.accelerator = accelerator
+        self.drawn: DrawnCodes | None = None
+        self.perceptual: PerceptualLoss | None = None
+        if options.train == "decoder":
+            model.freeze_codes()
+
+    @property
+    def rows_validated(self) -> int:
+        """Pictures that a validation sends through the model: those that codebooks are refitted to, and its own."""
+        return min(VALIDATION_REFIT_PICTURES, len(self.pictures)) + len(self.validation_pictures)
+
+    def prepare(self, loss: StageOneLoss) -> None:
+        """What has to be ready before the first step, once the loss is known."""
+        self.perceptual = loss.perceptual
+        if self.options.codes_from is None:
+            return
+        from pipelines.training.drawn_codes import draw_codes  # needs the language model's half, as nothing else here
+
+        has_discriminator = loss.adversary is not None
+        self.drawn = draw_codes(self.options, self.model, self.accelerator, has_discriminator=has_discriminator)
+
+    def describe(self) -> str:
+        """What a picture becomes."""
+        return f"{self.model.tokens_per_image} codes of {self.model.config.codebook_sizes}"
+
+    def arguments(self, batch: Batch, *, step: int, share: float) -> dict[str, Any]:
+        """What a training step gives the model beside the pictures of its batch."""
+        return {"codes": None if self.drawn is None else self.drawn.part(step, len(batch.pictures))}
+
+    def step_figures(self, output: VQVAEOutput, pixel_values: torch.Tensor) -> dict[str, torch.Tensor | float]:
+        """What a training step logs beside its loss."""
+        return step_figures(output, self.model.num_codes)
+
+    def measure(self) -> dict[str, float]:
+        """The figures of a validation."""
+        return validate(self.model, self.validation_pictures, self.device, self.perceptual)
+
+    def score(self, figures: dict[str, float]) -> float:
+        """What is smallest in the best validation."""
+        return figures["mse"]
+
+    def around(self) -> AbstractContextManager[None]:
+        """Around a validation: codebooks that fit the weights of this moment."""
+        return refitted(self.model, self.pictures, self.device)
+
+    def finish(self) -> None:
+        """Make the model, with its last weights, what is left to the user."""
+        refit(self.model, self.pictures, self.device)
+
+    def draw(self, model: VQVAE, file: Path) -> None:
+        """Validation pictures over their reconstructions by `model`."""
+        draw_reconstructions(model, self.validation_pictures, self.device, file)
+
+    def next_command(self) -> str:
+        """What to do with what a finished run has left."""
+        return next_command(self.options)

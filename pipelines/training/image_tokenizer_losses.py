@@ -11,24 +11,27 @@ from torch import nn
 from pipelines.machine.printing import say
 from pipelines.options.image_tokenizer_losses import CAPTIONS, LossOptions
 from pipelines.training.adversary import Adversary
-from tokenizer_image.configuration import VQVAEConfig
+from tokenizer_image.autoencoder import AutoencoderOutput
+from tokenizer_image.autoencoder_configuration import AutoencoderConfig
 from tokenizer_image.losses.balance import GradientBalancer
 from tokenizer_image.losses.extractors import INSTALL, load_extractor, missing_package
 from tokenizer_image.losses.perceptual import PerceptualLoss
 from tokenizer_image.losses.reconstruction import ReconstructionLoss
+from tokenizer_image.network_configuration import NetworkConfig
 from tokenizer_image.vqvae import VQVAEOutput
 
 TERMS = ("pixels", "perceptual", "adversarial", "matching")
 ADVERSARIAL = {"adversarial", "matching"}  # those of the discriminator
 PHOTOGRAPH_WEIGHTS = {"perceptual": 1.0, "adversarial": 0.2}  # beside 1 for pixels
 ADVICE_STEPS = 1000  # between two pieces of advice about the discriminator
+Output = VQVAEOutput | AutoencoderOutput
 
 
 class StageOneLoss(nn.Module):
     """The loss of a step, from the output of the image tokenizer.
 
-    With squared error alone it is the model's own loss. Otherwise its gradient at the reconstruction is a mixture of
-    the terms' gradients, beside that of the quantizer's loss.
+    With the error alone that the model computes itself (`own_error`) it is the model's own loss. Otherwise its gradient
+    at the reconstruction is a mixture of the terms' gradients, beside that of the bottleneck's loss.
 
     Args:
         pixels: error of the pixels; weight 1.
@@ -38,6 +41,7 @@ class StageOneLoss(nn.Module):
         adversarial_start: share of the budget after which the discriminator learns. The decoder learns from it as soon
             as it tells real from drawn pictures, with a weight in proportion to that (`Adversary.confidence`).
         balanced: weights are shares of the gradient; else they multiply the terms.
+        own_error: the reconstruction loss in the model's own loss, by name.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class StageOneLoss(nn.Module):
         adversary: Adversary | None = None,
         adversarial_start: float = 0.0,
         balanced: bool = True,
+        own_error: str = "squared",
     ) -> None:
         super().__init__()
         self.accelerator, self.pixels, self.adversary = accelerator, pixels, adversary
@@ -57,7 +62,9 @@ class StageOneLoss(nn.Module):
         self._perceptual = (perceptual,)  # frozen: no part of this module's state
         self.adversarial_start = adversarial_start
         self.balancer = GradientBalancer(TERMS, fixed=not balanced)
-        self.is_plain = list(self.weights) == ["pixels"] and not (pixels.absolute_share or pixels.frequency_weight)
+        shares = {"squared": 0.0, "absolute": 1.0}  # cross-entropy stands alone
+        is_own = pixels.absolute_share == shares.get(own_error, pixels.absolute_share) and not pixels.frequency_weight
+        self.is_plain = list(self.weights) == ["pixels"] and is_own
 
     @property
     def perceptual(self) -> PerceptualLoss | None:
@@ -66,12 +73,12 @@ class StageOneLoss(nn.Module):
 
     @property
     def score(self) -> Callable[[dict[str, float]], float] | None:
-        """What is small in the best validation, of the figures of `pipelines.training.image_tokenizer.validate`: the
-        perceptual distance, where it is learned from, since an adversarial term makes the squared error larger; the
-        squared error, where there is no such term; else nothing."""
+        """What is small in the best validation, of its figures: the perceptual distance, where it is learned from,
+        since an adversarial term makes the squared error larger; where there is no such term, the model's own `loss`
+        or, of a model that does not measure it, the squared error; else nothing."""
         if self.perceptual is not None:
             return lambda figures: figures["perceptual"]
-        return (lambda figures: figures["mse"]) if self.adversary is None else None
+        return (lambda figures: figures.get("loss", figures["mse"])) if self.adversary is None else None
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -79,7 +86,7 @@ class StageOneLoss(nn.Module):
         return [] if self.adversary is None else [self.adversary.optimizer]
 
     def forward(
-        self, pixel_values: torch.Tensor, output: VQVAEOutput, *, share: float, step: int
+        self, pixel_values: torch.Tensor, output: Output, *, share: float, step: int
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """What to call backward on, and figures to log: each term, and its share of the gradient.
 
@@ -90,7 +97,7 @@ class StageOneLoss(nn.Module):
             share: of the budget that is spent, in [0, 1].
             step: which random numbers are keyed by.
         """
-        assert output.loss is not None and output.reconstruction is not None and output.commitment_loss is not None
+        assert output.loss is not None and output.reconstruction is not None and output.bottleneck_loss is not None
         if self.is_plain:
             return output.loss, {}
         reconstruction = output.reconstruction
@@ -104,9 +111,9 @@ class StageOneLoss(nn.Module):
         figures = {name: float(term.detach()) for name, term in terms.items()}
         figures |= {f"share_{name}": part for name, part in mixture.shares.items()}
         # Its gradient at the reconstruction is the mixture; from there, backward goes through the model as ever.
-        return (reconstruction.float() * mixture.gradient).sum() + output.commitment_loss, figures
+        return (reconstruction.float() * mixture.gradient).sum() + output.bottleneck_loss, figures
 
-    def learn(self, pixel_values: torch.Tensor, output: VQVAEOutput, *, share: float, step: int) -> dict[str, float]:
+    def learn(self, pixel_values: torch.Tensor, output: Output, *, share: float, step: int) -> dict[str, float]:
         """The discriminator's step, after the model's: its figures; {} where there is none yet, or none any more."""
         adversary = self.adversary
         if adversary is None or not self._adversary_takes_part(share):
@@ -159,17 +166,20 @@ def build_loss(
     options: LossOptions,
     accelerator: Accelerator,
     photographs: bool,
-    config: VQVAEConfig,
+    config: NetworkConfig,
     own_extractor: Callable[[], str],
     *,
     seed: int,
+    reconstruction_loss: str = "squared",
 ) -> StageOneLoss:
     """What the options ask for, and where they leave it open, what suits photographs or drawings; it is told.
 
     Args:
-        config: of the image tokenizer.
+        photographs: whether perceptual and adversarial terms are there by default.
+        config: of the image model.
         own_extractor: trains the classifier of --extractor captions, and returns its name.
         seed: of the discriminator.
+        reconstruction_loss: the pixels' error, by name.
     """
     defaults = PHOTOGRAPH_WEIGHTS if photographs else dict.fromkeys(PHOTOGRAPH_WEIGHTS, 0.0)
     if options.extractor != LossOptions.extractor:
@@ -208,12 +218,15 @@ def build_loss(
     if len(said) > 1:
         unit = "shares of the gradient" if options.balance_gradients else "weights"
         say(accelerator, f"loss: {', '.join(said)} ({unit}); discriminator from {options.adversarial_start:.0%} on")
+    own_error = config.reconstruction_loss if isinstance(config, AutoencoderConfig) else "squared"
+    absolute_share = 1.0 if reconstruction_loss == "absolute" else options.absolute_share
     return StageOneLoss(
         accelerator,
-        ReconstructionLoss(options.absolute_share, options.frequency_weight),
+        ReconstructionLoss(absolute_share, options.frequency_weight),
         weights,
         perceptual=None if extractor is None else PerceptualLoss(extractor, options.logits_weight),
         adversary=adversary,
         adversarial_start=options.adversarial_start,
         balanced=options.balance_gradients,
+        own_error=own_error,
     ).to(accelerator.device)

@@ -55,9 +55,19 @@ def own_extractor(
 
 
 def caption_classes(
-    options: ImageTokenizerOptions, pictures: DecodedPictures, image_size: int
+    options: ImageTokenizerOptions,
+    pictures: DecodedPictures,
+    image_size: int,
+    asked_by: str = f"--extractor {CAPTIONS}",
 ) -> tuple[list[str], np.ndarray]:
-    """The captions that are classes, and each decoded picture's class (n,), -1 for one that has none of them."""
+    """The captions that are classes, and each decoded picture's class (n,), -1 for one that has none of them.
+
+    Args:
+        asked_by: the option that asks for classes, for the message where there are none.
+
+    Raises:
+        ValueError: captions that do not sort the pictures into classes.
+    """
     source = load_source(options, "train", image_size=image_size)
     texts = [next(iter(source.texts(row)), None) for row in pictures.rows.tolist()]
     counts = Counter(text for text in texts if text)
@@ -65,8 +75,9 @@ def caption_classes(
     if len(captions) < LEAST_CLASSES:
         common = ", ".join(f"{text!r} {count}" for text, count in counts.most_common(3)) or "none"
         raise ValueError(
-            f"--extractor {CAPTIONS} needs captions that sort pictures into classes, at least {LEAST_CLASSES} with "
-            f"{LEAST_PICTURES} pictures each; the most frequent ones are: {common}. Take another --extractor"
+            f"{asked_by} needs captions that sort pictures into classes, at least {LEAST_CLASSES} with "
+            f"{LEAST_PICTURES} pictures each; the most frequent ones are: {common}. Leave it out, or take "
+            "another"
         )
     numbers = {caption: number for number, caption in enumerate(captions)}
     return captions, np.asarray([numbers.get(text, -1) if text else -1 for text in texts])

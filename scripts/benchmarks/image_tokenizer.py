@@ -67,17 +67,18 @@ def stepper(setup: Setup, options: Options, pictures: Any) -> Callable[[Mark], N
 
     from pipelines.options.image_tokenizer import ImageTokenizerOptions
     from pipelines.training.averages import AveragedWeights
-    from pipelines.training.image_tokenizer import build_tokenizer, training_batches
+    from pipelines.training.image_tokenizer import training_batches
     from pipelines.training.optimizers import optimizers_of
     from pipelines.training.prefetch import prefetch
     from scripts.train_tokenizer import BETAS, LEARNING_RATE
-    from tokenizer_image.pictures.loading import to_pixel_values
+    from tokenizer_image import VQVAE
+    from tokenizer_image.preprocessing import to_pixel_values
 
     torch.manual_seed(0)
     training = ImageTokenizerOptions(
         batch_size=options.batch_size, image_size=options.image_size, optimizer=setup.optimizer
     )
-    tokenizer = build_tokenizer(training).train()
+    tokenizer = VQVAE(training.configuration(photographs=False)).train()
     layout = torch.channels_last if setup.channels_last else torch.contiguous_format
     tokenizer.to(memory_format=layout)  # type: ignore[call-overload]
     optimizers = optimizers_of(training, tokenizer, LEARNING_RATE, BETAS)
@@ -93,7 +94,7 @@ def stepper(setup: Setup, options: Options, pictures: Any) -> Callable[[Mark], N
 
     def step(mark: Mark) -> None:
         nonlocal count
-        pixel_values = to_pixel_values(next(batches)).contiguous(memory_format=layout)
+        pixel_values = to_pixel_values(next(batches).pictures).contiguous(memory_format=layout)
         mark("data")
         with torch.autocast("cpu", torch.bfloat16, enabled=setup.bf16):
             loss = tokenizer(pixel_values).loss
