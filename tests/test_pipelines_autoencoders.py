@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from safetensors.torch import load_file
 from pipelines.caching import sources
 from pipelines.options.bottlenecks import AUTOENCODERS, BOTTLENECK_OPTIONS
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
-from pipelines.training.autoencoders import ActiveUnits
+from pipelines.training.autoencoders import ActiveUnits, ContinuousModel
+from pipelines.training.loop import Loop
 from scripts import train_tokenizer
 from tokenizer_image import Autoencoder, load_autoencoder
 from tokenizer_image.bottlenecks.kinds import BOTTLENECKS
@@ -112,36 +114,73 @@ def test_classes_come_from_labels_and_from_captions(discs, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["conditional", "contractive", "with everything"])
-def test_a_resumed_run_equals_an_uninterrupted_one(name, discs, tmp_path, monkeypatch):
+def test_a_resumed_run_equals_an_uninterrupted_one(name, discs, tmp_path):
     """To the last bit: weights, averages, noise of the input and of the latents, and the schedules."""
     whole = train(options(tmp_path / "whole", discs, **RUNS[name]))
-    half = options(tmp_path / "half", discs, **RUNS[name])
-    original = train_tokenizer.finish
+    with pytest.MonkeyPatch.context() as patch:
+        killed = stops_after(3, patch)
+        with pytest.raises(killed):
+            train(options(tmp_path / "half", discs, **RUNS[name]))
+    again = train(options(tmp_path / "half", discs, **RUNS[name], resume=True))
+    last = Path("checkpoints", "checkpoint-4", "state.safetensors")
+    assert same_tensors(whole / last, again / last)
+    assert same_tensors(whole / "model.safetensors", again / "model.safetensors")
+    assert figures(whole) == figures(again)
+
+
+STACKS: dict[str, dict[str, Any]] = {
+    "conv": {"bottleneck": "denoising", "hidden_sizes": [8, 8]},
+    "mlp": {"bottleneck": "sparse", "network": "mlp", "hidden_sizes": [16, 12], "input_noise": "masking"},
+}
+
+
+def stops_after(step: int, patch: pytest.MonkeyPatch) -> type[BaseException]:
+    """Have a run end after this step, as a SIGKILL would end it; what it raises."""
+    original = Loop.finish_step
 
     class Killed(BaseException):
         pass
 
-    from pipelines.training.loop import Loop
-
-    step = Loop.finish_step
-
     def dies(self: Loop, *arguments: Any, **measured: Any) -> None:
-        step(self, *arguments, **measured)
-        if self.progress.step == 3:
+        original(self, *arguments, **measured)
+        if self.progress.step == step:
             raise Killed
 
-    monkeypatch.setattr(Loop, "finish_step", dies)
-    with pytest.raises(Killed):
-        train(half)
-    monkeypatch.setattr(Loop, "finish_step", step)
-    assert train_tokenizer.finish is original
-    again = train(options(tmp_path / "half", discs, **RUNS[name], resume=True))
-    states = [load_file(folder / "checkpoints" / "checkpoint-4" / "state.safetensors") for folder in (whole, again)]
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-    kept = [load_file(folder / "model.safetensors") for folder in (whole, again)]
-    assert all(torch.equal(kept[0][key], kept[1][key]) for key in kept[0])
-    assert figures(whole) == figures(again)
+    patch.setattr(Loop, "finish_step", dies)
+    return Killed
+
+
+def same_tensors(one: Path, other: Path) -> bool:
+    """Whether two safetensors files hold the same, to the last bit."""
+    first, second = load_file(one), load_file(other)
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_layers_learn_one_by_one_and_then_together(name, discs, tmp_path):
+    """With 3 layers and half of 12 steps: two steps each; resumed in the middle of a layer, to the last bit."""
+    given = {**STACKS[name], "stack_layers": True, "max_steps": 12, "checkpoint_every": 1, "validate_every": 1}
+    folder = train(options(tmp_path / "run", discs, **given))
+    assert load_autoencoder(folder).num_layers == 3
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["layer"] for line in lines if "layer_error" in line] == [0, 0, 1, 1, 2, 2]
+    measured = [line for line in lines if "validation_mse" in line]
+    assert [line.get("validation_layer") for line in measured] == [0, 0, 1, 1, 2, 2, *[None] * 6]
+    assert json.loads((folder / "run.json").read_text())["best_step"] > 6, "no model of layers alone is the best"
+    with pytest.MonkeyPatch.context() as patch:
+        killed = stops_after(1, patch)
+        with pytest.raises(killed):
+            train(options(tmp_path / "parted", discs, **given))
+    again = train(options(tmp_path / "parted", discs, **given, resume=True))
+    last = Path("checkpoints", "checkpoint-12", "state.safetensors")
+    assert same_tensors(folder / last, again / last)
+
+
+def test_layers_learn_in_one_process(discs, tmp_path):
+    processes = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
+    given = options(tmp_path, discs, bottleneck="none", stack_layers=True)
+    with pytest.raises(ValueError, match="--stack_layers trains in one process, not in 2"):
+        ContinuousModel(given, Autoencoder(given.autoencoder_configuration(False)), [], [], processes)
 
 
 def test_the_averaged_weights_are_left(discs, tmp_path):
@@ -218,8 +257,8 @@ MISTAKES = {
     "--bottleneck sparse --sparse_penalty l1 --sparse_rate 0.1": "--sparse_rate 0.1 is for --sparse_penalty kl",
     "--noise_amount 0.1": "--noise_amount 0.1 needs --input_noise",
     "--input_noise masking --noise_amount 2": "--noise_amount 2 of --input_noise masking must be at most 1",
-    "--reconstruction_loss cross_entropy": "cross_entropy is for --bottleneck none, .*, not for quantizer: choose squared",
-    "--bottleneck none --reconstruction_loss cross_entropy --perceptual_weight 1": "does not go with --perceptual_weight",
+    "--reconstruction_loss cross_entropy": "cross_entropy is for --bottleneck none, .*, not for quantizer: ch",
+    "--bottleneck none --reconstruction_loss cross_entropy --perceptual_weight 1": "does not go with --perceptual_w",
     "--reconstruction_loss absolute --absolute_share 0.5": "absolute does not go with --absolute_share",
     "--bottleneck gaussian --stack_layers": "--stack_layers True is for --bottleneck none, .*, not for gaussian",
     "--bottleneck none --stack_share 0.3": "--stack_share 0.3 needs --stack_layers",

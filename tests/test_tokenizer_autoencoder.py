@@ -19,6 +19,7 @@ from tokenizer_image.losses.reconstruction import pixel_error
 from tokenizer_image.network_configuration import NetworkConfig
 from tokenizer_image.preprocessing import Preprocessing
 from tokenizer_image.registry import load_image_model
+from tokenizer_image.stack import decoder_layers, encoder_layers
 
 CLASSES = ["disc", "square"]
 # One of each kind, and what a kind can be varied by.
@@ -200,6 +201,50 @@ def test_tied_layers_are_the_transposed_ones():
     assert sum(p.numel() for p in untied.parameters()) - sum(p.numel() for p in model.parameters()) == sum(
         layer.weight.numel() for layer in encoder
     )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"hidden_sizes": [8, 12, 10], "patch_size": 2},
+        {"hidden_sizes": [8, 12], "patch_size": 2, "resampling": "overlapping"},
+        {"hidden_sizes": [8, 12], "patch_size": 2, "latents": "picture"},
+        {"network": "mlp", "hidden_sizes": [32, 24]},
+        {"network": "mlp", "hidden_sizes": [32], "tied_weights": True},
+    ],
+)
+def test_layers_in_a_row_are_the_networks(settings):
+    model, batch = tiny(**settings), pictures()
+    encoders, decoders = encoder_layers(model.encoder), decoder_layers(model.decoder)
+    assert len(encoders) == len(decoders) == model.num_layers
+    hidden, inputs = batch, []
+    for layer in encoders:
+        inputs.append(hidden)
+        hidden = layer(hidden)
+    assert torch.equal(hidden, model.encoder(batch))
+    for layer, read in zip(reversed(decoders), reversed(inputs), strict=True):
+        hidden = layer(hidden)
+        assert hidden.shape == read.shape, "each reconstructs what its encoder's layer has read"
+    assert torch.equal(hidden, model.decoder(model.encoder(batch)))
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_layer_learns_alone(number):
+    model, batch = tiny(bottleneck="sparse", hidden_sizes=[8, 12], patch_size=2).train(), pictures()
+    encoders, decoders = encoder_layers(model.encoder), decoder_layers(model.decoder)
+    output = model(batch, layer=number)
+    output.loss.backward()
+    pair = [*encoders[number].parameters(), *decoders[number].parameters()]
+    assert {id(p) for p in model.parameters() if p.grad is not None} == {id(p) for p in pair}
+    assert (output.bottleneck_loss > 0) == (number == 2), "the penalty is of the latents"
+    with torch.no_grad():
+        read = batch
+        for before in encoders[:number]:
+            read = before(read)
+        made = encoders[number](read)
+        wanted = F.mse_loss(decoders[number](torch.sigmoid(made) if number == 2 else made), read)
+    assert output.reconstruction_loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert output.reconstruction is None
 
 
 def test_code_dim_decides_whether_it_is_overcomplete():

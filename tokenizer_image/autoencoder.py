@@ -25,6 +25,7 @@ from tokenizer_image.networks import (
     WholePictureEncoder,
 )
 from tokenizer_image.picture_model import PictureModel
+from tokenizer_image.stack import decoder_layers, encoder_layers
 
 PICTURE_CHANNELS = 32  # per position, between a convolutional network and a latent of the whole picture
 
@@ -35,7 +36,7 @@ class AutoencoderOutput(ModelOutput):
 
     Attributes:
         loss: scalar, `reconstruction_loss + bottleneck_loss`.
-        reconstruction: (B, C, H, W), about [-1, 1], not clipped.
+        reconstruction: (B, C, H, W), about [-1, 1], not clipped; None where a layer learns alone.
         reconstruction_loss: scalar, the configuration's `reconstruction_loss`, a mean over values.
         bottleneck_loss: scalar, the bottleneck's loss, already weighted, over the number of a picture's values.
         figures: scalars of the bottleneck, and `latent_norm`, the mean Euclidean norm of what the decoder reads.
@@ -91,7 +92,11 @@ class Autoencoder(PictureModel):
         return torch.tanh(outputs / 2) if self.config.reconstruction_loss == "cross_entropy" else outputs
 
     def forward(
-        self, pixel_values: torch.Tensor, classes: torch.Tensor | None = None, share: float = 1.0
+        self,
+        pixel_values: torch.Tensor,
+        classes: torch.Tensor | None = None,
+        share: float = 1.0,
+        layer: int | None = None,
     ) -> AutoencoderOutput:
         """Reconstruct pictures (B, C, H, W) in [-1, 1]; in train mode from corrupted ones, where the configuration has
         input noise, and through samples of the latents, where the bottleneck has some.
@@ -99,10 +104,13 @@ class Autoencoder(PictureModel):
         Args:
             classes: (B,) int64, places in the configuration's `class_names`, -1 where the class is not known.
             share: of the training budget that is spent, in [0, 1], which schedules follow.
+            layer: the one that learns alone, 0 .. num_layers - 1; see `_layer_alone`.
 
         Raises:
             ValueError: another number of channels, a size that the model does not take, or classes out of range.
         """
+        if layer is not None:
+            return self._layer_alone(pixel_values, layer, share)
         passed: BottleneckOutput = self.bottleneck(self._encoded(self.corrupted(pixel_values), classes, share))
         outputs = self._outputs(passed.latents)
         error = pixel_error(self.config.reconstruction_loss, pixel_values, outputs)
@@ -114,6 +122,39 @@ class Autoencoder(PictureModel):
             reconstruction_loss=error,
             bottleneck_loss=penalty,
             figures={**passed.figures, "latent_norm": norm},
+        )
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that can learn alone, one after another."""
+        return len(encoder_layers(self.encoder))
+
+    def _layer_alone(self, pixel_values: torch.Tensor, layer: int, share: float) -> AutoencoderOutput:
+        """A pair of layers as an autoencoder of its own (Bengio et al. 2007; Vincent et al. 2010; Masci et al. 2011).
+
+        It reconstructs what the layers before it make of clean pictures, by squared error (the first one the pictures,
+        by the model's own loss), with input noise on what it reads. The bottleneck is the last layer's.
+        """
+        self._check_pictures(pixel_values)
+        encoders, decoders = encoder_layers(self.encoder), decoder_layers(self.decoder)
+        target = pixel_values
+        with torch.no_grad():
+            for before in encoders[:layer]:
+                target = before(target)
+        noise = self.config.noise() if self.training else None
+        hidden = encoders[layer](target if noise is None else noise(target, is_picture=layer == 0))
+        penalty, figures = hidden.new_zeros(()), {}
+        if layer == len(encoders) - 1:
+            passed: BottleneckOutput = self.bottleneck(Encoded(hidden.permute(0, 2, 3, 1).float(), target, share=share))
+            penalty, figures = passed.loss / target[0].numel(), passed.figures
+            hidden = passed.latents.permute(0, 3, 1, 2).to(hidden.dtype)
+        kind = self.config.reconstruction_loss if layer == 0 else "squared"
+        error = pixel_error(kind, target, decoders[layer](hidden))
+        return AutoencoderOutput(
+            loss=error + penalty,
+            reconstruction_loss=error,
+            bottleneck_loss=penalty,
+            figures={**figures, "layer": error.new_tensor(layer), "layer_error": error.detach()},
         )
 
     @torch.no_grad()

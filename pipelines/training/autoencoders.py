@@ -24,6 +24,7 @@ from tokenizer_image.preprocessing import postprocess, preprocessing_of, to_pixe
 from tokenizer_image.registry import load_autoencoder
 
 ACTIVE_VARIANCE = 0.01  # from which on a latent is active (Burda et al. 2016)
+STACK_SHARE = 0.5  # of the budget, that layers learn alone for
 SAMPLE_SEED = 0  # of the pictures that a grid shows, the same at every step
 # What the weights in --init_from fix, beside the bottleneck's own arguments.
 FIXED_SETTINGS = (
@@ -70,6 +71,7 @@ class ContinuousModel:
 
     Attributes:
         perceptual: what pictures are compared by in validation, too.
+        layer: of --stack_layers, the one that learns alone; None before the first step, and when all learn.
     """
 
     def __init__(
@@ -84,6 +86,12 @@ class ContinuousModel:
         self.options, self.model, self.device = options, model, accelerator.device
         self.pictures, self.validation_pictures, self.classes = pictures, validation_pictures, classes
         self.perceptual: PerceptualLoss | None = None
+        self.layer: int | None = None
+        if options.stack_layers and accelerator.num_processes > 1:
+            raise ValueError(
+                f"--stack_layers trains in one process, not in {accelerator.num_processes}: each step leaves most "
+                "weights without a gradient; launch one"
+            )
 
     @property
     def rows_validated(self) -> int:
@@ -107,22 +115,36 @@ class ContinuousModel:
     def arguments(self, batch: Batch, *, step: int, share: float) -> dict[str, Any]:
         """What a training step gives the model beside the pictures of its batch."""
         classes = None if self.classes is None else self.classes.training[batch.rows]
-        return {"classes": self._tensor(classes), "share": share}
+        self.layer = self._layer_at(share)
+        return {"classes": self._tensor(classes), "share": share, "layer": self.layer}
+
+    def _layer_at(self, share: float) -> int | None:
+        """Of --stack_layers, the layer that learns when this share of the budget is spent; None: all."""
+        stacked = STACK_SHARE if self.options.stack_share is None else self.options.stack_share
+        if not self.options.stack_layers or share >= stacked:
+            return None
+        count = self.model.num_layers
+        return min(count - 1, int(count * share / stacked))
 
     def _tensor(self, classes: Any) -> torch.Tensor | None:
         return None if classes is None else torch.from_numpy(classes).to(self.device)
 
     def step_figures(self, output: AutoencoderOutput, pixel_values: torch.Tensor) -> dict[str, torch.Tensor | float]:
         """What a training step logs beside its loss."""
-        error = squared_error(output, pixel_values)
         assert output.figures is not None
+        if output.reconstruction is None:
+            return dict(output.figures)
+        error = squared_error(output, pixel_values)
         return {"psnr": 10 * torch.log10(4 / error), **output.figures}
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """The figures of a validation, over all its pictures: the model's `loss` with its schedules at their end,
         errors of reconstructions without noise, the bottleneck's own figures and, of a variational one, `active_units`:
-        how many of a picture's latents have a variance over pictures of more than 0.01 (Burda et al. 2016)."""
+        how many of a picture's latents have a variance over pictures of more than 0.01 (Burda et al. 2016).
+
+        While layers learn one by one there is also the `layer`, and what is measured is a model that is not yet one.
+        """
         errors, units = ReconstructionErrors(self.perceptual), ActiveUnits()
         sums: dict[str, float] = {}
         side, count = self.model.config.image_size, len(self.validation_pictures)
@@ -138,7 +160,8 @@ class ContinuousModel:
             units.add(levels)
         sums.pop("capacity", None)  # of a schedule's end, which the options say
         active = {"active_units": float(units.count())} if self.model.bottleneck.has_prior else {}
-        return errors.figures() | sums | active
+        alone = {} if self.layer is None else {"layer": float(self.layer)}
+        return errors.figures() | sums | active | alone
 
     def around(self) -> AbstractContextManager[None]:
         """Around a validation: nothing that follows the weights."""

@@ -307,10 +307,6 @@ class QuantizedModel:
         """The figures of a validation."""
         return validate(self.model, self.validation_pictures, self.device, self.perceptual)
 
-    def score(self, figures: dict[str, float]) -> float:
-        """What is smallest in the best validation."""
-        return figures["mse"]
-
     def around(self) -> AbstractContextManager[None]:
         """Around a validation: codebooks that fit the weights of this moment."""
         return refitted(self.model, self.pictures, self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -76,9 +77,15 @@ class StageOneLoss(nn.Module):
         """What is small in the best validation, of its figures: the perceptual distance, where it is learned from,
         since an adversarial term makes the squared error larger; where there is no such term, the model's own `loss`
         or, of a model that does not measure it, the squared error; else nothing."""
-        if self.perceptual is not None:
-            return lambda figures: figures["perceptual"]
-        return (lambda figures: figures.get("loss", figures["mse"])) if self.adversary is None else None
+        if self.perceptual is None and self.adversary is not None:
+            return None
+
+        def score(figures: dict[str, float]) -> float:
+            if "layer" in figures:  # layers learn one by one: the model is not yet one
+                return math.inf
+            return figures["perceptual" if self.perceptual is not None else "loss" if "loss" in figures else "mse"]
+
+        return score
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -97,8 +104,8 @@ class StageOneLoss(nn.Module):
             share: of the budget that is spent, in [0, 1].
             step: which random numbers are keyed by.
         """
-        assert output.loss is not None and output.reconstruction is not None and output.bottleneck_loss is not None
-        if self.is_plain:
+        assert output.loss is not None and output.bottleneck_loss is not None
+        if self.is_plain or output.reconstruction is None:  # or a layer learns alone
             return output.loss, {}
         reconstruction = output.reconstruction
         weights = self._weights_at(share)
@@ -116,9 +123,8 @@ class StageOneLoss(nn.Module):
     def learn(self, pixel_values: torch.Tensor, output: Output, *, share: float, step: int) -> dict[str, float]:
         """The discriminator's step, after the model's: its figures; {} where there is none yet, or none any more."""
         adversary = self.adversary
-        if adversary is None or not self._adversary_takes_part(share):
+        if adversary is None or output.reconstruction is None or not self._adversary_takes_part(share):
             return {}
-        assert output.reconstruction is not None
         figures = adversary.learn(pixel_values, output.reconstruction, step)
         if adversary.is_stopped:
             self._say_stopped(step)

@@ -88,11 +88,12 @@ def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, torc
 
 def check_optimizer_tensors(optimizers: list[torch.optim.Optimizer], tensors: dict[str, torch.Tensor]) -> None:
     """Raise ValueError unless `tensors` (of `optimizer_tensors`) are states of optimizers of these kinds, over
-    parameters of these shapes. No tensors fit any optimizers: they have not taken a step."""
-    indices: set[int] = set()
+    parameters of these shapes. No tensors fit any optimizers: they have not taken a step. Where some of an optimizer's
+    parameters have no states, others may have none at all: layers that learn one by one."""
+    places: dict[int, set[int]] = {}
     for key, value in tensors.items():
         index, place, name = key.split(".", 2)
-        indices.add(int(index))
+        places.setdefault(int(index), set()).add(int(place))
         if int(index) >= len(optimizers):
             raise ValueError(f"the states are of {int(index) + 1} optimizers, not {len(optimizers)}.")
         optimizer = optimizers[int(index)]
@@ -101,8 +102,10 @@ def check_optimizer_tensors(optimizers: list[torch.optim.Optimizer], tensors: di
         fits = name in known and int(place) < len(shapes) and (name == "step" or value.shape == shapes[int(place)])
         if not fits:
             raise ValueError(f"optimizer {index} has no state {name!r} of shape {tuple(value.shape)} at {place}.")
-    if tensors and len(indices) != len(optimizers):
-        raise ValueError(f"the states are of {len(indices)} optimizers, not {len(optimizers)}.")
+    sizes = [sum(len(group["params"]) for group in optimizer.param_groups) for optimizer in optimizers]
+    is_partial = any(len(found) < sizes[index] for index, found in places.items())
+    if tensors and len(places) != len(optimizers) and not is_partial:
+        raise ValueError(f"the states are of {len(places)} optimizers, not {len(optimizers)}.")
 
 
 def load_optimizer_tensors(optimizers: list[torch.optim.Optimizer], tensors: dict[str, torch.Tensor]) -> None:
