@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +16,16 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
+from pipelines import TextToImagePipeline
 from pipelines.caching import sources
 from pipelines.options.bottlenecks import AUTOENCODERS, BOTTLENECK_OPTIONS
+from pipelines.options.evaluation import EvaluationOptions
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
+from pipelines.options.language_model import LanguageModelOptions
 from pipelines.training.autoencoders import ActiveUnits, ContinuousModel
 from pipelines.training.loop import Loop
-from scripts import train_tokenizer
+from scripts import cache_tokens, evaluate, train_lm, train_tokenizer
+from tests.tiny import tiny_pipeline
 from tokenizer_image import Autoencoder, load_autoencoder
 from tokenizer_image.bottlenecks.kinds import BOTTLENECKS
 from tokenizer_image.configuration import preset
@@ -219,6 +224,28 @@ def test_active_units_by_hand():
     for part in torch.tensor([[0.0, 1.0, 0.1], [0.0, 2.0, 0.12]]).view(2, 1, 1, 1, 3):
         units.add([part])
     assert units.count() == 1, "variances 0, 0.25 and 0.0001"
+
+
+# ---- stage 2, which needs codes
+
+
+def test_what_needs_codes_says_which_models_have_them(discs, tmp_path):
+    folder = train(options(tmp_path / "vae", discs, bottleneck="gaussian", max_steps=1))
+    words = "'gaussian', has no codes, which a language model could learn: give .* --bottleneck quantizer, of any"
+    common = dict(image_tokenizer=str(folder), dataset=str(discs), num_workers=0)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(ValueError, match=words):
+        train_lm.main(LanguageModelOptions(**common, output_dir=str(tmp_path / "model"), max_steps=1))
+    with pytest.raises(ValueError, match=words):
+        cache_tokens.main(cache_tokens.Options(**common, token_cache=str(tmp_path / "cache")))
+    with pytest.raises(ValueError, match=words):
+        evaluate.main(EvaluationOptions(**common, output=str(tmp_path / "report.json")))
+    model = tmp_path / "whole"
+    tiny_pipeline().save_pretrained(model)
+    shutil.rmtree(model / "image_tokenizer")
+    shutil.copytree(folder, model / "image_tokenizer")
+    with pytest.raises(ValueError, match=words):
+        TextToImagePipeline.from_pretrained(model)
 
 
 # ---- options
