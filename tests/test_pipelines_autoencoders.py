@@ -116,6 +116,10 @@ def test_classes_come_from_labels_and_from_captions(discs, tmp_path):
     assert sorted(by_caption.config.class_names) == ["a blue disc", "a red disc"]
     with pytest.raises(ValueError, match="--condition label: the pictures of --dataset sprites have no labels"):
         train(options(tmp_path / "none", discs, bottleneck="conditional", dataset="sprites"))
+    with pytest.raises(
+        ValueError, match="--condition caption needs captions that .* Give a --dataset whose captions rep"
+    ):
+        train(options(tmp_path / "none", discs, bottleneck="conditional", condition="caption", dataset="sprites"))
 
 
 @pytest.mark.parametrize("name", ["conditional", "contractive", "with everything"])

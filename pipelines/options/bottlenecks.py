@@ -173,8 +173,7 @@ class BottleneckOptions:
             raise ValueError(f"--capacity_share {self.capacity_share:g} needs --capacity, in nats")
         if self.stack_share is not None and not self.stack_layers:
             raise ValueError(f"--stack_share {self.stack_share:g} needs --stack_layers")
-        l1_only = self.sparse_penalty == "l1" and self.sparse_rate is not None
-        if l1_only:
+        if self.sparse_penalty == "l1" and self.sparse_rate is not None:
             raise ValueError(f"--sparse_rate {self.sparse_rate:g} is for --sparse_penalty kl, not for l1: leave it out")
 
 

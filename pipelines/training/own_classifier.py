@@ -59,11 +59,12 @@ def caption_classes(
     pictures: DecodedPictures,
     image_size: int,
     asked_by: str = f"--extractor {CAPTIONS}",
+    remedy: str = "Take another --extractor",
 ) -> tuple[list[str], np.ndarray]:
     """The captions that are classes, and each decoded picture's class (n,), -1 for one that has none of them.
 
     Args:
-        asked_by: the option that asks for classes, for the message where there are none.
+        asked_by, remedy: the option that asks for classes, and the way out, for the message where there are none.
 
     Raises:
         ValueError: captions that do not sort the pictures into classes.
@@ -76,8 +77,7 @@ def caption_classes(
         common = ", ".join(f"{text!r} {count}" for text, count in counts.most_common(3)) or "none"
         raise ValueError(
             f"{asked_by} needs captions that sort pictures into classes, at least {LEAST_CLASSES} with "
-            f"{LEAST_PICTURES} pictures each; the most frequent ones are: {common}. Leave it out, or take "
-            "another"
+            f"{LEAST_PICTURES} pictures each; the most frequent ones are: {common}. {remedy}"
         )
     numbers = {caption: number for number, caption in enumerate(captions)}
     return captions, np.asarray([numbers.get(text, -1) if text else -1 for text in texts])

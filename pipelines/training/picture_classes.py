@@ -56,7 +56,8 @@ def picture_classes(
             names = list(known)
             training = _captions(options, pictures, "train", image_size, names)
         else:
-            names, training = caption_classes(options, pictures, image_size, "--condition caption")
+            remedy = "Give a --dataset whose captions repeat, or one with labels and --condition label"
+            names, training = caption_classes(options, pictures, image_size, "--condition caption", remedy)
         validation = _captions(options, validation_pictures, "validation", image_size, names)
     if not (training >= 0).any():
         raise ValueError(
