@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tokenizer_image import VQVAE, VectorQuantizer, VQVAEConfig, build_quantizer
+from tokenizer_image import VQVAE, Autoencoder, AutoencoderConfig, VectorQuantizer, VQVAEConfig, build_quantizer
 from tokenizer_image.quantizers import KINDS as ALL_KINDS
 from tokenizer_image.quantizers.distributed import NotFiniteError
 
@@ -48,11 +48,25 @@ def build(kind: str) -> VQVAE:
     return tokenizer.train()
 
 
+# Other bottlenecks, without randomness: one whose loss is of the batch's means, one that differentiates its encoder.
+AUTOENCODERS: dict[str, dict[str, Any]] = {
+    "sparse": {"bottleneck_options": {"weight": 5.0}},
+    "contractive": {"network": "mlp", "hidden_sizes": [12]},
+}
+
+
+def build_autoencoder(name: str) -> Autoencoder:
+    torch.manual_seed(0)
+    settings = {"hidden_sizes": [8, 16], **AUTOENCODERS[name]}
+    config = AutoencoderConfig(image_size=16, num_res_blocks=1, code_dim=4, bottleneck=name, **settings)
+    return Autoencoder(config).train()
+
+
 def batch(step: int) -> Tensor:
     return torch.rand(BATCH, 3, 16, 16, generator=torch.Generator().manual_seed(step)) * 2 - 1
 
 
-def learn(tokenizer: VQVAE, model: torch.nn.Module, rows: slice) -> dict[str, Tensor]:
+def learn(tokenizer: VQVAE | Autoencoder, model: torch.nn.Module, rows: slice) -> dict[str, Tensor]:
     """Train for some steps; returns weights, buffers and the first step's gradients."""
     optimizer = torch.optim.SGD(tokenizer.parameters(), 0.3)
     gradients: dict[str, Tensor] = {}
@@ -69,13 +83,12 @@ def on_two_ranks(rank: int, folder: str) -> None:
     """Run in each of two spawned processes: one process group for all checks, because starting it is slow."""
     torch.set_num_threads(1)
     # Built before the process group exists, as in a script that loads the model first.
-    tokenizers = {kind: build(kind) for kind in KINDS}
+    models = {kind: build(kind) for kind in KINDS} | {name: build_autoencoder(name) for name in AUTOENCODERS}
     codebooks = VectorQuantizer(16, 4, revival_threshold=0.5, ema_decay=0.5)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     half = slice(rank * BATCH // 2, (rank + 1) * BATCH // 2)
     results = {
-        kind: learn(tokenizer, torch.nn.parallel.DistributedDataParallel(tokenizer), half)
-        for kind, tokenizer in tokenizers.items()
+        name: learn(model, torch.nn.parallel.DistributedDataParallel(model), half) for name, model in models.items()
     }
     torch.manual_seed(100 + rank)  # ranks have different random numbers
     states = []
@@ -115,6 +128,15 @@ def test_two_ranks_learn_what_one_process_learns(ranks, kind):
     moved = [name for name in start if not torch.allclose(expected[name].double(), start[name].double(), atol=1e-3)]
     assert "encoder.head.bias" in moved
     assert any("codebook" in name for name in moved) or not any("codebook" in name for name in start)
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_two_ranks_learn_what_one_autoencoder_learns(ranks, name):
+    model = build_autoencoder(name)
+    expected = learn(model, model, slice(None))
+    for results in ranks:
+        for key, tensor in expected.items():
+            assert torch.allclose(results["learned"][name][key], tensor, rtol=1e-4, atol=1e-5), key
 
 
 def test_every_kind_is_tested():
