@@ -38,6 +38,7 @@ from pipelines.evaluation.disentanglement.scores import (
 )
 from scripts.benchmarks import disentanglement as benchmark
 from tests.tiny import tiny_tokenizer
+from tokenizer_image import Autoencoder, AutoencoderConfig
 from tokenizer_image.pictures.loading import load_pictures
 from tokenizer_image.preprocessing import Preprocessing
 from tokenizer_image.sprites.factors import FACTORS, SEED, draw_factors
@@ -356,6 +357,19 @@ def test_labels_of_folders_are_factors_and_other_columns_are_not(tmp_path):
 
 
 # ---- the command
+
+
+def test_autoencoders_without_codes_are_read_too(tmp_path):
+    torch.manual_seed(0)
+    config = AutoencoderConfig(
+        bottleneck="gaussian", latents="positions", image_size=16, hidden_sizes=[8, 8], num_res_blocks=0, code_dim=3,
+        preprocessing=Preprocessing(16).to_dict(),
+    )  # fmt: skip
+    Autoencoder(config).save_pretrained(tmp_path)
+    model = benchmark.load_model(str(tmp_path))
+    pictures = sprite_factors(4, 0, Preprocessing(16)).pictures
+    (level,) = model.latents(pictures.float() / 127.5 - 1)
+    np.testing.assert_allclose(latents_of(model, pictures, "mean"), level.mean((1, 2)), rtol=1e-4, atol=1e-5)
 
 
 def test_the_command_compares_models(table, tmp_path, capsys):

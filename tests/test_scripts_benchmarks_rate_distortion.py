@@ -59,13 +59,14 @@ def test_without_an_extractor_it_is_said_what_is_missing(monkeypatch, capsys):
 def test_table_plot_and_rows_of_a_tiny_tokenizer(folder, tmp_path, capsys):
     options = rate_distortion.Options(
         dataset=str(folder), image_size=16, folder=str(tmp_path / "runs"), max_steps=2, tokenizers=["2_levels_160"],
-        train_options=["batch_size=8", "hidden_sizes=8", "patch_size=4"], codecs=["JPEG", "WebP"], rates=[1024],
+        autoencoders=["vae_2"], train_options=["batch_size=8", "hidden_sizes=8", "patch_size=4"],
+        codecs=["JPEG", "WebP"], rates=[1024],
         components=8, extractor="none", cpu_threads=1, output=str(tmp_path / "rows.json"),
     )  # fmt: skip
     rate_distortion.main(options)
     shown = capsys.readouterr().out
     assert "12 pictures of" in shown and "| 2_levels_160 | 160 |" in shown and "| PCA, 160 bits | 160 |  |" in shown
-    assert "VQ, 2 levels and PCA, at a fixed rate:" in shown
+    assert "VQ, 2 levels and PCA, at a fixed rate:" in shown and "| vae_2, 4 levels | 64 |" in shown
     assert Image.open(tmp_path / "runs" / "rate_distortion.png").width > 500
     rows = {one["what"]: one for one in json.loads((tmp_path / "rows.json").read_text())}
     assert rows["rate_distortion/2_levels_160/fixed_bits"]["value"] == 160

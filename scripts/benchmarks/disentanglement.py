@@ -58,9 +58,9 @@ class Options(BenchmarkOptions):
 
 def load_model(folder: str) -> Any:
     """The model in a folder; it has `latents(pixel_values)`."""
-    from tokenizer_image.registry import load_tokenizer
+    from tokenizer_image.registry import load_image_model
 
-    return load_tokenizer(folder)
+    return load_image_model(folder)
 
 
 def read_factors(options: Options, settings: Preprocessing) -> FactorPictures:

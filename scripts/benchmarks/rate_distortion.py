@@ -1,4 +1,4 @@
-"""What a picture costs in bits and what is lost: our image tokenizers beside PCA, JPEG, WebP and AVIF.
+"""What a picture costs in bits and what is lost: our image tokenizers beside autoencoders, PCA and codecs.
 
     python scripts/benchmarks/rate_distortion.py --dataset path/to/cifar10 --image_size 32 --folder runs/rates
 
@@ -19,7 +19,7 @@ from pipelines.machine.destinations import check_file, check_folder
 from pipelines.options.option import option
 from pipelines.options.parser import run_command
 from scripts.benchmarks.figures import BenchmarkOptions, Row, check_plots, row, write_rows
-from scripts.benchmarks.rate_tokenizers import PLANS, check_plans, train_tokenizer
+from scripts.benchmarks.rate_tokenizers import AUTOENCODERS, PLANS, check_plans, train_model
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pipelines.evaluation.rate_distortion import DistortionMeter, RatePoint
 
 CODECS = ("JPEG", "WebP", "AVIF")
+LEVELS = (2, 4, 8, 16, 32)  # of each number of an autoencoder's latents
 PCA_RATES = (128, 2048)  # between which VQ is to have less error than PCA
 CODEC_RATE = 512  # up to which two levels are to have less error than JPEG and WebP
 
@@ -43,6 +44,9 @@ class Options(BenchmarkOptions):
     minutes: float = option(10.0, "of training, each tokenizer", above_zero=True)
     max_steps: int | None = option(None, "in place of --minutes: steps of each tokenizer", above_zero=True)
     tokenizers: list[str] = option(list(PLANS), "which tokenizers", choices=tuple(PLANS))
+    autoencoders: list[str] = option(
+        list(AUTOENCODERS), "which autoencoders, whose latents are quantized", choices=tuple(AUTOENCODERS)
+    )
     train_options: list[str] = option(
         [], "further options of train_tokenizer.py, each without its dashes: batch_size=32 encoder_kernel_size=3"
     )
@@ -101,10 +105,11 @@ def read_pictures(options: Options, split: str, most: int) -> torch.Tensor:
     return torch.from_numpy(pictures.batch(evenly_spaced(len(pictures), most)))
 
 
-def tokenizer_points(options: Options, meter: DistortionMeter, training: torch.Tensor) -> list[RatePoint]:
-    """Train the tokenizers and measure them."""
-    from pipelines.evaluation.rate_distortion import tokenizer_point
-    from tokenizer_image.registry import load_tokenizer
+def model_points(options: Options, meter: DistortionMeter, training: torch.Tensor) -> list[RatePoint]:
+    """Train the tokenizers and the autoencoders, and measure them."""
+    from pipelines.evaluation.quantized_latents import LatentCoding
+    from pipelines.evaluation.rate_distortion import latent_points, tokenizer_point
+    from tokenizer_image.registry import load_autoencoder, load_tokenizer
 
     budget = ["--max_minutes", f"{options.minutes:g}"]
     if options.max_steps is not None:
@@ -113,11 +118,16 @@ def tokenizer_points(options: Options, meter: DistortionMeter, training: torch.T
     if options.cpu_threads is not None:
         further += ["--cpu_threads", str(options.cpu_threads)]
     points = []
-    for name in options.tokenizers:
+    for name in (*options.tokenizers, *options.autoencoders):
         folder = Path(options.folder) / name
         folder.parent.mkdir(parents=True, exist_ok=True)
-        train_tokenizer(name, folder, options.dataset, options.image_size, further)
-        points.append(tokenizer_point(load_tokenizer(folder), meter, training, PLANS[name].series, name))
+        train_model(name, folder, options.dataset, options.image_size, further)
+        if name in PLANS:
+            points.append(tokenizer_point(load_tokenizer(folder), meter, training, PLANS[name].series, name))
+        else:
+            model = load_autoencoder(folder)
+            coding = LatentCoding(model.latents, model.decode)
+            points += latent_points(coding, meter, training, LEVELS, AUTOENCODERS[name].series, name)
     return points
 
 
@@ -226,7 +236,7 @@ def main(options: Options) -> None:
             f"Frechet distances over {len(pictures)} pictures are too large, since {extractor} has "
             f"{meter.feature_size} features: compare them with each other alone, or give --max_examples above that"
         )
-    points = tokenizer_points(options, meter, training)
+    points = model_points(options, meter, training)
     fixed = {math.ceil(one.fixed_bits - 1e-6) for one in points if one.fixed_bits is not None}
     points += other_points(options, meter, training, sorted(fixed | set(options.rates)))
     print(f"{len(pictures)} pictures of {options.dataset}, split {options.split}")

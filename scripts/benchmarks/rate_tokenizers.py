@@ -1,4 +1,4 @@
-"""The image tokenizers of `rate_distortion.py`, from about 128 to 2,048 bits a picture, and how they are trained."""
+"""The models of `rate_distortion.py`, from about 128 to 2,048 bits a picture, and how they are trained."""
 
 from __future__ import annotations
 
@@ -65,6 +65,40 @@ PLANS = {
 }
 
 
+@dataclass(frozen=True)
+class AutoencoderPlan:
+    """An autoencoder with continuous latents.
+
+    Attributes:
+        kind: `--bottleneck`.
+        code_dim: numbers of each of `FINE` x `FINE` places.
+    """
+
+    kind: str
+    code_dim: int
+
+    @property
+    def series(self) -> str:
+        """Its line in the plot."""
+        return {"none": "autoencoder", "gaussian": "VAE"}[self.kind]
+
+    def arguments(self, image_size: int) -> list[str]:
+        """Of `train_tokenizer.py`, for pictures of so many pixels a side."""
+        patch, widths = _network(image_size, _largest_divisor(image_size, FINE))
+        return [
+            "--image_size", str(image_size), "--patch_size", str(patch), "--hidden_sizes", *map(str, widths),
+            "--bottleneck", self.kind, "--latents", "positions", "--code_dim", str(self.code_dim),
+        ]  # fmt: skip
+
+
+AUTOENCODERS = {
+    "autoencoder_2": AutoencoderPlan("none", 2),
+    "autoencoder_8": AutoencoderPlan("none", 8),
+    "vae_2": AutoencoderPlan("gaussian", 2),
+    "vae_8": AutoencoderPlan("gaussian", 8),
+}
+
+
 def _largest_divisor(image_size: int, most: int) -> int:
     """Places a side: the most, up to `most`, that divide the side into patches of equal size."""
     return max(places for places in range(1, most + 1) if image_size % places == 0)
@@ -94,8 +128,8 @@ def check_plans(names: Sequence[str], image_size: int, channels: int) -> None:
             raise ValueError(f"the tokenizer {name} and --image_size {image_size}: {error}") from error
 
 
-def train_tokenizer(name: str, folder: Path, dataset: str, image_size: int, further: Sequence[str]) -> None:
-    """Train a tokenizer of the table into `folder`, by squared error alone, or go on; a finished one stays as it is.
+def train_model(name: str, folder: Path, dataset: str, image_size: int, further: Sequence[str]) -> None:
+    """Train a model of the tables into `folder`, by squared error, or go on; a finished one stays as it is.
 
     Args:
         further: arguments, such as the budget.
@@ -106,7 +140,7 @@ def train_tokenizer(name: str, folder: Path, dataset: str, image_size: int, furt
     run_script(
         [
             sys.executable, str(SCRIPTS / "train_tokenizer.py"), "--dataset", dataset, "--output_dir", str(folder),
-            "--perceptual_weight", "0", "--adversarial_weight", "0", "--resume", *PLANS[name].arguments(image_size),
-            *further,
+            "--perceptual_weight", "0", "--adversarial_weight", "0", "--resume",
+            *(PLANS | AUTOENCODERS)[name].arguments(image_size), *further,
         ]
     )  # fmt: skip
