@@ -1,4 +1,4 @@
-"""Confidence intervals of shares, and of the difference that a change makes."""
+"""Confidence intervals of shares, of means, and of the difference that a change makes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 Statistic = Callable[[np.ndarray, np.ndarray], float]
 
@@ -30,6 +31,23 @@ def shares(counts: Mapping[str, int], n: int) -> dict[str, Any]:
         **{name: count / n for name, count in counts.items()},
         "interval": {name: list(wilson_interval(count, n)) for name, count in counts.items()},
     }
+
+
+def mean_interval(values: Tensor, z: float = 1.959964) -> list[float] | None:
+    """95% confidence interval of the mean of independent values (n,): mean -+ z s / sqrt(n), with n - 1 in s.
+
+    None for a single value, which says nothing of the others.
+    """
+    if len(values) < 2:
+        return None
+    values = values.double()
+    mean, half = float(values.mean()), z * float(values.std()) / len(values) ** 0.5
+    return [mean - half, mean + half]
+
+
+def mean_with_interval(name: str, values: Tensor) -> dict[str, Any]:
+    """The mean of values (n,) under `name`, `n`, and under `interval` its 95% interval."""
+    return {name: float(values.double().mean()), "n": len(values), "interval": {name: mean_interval(values)}}
 
 
 def paired_comparison(
