@@ -307,7 +307,7 @@ def test_command_writes_report_and_page(untrained_probe, pipeline, tmp_path, cap
     )  # fmt: skip
     report = json.loads(output.read_text())
     assert (
-        set(report["reconstruction"]) == {"mse", "psnr", "ssim", "grid_ratio", "n"}
+        set(report["reconstruction"]) == {"mse", "psnr", "ssim", "grid_ratio", "n", "interval"}
         and report["reconstruction"]["n"] == 40
     )
     assert 0 < report["codebook"]["usage"] <= 1 and report["codebook"]["perplexity"] >= 1
@@ -318,11 +318,11 @@ def test_command_writes_report_and_page(untrained_probe, pipeline, tmp_path, cap
     assert "commit" in report  # the commit is null outside a checkout
     assert report["image_tokenizer_fingerprint"] == pipeline.image_tokenizer.fingerprint
     names = {path.name for path in page.iterdir()}
-    assert names >= {"index.html", "reconstructions.png", "alignment_seen.png", "alignment_relation.png"}
-    html = (page / "index.html").read_text()
+    assert names >= {"report.html", "reconstructions.png", "alignment_seen.png", "alignment_relation.png"}
+    html = (page / "report.html").read_text()
     assert html.count("data:image/png;base64,") == len(names) - 1 and 'src="reconstructions' not in html
     shown = capsys.readouterr().out
-    assert "PSNR" in shown and "held-out, samples" in shown and str(output) in shown and "index.html" in shown
+    assert "PSNR" in shown and "held-out, samples" in shown and str(output) in shown and "report.html" in shown
 
 
 def test_table_has_a_line_for_the_best_of_many_captions(pipeline, monkeypatch):
@@ -475,7 +475,7 @@ def test_report_without_matplotlib_says_what_is_missing(
         "--output", tmp_path / "report.json", "--report", tmp_path / "page",
     )  # fmt: skip
     assert "tessera[evaluation]" in capsys.readouterr().out
-    assert not (tmp_path / "page" / "plots.png").exists() and (tmp_path / "page" / "index.html").is_file()
+    assert not (tmp_path / "page" / "plots.png").exists() and (tmp_path / "page" / "report.html").is_file()
 
 
 @pytest.mark.parametrize(
@@ -529,7 +529,7 @@ def test_a_caption_longer_than_the_models_room_is_cut_on_the_page(image_tokenize
         "--output", tmp_path / "report.json", "--report", tmp_path / "page",
     )  # fmt: skip
     assert json.loads((tmp_path / "report.json").read_text())["likelihood"] == report["likelihood"]
-    assert (tmp_path / "page" / "samples.png").is_file() and (tmp_path / "page" / "index.html").is_file()
+    assert (tmp_path / "page" / "samples.png").is_file() and (tmp_path / "page" / "report.html").is_file()
 
 
 def test_captions_of_sprites_longer_than_the_models_room(untrained_probe, image_tokenizer, tmp_path):
@@ -551,9 +551,45 @@ def test_figures_are_written_before_a_page_that_fails(pipeline, tmp_path, monkey
     with pytest.raises(OSError, match=r"samples\.png"):
         evaluate(
             "--model", tmp_path / "model", "--dataset", own_pictures(tmp_path / "pictures", ["a dog"] * 3),
-            "--output", tmp_path / "report.json", "--report", tmp_path / "page",
+            "--output", tmp_path / "report.json", "--report", tmp_path / "page", "--overwrite",
         )  # fmt: skip
     assert json.loads((tmp_path / "report.json").read_text())["reconstruction"]["n"] == 3
+
+
+def test_a_report_is_never_overwritten_in_silence(tmp_path, capsys):
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "report.html").write_text("an earlier one")
+    with pytest.raises(SystemExit):
+        evaluate("--model", tmp_path / "nowhere", "--report", tmp_path / "page")
+    shown = capsys.readouterr().err
+    assert f"--report {tmp_path / 'page'} is not empty" in shown and "--overwrite" in shown
+
+
+def test_drawn_pictures_are_looked_for_among_training_pictures(pipeline, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TESSERA_CACHE", str(tmp_path / "cache"))
+    pipeline.save_pretrained(tmp_path / "model")
+    folder = own_pictures(tmp_path / "pictures", ["a dog", "a cat", "a dog"])
+    own_pictures(tmp_path / "more", ["a dog", "a cat"] * 4)
+    (tmp_path / "more" / "validation").rename(folder / "train")
+    arguments = (
+        "--model", tmp_path / "model", "--dataset", folder, "--output", tmp_path / "r.json", "--drawn_per_caption", 3,
+        "--report", tmp_path / "page", "--overwrite",
+    )  # fmt: skip
+    first = evaluate(*arguments)
+    nearest = first["nearest_training"]
+    assert [nearest[name]["n"] for name in ("drawn", "held_out", "reconstructed")] == [6, 3, 3]
+    assert nearest["held_out"]["copies"] == 1  # these pictures are among the first of the training pictures
+    assert first["training"]["split"] == "train" and first["training"]["reconstruction"]["n"] == 3
+    assert (tmp_path / "page" / "nearest_training.png").is_file() and "copies, drawn" in capsys.readouterr().out
+    monkeypatch.setattr("pipelines.text_to_image.TextToImagePipeline._draw", lambda *_: pytest.fail("drawn again"))
+    again = evaluate(*arguments[:-3])
+    same = ("reconstruction", "codebook", "training", "likelihood", "nearest_training")
+    assert {name: first[name] for name in same} == {name: again[name] for name in same}
+    alone = evaluate(
+        "--image_tokenizer", tmp_path / "model" / "image_tokenizer", "--dataset", folder, "--split", "train",
+        "--output", tmp_path / "r.json",
+    )  # fmt: skip
+    assert "training" not in alone and "measured split is that of the training pictures" in alone["notes"][0]
 
 
 @pytest.mark.parametrize(

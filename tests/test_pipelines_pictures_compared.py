@@ -5,8 +5,11 @@ import pytest
 import torch
 
 from pipelines.evaluation.classes import caption_classes, class_scores
-from pipelines.evaluation.frechet import FeatureStatistics, frechet_distance
-from pipelines.evaluation.pictures_compared import ExtractorPair, compare_pictures
+from pipelines.evaluation.frechet import FeatureStatistics, frechet_distance, too_few_pictures
+from pipelines.evaluation.pictures_compared import ExtractorPair, PictureSet, batches_of, compare_sets
+from pipelines.evaluation.reconstruction import reconstruct
+from pipelines.evaluation.result_cache import ResultCache
+from pipelines.evaluation.samples import draw_set
 from pipelines.evaluation.tables import compared_lines
 from pipelines.options.evaluation import EvaluationOptions
 from tests.test_tokenizer_losses import tiny_extractor
@@ -115,31 +118,54 @@ class Pictures:
         return self.pixels[indices]
 
 
-def test_reconstructed_and_drawn_pictures_are_compared_with_the_real_ones():
+def compared(pipe, extractors, captions, cache=None, drawn_per_caption=3):
+    pictures = torch.from_numpy(Pictures(len(captions)).pixels)
+    drawn = draw_set(pipe, captions, drawn_per_caption, seed=1, sampling={}, cache=cache)
+    sets = {"reconstructed": (reconstruct(pipe.image_tokenizer, pictures)[0], captions),
+            "drawn": (drawn.pictures, drawn.captions)}  # fmt: skip
+    others = {name: PictureSet(extractors.features_of([found]), texts) for name, (found, texts) in sets.items()}
+    real = extractors.cached(cache, {"pictures": "some"}, lambda: batches_of(Pictures(len(captions))))
+    return compare_sets(extractors, PictureSet(real, captions), others)
+
+
+def test_reconstructed_and_drawn_pictures_are_compared_with_the_real_ones(tmp_path):
     pipe = tiny_pipeline()
     extractor = tiny_extractor(size=16)
     extractors = ExtractorPair(extractor, extractor)
     captions = ["a red dog", "a blue cat on grass"] * 6
-    figures = compare_pictures(
-        extractors, pipe.image_tokenizer, Pictures(12), captions, pipeline=pipe, drawn_per_caption=3, seed=1
-    )
+    figures = compared(pipe, extractors, captions)
     assert [figures[name]["n"] for name in ("real", "reconstructed", "drawn")] == [12, 12, 6]
     assert "frechet" not in figures["real"] and figures["reconstructed"]["frechet"] > 0
-    assert 0 <= figures["drawn"]["class_first"] <= figures["drawn"]["class_among_five"] <= 1
-    again = compare_pictures(
-        extractors, pipe.image_tokenizer, Pictures(12), captions, pipeline=pipe, drawn_per_caption=3, seed=1
-    )
-    assert again == figures
+    drawn = figures["drawn"]
+    assert 0 <= drawn["class_first"] <= drawn["class_among_five"] <= 1
+    for name in ("precision", "recall", "density", "coverage", "class_first"):
+        low, high = drawn["interval"][name]
+        assert low - 1e-12 <= drawn[name] <= high + 1e-12, name
+    assert figures["extractor"] == "tiny" and len(figures["extractor_hash"]) == 16
+    for _ in range(2):  # the second time from the cache
+        assert compared(pipe, extractors, captions, ResultCache(tmp_path)) == figures
+    assert len(list((tmp_path / "evaluation").iterdir())) == 2  # drawn pictures, and features of real ones
     lines = compared_lines(figures)
     assert len(lines) == 3 and "Frechet distance" in lines[2] and "(6 pictures)" in lines[2]
+    assert "precision" in lines[2] and "coverage" in lines[2]
+
+
+def test_too_few_pictures_are_told_with_the_number_needed():
+    pipe, extractors = tiny_pipeline(), ExtractorPair(tiny_extractor(size=16), None)
+    figures = compared(pipe, extractors, ["a red dog", "a blue cat"], drawn_per_caption=1)
+    size = extractors.features_of([torch.zeros(1, 3, 16, 16, dtype=torch.uint8)]).features.shape[1]
+    assert any(f"at least {size + 1} are needed in each set" in text for text in figures["warnings"])
+    assert any("too few for precision, recall, density and coverage" in text for text in figures["warnings"])
+    assert "precision" not in figures["drawn"] and figures["drawn"]["frechet"] > 0
+    assert too_few_pictures(size + 1, size) is None and too_few_pictures(size, size) is not None
 
 
 def test_pictures_without_captions_have_no_classes():
-    pipe = tiny_pipeline()
-    figures = compare_pictures(
-        ExtractorPair(None, tiny_extractor(size=16)), pipe.image_tokenizer, Pictures(4), [None] * 4
-    )
-    assert figures["reconstructed"] == {"n": 4} and figures["extractor"] is None
+    extractors = ExtractorPair(None, tiny_extractor(size=16))
+    features = extractors.features_of(batches_of(Pictures(4)))
+    one = PictureSet(features, [None] * 4)
+    figures = compare_sets(extractors, one, {"reconstructed": one})
+    assert figures["reconstructed"] == {"n": 4} and figures["extractor"] is None and figures["classifier_hash"]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +173,8 @@ def test_pictures_without_captions_have_no_classes():
     (
         ({"extractor": "vgg"}, "--extractor: unknown extractor 'vgg'"),
         ({"classifier": "vgg"}, "--classifier: unknown extractor 'vgg'"),
-        ({"drawn_per_caption": 3}, "--drawn_per_caption 3 needs --extractor or --classifier"),
+        ({"drawn_per_caption": 3, "image_tokenizer": "x"}, "--drawn_per_caption 3 needs a model that draws"),
+        ({"overwrite": True}, "--overwrite says what may happen to the folder of --report"),
         ({"extractor_size": 64}, "--extractor_size 64 needs"),
     ),
 )

@@ -46,3 +46,23 @@ def accepts_fingerprint(tokenizer: ImageTokenizer, fingerprint: str) -> bool:
     Besides its `fingerprint`, a tokenizer may have a `legacy_fingerprint`, which earlier versions wrote.
     """
     return fingerprint == tokenizer.fingerprint or fingerprint == getattr(tokenizer, "legacy_fingerprint", None)
+
+
+def weights_hash(module: object) -> str:
+    """16 hexadecimal digits: a hash of every weight and buffer of a module, and of its configuration, if it has one.
+
+    Unlike a fingerprint it covers what decodes pictures, too. An image tokenizer that is no module is known by its
+    fingerprint alone.
+    """
+    digest = hashlib.sha256()
+    if isinstance(module, torch.nn.Module):
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        to_json = getattr(getattr(module, "config", None), "to_json_string", None)
+        digest.update(to_json().encode() if to_json is not None else b"")
+    elif isinstance(module, ImageTokenizer):
+        digest.update(module.fingerprint.encode())
+    else:
+        raise TypeError(f"a {type(module).__name__} has neither weights nor a fingerprint")
+    return digest.hexdigest()[:16]

@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
-from lm.sequences import DESCRIBING, DRAWING_ALONE, DRAWING_CAPTIONS, FORMATS
-from lm.vocabulary import Size
-from pipelines.caching.pixel_cache import DecodedPictures
-from pipelines.caching.sources import load_split, read_pictures
-from pipelines.drawing.best_of import check_can_rank, check_can_rank_texts
+from lm.sequences import DRAWING_ALONE
 from pipelines.drawing.captions import caption_room, cut_caption
 from pipelines.evaluation.alignment import AlignmentSet, alignment_report, alignment_sets
 from pipelines.evaluation.captions import caption_report
 from pipelines.evaluation.codebook_plot import codebook_views
+from pipelines.evaluation.copies import NearestTraining, copies_report, nearest_training
 from pipelines.evaluation.drawing_comparison import best_of_report, completion_report
 from pipelines.evaluation.likelihood import measure_likelihood
-from pipelines.evaluation.pictures_compared import ExtractorPair, compare_pictures
+from pipelines.evaluation.pictures_compared import (
+    BATCH,
+    ExtractorPair,
+    FeatureReader,
+    PictureFeatures,
+    PictureSet,
+    batches_of,
+    compare_sets,
+)
 from pipelines.evaluation.probe_training import load_probe
 from pipelines.evaluation.reconstruction import TokenizerFigures, device_of, measure_tokenizer
-from pipelines.evaluation.report_page import write_report
+from pipelines.evaluation.report_page import nearest_sheet, write_report
+from pipelines.evaluation.result_cache import ResultCache
+from pipelines.evaluation.samples import DrawnPictures, draw_set
+from pipelines.evaluation.subject import EvaluatedModel, Split, first_captions, load_data, load_model, load_training
 from pipelines.evaluation.tables import figures_table
-from pipelines.machine.devices import choose_device
+from pipelines.machine.batches import evenly_spaced
 from pipelines.machine.provenance import commit, versions
 from pipelines.options.evaluation import EvaluationOptions
 from pipelines.text_to_image import TextToImagePipeline
-from tokenizer_image.layout import ImageTokenizer
-from tokenizer_image.pictures.dataset import PictureDataset, print_summary
-from tokenizer_image.preprocessing import preprocessing_of
-from tokenizer_image.registry import load_tokenizer
+from tokenizer_image.pictures.dataset import PictureDataset
 
 FORMAT_VERSION = 1
 CAPTION_CANDIDATES = 16  # captions a picture, of which the best is chosen, for models that also draw from captions
@@ -43,61 +52,27 @@ SAMPLE_CAPTIONS, SAMPLES_EACH = 8, 4  # shown on the page
 SAMPLE_ROWS = 64  # of the data set, in which captions to show are looked for
 
 
-@dataclass(frozen=True)
-class EvaluatedModel:
-    """What is measured.
-
-    Attributes:
-        pipeline: None where an image tokenizer is measured alone.
-    """
-
-    image_tokenizer: ImageTokenizer
-    pipeline: TextToImagePipeline | None = None
-
-    @property
-    def formats(self) -> set[str]:
-        """The sequence formats that the language model was trained on."""
-        return set() if self.pipeline is None else set(self.pipeline.vocabulary.formats)
-
-    @property
-    def drawing(self) -> TextToImagePipeline | None:
-        """The pipeline if its model has learned to draw, with or without captions."""
-        return self.pipeline if self.formats & {*DRAWING_ALONE, *DRAWING_CAPTIONS} else None
-
-    @property
-    def drawing_from_captions(self) -> TextToImagePipeline | None:
-        """The pipeline if its model has learned to draw what a caption says."""
-        return self.pipeline if self.formats & set(DRAWING_CAPTIONS) else None
-
-    @property
-    def describing(self) -> TextToImagePipeline | None:
-        """The pipeline if its model has learned to describe pictures."""
-        return self.pipeline if self.formats & set(DESCRIBING) else None
-
-    @property
-    def picture_size(self) -> Size:
-        """(height, width) of the pictures to measure: the default of a model of several sizes."""
-        if self.pipeline is None:
-            return (self.image_tokenizer.config.image_size,) * 2
-        height, width = self.pipeline.vocabulary.image_size
-        return height, width
-
-
 @dataclass
 class Evaluation:
     """Everything measured, and what a report page shows of it.
 
     Attributes:
+        training: the training pictures; None where there are none to compare with.
+        training_figures: what `tokenizer_figures` are, of so many training pictures as the split has.
         report: the figures, ready for JSON.
         sets: measured alignment sets; empty where the data set is not sprites.
+        drawn: with `--drawn_per_caption`, what was drawn, and `nearest` training pictures of it.
     """
 
     model: EvaluatedModel
-    source: PictureDataset
-    pictures: DecodedPictures
-    tokenizer_figures: TokenizerFigures
+    split: Split
+    training: Split | None
     report: dict[str, Any]
+    tokenizer_figures: TokenizerFigures
+    training_figures: TokenizerFigures | None = None
     sets: list[AlignmentSet] = field(default_factory=list)
+    drawn: DrawnPictures | None = None
+    nearest: NearestTraining | None = None
 
 
 def evaluate(options: EvaluationOptions) -> Evaluation:
@@ -108,14 +83,24 @@ def evaluate(options: EvaluationOptions) -> Evaluation:
     """
     started = time.monotonic()
     model = load_model(options)
-    source, pictures = load_data(options, model)
-    tokenizer_figures = measure_tokenizer(model.image_tokenizer, pictures, batch_size=options.batch_size)
-    report = {**_provenance(options, model, source), **tokenizer_figures.figures}
-    evaluation = Evaluation(model, source, pictures, tokenizer_figures, report)
+    extractors = load_extractors(options, device_of(model.image_tokenizer))
+    split, training = load_data(options, model), load_training(options, model)
+    report = _provenance(options, model, split.source)
+    if isinstance(training, str):
+        report["notes"].append(training)
+    reader = FeatureReader(extractors)
+    figures = measure_tokenizer(
+        model.image_tokenizer, split.pictures, batch_size=options.batch_size, watch=lambda _, made: reader.update(made)
+    )
+    report |= figures.figures
+    evaluation = Evaluation(model, split, None if isinstance(training, str) else training, report, figures)
+    relearned = _training_figures(options, evaluation)
     if model.drawing is not None:
         report |= _language_model_figures(options, evaluation, model.drawing)
-    if options.extractor or options.classifier:
-        report["compared"] = _compared_figures(options, evaluation)
+        evaluation.drawn = _drawn(options, evaluation, model.drawing)
+    _compare_with_training(evaluation, relearned)
+    if extractors.describe()["size"] is not None:
+        report["compared"] = _compared_figures(evaluation, extractors, reader.result())
     if options.dataset == "sprites":
         evaluation.sets = alignment_sets(options.num_captions, seed=options.seed)
         report["alignment"] = _alignment_figures(options, model, evaluation.sets)
@@ -125,47 +110,23 @@ def evaluate(options: EvaluationOptions) -> Evaluation:
     return evaluation
 
 
-def load_model(options: EvaluationOptions) -> EvaluatedModel:
-    """The model, or the image tokenizer alone, that the options name.
+def load_extractors(options: EvaluationOptions, device: torch.device) -> ExtractorPair:
+    """The networks that --extractor and --classifier name, none where they name none.
 
     Raises:
-        ValueError: there is none, or it has not learned what the options ask for.
+        ValueError: one is not here.
     """
-    if options.image_tokenizer is not None:
-        return EvaluatedModel(load_tokenizer(options.image_tokenizer).to(choose_device(options.device)))
-    pipeline = options.load(TextToImagePipeline)
-    pipeline.set_progress_bar_config(disable=True)
-    if options.best_of > 1:
-        check_can_rank(pipeline, [""])
-    if (options.describe_best_of or 1) > 1:
-        check_can_rank_texts(pipeline)
-    model = EvaluatedModel(pipeline.image_tokenizer, pipeline)
-    if options.dataset == "sprites" and model.formats and not any(FORMATS[name].has_text for name in model.formats):
-        raise ValueError(
-            f"--model {options.model} has learned no captions, and the figures of sprites are about captions: measure "
-            f"its tokenizer alone with --image_tokenizer {options.model}/image_tokenizer, or give another --dataset"
-        )
-    return model
-
-
-def load_data(options: EvaluationOptions, model: EvaluatedModel) -> tuple[PictureDataset, DecodedPictures]:
-    """The data set's split, and its pictures as the image tokenizer takes them."""
-    side = model.image_tokenizer.config.image_size
-    source = load_split(options, options.split, options.max_examples, options.seed, image_size=side)
-    print_summary(source)
-    sizes = [] if model.picture_size == (side, side) else [model.picture_size]
-    pictures = read_pictures(options, source, preprocessing_of(model.image_tokenizer), sizes)
-    return source, pictures
+    return ExtractorPair.load(options.extractor, options.classifier, options.extractor_size, device)
 
 
 def write_page(options: EvaluationOptions, evaluation: Evaluation, folder: str | Path) -> Path:
     """Draw samples, plot the codebooks, and write the report's folder; the path of its page."""
-    drawing = evaluation.model.drawing
+    drawing, split = evaluation.model.drawing, evaluation.split
     samples: list[tuple[str, list[Image.Image]]] = []
     if drawing is not None and not evaluation.sets:
-        samples = draw_samples(drawing, evaluation.source, options.seed, options.sampling())
+        samples = draw_samples(drawing, split.source, options.seed, options.sampling())
     tokenizer_figures = evaluation.tokenizer_figures
-    codebooks = codebook_views(evaluation.model.image_tokenizer, tokenizer_figures.codes, evaluation.pictures)
+    codebooks = codebook_views(evaluation.model.image_tokenizer, tokenizer_figures.codes, split.pictures)
     page, *_ = write_report(
         folder,
         evaluation.report,
@@ -174,8 +135,19 @@ def write_page(options: EvaluationOptions, evaluation: Evaluation, folder: str |
         sets=evaluation.sets,
         samples=samples,
         codebooks=codebooks,
+        sheets=_sheets(evaluation),
     )
     return page
+
+
+def _sheets(evaluation: Evaluation) -> dict[str, tuple[str, Image.Image]]:
+    """Title -> file name and picture, of what this evaluation has to show beside what every report shows."""
+    sheets: dict[str, tuple[str, Image.Image]] = {}
+    if evaluation.nearest is not None and evaluation.drawn is not None and evaluation.training is not None:
+        title = "Drawn pictures (upper rows) and the nearest training picture of each, most like a copy first"
+        sheet = nearest_sheet(evaluation.drawn.pictures, evaluation.nearest, evaluation.training.pictures)
+        sheets[title] = ("nearest_training.png", sheet)
+    return sheets
 
 
 def draw_samples(
@@ -201,19 +173,31 @@ def draw_samples(
     return [(label, images[SAMPLES_EACH * row : SAMPLES_EACH * (row + 1)]) for row, label in enumerate(labels)]
 
 
-def first_captions(source: PictureDataset, rows: Iterable[int]) -> list[str | None]:
-    """The first caption of each of `rows`, None where there is none: the same at each evaluation."""
-    texts = [source.texts(int(row)) for row in rows]
-    return [captions[0] if captions else None for captions in texts]
+def _training_figures(options: EvaluationOptions, evaluation: Evaluation) -> Tensor | None:
+    """Fill in what is measured of training pictures; their reconstructions uint8 (n, C, H, W), None without any."""
+    training = evaluation.training
+    if training is None:
+        return None
+    made: list[Tensor] = []
+    evaluation.training_figures = measure_tokenizer(
+        evaluation.model.image_tokenizer, training.pictures, batch_size=options.batch_size,
+        rows=evenly_spaced(len(training), len(evaluation.split)), watch=lambda _, pictures: made.append(pictures),
+    )  # fmt: skip
+    evaluation.report["training"] = {
+        "split": training.name,
+        "dataset_fingerprint": training.source.fingerprint,
+        **evaluation.training_figures.figures,
+    }
+    return torch.cat(made)
 
 
 def _language_model_figures(
     options: EvaluationOptions, evaluation: Evaluation, pipeline: TextToImagePipeline
 ) -> dict[str, Any]:
     """`likelihood` of the pictures' codes, and the `guidance_scale` of samples."""
-    captions: list[str | None] = [None] * len(evaluation.pictures)
-    if evaluation.model.drawing_from_captions is not None:
-        captions = first_captions(evaluation.source, evaluation.pictures.rows)
+    captions = evaluation.split.captions
+    if evaluation.model.drawing_from_captions is None:
+        captions = [None] * len(captions)
     default = pipeline.vocabulary.default_guidance
     return {
         "likelihood": measure_likelihood(
@@ -223,19 +207,51 @@ def _language_model_figures(
     }
 
 
-def _compared_figures(options: EvaluationOptions, evaluation: Evaluation) -> dict[str, Any]:
-    """Frechet distances and classes of reconstructed and drawn pictures."""
-    model = evaluation.model
-    device = device_of(model.image_tokenizer)
-    pipeline = model.drawing_from_captions or model.drawing
-    captions: list[str | None] = [None] * len(evaluation.pictures)
-    if model.drawing is None or model.drawing_from_captions is not None:
-        captions = first_captions(evaluation.source, evaluation.pictures.rows)
-    extractors = ExtractorPair.load(options.extractor, options.classifier, options.extractor_size, device)
-    return compare_pictures(
-        extractors, model.image_tokenizer, evaluation.pictures, captions, pipeline=pipeline,
-        drawn_per_caption=options.drawn_per_caption, seed=options.seed, sampling=options.sampling(),
+def _drawn(options: EvaluationOptions, evaluation: Evaluation, pipeline: TextToImagePipeline) -> DrawnPictures | None:
+    """Pictures for every distinct caption, as --drawn_per_caption says."""
+    if not options.drawn_per_caption:
+        return None
+    captions = evaluation.split.captions
+    if evaluation.model.drawing_from_captions is None:
+        captions = [None] * len(captions)
+    return draw_set(
+        pipeline, captions, options.drawn_per_caption, seed=options.seed, sampling=options.sampling(),
+        cache=ResultCache(),
     )  # fmt: skip
+
+
+def _compare_with_training(evaluation: Evaluation, reconstructed: Tensor | None) -> None:
+    """Look for each drawn picture among the training pictures, and tell how often the criterion of copies errs."""
+    drawn, training, report = evaluation.drawn, evaluation.training, evaluation.report
+    if drawn is None or training is None or reconstructed is None:
+        return
+    learned = torch.from_numpy(training.pictures.batch(np.arange(len(training))))
+    real = torch.from_numpy(evaluation.split.pictures.batch(np.arange(len(evaluation.split))))
+    evaluation.nearest = nearest_training(drawn.pictures, learned)
+    sets = {
+        "drawn": evaluation.nearest,
+        "held_out": nearest_training(real, learned),
+        "reconstructed": nearest_training(reconstructed, learned),
+    }
+    report["nearest_training"] = copies_report(sets, len(training))
+
+
+def _compared_figures(
+    evaluation: Evaluation, extractors: ExtractorPair, reconstructed: PictureFeatures
+) -> dict[str, Any]:
+    """Distances and classes of reconstructed and drawn pictures; what is wanting is printed, too."""
+    cache, split, drawn = ResultCache(), evaluation.split, evaluation.drawn
+    key = {"pictures": split.pictures.folder.name, "rows": len(split)}
+    real = extractors.cached(cache, key, lambda: batches_of(split.pictures))
+    others = {"reconstructed": PictureSet(reconstructed, split.captions)}
+    if drawn is not None:
+        pictures = drawn.pictures
+        key = {"pictures": hashlib.sha256(pictures.numpy().tobytes()).hexdigest(), "rows": len(drawn)}
+        others["drawn"] = PictureSet(extractors.cached(cache, key, lambda: pictures.split(BATCH)), drawn.captions)
+    figures = compare_sets(extractors, PictureSet(real, split.captions), others)
+    for warning in figures["warnings"]:
+        print(f"WARNING: {warning}", flush=True)
+    return {**figures, "split": split.name}
 
 
 def _alignment_figures(options: EvaluationOptions, model: EvaluatedModel, sets: list[AlignmentSet]) -> dict[str, Any]:
@@ -274,7 +290,7 @@ def _caption_figures(options: EvaluationOptions, model: EvaluatedModel, sets: li
 
 
 def _provenance(options: EvaluationOptions, model: EvaluatedModel, source: PictureDataset) -> dict[str, Any]:
-    """What was measured, on which pictures, by which code."""
+    """What was measured, on which pictures, by which code; `notes` say what was not, and why."""
     alone = options.image_tokenizer is not None
     return {
         "format_version": FORMAT_VERSION,
@@ -289,4 +305,5 @@ def _provenance(options: EvaluationOptions, model: EvaluatedModel, source: Pictu
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": versions(),
         "commit": commit(),
+        "notes": [],
     }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,15 +12,18 @@ from tqdm import tqdm
 
 from pipelines.caching.pixel_cache import DecodedPictures
 from pipelines.evaluation.classes import caption_classes, class_scores
-from pipelines.evaluation.frechet import FeatureStatistics, frechet_distance
-from pipelines.evaluation.reconstruction import reconstruct
+from pipelines.evaluation.density_coverage import NEIGHBOURS as COVERAGE_NEIGHBOURS
+from pipelines.evaluation.density_coverage import density_and_coverage
+from pipelines.evaluation.frechet import FeatureStatistics, frechet_distance, too_few_pictures
+from pipelines.evaluation.intervals import shares
+from pipelines.evaluation.precision_recall import precision_and_recall
+from pipelines.evaluation.result_cache import ResultCache
 from pipelines.machine.batches import index_batches
-from pipelines.text_to_image import TextToImagePipeline
-from tokenizer_image.layout import ImageTokenizer
+from tokenizer_image.fingerprint import weights_hash
 from tokenizer_image.losses.extractors import Extractor, load_extractor
 from tokenizer_image.preprocessing import to_pixel_values
 
-BATCH = 50  # pictures that an extractor reads, or that are drawn, at once
+BATCH = 50  # pictures that an extractor reads at once
 
 
 @dataclass
@@ -28,12 +31,19 @@ class PictureFeatures:
     """What extractors return for a set of pictures.
 
     Attributes:
-        statistics: of the features, for Frechet distances.
-        logits: (n, classes) of the classifier; none without one.
+        features: (n, D) float32, for distances between sets; (0, 0) without an extractor.
+        logits: (n, classes) float32 of the classifier; (0, 0) without one.
     """
 
-    statistics: FeatureStatistics
+    features: Tensor
     logits: Tensor
+
+    @property
+    def statistics(self) -> FeatureStatistics:
+        """Mean and covariance of the features."""
+        statistics = FeatureStatistics()
+        statistics.update(self.features)
+        return statistics
 
 
 @dataclass
@@ -41,7 +51,7 @@ class ExtractorPair:
     """The extractors that pictures are compared by.
 
     Attributes:
-        features: whose features a Frechet distance is over; None for none.
+        features: whose features distances are over; None for none.
         classifier: that names classes; None for none.
         size: side that pictures are resized to first; None: the one that each was trained on.
     """
@@ -62,97 +72,138 @@ class ExtractorPair:
         loaded = {name: load_extractor(name).to(device) for name in dict.fromkeys((features, classifier)) if name}
         return cls(loaded.get(features or ""), loaded.get(classifier or ""), size)
 
-    @torch.inference_mode()
+    def describe(self) -> dict[str, Any]:
+        """Name and hash of the weights of each, and the size that pictures are read at."""
+        first = self.features or self.classifier
+        return {
+            "extractor": self.features and self.features.name,
+            "extractor_hash": self.features and weights_hash(self.features),
+            "classifier": self.classifier and self.classifier.name,
+            "classifier_hash": self.classifier and weights_hash(self.classifier),
+            "size": self.size or (first and first.size),
+        }
+
     def features_of(self, batches: Iterable[Tensor]) -> PictureFeatures:
         """The features and logits of batches of pictures, uint8 (B, C, H, W)."""
-        statistics, logits = FeatureStatistics(), [torch.zeros(0, 0)]
+        reader = FeatureReader(self)
         for batch in batches:
-            for extractor in {id(one): one for one in (self.features, self.classifier) if one is not None}.values():
-                pixels = to_pixel_values(batch).to(extractor.mean.device)
-                found = extractor(pixels, size=self.size or extractor.size)
-                if extractor is self.features:
-                    statistics.update(found.pooled)
-                if extractor is self.classifier:
-                    logits.append(found.logits.float().cpu())
-        return PictureFeatures(statistics, torch.cat([one for one in logits if one.numel()] or logits))
+            reader.update(batch)
+        return reader.result()
+
+    def cached(
+        self, cache: ResultCache | None, key: Mapping[str, Any], batches: Callable[[], Iterable[Tensor]]
+    ) -> PictureFeatures:
+        """`features_of(batches())`, or what the cache has kept of it under `key`, which decides the pictures."""
+
+        def compute() -> dict[str, Tensor]:
+            found = self.features_of(batches())
+            return {"features": found.features, "logits": found.logits}
+
+        if cache is None:
+            return self.features_of(batches())
+        return PictureFeatures(**cache.tensors({"kind": "features", **self.describe(), **key}, compute))
 
 
-def compare_pictures(
-    extractors: ExtractorPair,
-    image_tokenizer: ImageTokenizer,
-    pictures: DecodedPictures,
-    captions: Sequence[str | None],
-    *,
-    pipeline: TextToImagePipeline | None = None,
-    drawn_per_caption: int = 0,
-    seed: int = 0,
-    sampling: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Figures of reconstructions, and of pictures drawn from every distinct caption, against the real pictures.
+@dataclass
+class FeatureReader:
+    """Gathers features and logits of pictures that come batch by batch."""
+
+    extractors: ExtractorPair
+    _features: list[Tensor] = field(default_factory=list)
+    _logits: list[Tensor] = field(default_factory=list)
+
+    @torch.inference_mode()
+    def update(self, pictures: Tensor) -> None:
+        """Add pictures uint8 (B, C, H, W)."""
+        pair = self.extractors
+        for batch in pictures.split(BATCH):
+            for extractor in {id(one): one for one in (pair.features, pair.classifier) if one is not None}.values():
+                found = extractor(to_pixel_values(batch).to(extractor.mean.device), size=pair.size or extractor.size)
+                if extractor is pair.features:
+                    self._features.append(found.pooled.float().cpu())
+                if extractor is pair.classifier:
+                    self._logits.append(found.logits.float().cpu())
+
+    def result(self) -> PictureFeatures:
+        """Of all pictures so far."""
+        none = torch.zeros(0, 0)
+        return PictureFeatures(
+            torch.cat(self._features) if self._features else none, torch.cat(self._logits) if self._logits else none
+        )
+
+
+@dataclass
+class PictureSet:
+    """Pictures to compare with real ones.
+
+    Attributes:
+        captions: of each, None without.
+    """
+
+    features: PictureFeatures
+    captions: Sequence[str | None]
+
+
+def batches_of(pictures: DecodedPictures) -> Iterator[Tensor]:
+    """The pictures, uint8 (B, C, H, W)."""
+    for indices in tqdm([*index_batches(len(pictures), BATCH)], desc="features", unit=" batches", leave=False):
+        yield torch.from_numpy(pictures.batch(list(indices)).copy())
+
+
+def compare_sets(extractors: ExtractorPair, real: PictureSet, others: Mapping[str, PictureSet]) -> dict[str, Any]:
+    """Figures of sets of pictures, against the real pictures.
 
     Args:
-        pictures: the split.
-        captions: the first of each picture, or None.
-        pipeline: that draws; None for a tokenizer alone.
-        drawn_per_caption: pictures for each distinct caption; 0 draws none.
-        sampling: settings of the pipeline's call.
+        real: the split.
+        others: `reconstructed` and `drawn`, where there are any.
 
     Returns:
-        `extractor`, `classifier` (names), `real`, `reconstructed` and `drawn`: each with `n`, `frechet` (against real),
-        and `class_first`, `class_among_five`, the shares whose caption's class the classifier names.
+        what `ExtractorPair.describe` says; `warnings`; `real` and each of `others` with `n`, and with an extractor
+        `frechet`, and of drawn ones `precision`, `recall`, `density`, `coverage` (against real, with `interval`), and
+        with a classifier `class_first`, `class_among_five`, the shares whose caption's class it names.
     """
-    real = extractors.features_of(_batches(pictures, None, "real pictures"))
-    sets: dict[str, tuple[PictureFeatures, list[str | None]]] = {
-        "real": (real, list(captions)),
-        "reconstructed": (
-            extractors.features_of(_batches(pictures, image_tokenizer, "reconstructions")),
-            list(captions),
-        ),
-    }
-    if pipeline is not None and drawn_per_caption:
-        asked: list[str | None] = [*dict.fromkeys(text for text in captions if text)] or [None]
-        each = [text for text in asked for _ in range(drawn_per_caption)]
-        sets["drawn"] = (
-            extractors.features_of(_drawn(pipeline, asked, drawn_per_caption, seed, dict(sampling or {}))),
-            each,
-        )
-    figures: dict[str, Any] = {
-        "extractor": extractors.features and extractors.features.name,
-        "classifier": extractors.classifier and extractors.classifier.name,
-        "size": extractors.size or (extractors.features and extractors.features.size),
-    }
+    figures: dict[str, Any] = {**extractors.describe(), "warnings": []}
     classes: dict[str, int] = {}
-    captioned = [row for row, text in enumerate(captions) if text]
+    captioned = [row for row, text in enumerate(real.captions) if text]
     if extractors.classifier is not None and captioned:
-        classes = caption_classes(real.logits[captioned], [str(captions[row]) for row in captioned])
-    for name, (found, texts) in sets.items():
-        figures[name] = {"n": len(texts), **_class_figures(found.logits, texts, classes)}
-        if name != "real" and extractors.features is not None:
-            figures[name]["frechet"] = frechet_distance(found.statistics, real.statistics)
+        texts = [str(real.captions[row]) for row in captioned]
+        classes = caption_classes(real.features.logits[captioned], texts)
+    statistics = real.features.statistics if extractors.features is not None else None
+    for name, one in {"real": real, **others}.items():
+        figures[name] = {"n": len(one.captions), **_class_figures(one.features.logits, one.captions, classes)}
+        if name == "real" or statistics is None:
+            continue
+        figures[name]["frechet"] = frechet_distance(one.features.statistics, statistics)
+        warning = too_few_pictures(min(len(one.captions), len(real.captions)), statistics.size)
+        if warning is not None:
+            figures["warnings"].append(f"{name} pictures: {warning}")
+        if name == "drawn":
+            _add_manifold_figures(figures, real.features.features, one.features.features)
     return figures
 
 
-def _class_figures(logits: Tensor, texts: Sequence[str | None], classes: Mapping[str, int]) -> dict[str, float]:
+def _add_manifold_figures(figures: dict[str, Any], real: Tensor, drawn: Tensor) -> None:
+    """Add precision, recall, density and coverage to `figures["drawn"]`, or why there are none to its warnings."""
+    if min(len(real), len(drawn)) <= COVERAGE_NEIGHBOURS:
+        figures["warnings"].append(
+            f"{len(real)} real and {len(drawn)} drawn pictures are too few for precision, recall, density and "
+            f"coverage: at least {COVERAGE_NEIGHBOURS + 1} of each are needed (--max_examples, --drawn_per_caption)"
+        )
+        return
+    own = figures["drawn"]
+    for found in (precision_and_recall(real, drawn), density_and_coverage(real, drawn)):
+        found.pop("neighbours")
+        own["interval"] = own.get("interval", {}) | found.pop("interval")
+        own |= found
+
+
+def _class_figures(logits: Tensor, texts: Sequence[str | None], classes: Mapping[str, int]) -> dict[str, Any]:
     rows = [row for row, text in enumerate(texts) if text in classes]
     if not rows:
         return {}
     scores = class_scores(logits[rows], [str(texts[row]) for row in rows], classes)
-    return {"class_first": scores.first, "class_among_five": scores.among_five}
-
-
-def _batches(pictures: DecodedPictures, image_tokenizer: ImageTokenizer | None, label: str) -> Iterator[Tensor]:
-    """The pictures, or their reconstructions, uint8 (B, C, H, W)."""
-    for indices in tqdm([*index_batches(len(pictures), BATCH)], desc=label, unit=" batches", leave=False):
-        batch = torch.from_numpy(pictures.batch(list(indices)).copy())
-        yield batch if image_tokenizer is None else reconstruct(image_tokenizer, batch)[0]
-
-
-def _drawn(
-    pipeline: TextToImagePipeline, captions: Sequence[str | None], each: int, seed: int, sampling: dict[str, Any]
-) -> Iterator[Tensor]:
-    """`each` pictures for every caption, uint8 (B, C, H, W)."""
-    for caption in tqdm(captions, desc="drawing", unit=" captions", leave=False):
-        images = pipeline(caption, num_images_per_prompt=each, seed=seed, output_type="pt", **sampling).images
-        assert isinstance(images, Tensor)
-        for part in images.split(BATCH):
-            yield (part * 255).round().to(torch.uint8).cpu()
+    counts = {
+        "class_first": round(scores.first * scores.count),
+        "class_among_five": round(scores.among_five * scores.count),
+    }
+    return {**shares(counts, scores.count), "num_captioned": scores.count}

@@ -5,6 +5,7 @@ Every figure is over a whole set of pictures, never a mean over batches.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.caching.pixel_cache import DecodedPictures
+from pipelines.evaluation.intervals import mean_interval
 from pipelines.machine.batches import index_batches
 from tokenizer_image.layout import CodeLayout, ImageTokenizer
 from tokenizer_image.metrics import CodeUsage, grid_ratio, mse, psnr, ssim, tile_powers
@@ -28,8 +30,8 @@ class TokenizerFigures:
 
     Attributes:
         figures: `reconstruction` (`mse` on [0, 1], `psnr` in dB, `ssim`: means over pictures; `n`;
-            `grid_ratio`, see `tokenizer_image.metrics`) and `codebook` (`usage`, `perplexity` of all codes; `parts`: of
-            each level and depth, if several).
+            `grid_ratio`, see `tokenizer_image.metrics`; `interval`: 95%, of the means) and `codebook` (`usage`,
+            `perplexity` of all codes; `parts`: of each level and depth, if several).
         codes: (n, T) int64, the codes of every picture, in the pictures' order.
         pictures, reconstructions: (k, C, H, W) uint8, the first k pictures.
         per_picture: `mse`, `psnr` and `ssim` of each picture, (n,) float32.
@@ -67,9 +69,16 @@ def measure_tokenizer(
     *,
     batch_size: int = 100,
     num_examples: int = NUM_EXAMPLES,
+    rows: Sequence[int] | np.ndarray | None = None,
+    watch: Callable[[Tensor, Tensor], None] | None = None,
     progress: bool = True,
 ) -> TokenizerFigures:
     """Reconstruct every picture, and measure reconstructions and codes. The tokenizer is put in eval mode.
+
+    Args:
+        rows: positions of the pictures to measure (default: all).
+        watch: called with the originals and the reconstructions of each batch, uint8 (B, C, H, W) each, so that
+            whatever else is measured of reconstructions needs no second pass.
 
     Raises:
         ValueError: `batch_size` is below 1.
@@ -80,9 +89,10 @@ def measure_tokenizer(
     measures = {"mse": mse, "psnr": psnr, "ssim": ssim}
     values: dict[str, list[Tensor]] = {name: [] for name in measures}
     codes, examples, powers = [], [], []
-    batches = [*index_batches(len(pictures), batch_size)]
+    rows = np.arange(len(pictures)) if rows is None else np.asarray(rows)
+    batches = [*index_batches(len(rows), batch_size)]
     for indices in tqdm(batches, desc="reconstruction", unit=" batches", disable=not progress, leave=False):
-        originals = torch.from_numpy(np.ascontiguousarray(pictures.batch(np.asarray(indices))))
+        originals = torch.from_numpy(np.ascontiguousarray(pictures.batch(rows[indices.start : indices.stop])))
         reconstructions, batch_codes = reconstruct(image_tokenizer, originals)
         usage.update(batch_codes)
         codes.append(batch_codes)
@@ -90,6 +100,8 @@ def measure_tokenizer(
             values[name].append(measure(reconstructions / 255, originals / 255))
         if min(originals.shape[-2:]) >= 2 * (tile := _tile(image_tokenizer, originals)) > 2:
             powers.append(tile_powers(reconstructions / 255, originals / 255, tile))
+        if watch is not None:
+            watch(originals, reconstructions)
         if indices[0] < num_examples:
             examples.append(torch.stack([originals, reconstructions]))
     per_picture = {name: torch.cat(parts) for name, parts in values.items()}
@@ -101,7 +113,11 @@ def measure_tokenizer(
     height, width = shown.shape[-2:]
     return TokenizerFigures(
         figures={
-            "reconstruction": {**means, "n": len(pictures)},
+            "reconstruction": {
+                **means,
+                "n": len(rows),
+                "interval": {name: mean_interval(numbers) for name, numbers in per_picture.items()},
+            },
             "codebook": _codebook_figures(usage, image_tokenizer.layout((height, width))),
         },
         codes=torch.cat(codes),

@@ -1,4 +1,4 @@
-"""A report as a folder to look at: index.html, which contains its pictures, and the same pictures as PNG files."""
+"""A report as a folder to look at: report.html, which contains its pictures, and the same pictures as PNG files."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipelines.caching.pixel_cache import DecodedPictures
 from pipelines.drawing.grids import labelled_grid
 from pipelines.evaluation.alignment import AlignmentSet, PictureKind, is_right
 from pipelines.evaluation.codebook_plot import CodebookView, codebook_figure
+from pipelines.evaluation.copies import NearestTraining
 from pipelines.evaluation.reconstruction import TokenizerFigures
 
 _ABOUT = (
@@ -45,8 +47,9 @@ def write_report(
     sets: Sequence[AlignmentSet] = (),
     samples: Sequence[tuple[str, Sequence[Image.Image]]] = (),
     codebooks: Sequence[CodebookView] = (),
+    sheets: Mapping[str, tuple[str, Image.Image]] | None = None,
 ) -> list[Path]:
-    """Write index.html and PNG files into `folder`; returns their paths, the page first.
+    """Write report.html and PNG files into `folder`; returns their paths, the page first.
 
     Args:
         report: what evaluate.py writes as JSON.
@@ -55,15 +58,22 @@ def write_report(
         sets: measured alignment sets, shown as real picture, reconstruction and sample under each caption.
         samples: (caption, pictures) to show where there are no alignment sets.
         codebooks: views of the tokenizer's codebooks to plot.
+        sheets: further pictures, by title: the name of a PNG file, and the picture.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {"Pictures and their reconstructions": ("reconstructions.png", _pairs(tokenizer_figures))}
+    pictures = {
+        "Pictures and their reconstructions": (
+            "reconstructions.png",
+            pairs_sheet(tokenizer_figures.pictures, tokenizer_figures.reconstructions),
+        )
+    }
     for scene_set in sets:
         title = f"Captions, {scene_set.name.replace('_', '-')}: {', '.join(scene_set.pictures)}"
         pictures[title] = (f"alignment_{scene_set.name}.png", alignment_sheet(scene_set))
     if samples:
         pictures["Samples"] = ("samples.png", labelled_grid(samples, min_side=_SIDE, smooth=False))
+    pictures |= sheets or {}
     pictures |= _plots(report, tokenizer_figures, codebooks)
     parts = [f"<h2>Figures</h2><pre>{html.escape(table)}</pre>"]
     paths = []
@@ -74,7 +84,7 @@ def write_report(
     about = json.dumps({name: report[name] for name in _ABOUT if name in report}, indent=2)
     parts.append(f"<h2>Settings</h2><pre>{html.escape(about)}</pre>")
     title = html.escape(f"Evaluation of {report.get('model') or report.get('image_tokenizer')}")
-    page = folder / "index.html"
+    page = folder / "report.html"
     page.write_text(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
         f"<h1>{title}</h1>{''.join(parts)}</html>\n",
@@ -103,15 +113,27 @@ def alignment_sheet(scene_set: AlignmentSet, count: int = 16) -> Image.Image:
     return whole
 
 
+def nearest_sheet(drawn: Tensor, nearest: NearestTraining, training: DecodedPictures, count: int = 32) -> Image.Image:
+    """Rows of drawn pictures, the nearest training picture below each: those of the least ratio to the second nearest
+    first.
+
+    Args:
+        drawn: uint8 (n, C, H, W).
+    """
+    order = nearest.ratios.argsort(stable=True)[:count]
+    found = torch.from_numpy(training.batch(nearest.indices[order].numpy()))
+    return pairs_sheet(drawn[order], found)
+
+
 def to_images(pictures: Tensor) -> list[Image.Image]:
     """uint8 (n, C, H, W) -> PIL images, "RGB" or "L"."""
     arrays = pictures.permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
 
 
-def _pairs(figures: TokenizerFigures, columns: int = 8) -> Image.Image:
-    """Rows of pictures, with the row of their reconstructions below each."""
-    originals, copies = to_images(figures.pictures), to_images(figures.reconstructions)
+def pairs_sheet(upper: Tensor, lower: Tensor, columns: int = 8) -> Image.Image:
+    """Rows of pictures uint8 (n, C, H, W), each with the row of their partners below."""
+    originals, copies = to_images(upper), to_images(lower)
     rows: list[tuple[str, list[Image.Image]]] = []
     for start in range(0, len(originals), columns):
         rows += [("", originals[start : start + columns]), ("", copies[start : start + columns])]

@@ -16,6 +16,8 @@ def figures_table(report: Report) -> str:
         lines.append(likelihood_line(report["likelihood"]))
     if "compared" in report:
         lines += compared_lines(report["compared"])
+    if "nearest_training" in report:
+        lines += nearest_lines(report["nearest_training"])
     if "alignment" in report:
         lines += ["", *alignment_table(report["alignment"]), *comparison_table(report["alignment"])]
     if "captions" in report:
@@ -50,9 +52,23 @@ def compared_lines(compared: Report) -> list[str]:
         parts = [f"Frechet distance {figures['frechet']:.1f}"] if "frechet" in figures else []
         if "class_first" in figures:
             parts.append(f"class first {figures['class_first']:.1%}, among five {figures['class_among_five']:.1%}")
+        if "precision" in figures:
+            names = ("precision", "recall", "density", "coverage")
+            parts.append(", ".join(f"{one} {figures[one]:.3f}" for one in names))
         if parts:
             lines.append(f"{name:17}{', '.join(parts)} ({figures['n']:,} pictures)")
     return lines
+
+
+def nearest_lines(nearest: Report) -> list[str]:
+    """The share of copies among drawn pictures, beside what the criterion says of others."""
+    names = {"drawn": "copies, drawn", "held_out": "  held-out", "reconstructed": "  reconstructed"}
+    return [
+        f"{label:17}{nearest[name]['copies']:.1%} of {nearest[name]['n']:,} pictures, among "
+        f"{nearest['num_training']:,} training pictures"
+        for name, label in names.items()
+        if name in nearest
+    ]
 
 
 def likelihood_line(likelihood: Report) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipelines.machine.destinations import check_file, check_folder
 from pipelines.options.data import DataOptions
@@ -19,8 +20,17 @@ class EvaluationOptions(GuidedSamplingOptions, ModelOptions, DataOptions):
     max_examples: int | None = option(
         None, "measure on this many pictures (default: all of the split)", above_zero=True
     )
+    train_split: str | None = option(
+        None, "split of the pictures that the model has learned (default: 'train', where the data set has it)"
+    )
+    train_examples: int | None = option(
+        None, "training pictures to compare with and to train classifiers on (default: 10000)", above_zero=True
+    )
     output: str = option("report.json", "file for the figures")
-    report: str | None = option(None, "folder for a page with pictures and plots (default: none)")
+    report: str | None = option(
+        None, "folder for report.html, report.md and report.json, with pictures and plots (default: none)"
+    )
+    overwrite: bool = option(False, "write into a --report folder that is not empty, over files of the same names")
     num_captions: int = option(
         500, "captions of seen and of held-out pairs each; half as many of two objects", above_zero=True
     )
@@ -49,7 +59,10 @@ class EvaluationOptions(GuidedSamplingOptions, ModelOptions, DataOptions):
         above_zero=True,
     )  # fmt: skip
     drawn_per_caption: int = option(
-        0, "pictures to draw for each caption of the split, for --extractor and --classifier", not_negative=True
+        0,
+        "pictures to draw for each caption of the split, to compare with real ones: how near to training pictures, "
+        "and by --extractor and --classifier",
+        not_negative=True,
     )
     batch_size: int = option(100, "pictures worked on at once", above_zero=True)
     seed: int = option(0, "of scenes, captions and samples", not_negative=True)
@@ -65,6 +78,21 @@ class EvaluationOptions(GuidedSamplingOptions, ModelOptions, DataOptions):
         check_file(self.output, "--output", "report.json")
         if self.report is not None:
             check_folder(self.report, "--report")
+            self._check_report_is_new(Path(self.report))
+        elif self.overwrite:
+            raise ValueError("--overwrite says what may happen to the folder of --report: give that, too")
+        if self.drawn_per_caption and self.image_tokenizer is not None:
+            raise ValueError(
+                f"--drawn_per_caption {self.drawn_per_caption} needs a model that draws, and --image_tokenizer is "
+                "measured alone: give --model instead"
+            )
+
+    def _check_report_is_new(self, folder: Path) -> None:
+        """Raise ValueError for a report's folder that has files, unless --overwrite."""
+        if not self.overwrite and folder.is_dir() and any(folder.iterdir()):
+            raise ValueError(
+                f"--report {folder} is not empty: name another folder, or write over its report by --overwrite"
+            )
 
     def _check_extractors(self) -> None:
         """Raise ValueError for an extractor that is unknown or not here, and for options that need one."""
@@ -77,6 +105,5 @@ class EvaluationOptions(GuidedSamplingOptions, ModelOptions, DataOptions):
                 check_extractor(value, f"--{name}")
         if any(names.values()):
             return
-        for name in ("extractor_size", "drawn_per_caption"):
-            if getattr(self, name):
-                raise ValueError(f"--{name} {getattr(self, name)} needs --extractor or --classifier")
+        if self.extractor_size:
+            raise ValueError(f"--extractor_size {self.extractor_size} needs --extractor or --classifier")

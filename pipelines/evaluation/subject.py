@@ -1,0 +1,139 @@
+"""What an evaluation measures, and on which pictures: the model and the splits that the options name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lm.sequences import DESCRIBING, DRAWING_ALONE, DRAWING_CAPTIONS, FORMATS
+from lm.vocabulary import Size
+from pipelines.caching.pixel_cache import DecodedPictures
+from pipelines.caching.sources import load_split, read_pictures
+from pipelines.drawing.best_of import check_can_rank, check_can_rank_texts
+from pipelines.machine.devices import choose_device
+from pipelines.options.evaluation import EvaluationOptions
+from pipelines.text_to_image import TextToImagePipeline
+from tokenizer_image.layout import ImageTokenizer
+from tokenizer_image.pictures.dataset import PictureDataset, print_summary
+from tokenizer_image.preprocessing import preprocessing_of
+from tokenizer_image.registry import load_tokenizer
+
+TRAINING_PICTURES = 10_000  # by default
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """What is measured.
+
+    Attributes:
+        pipeline: None where an image tokenizer is measured alone.
+    """
+
+    image_tokenizer: ImageTokenizer
+    pipeline: TextToImagePipeline | None = None
+
+    @property
+    def formats(self) -> set[str]:
+        """The sequence formats that the language model was trained on."""
+        return set() if self.pipeline is None else set(self.pipeline.vocabulary.formats)
+
+    @property
+    def drawing(self) -> TextToImagePipeline | None:
+        """The pipeline if its model has learned to draw, with or without captions."""
+        return self.pipeline if self.formats & {*DRAWING_ALONE, *DRAWING_CAPTIONS} else None
+
+    @property
+    def drawing_from_captions(self) -> TextToImagePipeline | None:
+        """The pipeline if its model has learned to draw what a caption says."""
+        return self.pipeline if self.formats & set(DRAWING_CAPTIONS) else None
+
+    @property
+    def describing(self) -> TextToImagePipeline | None:
+        """The pipeline if its model has learned to describe pictures."""
+        return self.pipeline if self.formats & set(DESCRIBING) else None
+
+    @property
+    def picture_size(self) -> Size:
+        """(height, width) of the pictures to measure: the default of a model of several sizes."""
+        if self.pipeline is None:
+            return (self.image_tokenizer.config.image_size,) * 2
+        height, width = self.pipeline.vocabulary.image_size
+        return height, width
+
+
+def load_model(options: EvaluationOptions) -> EvaluatedModel:
+    """The model, or the image tokenizer alone, that the options name.
+
+    Raises:
+        ValueError: there is none, or it has not learned what the options ask for.
+    """
+    if options.image_tokenizer is not None:
+        return EvaluatedModel(load_tokenizer(options.image_tokenizer).to(choose_device(options.device)))
+    pipeline = options.load(TextToImagePipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    if options.best_of > 1:
+        check_can_rank(pipeline, [""])
+    if (options.describe_best_of or 1) > 1:
+        check_can_rank_texts(pipeline)
+    model = EvaluatedModel(pipeline.image_tokenizer, pipeline)
+    if options.dataset == "sprites" and model.formats and not any(FORMATS[name].has_text for name in model.formats):
+        raise ValueError(
+            f"--model {options.model} has learned no captions, and the figures of sprites are about captions: measure "
+            f"its tokenizer alone with --image_tokenizer {options.model}/image_tokenizer, or give another --dataset"
+        )
+    return model
+
+
+@dataclass
+class Split:
+    """Pictures of one split of the data set, as the image tokenizer takes them.
+
+    Attributes:
+        name: of the split.
+        captions: the first of each picture, None for a picture without.
+    """
+
+    name: str
+    source: PictureDataset
+    pictures: DecodedPictures
+    captions: list[str | None]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+
+def load_data(options: EvaluationOptions, model: EvaluatedModel) -> Split:
+    """The split that is measured."""
+    return _load(options, model, options.split, options.max_examples)
+
+
+def load_training(options: EvaluationOptions, model: EvaluatedModel) -> Split | str:
+    """The training pictures that figures are compared with, or why there are none.
+
+    Raises:
+        ValueError: the data set lacks the split that --train_split names.
+    """
+    name = options.train_split or "train"
+    if name == options.split:
+        return f"the measured split is that of the training pictures, {name!r}"
+    try:
+        return _load(options, model, name, options.train_examples or TRAINING_PICTURES)
+    except ValueError as error:
+        if options.train_split is not None:
+            raise
+        return f"no training pictures ({error}); name their split by --train_split"
+
+
+def _load(options: EvaluationOptions, model: EvaluatedModel, name: str, max_examples: int | None) -> Split:
+    side = model.image_tokenizer.config.image_size
+    source = load_split(options, name, max_examples, options.seed, image_size=side)
+    print_summary(source)
+    sizes = [] if model.picture_size == (side, side) else [model.picture_size]
+    pictures = read_pictures(options, source, preprocessing_of(model.image_tokenizer), sizes)
+    return Split(name, source, pictures, first_captions(source, pictures.rows))
+
+
+def first_captions(source: PictureDataset, rows: Iterable[int]) -> list[str | None]:
+    """The first caption of each of `rows`, None where there is none: the same at each evaluation."""
+    texts = [source.texts(int(row)) for row in rows]
+    return [captions[0] if captions else None for captions in texts]
