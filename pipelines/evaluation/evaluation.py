@@ -23,7 +23,7 @@ from pipelines.evaluation.captions import caption_report
 from pipelines.evaluation.codebook_plot import codebook_views
 from pipelines.evaluation.copies import NearestTraining, copies_report, nearest_training
 from pipelines.evaluation.drawing_comparison import best_of_report, completion_report
-from pipelines.evaluation.likelihood import measure_likelihood
+from pipelines.evaluation.likelihood import measure_likelihood, measure_text
 from pipelines.evaluation.pictures_compared import (
     BATCH,
     ExtractorPair,
@@ -194,15 +194,16 @@ def _training_figures(options: EvaluationOptions, evaluation: Evaluation) -> Ten
 def _language_model_figures(
     options: EvaluationOptions, evaluation: Evaluation, pipeline: TextToImagePipeline
 ) -> dict[str, Any]:
-    """`likelihood` of the pictures' codes, and the `guidance_scale` of samples."""
+    """`likelihood` of the pictures' codes, `text_likelihood` of captions where the model writes them, and the
+    `guidance_scale` of samples."""
     captions = evaluation.split.captions
     if evaluation.model.drawing_from_captions is None:
         captions = [None] * len(captions)
-    default = pipeline.vocabulary.default_guidance
+    default, codes = pipeline.vocabulary.default_guidance, evaluation.tokenizer_figures.codes
+    text = measure_text(pipeline, codes, evaluation.split.captions, batch_size=options.batch_size)
     return {
-        "likelihood": measure_likelihood(
-            pipeline, evaluation.tokenizer_figures.codes, captions, batch_size=options.batch_size
-        ),
+        "likelihood": measure_likelihood(pipeline, codes, captions, batch_size=options.batch_size),
+        **({} if text is None else {"text_likelihood": text}),
         "guidance_scale": default if options.guidance_scale is None else options.guidance_scale,
     }
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from pipelines.caching.pixel_cache import DecodedPictures
 from pipelines.evaluation.intervals import mean_interval
+from pipelines.evaluation.rate import rate_figures
 from pipelines.machine.batches import index_batches
 from tokenizer_image.layout import CodeLayout, ImageTokenizer
 from tokenizer_image.metrics import CodeUsage, grid_ratio, mse, psnr, ssim, tile_powers
@@ -31,7 +32,7 @@ class TokenizerFigures:
     Attributes:
         figures: `reconstruction` (`mse` on [0, 1], `psnr` in dB, `ssim`: means over pictures; `n`;
             `grid_ratio`, see `tokenizer_image.metrics`; `interval`: 95%, of the means) and `codebook` (`usage`,
-            `perplexity` of all codes; `parts`: of each level and depth, if several).
+            `perplexity` of all codes; `parts`: of each level and depth, if several) and `rate` (`rate_figures`).
         codes: (n, T) int64, the codes of every picture, in the pictures' order.
         pictures, reconstructions: (k, C, H, W) uint8, the first k pictures.
         per_picture: `mse`, `psnr` and `ssim` of each picture, (n,) float32.
@@ -111,6 +112,7 @@ def measure_tokenizer(
         means["grid_ratio"] = grid_ratio(drawn, real, variance)
     shown = torch.cat(examples, dim=1)[:, :num_examples]
     height, width = shown.shape[-2:]
+    shape, all_codes = (int(shown.shape[2]), int(height), int(width)), torch.cat(codes)
     return TokenizerFigures(
         figures={
             "reconstruction": {
@@ -119,8 +121,9 @@ def measure_tokenizer(
                 "interval": {name: mean_interval(numbers) for name, numbers in per_picture.items()},
             },
             "codebook": _codebook_figures(usage, image_tokenizer.layout((height, width))),
+            "rate": rate_figures(all_codes, image_tokenizer.layout((height, width)), shape),
         },
-        codes=torch.cat(codes),
+        codes=all_codes,
         pictures=shown[0],
         reconstructions=shown[1],
         per_picture=per_picture,

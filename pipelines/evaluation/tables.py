@@ -13,7 +13,10 @@ def figures_table(report: Report) -> str:
     """The main figures of a report (`pipelines.evaluation.evaluation.evaluate`)."""
     lines = [*tokenizer_table(report)]
     if "likelihood" in report:
-        lines.append(likelihood_line(report["likelihood"]))
+        lines += likelihood_lines(report["likelihood"])
+    if "text_likelihood" in report:
+        text = report["text_likelihood"]
+        lines.append(f"captions         {text['nats_per_token']:.3f} nats a token of text ({text['n']:,} captions)")
     if "compared" in report:
         lines += compared_lines(report["compared"])
     if "nearest_training" in report:
@@ -41,7 +44,7 @@ def tokenizer_table(report: Report) -> list[str]:
             f"                 level {part['level']} depth {part['depth']}: {part['usage']:.1%} of "
             f"{part['codebook_size']:,}, perplexity {part['perplexity']:.0f}"
         )
-    return lines
+    return [*lines, *rate_lines(report["rate"])]
 
 
 def compared_lines(compared: Report) -> list[str]:
@@ -71,12 +74,37 @@ def nearest_lines(nearest: Report) -> list[str]:
     ]
 
 
-def likelihood_line(likelihood: Report) -> str:
-    """Nats a code, with captions where the pictures have some that the model was trained to draw from."""
+def likelihood_lines(likelihood: Report) -> list[str]:
+    """Nats a code, with captions where the pictures have some that the model was trained to draw from; level by level
+    where there are several; bits a value of the picture."""
     alone = f"{likelihood['nats_per_code_without_caption']:.3f}"
-    if not likelihood["num_captioned"]:
-        return f"language model   {alone} nats a code, without captions"
-    return f"language model   {likelihood['nats_per_code']:.3f} nats a code with captions, {alone} without"
+    if likelihood["num_captioned"]:
+        lines = [f"language model   {likelihood['nats_per_code']:.3f} nats a code with captions, {alone} without"]
+    else:
+        lines = [f"language model   {alone} nats a code, without captions"]
+    if len(likelihood["levels"]) > 1:
+        lines += [
+            f"                 level {level['level']}: {level['nats_per_code']:.3f} nats, {level['bits_per_code']:.3f} "
+            f"bits a code, {level['num_codes']} codes"
+            for level in likelihood["levels"]
+        ]
+    lines.append(f"                 {likelihood['bits_per_dimension']:.4f} bits a value of the picture")
+    return lines
+
+
+def rate_lines(rate: Report) -> list[str]:
+    """Bits a picture, and how many times less than the picture's own; of each level where there are several."""
+    lines = [
+        f"rate             {rate['bits_per_picture']:.0f} bits a picture, {rate['entropy_bits_per_picture']:.0f} under "
+        f"the code histogram; {rate['compression']:.1f} times fewer than the picture's"
+    ]
+    if len(rate["levels"]) > 1:
+        lines += [
+            f"                 level {level['level']}: {level['bits']:.0f} bits, {level['entropy_bits']:.0f} under the "
+            f"histogram, {level['compression']:.1f} times fewer; {level['values_per_code']:.0f} values a code"
+            for level in rate["levels"]
+        ]
+    return lines
 
 
 def alignment_table(alignment: Report) -> list[str]:
