@@ -23,7 +23,7 @@ from pipelines.training import image_tokenizer_losses
 from pipelines.training.adversary import Adversary
 from pipelines.training.drawn_codes import DrawnCodes
 from pipelines.training.image_tokenizer import detect_photographs
-from pipelines.training.image_tokenizer_losses import PHOTOGRAPH_WEIGHTS, StageOneLoss, build_loss
+from pipelines.training.image_tokenizer_losses import MATCHING_WEIGHT, PHOTOGRAPH_WEIGHTS, StageOneLoss, build_loss
 from pipelines.training.loop import Loop
 from scripts import train_tokenizer
 from tests.test_tokenizer_losses import Tiny, tiny_extractor
@@ -255,7 +255,7 @@ def test_without_an_extractor_the_discriminators_features_take_its_place(acceler
     monkeypatch.setattr("pipelines.training.image_tokenizer_losses.missing_package", lambda name: "the_package")
     loss = built(options(), accelerator, True)
     assert loss.weights == {
-        "pixels": 1.0, "adversarial": PHOTOGRAPH_WEIGHTS["adversarial"], "matching": PHOTOGRAPH_WEIGHTS["perceptual"]
+        "pixels": 1.0, "adversarial": PHOTOGRAPH_WEIGHTS["adversarial"], "matching": MATCHING_WEIGHT
     }  # fmt: skip
     assert "the-package is not installed" in capsys.readouterr().out
     output = tiny_tokenizer().train()(batch := pictures())
@@ -286,7 +286,8 @@ def test_a_classifier_of_captions_is_learned_first_and_used_again(tmp_path, caps
     )
     said = capsys.readouterr().out
     assert "classifier of 2 captions: 100% of held-out pictures right, chance 50.0%" in said
-    assert "perceptual 1" in said and "perceptual" in lines[0], "--extractor asks for its term"
+    term = f"perceptual {PHOTOGRAPH_WEIGHTS['perceptual']:g}"
+    assert term in said and "perceptual" in lines[0], "--extractor asks for its term"
     saved = json.loads((tmp_path / "run" / "classifier" / "classifier.json").read_text())
     assert sorted(saved["captions"]) == ["across", "down"], "one with a caption of its own is no class"
     extractor = extractors.load_extractor(f"classifier={tmp_path / 'run' / 'classifier'}")
@@ -426,7 +427,7 @@ def test_codes_from_a_model_are_decoded_and_judged(photographs, tmp_path, capsys
 def test_codes_from_a_model_need_a_discriminator(photographs, tmp_path):
     pipe = tiny_pipeline(tokenizer=tiny_tokenizer(patch_size=4))
     pipe.save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"--codes_from .*only a discriminator .* give --adversarial_weight 0.2"):
+    with pytest.raises(ValueError, match=r"--codes_from .*only a discriminator .* give --adversarial_weight 0.5"):
         run(
             tmp_path / "run", photographs, init_from=str(tmp_path / "model" / "image_tokenizer"), train="decoder",
             codes_from=str(tmp_path / "model"), photographs=False,

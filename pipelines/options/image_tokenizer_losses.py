@@ -21,12 +21,15 @@ class LossOptions:
     )
     perceptual_weight: float | None = option(
         None,
-        "share of the gradient that features of --extractor get, beside 1 for pixels (default: by the pictures; 1 with "
+        "share of the gradient that features of --extractor get, beside 1 for pixels (default: by the pictures; 4 with "
         "--extractor)",
         not_negative=True,
     )  # fmt: skip
     logits_weight: float = option(
-        0.1, "weight of the distance of the extractor's logits in the perceptual term", not_negative=True
+        0.0,
+        "weight of the distance of the extractor's logits in the perceptual term, beside 1 for features; those of "
+        "small pictures are so large that they drown the features",
+        not_negative=True,
     )
     extractor: str = option(
         "efficientnet_lite0",
@@ -43,7 +46,7 @@ class LossOptions:
     )
     feature_matching_weight: float | None = option(
         None,
-        "share of the gradient that distances of the discriminator's features get (default: --perceptual_weight where "
+        "share of the gradient that distances of the discriminator's features get (default: 1 where "
         "there is no extractor, else 0)",
         not_negative=True,
     )

@@ -23,7 +23,8 @@ from tokenizer_image.vqvae import VQVAEOutput
 
 TERMS = ("pixels", "perceptual", "adversarial", "matching")
 ADVERSARIAL = {"adversarial", "matching"}  # those of the discriminator
-PHOTOGRAPH_WEIGHTS = {"perceptual": 1.0, "adversarial": 0.2}  # beside 1 for pixels
+PHOTOGRAPH_WEIGHTS = {"perceptual": 4.0, "adversarial": 0.5}  # beside 1 for pixels
+MATCHING_WEIGHT = 1.0  # of the discriminator's features, where they stand in for an extractor's
 ADVICE_STEPS = 1000  # between two pieces of advice about the discriminator
 Output = VQVAEOutput | AutoencoderOutput
 
@@ -197,7 +198,7 @@ def build_loss(
     package = missing_package(name)
     matching = options.feature_matching_weight
     if perceptual and package is not None:  # an option that asks for it ends earlier
-        perceptual, matching = 0.0, PHOTOGRAPH_WEIGHTS["perceptual"] if matching is None else matching
+        perceptual, matching = 0.0, MATCHING_WEIGHT if matching is None else matching
         say(
             accelerator,
             f"{package.replace('_', '-')} is not installed: features of the discriminator are compared in place of "
