@@ -95,3 +95,8 @@ class KLSchedule:
         if self.capacity is None:
             return self.weight_at(share) * kl
         return self.weight * (kl - self.capacity_at(share)).abs()
+
+    def figures(self, kl: torch.Tensor, share: float) -> dict[str, torch.Tensor]:
+        """What to log: `kl` in nats a picture, and `capacity`, where there is one."""
+        capacity = {} if self.capacity is None else {"capacity": kl.new_tensor(self.capacity_at(share))}
+        return {"kl": kl.detach(), **capacity}

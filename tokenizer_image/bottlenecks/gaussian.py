@@ -46,10 +46,7 @@ class GaussianBottleneck(Bottleneck):
         posterior = self.posterior(encoded.features, encoded.classes)
         latents = posterior.at(noise_like(posterior.mean, True)) if self.training else posterior.mean
         kl = mean_over_ranks(sum_over_picture(kl_to_standard(posterior)))
-        figures = {"kl": kl.detach()}
-        if self.schedule.capacity is not None:
-            figures["capacity"] = kl.new_tensor(self.schedule.capacity_at(encoded.share))
-        loss = self.schedule.loss(kl, encoded.share)
+        loss, figures = self.schedule.loss(kl, encoded.share), self.schedule.figures(kl, encoded.share)
         return BottleneckOutput(self.decoder_input([latents], encoded.classes), loss, figures)
 
     def encode(self, features: torch.Tensor, classes: torch.Tensor | None = None) -> list[torch.Tensor]:

@@ -78,9 +78,8 @@ class HierarchicalBottleneck(Bottleneck):
         levels, kls = self._infer(encoded.features, samples=True)
         kls = [mean_over_ranks(kl) for kl in kls]
         kl = torch.stack(kls).sum()
-        figures = {"kl": kl.detach()} | {f"kl_level{level}": one.detach() for level, one in enumerate(kls)}
-        if self.schedule.capacity is not None:
-            figures["capacity"] = kl.new_tensor(self.schedule.capacity_at(encoded.share))
+        figures = self.schedule.figures(kl, encoded.share)
+        figures |= {f"kl_level{level}": one.detach() for level, one in enumerate(kls)}
         return BottleneckOutput(levels[-1], self.schedule.loss(kl, encoded.share), figures)
 
     def encode(self, features: torch.Tensor, classes: torch.Tensor | None = None) -> list[torch.Tensor]:
