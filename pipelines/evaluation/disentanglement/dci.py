@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.evaluation.disentanglement.factors import checked, standardised
+from pipelines.evaluation.disentanglement.factors import checked, split_rows, standardised
 from pipelines.evaluation.disentanglement.linear_classifiers import sparse_softmax_regression
 
 PENALTY = 0.01
@@ -42,8 +42,7 @@ def dci(latents: np.ndarray, factors: np.ndarray, seed: int = 0, penalty: float 
     """
     latents, factors = checked(latents, factors)
     inputs = standardised(latents)
-    order = np.random.default_rng(seed).permutation(len(inputs))
-    test, train = np.split(order, [max(1, int(TEST_SHARE * len(order)))])
+    train, test = split_rows(len(inputs), TEST_SHARE, seed)
     importance, right = np.empty((inputs.shape[1], factors.shape[1])), []
     for number, classes in enumerate(factors.T):
         count = int(classes.max()) + 1

@@ -138,6 +138,13 @@ def standardised(latents: np.ndarray) -> np.ndarray:
     return centred / np.where(scale > 1e-12 * (np.abs(latents).max() or 1.0), scale, np.inf)
 
 
+def split_rows(count: int, test_share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to fit a classifier to, and rows to test it on, at least one: two of int64."""
+    order = np.random.default_rng(seed).permutation(count)
+    test, train = np.split(order, [max(1, int(test_share * count))])
+    return train, test
+
+
 class FactorSampler:
     """Draws rows of a finite set that agree in one factor.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipelines.evaluation.disentanglement.factors import checked, standardised
+from pipelines.evaluation.disentanglement.factors import checked, split_rows, standardised
 from pipelines.evaluation.disentanglement.linear_classifiers import single_input_regressions
 
 TEST_SHARE = 0.5
@@ -40,8 +40,7 @@ def attribute_predictability(latents: np.ndarray, factors: np.ndarray, seed: int
     """
     latents, factors = checked(latents, factors)
     inputs = standardised(latents)
-    order = np.random.default_rng(seed).permutation(len(inputs))
-    test, train = np.split(order, [max(1, int(TEST_SHARE * len(order)))])
+    train, test = split_rows(len(inputs), TEST_SHARE, seed)
     scores = np.empty((inputs.shape[1], factors.shape[1]))
     for number, classes in enumerate(factors.T):
         count = int(classes.max()) + 1
