@@ -17,7 +17,7 @@ from pipelines.evaluation.alignment import alignment_report, alignment_sets, is_
 from pipelines.evaluation.captions import caption_report, score_captions
 from pipelines.evaluation.codebook_plot import codebook_figure, codebook_views
 from pipelines.evaluation.intervals import paired_comparison, share_of_misses_removed, wilson_interval
-from pipelines.evaluation.likelihood import nats_per_code
+from pipelines.evaluation.likelihood import code_nats
 from pipelines.evaluation.probe_training import load_probe, probe_hash, train_probe
 from pipelines.evaluation.reconstruction import as_8_bit, measure_tokenizer, reconstruct
 from pipelines.evaluation.sprites_probe import QUESTIONS, SpritesProbe, answers, labels
@@ -141,14 +141,14 @@ def test_nats_per_code_equals_plain_log_softmax(pipeline, image_tokenizer, pictu
         for place, code in enumerate(codes[row].tolist()):
             valid = slice(vocabulary.image_offset + low[place], vocabulary.image_offset + high[place])
             total -= float(logits[begin + place - 1, valid].log_softmax(-1)[code - low[place]])
-    found = nats_per_code(pipeline, codes, captions, batch_size=4, progress=False)
+    found = float(code_nats(pipeline, codes, captions, batch_size=4, progress=False).double().mean())
     assert found == pytest.approx(total / codes.numel(), rel=1e-5)
 
 
 def test_nats_per_code_crops_a_caption_that_leaves_no_room(pipeline, image_tokenizer, pictures):
     codes = reconstruct(image_tokenizer, torch.from_numpy(pictures.batch(range(1))))[1]
     long = "a very long story about a dog " * 50
-    assert nats_per_code(pipeline, codes, [long], progress=False) > 0
+    assert code_nats(pipeline, codes, [long], progress=False).mean() > 0
 
 
 # --- alignment

@@ -56,18 +56,6 @@ def code_nats(
     return nats
 
 
-def nats_per_code(
-    pipeline: MultimodalPipeline,
-    codes: Tensor,
-    captions: Sequence[str | None],
-    *,
-    batch_size: int = 100,
-    progress: bool = True,
-) -> float:
-    """The mean of `code_nats`."""
-    return float(code_nats(pipeline, codes, captions, batch_size=batch_size, progress=progress).double().mean())
-
-
 def measure_likelihood(
     pipeline: MultimodalPipeline,
     codes: Tensor,

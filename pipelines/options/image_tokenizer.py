@@ -29,7 +29,7 @@ QUANTIZER_OPTIONS = {
     "shared_codebook": "shared_codebook", "num_groups": "num_groups", "codebook_dim": "codebook_dim",
     "entropy_weight": "entropy_weight",
 }  # fmt: skip
-# Further options that other bottlenecks have no use for, and their defaults.
+# Further options that other bottlenecks have no use for.
 CODE_OPTIONS = ("quantizer", "codebook_sizes", "level_dropout", "train", "codes_from", "drawn_pictures")
 # Settings of `VQVAEConfig`, and the options that set them.
 SETTINGS = {name: name for name in ("image_size", "quantizer", *PRESET_SETTINGS, *OWN_SETTINGS)} | QUANTIZER_OPTIONS
