@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from pipelines.drawing.grids import labelled_grid
 from pipelines.machine.batches import index_batches, pictures_at_once
 from pipelines.options.bottlenecks import BOTTLENECK_OPTIONS
 from pipelines.options.image_tokenizer import OWN_SETTINGS, PRESET_SETTINGS, ImageTokenizerOptions
-from pipelines.training.image_tokenizer import SHOWN, Batch, ReconstructionErrors
+from pipelines.training.image_tokenizer import SHOWN, Batch, ReconstructionErrors, clashing_options
 from pipelines.training.image_tokenizer_losses import StageOneLoss
 from pipelines.training.picture_classes import PictureClasses
 from tokenizer_image.autoencoder import Autoencoder, AutoencoderOutput, squared_error
@@ -45,8 +44,7 @@ def load_earlier_autoencoder(options: ImageTokenizerOptions) -> Autoencoder:
     config, preprocessing = earlier.config, preprocessing_of(earlier)
     fixed = {name: getattr(config, name) for name in FIXED_SETTINGS}
     fixed |= {name: getattr(preprocessing, name) for name in ("resize", "sixteen_bit")}
-    defaults = {option.name: option.default for option in fields(options)}
-    clashes = [name for name, value in fixed.items() if getattr(options, name) not in (defaults[name], value)]
+    clashes = clashing_options(options, fixed)
     if options.bottleneck != config.bottleneck:
         clashes.append("bottleneck")
     given, before = options.bottleneck_options(), config.bottleneck_options

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -93,6 +93,12 @@ def detect_photographs(pictures: DecodedPictures, options: ImageTokenizerOptions
     return photographs
 
 
+def clashing_options(options: ImageTokenizerOptions, fixed: Mapping[str, Any]) -> list[str]:
+    """Names of the options that ask for another value than the weights in --init_from fix, by name."""
+    defaults = {option.name: option.default for option in fields(options)}
+    return [name for name, value in fixed.items() if getattr(options, name) not in (defaults[name], value)]
+
+
 def load_earlier(options: ImageTokenizerOptions) -> VQVAE:
     """The tokenizer in --init_from, in float32, which learns as the options say; with larger --codebook_sizes, it gets
     further codes.
@@ -109,7 +115,7 @@ def load_earlier(options: ImageTokenizerOptions) -> VQVAE:
     more_codes = _more_codes(options, tokenizer.config.codebook_sizes)
     if more_codes:
         fixed.pop("codebook_sizes")
-    clashes = [name for name, value in fixed.items() if getattr(options, name) not in (defaults[name], value)]
+    clashes = clashing_options(options, fixed)
     wanted, kinds = options.quantizer_names(), tokenizer.config.level_quantizers
     if options.quantizer != defaults["quantizer"] and wanted not in (kinds, [tokenizer.config.quantizer]):
         clashes.append("quantizer")
