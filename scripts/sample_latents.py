@@ -81,7 +81,7 @@ def chosen_pictures(
     import numpy as np
     import torch
 
-    from pipelines.caching.sources import load_split
+    from pipelines.caching.sources import class_numbers, first_captions, load_split
     from tokenizer_image.preprocessing import preprocess, preprocessing_of, to_pixel_values
 
     side, config = model.config.image_size, model.config
@@ -95,13 +95,12 @@ def chosen_pictures(
     pixels = to_pixel_values(np.stack([preprocess(source.image(row), settings) for row in rows])).to(model.device)
     if not config.class_names:
         return pixels, None
-    names = source.label_names or []
-    found = [
-        (next(iter(source.texts(row)), "") if config.condition == "caption" else [*names, ""][source.label(row)])
-        for row in rows
-    ]
-    numbers = [config.class_names.index(name) if name in config.class_names else -1 for name in found]
-    return pixels, torch.tensor(numbers, device=model.device)
+    if config.condition == "caption":
+        found = first_captions(source, rows)
+    else:
+        names = [*(source.label_names or []), None]
+        found = [names[source.label(row)] for row in rows]
+    return pixels, torch.from_numpy(class_numbers(found, config.class_names)).to(model.device)
 
 
 if __name__ == "__main__":

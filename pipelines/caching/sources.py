@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from pipelines.caching.pixel_cache import DecodedPictures, decode_pictures
 from pipelines.options.data import DataOptions
@@ -76,3 +78,15 @@ def read_pictures(
         max_image_pixels=options.max_image_pixels,
         progress=progress,
     )
+
+
+def first_captions(source: PictureDataset, rows: Iterable[int]) -> list[str | None]:
+    """The first caption of each of `rows`, None where there is none."""
+    texts = [source.texts(int(row)) for row in rows]
+    return [captions[0] if captions else None for captions in texts]
+
+
+def class_numbers(texts: Iterable[str | None], names: Sequence[str]) -> np.ndarray:
+    """Where each text is among the names of classes, int64; -1 where it is none of them."""
+    numbers = {name: number for number, name in enumerate(names)}
+    return np.asarray([-1 if text is None else numbers.get(text, -1) for text in texts], np.int64)

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from lm.sequences import DRAWING_ALONE
+from pipelines.caching.sources import first_captions
 from pipelines.drawing.captions import caption_room, cut_caption
 from pipelines.evaluation.alignment import AlignmentSet, alignment_report, alignment_sets
 from pipelines.evaluation.captions import caption_report
@@ -38,7 +39,7 @@ from pipelines.evaluation.reconstruction import TokenizerFigures, device_of, mea
 from pipelines.evaluation.report_page import nearest_sheet, write_report
 from pipelines.evaluation.result_cache import ResultCache
 from pipelines.evaluation.samples import DrawnPictures, draw_set
-from pipelines.evaluation.subject import EvaluatedModel, Split, first_captions, load_data, load_model, load_training
+from pipelines.evaluation.subject import EvaluatedModel, Split, load_data, load_model, load_training
 from pipelines.evaluation.tables import figures_table
 from pipelines.machine.batches import evenly_spaced
 from pipelines.machine.provenance import commit, versions

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lm.sequences import DESCRIBING, DRAWING_ALONE, DRAWING_CAPTIONS, FORMATS
 from lm.vocabulary import Size
 from pipelines.caching.pixel_cache import DecodedPictures
-from pipelines.caching.sources import load_split, read_pictures
+from pipelines.caching.sources import first_captions, load_split, read_pictures
 from pipelines.drawing.best_of import check_can_rank, check_can_rank_texts
 from pipelines.machine.devices import choose_device
 from pipelines.options.evaluation import EvaluationOptions
@@ -131,9 +130,3 @@ def _load(options: EvaluationOptions, model: EvaluatedModel, name: str, max_exam
     sizes = [] if model.picture_size == (side, side) else [model.picture_size]
     pictures = read_pictures(options, source, preprocessing_of(model.image_tokenizer), sizes)
     return Split(name, source, pictures, first_captions(source, pictures.rows))
-
-
-def first_captions(source: PictureDataset, rows: Iterable[int]) -> list[str | None]:
-    """The first caption of each of `rows`, None where there is none: the same at each evaluation."""
-    texts = [source.texts(int(row)) for row in rows]
-    return [captions[0] if captions else None for captions in texts]

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from lm.files import published
 from pipelines.caching.pixel_cache import DecodedPictures
-from pipelines.caching.sources import load_source
+from pipelines.caching.sources import class_numbers, first_captions, load_source
 from pipelines.machine.printing import say
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from pipelines.options.image_tokenizer_losses import CAPTIONS
@@ -40,7 +40,7 @@ def own_extractor(
         ValueError: captions that do not sort the pictures into classes.
     """
     folder = Path(options.output_dir) / FOLDER
-    captions, labels = caption_classes(options, pictures, image_size)  # in all processes, which then raise alike
+    captions, labels = classes_of_captions(options, pictures, image_size)  # in all processes, which then raise alike
     if accelerator.is_main_process and not (options.resume and folder.is_dir()):
         network, accuracy, seconds = train_classifier(options, pictures, labels, len(captions), accelerator.device)
         with published(folder) as aside:
@@ -54,7 +54,7 @@ def own_extractor(
     return f"{PREFIX}{folder}"
 
 
-def caption_classes(
+def classes_of_captions(
     options: ImageTokenizerOptions,
     pictures: DecodedPictures,
     image_size: int,
@@ -70,7 +70,7 @@ def caption_classes(
         ValueError: captions that do not sort the pictures into classes.
     """
     source = load_source(options, "train", image_size=image_size)
-    texts = [next(iter(source.texts(row)), None) for row in pictures.rows.tolist()]
+    texts = first_captions(source, pictures.rows)
     counts = Counter(text for text in texts if text)
     captions = [text for text, count in counts.most_common(MOST_CLASSES) if count >= LEAST_PICTURES]
     if len(captions) < LEAST_CLASSES:
@@ -79,8 +79,7 @@ def caption_classes(
             f"{asked_by} needs captions that sort pictures into classes, at least {LEAST_CLASSES} with "
             f"{LEAST_PICTURES} pictures each; the most frequent ones are: {common}. {remedy}"
         )
-    numbers = {caption: number for number, caption in enumerate(captions)}
-    return captions, np.asarray([numbers.get(text, -1) if text else -1 for text in texts])
+    return captions, class_numbers(texts, captions)
 
 
 def train_classifier(

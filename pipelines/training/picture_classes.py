@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.caching.pixel_cache import DecodedPictures
-from pipelines.caching.sources import load_source
+from pipelines.caching.sources import class_numbers, first_captions, load_source
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
-from pipelines.training.own_classifier import caption_classes
+from pipelines.training.own_classifier import classes_of_captions
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def picture_classes(
             training = _captions(options, pictures, "train", image_size, names)
         else:
             remedy = "Give a --dataset whose captions repeat, or one with labels and --condition label"
-            names, training = caption_classes(options, pictures, image_size, "--condition caption", remedy)
+            names, training = classes_of_captions(options, pictures, image_size, "--condition caption", remedy)
         validation = _captions(options, validation_pictures, "validation", image_size, names)
     if not (training >= 0).any():
         raise ValueError(
@@ -85,13 +85,9 @@ def _captions(
 ) -> np.ndarray:
     """Each decoded picture's class by its first caption."""
     source = load_source(options, split, image_size=image_size)
-    numbers = {name: number for number, name in enumerate(names)}
-    texts = [next(iter(source.texts(row)), "") for row in pictures.rows.tolist()]
-    return np.asarray([numbers.get(text, -1) for text in texts], np.int64)
+    return class_numbers(first_captions(source, pictures.rows), names)
 
 
 def _renumbered(own: Sequence[str], labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """Numbers of labels in `own` as numbers in `names`; -1 where there is none of that name."""
-    numbers = {name: number for number, name in enumerate(names)}
-    table = np.asarray([*(numbers.get(name, -1) for name in own), -1], np.int64)
-    return table[labels]
+    return class_numbers([*own, None], names)[labels]
