@@ -145,20 +145,27 @@ class ImageTokenizerOptions(BottleneckOptions, LossOptions, TrainingOptions):
         self._check_decoder_training()
         if self.init_from:  # whose settings they have to fit, once it is loaded
             return
-        if not self.is_quantized:
-            self._check_autoencoder()
-            return
+        if self.is_quantized:
+            self.check_quantizer(self.quantizer_names())
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        """Raise ValueError for settings of a new model that do not fit each other."""
         import torch
 
-        from tokenizer_image import VQVAE
+        from tokenizer_image import VQVAE, Autoencoder
 
-        self.check_quantizer(self.quantizer_names())
+        arguments = {argument: name for name, argument in BOTTLENECK_OPTIONS[self.bottleneck].items()}
+        names = SETTINGS if self.is_quantized else AUTOENCODER_SETTINGS | arguments
         try:
             with torch.device("meta"):  # takes neither time nor memory, and raises for whatever does not fit together
                 for photographs in (False, True) if self.photographs is None else (self.photographs,):
-                    VQVAE(self.configuration(photographs))
+                    if self.is_quantized:
+                        VQVAE(self.configuration(photographs))
+                    else:
+                        Autoencoder(self.autoencoder_configuration(photographs, ["one"]))
         except ValueError as error:
-            raise ValueError(with_option_names(str(error), SETTINGS)) from error
+            raise ValueError(with_option_names(str(error), names)) from error
 
     def _check_codes(self) -> None:
         """Raise ValueError for options about codes, where the bottleneck has none."""
@@ -193,20 +200,6 @@ class ImageTokenizerOptions(BottleneckOptions, LossOptions, TrainingOptions):
             raise ValueError(
                 f"--reconstruction_loss {kind} does not go with {', '.join(given)}: leave out one or the other"
             )
-
-    def _check_autoencoder(self) -> None:
-        """Raise ValueError for settings of an autoencoder without codes that do not fit each other."""
-        import torch
-
-        from tokenizer_image import Autoencoder
-
-        arguments = {argument: name for name, argument in BOTTLENECK_OPTIONS[self.bottleneck].items()}
-        try:
-            with torch.device("meta"):
-                for photographs in (False, True) if self.photographs is None else (self.photographs,):
-                    Autoencoder(self.autoencoder_configuration(photographs, ["one"]))
-        except ValueError as error:
-            raise ValueError(with_option_names(str(error), AUTOENCODER_SETTINGS | arguments)) from error
 
     def _check_decoder_training(self) -> None:
         """Raise ValueError unless --train decoder has what it needs, and nothing that would change codes."""
