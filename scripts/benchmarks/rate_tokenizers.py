@@ -38,10 +38,9 @@ class TokenizerPlan:
 
     def arguments(self, image_size: int) -> list[str]:
         """Of `train_tokenizer.py`, for pictures of so many pixels a side."""
-        patch, widths = _network(image_size, _largest_divisor(image_size, self.places))
         return [
-            "--image_size", str(image_size), "--patch_size", str(patch), "--hidden_sizes", *map(str, widths),
-            "--quantizer", self.kind, "--num_levels", str(self.levels), "--codebook_sizes",
+            *_network_arguments(image_size, self.places), "--quantizer", self.kind,
+            "--num_levels", str(self.levels), "--codebook_sizes",
             *map(str, self.codebook_sizes),
         ]  # fmt: skip
 
@@ -84,10 +83,9 @@ class AutoencoderPlan:
 
     def arguments(self, image_size: int) -> list[str]:
         """Of `train_tokenizer.py`, for pictures of so many pixels a side."""
-        patch, widths = _network(image_size, _largest_divisor(image_size, FINE))
         return [
-            "--image_size", str(image_size), "--patch_size", str(patch), "--hidden_sizes", *map(str, widths),
-            "--bottleneck", self.kind, "--latents", "positions", "--code_dim", str(self.code_dim),
+            *_network_arguments(image_size, FINE), "--bottleneck", self.kind,
+            "--latents", "positions", "--code_dim", str(self.code_dim),
         ]  # fmt: skip
 
 
@@ -110,6 +108,12 @@ def _network(image_size: int, places: int) -> tuple[int, tuple[int, ...]]:
     while stages < len(WIDTHS) and patch % 2 == 0 and patch // 2 >= LEAST_PATCH:
         patch, stages = patch // 2, stages + 1
     return patch, WIDTHS[-stages:]
+
+
+def _network_arguments(image_size: int, places: int) -> list[str]:
+    """Of `train_tokenizer.py`, for a network with at most so many places a side."""
+    patch, widths = _network(image_size, _largest_divisor(image_size, places))
+    return ["--image_size", str(image_size), "--patch_size", str(patch), "--hidden_sizes", *map(str, widths)]
 
 
 def check_plans(names: Sequence[str], image_size: int, channels: int) -> None:
