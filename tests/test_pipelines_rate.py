@@ -40,6 +40,12 @@ def test_each_depth_has_a_histogram_of_its_own():
     assert len(found["levels"]) == 1 and found["levels"][0]["num_codes"] == 2
 
 
+def test_every_position_takes_the_bits_of_its_levels_histogram():
+    layout = build_layout([(2, 1)], [[4]])
+    found = rate_figures(torch.tensor([[0, 0], [0, 0], [1, 1], [2, 3]]), layout, (1, 4, 4))
+    assert found["entropy_bits_per_picture"] == pytest.approx(2 * 1.75)  # shares 1/2, 1/4, 1/8, 1/8 at both positions
+
+
 def test_entropy_of_shares():
     assert entropy_bits(torch.tensor([1, 1, 2, 0])) == pytest.approx(1.5)
     assert entropy_bits(torch.tensor([7, 0])) == 0
