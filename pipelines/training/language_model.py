@@ -33,7 +33,7 @@ from pipelines.training.transfer import EXTRA_POSITIONS, ROTARY, transferred
 from pipelines.training.vocabulary import build_vocabulary, given_tokenizer, load_text_tokenizer
 from tokenizer_image.layout import ImageTokenizer
 
-BATCH_SIZES, LEAST_STEPS = (BATCH_SIZE, 32, 16), 4000  # to choose from; that a run should have
+BATCH_SIZES, LEAST_STEPS = (BATCH_SIZE, 32, 16), 1000  # to choose from; that a run should have
 PRETRAINED_SHARE = 0.25  # of the learning rate that a model from scratch of that width starts with
 
 
