@@ -15,6 +15,7 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import tiny_pipeline
 
 from pipelines import TextToImagePipeline
 from pipelines.caching import sources
@@ -25,7 +26,6 @@ from pipelines.options.language_model import LanguageModelOptions
 from pipelines.training.autoencoders import ActiveUnits, ContinuousModel
 from pipelines.training.loop import Loop
 from scripts import cache_tokens, evaluate, train_lm, train_tokenizer
-from tests.tiny import tiny_pipeline
 from tokenizer_image import Autoencoder, load_autoencoder
 from tokenizer_image.bottlenecks.kinds import BOTTLENECKS
 from tokenizer_image.configuration import preset

@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
+from tiny import tiny_tokenizer
 
 from pipelines.evaluation.disentanglement.beta_vae import beta_vae_score
 from pipelines.evaluation.disentanglement.dci import completeness, dci, disentanglement
@@ -37,7 +38,6 @@ from pipelines.evaluation.disentanglement.scores import (
     rank_correlation,
 )
 from scripts.benchmarks import disentanglement as benchmark
-from tests.tiny import tiny_tokenizer
 from tokenizer_image import Autoencoder, AutoencoderConfig
 from tokenizer_image.pictures.loading import load_pictures
 from tokenizer_image.preprocessing import Preprocessing

@@ -16,6 +16,8 @@ import yaml
 from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
+from test_tokenizer_losses import Tiny, tiny_extractor
+from tiny import tiny_pipeline, tiny_tokenizer
 
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from pipelines.training import adversary as adversary_module
@@ -26,8 +28,6 @@ from pipelines.training.image_tokenizer import detect_photographs
 from pipelines.training.image_tokenizer_losses import MATCHING_WEIGHT, PHOTOGRAPH_WEIGHTS, StageOneLoss, build_loss
 from pipelines.training.loop import Loop
 from scripts import train_tokenizer
-from tests.test_tokenizer_losses import Tiny, tiny_extractor
-from tests.tiny import tiny_pipeline, tiny_tokenizer
 from tokenizer_image import VQVAE, VQVAEConfig, load_tokenizer
 from tokenizer_image.configuration import preset
 from tokenizer_image.losses import extractors

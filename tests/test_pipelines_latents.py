@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from test_tokenizer_autoencoder import VARIANTS, pictures, tiny
+from tiny import add_noise
 
 from pipelines.drawing.latents import (
     class_numbers,
@@ -18,8 +20,6 @@ from pipelines.drawing.latents import (
 from pipelines.options.latents import LatentOptions
 from pipelines.options.parser import parse_options
 from scripts import sample_latents
-from tests.test_tokenizer_autoencoder import VARIANTS, pictures, tiny
-from tests.tiny import add_noise
 from tokenizer_image.preprocessing import postprocess
 
 

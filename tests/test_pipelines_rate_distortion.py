@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny_tokenizer
 
 from pipelines.evaluation.pca_coding import (
     LloydQuantizers,
@@ -40,7 +41,6 @@ from pipelines.evaluation.rate_distortion import (
 )
 from pipelines.evaluation.reconstruction import reconstruct
 from pipelines.evaluation.scalar_codes import CodeHistogram, uniform_quantizers
-from tests.tiny import tiny_tokenizer
 
 
 def pictures(count: int, side: int = 16, channels: int = 3, seed: int = 0) -> torch.Tensor:

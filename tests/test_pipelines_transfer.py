@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_pipeline, tiny_tokenizer
 
 from lm.data.shards import Document, Shard
 from lm.data.token_cache import TokenCache, code_dtype, write_manifest, write_shard
@@ -16,7 +17,6 @@ from pipelines import TextToImagePipeline
 from pipelines.options.language_model import LanguageModelOptions
 from pipelines.training.language_model import build_parts, check_parts
 from pipelines.training.transfer import code_sources
-from tests.tiny import tiny_pipeline, tiny_tokenizer
 from tokenizer_image import VQVAE
 from tokenizer_image.extension import with_more_codes
 from tokenizer_image.quantizers.vector import VectorQuantizer

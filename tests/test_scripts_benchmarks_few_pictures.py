@@ -6,11 +6,11 @@ import json
 
 import numpy as np
 import pytest
+from tiny import tiny_pipeline, tiny_tokenizer
 
 from scripts.benchmarks import few_pictures, transfer
 from scripts.benchmarks.few_pictures import TARGETS, Options, build_world
 from scripts.benchmarks.few_worlds import drawings, icons, other_drawings, write_folder
-from tests.tiny import tiny_pipeline, tiny_tokenizer
 
 
 def test_every_combination_has_a_caption_of_its_own_and_a_quarter_is_for_training():

@@ -60,7 +60,7 @@ def imports(tree: ast.Module) -> Iterator[str]:
 # --------------------------------------------------------------------------------------- requirements
 
 
-@pytest.mark.parametrize("group", ["", "dev", "tracking", "evaluation", "mutation"])
+@pytest.mark.parametrize("group", ["", "dev", "tracking", "evaluation", "perceptual", "mutation"])
 def test_constraints_name_every_requirement_and_satisfy_its_bound(group: str) -> None:
     tested = constraints()
     for line in requirements()[group]:
@@ -305,6 +305,12 @@ def test_a_folder_of_the_same_name_does_not_hide_a_package(tmp_path: Path, packa
 def test_tests_are_flat() -> None:
     # A folder tests/lm would be found before our lm.
     assert [path for path in (ROOT / "tests").rglob("*.py") if path.parent != ROOT / "tests"] == []
+
+
+def test_tests_import_each_other_by_plain_names() -> None:
+    # torch-fidelity installs a package of the name `tests`, which is found before our folder.
+    for path, tree in sources("tests"):
+        assert [module for module in imports(tree) if module.partition(".")[0] == "tests"] == [], path
 
 
 def test_no_file_is_a_drawer() -> None:

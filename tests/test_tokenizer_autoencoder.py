@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import tiny_tokenizer
 from torch.nn import functional as F
 
-from tests.tiny import tiny_tokenizer
 from tokenizer_image import Autoencoder, AutoencoderConfig, load_autoencoder, load_tokenizer
 from tokenizer_image.bottlenecks.divergence import Gaussian, kl_to_standard
 from tokenizer_image.bottlenecks.kinds import BOTTLENECKS
