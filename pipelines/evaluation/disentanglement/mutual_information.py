@@ -8,10 +8,17 @@ BINS = 20  # of a latent, as in Locatello et al. 2019
 
 
 def binned(latents: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """Latents (N, D) to bins of equal width over the range of each: int64 (N, D) in 0 .. bins - 1."""
-    low, high = latents.min(axis=0), latents.max(axis=0)
-    width = np.where(high > low, high - low, 1.0)
-    return np.minimum(((latents - low) / width * bins).astype(np.int64), bins - 1)
+    """Latents (N, D) to bins of equal width over the range of each: int64 (N, D) in 0 .. bins - 1.
+
+    The edges are `numpy.histogram`'s, so that latents on a grid, which meet them, are counted as by other code: one on
+    an edge belongs to the bin above it, and the largest to the last bin.
+    """
+    columns = []
+    for column in latents.T:
+        low, high = column.min(), column.max()
+        edges = np.linspace(low, high if high > low else low + 1, bins + 1)
+        columns.append(np.searchsorted(edges[1:-1], column, side="right"))
+    return np.stack(columns, axis=1)
 
 
 def entropies(classes: np.ndarray) -> np.ndarray:
