@@ -1,8 +1,13 @@
 """Frechet distances, classes of captions, and the grid of tiles."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from test_tokenizer_losses import tiny_extractor
+from tiny import tiny_pipeline, tiny_tokenizer
 
 from pipelines.evaluation.classes import caption_classes, class_scores
 from pipelines.evaluation.frechet import FeatureStatistics, frechet_distance, too_few_pictures
@@ -12,8 +17,8 @@ from pipelines.evaluation.result_cache import ResultCache
 from pipelines.evaluation.samples import draw_set
 from pipelines.evaluation.tables import compared_lines
 from pipelines.options.evaluation import EvaluationOptions
-from tests.test_tokenizer_losses import tiny_extractor
-from tests.tiny import tiny_pipeline
+from scripts import evaluate
+from tokenizer_image.losses.own_classifier import CaptionClassifier
 from tokenizer_image.metrics import grid_ratio, tile_powers
 
 
@@ -158,6 +163,26 @@ def test_too_few_pictures_are_told_with_the_number_needed():
     assert any("too few for precision, recall, density and coverage" in text for text in figures["warnings"])
     assert "precision" not in figures["drawn"] and figures["drawn"]["frechet"] > 0
     assert too_few_pictures(size + 1, size) is None and too_few_pictures(size, size) is not None
+
+
+def test_the_command_warns_of_too_few_pictures(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TESSERA_CACHE", str(tmp_path / "cache"))
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    CaptionClassifier(2).save(tmp_path / "classifier", ["a", "b"])
+    (tmp_path / "pictures" / "validation").mkdir(parents=True)
+    for number, pixels in enumerate(Pictures(6).pixels):
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / "pictures" / "validation" / f"{number}.png")
+    evaluate.main(
+        EvaluationOptions(
+            image_tokenizer=str(tmp_path / "tokenizer"), dataset=str(tmp_path / "pictures"),
+            extractor=f"classifier={tmp_path / 'classifier'}", output=str(tmp_path / "report.json"), device="cpu",
+            cpu_threads=1, num_workers=0,
+        )
+    )  # fmt: skip
+    words = "reconstructed pictures: the Frechet distance is over 192 features, but a set has 6 pictures: it is too "
+    assert f"WARNING: {words}large" in capsys.readouterr().out
+    (warning,) = json.loads((tmp_path / "report.json").read_text())["compared"]["warnings"]
+    assert warning.startswith(words) and "at least 193 are needed in each set" in warning
 
 
 def test_pictures_without_captions_have_no_classes():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from scripts.benchmarks import rate_distortion
 from scripts.benchmarks.rate_tokenizers import PLANS, check_plans
+from tokenizer_image.losses.own_classifier import CaptionClassifier
 
 
 @pytest.fixture
@@ -78,3 +80,11 @@ def test_table_plot_and_rows_of_a_tiny_tokenizer(folder, tmp_path, capsys):
     rate_distortion.main(options)  # again: the finished tokenizer stays, and the digits are the same
     assert (tmp_path / "runs" / "2_levels_160" / "model.safetensors").stat().st_mtime_ns == first
     assert rows == {one["what"]: one for one in json.loads((tmp_path / "rows.json").read_text())}
+    capsys.readouterr()
+    CaptionClassifier(2).save(tmp_path / "classifier", ["a", "b"])
+    extractor = f"classifier={tmp_path / 'classifier'}"
+    rate_distortion.main(replace(options, extractor=extractor, extractor_size=16, autoencoders=[], codecs=["JPEG"]))
+    rows = {one["what"]: one for one in json.loads((tmp_path / "rows.json").read_text())}
+    assert rows["rate_distortion/2_levels_160/frechet"]["value"] > 0
+    words = "WARNING: the Frechet distance is over 192 features, but a set has 12 pictures: it is too large, and falls "
+    assert f"{words}with their number; at least 193 are needed in each set (--max_examples)" in capsys.readouterr().out

@@ -62,8 +62,9 @@ def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
     return float(means + covariances[0].trace() + covariances[1].trace() - 2 * overlap)
 
 
-def too_few_pictures(count: int, size: int) -> str | None:
-    """What to say of a Frechet distance over `size` features of `count` pictures, where these are too few.
+def too_few_pictures(count: int, size: int, options: str = "--max_examples, --drawn_per_caption") -> str | None:
+    """What to say of a Frechet distance over `size` features of `count` pictures, where these are too few; `options`
+    give more of them.
 
     The covariance of n pictures has rank n - 1 at most: with fewer than D + 1 pictures it is singular, the distance of
     two equal distributions is far from 0, and it falls as pictures are added.
@@ -72,5 +73,5 @@ def too_few_pictures(count: int, size: int) -> str | None:
         return None
     return (
         f"the Frechet distance is over {size:,} features, but a set has {count:,} pictures: it is too large, and falls "
-        f"with their number; at least {size + 1:,} are needed in each set (--max_examples, --drawn_per_caption)"
+        f"with their number; at least {size + 1:,} are needed in each set ({options})"
     )

@@ -220,6 +220,7 @@ def main(options: Options) -> None:
     import torch
     import transformers
 
+    from pipelines.evaluation.frechet import too_few_pictures
     from pipelines.evaluation.pictures_compared import ExtractorPair
     from pipelines.evaluation.rate_curves import plot
     from pipelines.evaluation.rate_distortion import DistortionMeter
@@ -231,11 +232,9 @@ def main(options: Options) -> None:
     training = read_pictures(options, "train", options.training_pictures)
     pair = extractor and ExtractorPair.load(extractor, None, options.extractor_size, torch.device("cpu"))
     meter = DistortionMeter(pictures, pair or None)
-    if meter.feature_size is not None and len(pictures) <= meter.feature_size:
-        print(
-            f"Frechet distances over {len(pictures)} pictures are too large, since {extractor} has "
-            f"{meter.feature_size} features: compare them with each other alone, or give --max_examples above that"
-        )
+    warning = too_few_pictures(len(pictures), meter.feature_size or 0, "--max_examples")
+    if warning is not None:
+        print(f"WARNING: {warning}; until then compare these distances with each other alone")
     points = model_points(options, meter, training)
     fixed = {math.ceil(one.fixed_bits - 1e-6) for one in points if one.fixed_bits is not None}
     points += other_points(options, meter, training, sorted(fixed | set(options.rates)))
