@@ -235,7 +235,7 @@ def test_lpips_is_the_packages_own(tmp_path):
     ours = PerceptualLoss(load_extractor(f"lpips={tmp_path / 'vgg16.pth'}"))
     one, other = pictures(2, 64), pictures(2, 64)
     with torch.no_grad():
-        assert 5 * ours(one, other).item() == pytest.approx(theirs(one, other).mean().item(), rel=1e-3)
+        assert 5 * ours(one, other).item() == pytest.approx(theirs(one, other).mean().item(), rel=1e-4)
 
 
 def test_no_gradient_reaches_the_original():

@@ -26,7 +26,8 @@ def mse(reconstruction: Tensor, target: Tensor) -> Tensor:
 def psnr(reconstruction: Tensor, target: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each picture in dB: (B, C, H, W) in [0, 1] -> (B,) float32.
 
-    It is -10 log10(mse). An exact reconstruction counts as 100 dB instead of infinity.
+    It is -10 log10(mse), for a range of 1. An exact reconstruction counts as 100 dB instead of infinity. The PSNR of a
+    set is the mean over its pictures, not that of their mean error.
     """
     return -10.0 * mse(reconstruction, target).clamp(min=_SMALLEST_MSE).log10()
 
@@ -36,8 +37,10 @@ def ssim(reconstruction: Tensor, target: Tensor) -> Tensor:
 
     Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error visibility to structural
     similarity", IEEE TIP 2004: an 11 x 11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, averaged over
-    the positions where the window lies inside the picture, and over channels. If a side is shorter than 11 pixels,
-    the window has the largest odd size that fits.
+    the positions where the window lies inside the picture, and over channels; variances are means under the window, for
+    a range of 1. That is scikit-image's with `gaussian_weights` and without `use_sample_covariance`; torchmetrics also
+    counts positions at the edges, where it mirrors the picture. If a side is shorter than 11 pixels, the window has the
+    largest odd size that fits.
     """
     x, y = _checked(reconstruction, target)
     c1, c2 = _SSIM_K1**2, _SSIM_K2**2

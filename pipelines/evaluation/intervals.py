@@ -34,7 +34,8 @@ def shares(counts: Mapping[str, int], n: int) -> dict[str, Any]:
 
 
 def mean_interval(values: Tensor, z: float = 1.959964) -> list[float] | None:
-    """95% confidence interval of the mean of independent values (n,): mean -+ z s / sqrt(n), with n - 1 in s.
+    """95% confidence interval of the mean of independent values (n,): mean -+ z s / sqrt(n), with n - 1 in s. It takes
+    the mean for normal, so that of a few values it is narrower than Student's.
 
     None for a single value, which says nothing of the others.
     """

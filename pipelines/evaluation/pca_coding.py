@@ -30,8 +30,8 @@ class PrincipalComponents:
     """Attributes:
     mean: (D,) float64.
     directions: (D, K) float64, orthonormal, by decreasing variance.
-    variances: (K,) float64.
-    total_variance: of all D numbers.
+    variances: (K,) float64, with n - 1 in the denominator.
+    total_variance: of all D numbers, likewise.
     """
 
     mean: Tensor

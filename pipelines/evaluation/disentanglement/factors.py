@@ -132,7 +132,7 @@ def checked(latents: np.ndarray, factors: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def standardised(latents: np.ndarray) -> np.ndarray:
-    """Columns with mean 0 and standard deviation 1; a column that never changes is 0."""
+    """Columns with mean 0 and standard deviation 1, n in its denominator; a column that never changes is 0."""
     centred = latents - latents.mean(axis=0)
     scale = centred.std(axis=0)
     return centred / np.where(scale > 1e-12 * (np.abs(latents).max() or 1.0), scale, np.inf)

@@ -14,7 +14,10 @@ PROXIMAL_STEPS = 500
 
 
 def softmax_regression(inputs: np.ndarray, classes: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The weights (D, C) and biases (C,) with the least cross-entropy plus sum(weights ** 2) / (2 n).
+    """The weights (D, C) and biases (C,) with the least mean cross-entropy plus sum(weights ** 2) / (2 n).
+
+    That is scikit-learn's `LogisticRegression` with C = 1; with C = 2 where there are two classes, which share one row
+    of weights there.
 
     Args:
         inputs: (n, D), of about unit scale.
@@ -33,7 +36,7 @@ def single_input_regressions(
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each of D inputs, the weights (C,) and biases (C,) of a classifier that reads it alone: (D, C) each.
 
-    Every class counts as much as any other, however often it occurs.
+    Every class counts as much as any other, however often it occurs (scikit-learn's `class_weight="balanced"`).
 
     Args:
         inputs: (n, D), of about unit scale.
@@ -75,7 +78,10 @@ def _minimum(
 def sparse_softmax_regression(
     inputs: np.ndarray, classes: np.ndarray, num_classes: int, penalty: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The weights (D, C) and biases (C,) with the least cross-entropy plus penalty * sum(|weights|).
+    """The weights (D, C) and biases (C,) with the least mean cross-entropy plus penalty * sum(|weights|).
+
+    That is scikit-learn's `LogisticRegression` with `l1_ratio=1` and C = 1 / (n penalty), by its solver "saga", which
+    does not penalise biases.
 
     By accelerated proximal gradients (FISTA, Beck and Teboulle 2009), restarted where the direction turns back
     (O'Donoghue and Candes 2015).
