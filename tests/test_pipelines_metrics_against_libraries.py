@@ -1,7 +1,7 @@
 """Figures of pictures, of sets of pictures and of counts, each equal to a well-kept library's to 1e-4 on random data.
 
-What reads latents is compared in test_pipelines_disentanglement_against_libraries.py, what codes numbers in
-test_pipelines_coding_against_libraries.py, Inception-v3 in test_tokenizer_inception.py.
+Likelihoods, codes of numbers, and what reads latents are in files of their own, test_pipelines_*_against_libraries.py;
+Inception-v3 is in test_tokenizer_inception.py.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from scipy import fft, stats
 from scipy.special import log_softmax
 from skimage.measure import block_reduce, shannon_entropy
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
-from sklearn.metrics import pairwise_distances, top_k_accuracy_score
+from sklearn.metrics import accuracy_score, pairwise_distances, top_k_accuracy_score
 from sklearn.neighbors import NearestNeighbors
-from tiny import tiny_pipeline, tiny_tokenizer
+from tiny import tiny_tokenizer
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 from torchmetrics.classification import MulticlassAccuracy
-from torchmetrics.functional.text import perplexity
 from torchmetrics.image import FrechetInceptionDistance, PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
-from lm.sequences import collate, token_sequence
+from pipelines.evaluation.alignment import alignment_sets, score
 from pipelines.evaluation.classes import caption_classes, class_scores
 from pipelines.evaluation.copies import nearest_training
 from pipelines.evaluation.density_coverage import density_and_coverage
@@ -36,12 +35,12 @@ from pipelines.evaluation.intervals import (
     share_of_misses_removed,
     wilson_interval,
 )
-from pipelines.evaluation.likelihood import measure_likelihood
 from pipelines.evaluation.neighbours import balls_around, nearest_neighbours
 from pipelines.evaluation.precision_recall import precision_and_recall
 from pipelines.evaluation.rate import entropy_bits
 from pipelines.evaluation.rate_distortion import DistortionMeter
 from pipelines.evaluation.reconstruction import measure_tokenizer, reconstruct
+from pipelines.evaluation.sprites_probe import answers
 from tokenizer_image.metrics import CodeUsage, grid_ratio, mse, psnr, ssim, tile_powers
 
 EQUAL = {"rtol": 1e-4, "atol": 1e-4}
@@ -129,27 +128,6 @@ def test_usage_and_perplexity_are_those_of_the_entropy_of_counts():
     assert usage.perplexity == pytest.approx(math.exp(shannon_entropy(codes, base=math.e)), rel=1e-4)
     assert usage.perplexity_of(1, 9) == pytest.approx(math.exp(stats.entropy(counts[1:9])), rel=1e-4)
     assert entropy_bits(usage.counts) == pytest.approx(stats.entropy(counts, base=2), rel=1e-4)
-
-
-def test_perplexity_of_a_language_model_is_torchmetrics():
-    """From the logits of the stock model, of which those of ids that cannot stand at a place are left out."""
-    pipe = tiny_pipeline(formats=["image"])
-    layout = pipe.image_tokenizer.layout()
-    low, high = (torch.from_numpy(one) for one in (layout.low, layout.high))
-    codes = low + (torch.rand(5, len(low), generator=torch.Generator().manual_seed(0)) * (high - low)).long()
-    rows = [token_sequence(pipe.vocabulary, "image", [], one.numpy()) for one in codes]
-    batch = collate(rows, pipe.vocabulary.pad_id)
-    with torch.no_grad():
-        logits = pipe.model(batch["input_ids"], position_ids=batch["position_ids"]).logits[:, :-1]
-    labels = batch["labels"][:, 1:].clone()
-    labels[labels < pipe.vocabulary.image_offset] = -100  # codes alone
-    for start, end in pipe.vocabulary.id_ranges:
-        others = (torch.arange(logits.shape[2]) < start) | (torch.arange(logits.shape[2]) >= end)
-        logits[((labels >= start) & (labels < end))[..., None] & others] = -torch.inf
-    found = measure_likelihood(pipe, codes, [None] * 5, progress=False)
-    wanted = float(perplexity(logits, labels, ignore_index=-100))
-    assert math.exp(found["nats_per_code"]) == pytest.approx(wanted, rel=1e-4)
-    assert 2 ** found["bits_per_code"] == pytest.approx(wanted, rel=1e-4)
 
 
 # ---- intervals
@@ -274,17 +252,35 @@ def test_nearest_training_pictures_are_scikit_learns(side):
 
 def test_scores_of_classes_are_scikit_learns_and_torchmetrics():
     rng = np.random.default_rng(0)
-    logits, answers = rng.normal(size=(300, 12)), rng.integers(0, 12, 300)
-    logits[np.arange(300), answers] += 1
-    captions = [f"class {answer}" for answer in answers]
+    logits, named = rng.normal(size=(300, 12)), rng.integers(0, 12, 300)
+    logits[np.arange(300), named] += 1
+    captions = [f"class {answer}" for answer in named]
     found = class_scores(torch.from_numpy(logits), captions, {f"class {one}": one for one in range(12)})
-    for score, k in ((found.first, 1), (found.among_five, 5)):
-        assert score == pytest.approx(top_k_accuracy_score(answers, logits, k=k, labels=range(12)), abs=1e-6)
+    for share, k in ((found.first, 1), (found.among_five, 5)):
+        assert share == pytest.approx(top_k_accuracy_score(named, logits, k=k, labels=range(12)), abs=1e-6)
         metric = MulticlassAccuracy(12, top_k=k, average="micro")
-        assert score == pytest.approx(float(metric(torch.from_numpy(logits), torch.from_numpy(answers))), abs=1e-6)
+        assert share == pytest.approx(float(metric(torch.from_numpy(logits), torch.from_numpy(named))), abs=1e-6)
     expected = log_softmax(logits, axis=1)
-    wanted = {f"class {one}": int(expected[answers == one].mean(0).argmax()) for one in range(12)}
+    wanted = {f"class {one}": int(expected[named == one].mean(0).argmax()) for one in range(12)}
     assert caption_classes(torch.from_numpy(logits), captions) == wanted
+
+
+def test_alignment_is_scikit_learns_accuracy():
+    """Of each attribute, and of all at once: its accuracy of rows that must be right in every column."""
+    scenes = alignment_sets(60, seed=1)[0]
+    wanted = [answers(scene) for scene in scenes.scenes]
+    rng = np.random.default_rng(0)
+    readings = [
+        {name: value if rng.random() < 0.8 else f"not {value}" for name, value in one.items()} for one in wanted
+    ]
+    found = score(scenes, readings)
+    for name, questions in scenes.scores.items():
+        right = np.array(
+            [[reading[q] == one[q] for q in questions] for reading, one in zip(readings, wanted, strict=True)]
+        )
+        assert found[name] == pytest.approx(accuracy_score(np.ones_like(right), right), abs=1e-6)
+        low_high = stats.binomtest(int(right.all(1).sum()), 60).proportion_ci(0.95, method="wilson")
+        assert found["interval"][name] == pytest.approx([low_high.low, low_high.high], abs=1e-6)
 
 
 def test_a_tokenizers_figures_are_the_libraries():
