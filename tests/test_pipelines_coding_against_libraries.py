@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import optimize, stats
+from skimage.metrics import mean_squared_error
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import log_loss
@@ -20,6 +24,7 @@ from pipelines.evaluation.pca_coding import (
     histogram_code,
     water_filling,
 )
+from pipelines.evaluation.picture_codecs import CodecSetting, EncodedPictures
 from pipelines.evaluation.rate import rate_figures
 from pipelines.evaluation.scalar_codes import PRIOR_COUNT, CodeHistogram, uniform_quantizers
 from tokenizer_image.layout import build_layout
@@ -127,6 +132,16 @@ def test_the_bits_of_one_step_are_scipys_entropies(rows):
     codes = code.encode(many)
     entropies = [stats.entropy(np.unique(column, return_counts=True)[1], base=2) for column in codes.T]
     assert histogram.bits(codes).mean() == pytest.approx(sum(entropies), rel=1e-4)
+
+
+def test_errors_of_codecs_are_scikit_images():
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 3, 16, 16), dtype=np.uint8)
+    found = EncodedPictures("JPEG", torch.from_numpy(pictures), [CodecSetting("JPEG", 40, "4:4:4")], progress=False)
+    for error, picture in zip(found.errors[0], pictures, strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(picture.transpose(1, 2, 0)).save(buffer, "JPEG", quality=40, subsampling="4:4:4")
+        decoded = np.asarray(Image.open(buffer)).transpose(2, 0, 1)
+        assert error == pytest.approx(mean_squared_error(picture / 255, decoded / 255), rel=1e-4)
 
 
 def test_the_plane_of_codebook_plots_is_scikit_learns():
