@@ -24,7 +24,8 @@ def main(options: EvaluationOptions) -> dict[str, Any]:
     import torch
     import transformers
 
-    from pipelines.evaluation.evaluation import evaluate, write_page
+    from pipelines.evaluation.evaluation import evaluate
+    from pipelines.evaluation.report_contents import write_page
     from pipelines.evaluation.tables import figures_table
 
     transformers.logging.disable_progress_bar()  # models load in seconds

@@ -288,7 +288,7 @@ def test_a_probe_that_does_not_get_good_enough_is_refused(monkeypatch):
 def untrained_probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The command gets a probe that nobody trained: what it reads is not the subject here."""
     torch.manual_seed(0)
-    monkeypatch.setattr("pipelines.evaluation.evaluation.load_probe", lambda **_: SpritesProbe())
+    monkeypatch.setattr("pipelines.evaluation.sprites_figures.load_probe", lambda **_: SpritesProbe())
     monkeypatch.setenv("TESSERA_CACHE", str(tmp_path / "cache"))
 
 
@@ -318,9 +318,14 @@ def test_command_writes_report_and_page(untrained_probe, pipeline, tmp_path, cap
     assert "commit" in report  # the commit is null outside a checkout
     assert report["image_tokenizer_fingerprint"] == pipeline.image_tokenizer.fingerprint
     names = {path.name for path in page.iterdir()}
-    assert names >= {"report.html", "reconstructions.png", "alignment_seen.png", "alignment_relation.png"}
+    pages = {"report.html", "report.md", "report.json"}
+    assert names >= pages | {"reconstructions.png", "alignment_seen.png", "alignment_relation.png"}
     html = (page / "report.html").read_text()
-    assert html.count("data:image/png;base64,") == len(names) - 1 and 'src="reconstructions' not in html
+    assert html.count("data:image/png;base64,") == len(names) - 3 and 'src="reconstructions' not in html
+    assert json.loads((page / "report.json").read_text()) == report
+    markdown = (page / "report.md").read_text()
+    assert markdown.count("](") == len(names) - 3 and "(reconstructions.png)" in markdown and "PSNR" in markdown
+    assert report["training"]["likelihood"]["n"] == 40
     shown = capsys.readouterr().out
     assert "PSNR" in shown and "held-out, samples" in shown and str(output) in shown and "report.html" in shown
 

@@ -1,4 +1,4 @@
-"""A whole evaluation: what `scripts/evaluate.py` measures, in order, and the report page that it makes of it."""
+"""A whole evaluation: what `scripts/evaluate.py` measures, in order."""
 
 from __future__ import annotations
 
@@ -6,25 +6,17 @@ import hashlib
 import shlex
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from lm.sequences import DRAWING_ALONE
-from pipelines.caching.sources import first_captions
-from pipelines.drawing.captions import caption_room, cut_caption
-from pipelines.evaluation.alignment import AlignmentSet, alignment_report, alignment_sets
-from pipelines.evaluation.captions import caption_report
-from pipelines.evaluation.codebook_plot import codebook_views
+from pipelines.evaluation.alignment import AlignmentSet, alignment_sets
+from pipelines.evaluation.class_figures import accuracy_score, own_extractor, required_classes
 from pipelines.evaluation.copies import NearestTraining, copies_report, nearest_training
-from pipelines.evaluation.drawing_comparison import best_of_report, completion_report
 from pipelines.evaluation.likelihood import measure_likelihood, measure_text
+from pipelines.evaluation.perceptual_figures import PerceptualReader
 from pipelines.evaluation.pictures_compared import (
     BATCH,
     ExtractorPair,
@@ -34,23 +26,21 @@ from pipelines.evaluation.pictures_compared import (
     batches_of,
     compare_sets,
 )
-from pipelines.evaluation.probe_training import load_probe
+from pipelines.evaluation.probe_figures import probe_figures
 from pipelines.evaluation.reconstruction import TokenizerFigures, device_of, measure_tokenizer
-from pipelines.evaluation.report_page import nearest_sheet, write_report
 from pipelines.evaluation.result_cache import ResultCache
 from pipelines.evaluation.samples import DrawnPictures, draw_set
+from pipelines.evaluation.sprites_figures import alignment_figures, caption_figures
 from pipelines.evaluation.subject import EvaluatedModel, Split, load_data, load_model, load_training
-from pipelines.evaluation.tables import figures_table
 from pipelines.machine.batches import evenly_spaced
 from pipelines.machine.provenance import commit, versions
 from pipelines.options.evaluation import EvaluationOptions
+from pipelines.options.image_tokenizer_losses import CAPTIONS
 from pipelines.text_to_image import TextToImagePipeline
+from tokenizer_image.losses.extractors import Extractor, load_extractor
 from tokenizer_image.pictures.dataset import PictureDataset
 
 FORMAT_VERSION = 1
-CAPTION_CANDIDATES = 16  # captions a picture, of which the best is chosen, for models that also draw from captions
-SAMPLE_CAPTIONS, SAMPLES_EACH = 8, 4  # shown on the page
-SAMPLE_ROWS = 64  # of the data set, in which captions to show are looked for
 
 
 @dataclass
@@ -84,94 +74,55 @@ def evaluate(options: EvaluationOptions) -> Evaluation:
     """
     started = time.monotonic()
     model = load_model(options)
-    extractors = load_extractors(options, device_of(model.image_tokenizer))
     split, training = load_data(options, model), load_training(options, model)
-    report = _provenance(options, model, split.source)
+    classes = required_classes(options, split, training)
+    extractors = load_extractors(options, training, classes, device_of(model.image_tokenizer))
+    reader, seen = FeatureReader(extractors), PerceptualReader.load(options.perceptual, model.image_tokenizer)
+
+    def watch(originals: Tensor, made: Tensor) -> None:
+        reader.update(made)
+        if seen is not None:
+            seen.update(originals, made)
+
+    figures = measure_tokenizer(model.image_tokenizer, split.pictures, batch_size=options.batch_size, watch=watch)
+    report = {**_provenance(options, model, split.source), **figures.figures}
     if isinstance(training, str):
         report["notes"].append(training)
-    reader = FeatureReader(extractors)
-    figures = measure_tokenizer(
-        model.image_tokenizer, split.pictures, batch_size=options.batch_size, watch=lambda _, made: reader.update(made)
-    )
-    report |= figures.figures
     evaluation = Evaluation(model, split, None if isinstance(training, str) else training, report, figures)
+    if seen is not None:
+        report["perceptual"] = {"split": split.name, **seen.figures()}
     relearned = _training_figures(options, evaluation)
-    if model.drawing is not None:
-        report |= _language_model_figures(options, evaluation, model.drawing)
-        evaluation.drawn = _drawn(options, evaluation, model.drawing)
+    if model.pipeline is not None:
+        report |= _language_model_figures(options, evaluation, model.pipeline)
+    evaluation.drawn = _drawn(options, evaluation)
     _compare_with_training(evaluation, relearned)
-    if extractors.describe()["size"] is not None:
+    _measure_classes(options, evaluation, classes)
+    if extractors.features is not None or extractors.classifier is not None:
         report["compared"] = _compared_figures(evaluation, extractors, reader.result())
     if options.dataset == "sprites":
         evaluation.sets = alignment_sets(options.num_captions, seed=options.seed)
-        report["alignment"] = _alignment_figures(options, model, evaluation.sets)
+        report["alignment"] = alignment_figures(options, model, evaluation.sets)
         if model.describing is not None:
-            report["captions"] = _caption_figures(options, model, evaluation.sets)
+            report["captions"] = caption_figures(options, model, evaluation.sets)
     report["seconds"] = round(time.monotonic() - started, 1)
     return evaluation
 
 
-def load_extractors(options: EvaluationOptions, device: torch.device) -> ExtractorPair:
-    """The networks that --extractor and --classifier name, none where they name none.
+def load_extractors(
+    options: EvaluationOptions, training: Split | str, classes: list[str], device: torch.device
+) -> ExtractorPair:
+    """The networks that --extractor and --classifier name, none where they name none; "captions" is trained.
 
     Raises:
         ValueError: one is not here.
     """
-    return ExtractorPair.load(options.extractor, options.classifier, options.extractor_size, device)
 
+    def load(name: str) -> Extractor:
+        if name == CAPTIONS and isinstance(training, Split):
+            return own_extractor(options, training, classes, device)
+        return load_extractor(name)
 
-def write_page(options: EvaluationOptions, evaluation: Evaluation, folder: str | Path) -> Path:
-    """Draw samples, plot the codebooks, and write the report's folder; the path of its page."""
-    drawing, split = evaluation.model.drawing, evaluation.split
-    samples: list[tuple[str, list[Image.Image]]] = []
-    if drawing is not None and not evaluation.sets:
-        samples = draw_samples(drawing, split.source, options.seed, options.sampling())
-    tokenizer_figures = evaluation.tokenizer_figures
-    codebooks = codebook_views(evaluation.model.image_tokenizer, tokenizer_figures.codes, split.pictures)
-    page, *_ = write_report(
-        folder,
-        evaluation.report,
-        tokenizer_figures,
-        table=figures_table(evaluation.report),
-        sets=evaluation.sets,
-        samples=samples,
-        codebooks=codebooks,
-        sheets=_sheets(evaluation),
-    )
-    return page
-
-
-def _sheets(evaluation: Evaluation) -> dict[str, tuple[str, Image.Image]]:
-    """Title -> file name and picture, of what this evaluation has to show beside what every report shows."""
-    sheets: dict[str, tuple[str, Image.Image]] = {}
-    if evaluation.nearest is not None and evaluation.drawn is not None and evaluation.training is not None:
-        title = "Drawn pictures (upper rows) and the nearest training picture of each, most like a copy first"
-        sheet = nearest_sheet(evaluation.drawn.pictures, evaluation.nearest, evaluation.training.pictures)
-        sheets[title] = ("nearest_training.png", sheet)
-    return sheets
-
-
-def draw_samples(
-    pipeline: TextToImagePipeline, source: PictureDataset, seed: int, sampling: Mapping[str, Any]
-) -> list[tuple[str, list[Image.Image]]]:
-    """A few pictures for each of the first captions of a data set, to look at; where it has none, or the model has
-    learned none, a few without a caption; [] where the model has learned neither.
-
-    A caption that leaves no room for the picture loses its last words.
-    """
-    model, vocabulary = EvaluatedModel(pipeline.image_tokenizer, pipeline), pipeline.vocabulary
-    captions: list[str] = []
-    if model.drawing_from_captions is not None:
-        room = caption_room(pipeline.model, vocabulary)
-        texts = [text for text in first_captions(source, range(min(SAMPLE_ROWS, len(source)))) if text]
-        cut = [cut_caption(vocabulary, text, room) for text in dict.fromkeys(texts)]
-        captions = list(dict.fromkeys(text for text in cut if text))[:SAMPLE_CAPTIONS]
-    if not captions and not model.formats & set(DRAWING_ALONE):
-        return []
-    images = pipeline(captions or None, num_images_per_prompt=SAMPLES_EACH, seed=seed, **sampling).images
-    assert isinstance(images, list)
-    labels = captions or ["without a caption"]
-    return [(label, images[SAMPLES_EACH * row : SAMPLES_EACH * (row + 1)]) for row, label in enumerate(labels)]
+    return ExtractorPair.load(options.extractor, options.classifier, options.extractor_size, device, load)
 
 
 def _training_figures(options: EvaluationOptions, evaluation: Evaluation) -> Tensor | None:
@@ -195,31 +146,52 @@ def _training_figures(options: EvaluationOptions, evaluation: Evaluation) -> Ten
 def _language_model_figures(
     options: EvaluationOptions, evaluation: Evaluation, pipeline: TextToImagePipeline
 ) -> dict[str, Any]:
-    """`likelihood` of the pictures' codes, `text_likelihood` of captions where the model writes them, and the
-    `guidance_scale` of samples."""
-    captions = evaluation.split.captions
-    if evaluation.model.drawing_from_captions is None:
-        captions = [None] * len(captions)
-    default, codes = pipeline.vocabulary.default_guidance, evaluation.tokenizer_figures.codes
-    text = measure_text(pipeline, codes, evaluation.split.captions, batch_size=options.batch_size)
+    """`text_likelihood` of captions where the model writes them, and where it draws `likelihood` of the pictures' codes
+    (of training pictures, too) and the `guidance_scale` of samples."""
+    model, split, codes = evaluation.model, evaluation.split, evaluation.tokenizer_figures.codes
+    text = measure_text(pipeline, codes, split.captions, batch_size=options.batch_size)
+    found: dict[str, Any] = {} if text is None else {"text_likelihood": text}
+    if model.drawing is None:
+        return found
+    settings: dict[str, Any] = {"batch_size": options.batch_size, "cache": ResultCache()}
+    if evaluation.training is not None and evaluation.training_figures is not None:
+        rows = evenly_spaced(len(evaluation.training), len(split))
+        learned = model.captions_for_drawing([evaluation.training.captions[row] for row in rows.tolist()])
+        evaluation.report["training"]["likelihood"] = measure_likelihood(
+            pipeline, evaluation.training_figures.codes, learned, **settings
+        )
+    default = pipeline.vocabulary.default_guidance
     return {
-        "likelihood": measure_likelihood(pipeline, codes, captions, batch_size=options.batch_size),
-        **({} if text is None else {"text_likelihood": text}),
+        **found,
+        "likelihood": measure_likelihood(pipeline, codes, model.captions_for_drawing(split.captions), **settings),
         "guidance_scale": default if options.guidance_scale is None else options.guidance_scale,
     }
 
 
-def _drawn(options: EvaluationOptions, evaluation: Evaluation, pipeline: TextToImagePipeline) -> DrawnPictures | None:
+def _drawn(options: EvaluationOptions, evaluation: Evaluation) -> DrawnPictures | None:
     """Pictures for every distinct caption, as --drawn_per_caption says."""
-    if not options.drawn_per_caption:
+    model = evaluation.model
+    if not options.drawn_per_caption or model.drawing is None:
         return None
-    captions = evaluation.split.captions
-    if evaluation.model.drawing_from_captions is None:
-        captions = [None] * len(captions)
     return draw_set(
-        pipeline, captions, options.drawn_per_caption, seed=options.seed, sampling=options.sampling(),
-        cache=ResultCache(),
+        model.drawing, model.captions_for_drawing(evaluation.split.captions), options.drawn_per_caption,
+        seed=options.seed, sampling=options.sampling(), cache=ResultCache(),
     )  # fmt: skip
+
+
+def _measure_classes(options: EvaluationOptions, evaluation: Evaluation, classes: list[str]) -> None:
+    """Add `label_efficiency` and `classification_accuracy` to the report, where there are classes."""
+    model, split, training, report = evaluation.model, evaluation.split, evaluation.training, evaluation.report
+    if not classes or training is None:
+        return
+    probes = probe_figures(options, model.image_tokenizer, split, training, classes)
+    report["notes"] += probes.notes
+    if probes.rows:
+        report["label_efficiency"] = {"split": split.name, "train_split": training.name, "rows": probes.rows}
+    if options.classification_accuracy:
+        report["classification_accuracy"] = accuracy_score(
+            options, model.image_tokenizer, split, training, classes, evaluation.drawn
+        )
 
 
 def _compare_with_training(evaluation: Evaluation, reconstructed: Tensor | None) -> None:
@@ -227,8 +199,7 @@ def _compare_with_training(evaluation: Evaluation, reconstructed: Tensor | None)
     drawn, training, report = evaluation.drawn, evaluation.training, evaluation.report
     if drawn is None or training is None or reconstructed is None:
         return
-    learned = torch.from_numpy(training.pictures.batch(np.arange(len(training))))
-    real = torch.from_numpy(evaluation.split.pictures.batch(np.arange(len(evaluation.split))))
+    learned, real = training.tensor(), evaluation.split.tensor()
     evaluation.nearest = nearest_training(drawn.pictures, learned)
     sets = {
         "drawn": evaluation.nearest,
@@ -254,41 +225,6 @@ def _compared_figures(
     for warning in figures["warnings"]:
         print(f"WARNING: {warning}", flush=True)
     return {**figures, "split": split.name}
-
-
-def _alignment_figures(options: EvaluationOptions, model: EvaluatedModel, sets: list[AlignmentSet]) -> dict[str, Any]:
-    """What the probe reads in pictures of sprites; `best_of` and `completion` where the options ask for them."""
-    probe = load_probe(device=device_of(model.image_tokenizer))
-    pipeline, batch_size, seed, sampling = (
-        model.drawing_from_captions, options.batch_size, options.seed, options.sampling(),
-    )  # fmt: skip
-    report = alignment_report(
-        pipeline, model.image_tokenizer, probe, sets=sets, batch_size=batch_size, seed=seed, sampling=sampling
-    )
-    if pipeline is not None and options.best_of > 1:
-        report["best_of"] = best_of_report(
-            pipeline, probe, options.best_of, num_captions=options.best_of_captions, batch_size=batch_size, seed=seed,
-            sampling=sampling,
-        )  # fmt: skip
-    if pipeline is not None and options.completion_captions:
-        report["completion"] = completion_report(
-            pipeline, probe, num_captions=options.completion_captions, batch_size=batch_size, seed=seed,
-            sampling=sampling,
-        )  # fmt: skip
-    return report
-
-
-def _caption_figures(options: EvaluationOptions, model: EvaluatedModel, sets: list[AlignmentSet]) -> dict[str, Any]:
-    """What the model's captions of sprites state rightly."""
-    assert model.pipeline is not None
-    default = 1 if model.drawing_from_captions is None else CAPTION_CANDIDATES
-    return caption_report(
-        model.pipeline,
-        sets,
-        best_of=options.describe_best_of or default,
-        batch_size=options.batch_size,
-        seed=options.seed,
-    )
 
 
 def _provenance(options: EvaluationOptions, model: EvaluatedModel, source: PictureDataset) -> dict[str, Any]:

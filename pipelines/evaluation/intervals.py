@@ -87,3 +87,8 @@ def share_of_misses_removed(before: np.ndarray, after: np.ndarray) -> float:
 def difference_of_shares(before: np.ndarray, after: np.ndarray) -> float:
     """Share of right verdicts after, less the share before; (n,) bool."""
     return float(after.mean() - before.mean())
+
+
+def ratio_of_shares(before: np.ndarray, after: np.ndarray) -> float:
+    """Share of right verdicts after, over the share before; (n,) bool; NaN where none was right before."""
+    return float(after.mean() / before.mean()) if before.any() else float("nan")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +16,8 @@ from lm.sequences import FORMATS
 from pipelines.drawing.captions import caption_room
 from pipelines.drawing.likelihood import label_nats
 from pipelines.evaluation.intervals import mean_interval
+from pipelines.evaluation.result_cache import ResultCache
+from pipelines.evaluation.samples import model_key
 from pipelines.machine.batches import index_batches
 from pipelines.multimodal import MultimodalPipeline
 
@@ -27,6 +31,7 @@ def code_nats(
     captions: Sequence[str | None],
     *,
     batch_size: int = 100,
+    cache: ResultCache | None = None,
     progress: bool = True,
 ) -> Tensor:
     """Negative log-likelihood of each code of pictures under the language model: nats, (n, T) float32.
@@ -37,7 +42,22 @@ def code_nats(
     Args:
         codes: (n, T) int64, of the model's own tokenizer.
         captions: one for each picture; None for a picture without its caption.
+        cache: where they are kept under the model's hashes, the codes and the captions.
     """
+
+    def compute() -> dict[str, Tensor]:
+        return {"nats": _code_nats(pipeline, codes, captions, batch_size, progress)}
+
+    if cache is None:
+        return compute()["nats"]
+    digest = hashlib.sha256(codes.contiguous().numpy().tobytes() + json.dumps(list(captions)).encode())
+    key = {"kind": "nats", **model_key(pipeline), "documents": digest.hexdigest(), "batch_size": batch_size}
+    return cache.tensors(key, compute)["nats"]
+
+
+def _code_nats(
+    pipeline: MultimodalPipeline, codes: Tensor, captions: Sequence[str | None], batch_size: int, progress: bool
+) -> Tensor:
     room = caption_room(pipeline.model, pipeline.vocabulary)
     rows = {"caption_to_image": [row for row, caption in enumerate(captions) if caption is not None],
             "image": [row for row, caption in enumerate(captions) if caption is None]}  # fmt: skip
@@ -62,6 +82,7 @@ def measure_likelihood(
     captions: Sequence[str | None],
     *,
     batch_size: int = 100,
+    cache: ResultCache | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Likelihood figures of a set of pictures.
@@ -76,7 +97,7 @@ def measure_likelihood(
     num_captioned = sum(caption is not None for caption in captions)
 
     def nats_of(texts: Sequence[str | None]) -> Tensor:
-        return code_nats(pipeline, codes, texts, batch_size=batch_size, progress=progress).double()
+        return code_nats(pipeline, codes, texts, batch_size=batch_size, cache=cache, progress=progress).double()
 
     alone = nats_of([None] * len(codes))
     captioned = nats_of(captions) if num_captioned else alone

@@ -62,14 +62,19 @@ class ExtractorPair:
 
     @classmethod
     def load(
-        cls, features: str | None, classifier: str | None, size: int | None, device: torch.device
+        cls,
+        features: str | None,
+        classifier: str | None,
+        size: int | None,
+        device: torch.device,
+        load: Callable[[str], Extractor] = load_extractor,
     ) -> ExtractorPair:
-        """The extractors of these names.
+        """The extractors of these names, each made once by `load`.
 
         Raises:
             ValueError: one is unknown, or not here, or does not read pictures of this size.
         """
-        loaded = {name: load_extractor(name).to(device) for name in dict.fromkeys((features, classifier)) if name}
+        loaded = {name: load(name).to(device) for name in dict.fromkeys((features, classifier)) if name}
         for one in loaded.values():
             one.check_size(size, "--extractor_size")
         return cls(loaded.get(features or ""), loaded.get(classifier or ""), size)

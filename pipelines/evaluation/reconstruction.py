@@ -58,6 +58,12 @@ def reconstruct(image_tokenizer: ImageTokenizer, pictures: Tensor) -> tuple[Tens
         return as_8_bit(image_tokenizer.decode(codes, (height, width))).cpu(), codes.cpu()
 
 
+def encode(image_tokenizer: ImageTokenizer, pictures: Tensor) -> Tensor:
+    """Pictures uint8 (B, C, H, W) -> codes (B, T) int64, on the CPU."""
+    with torch.inference_mode():
+        return image_tokenizer.encode(to_pixel_values(pictures).to(device_of(image_tokenizer))).cpu()
+
+
 def device_of(image_tokenizer: ImageTokenizer) -> torch.device:
     """The device of a tokenizer's parameters; the CPU for a tokenizer that is no module."""
     parameters = image_tokenizer.parameters() if isinstance(image_tokenizer, torch.nn.Module) else ()

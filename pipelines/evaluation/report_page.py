@@ -1,4 +1,5 @@
-"""A report as a folder to look at: report.html, which contains its pictures, and the same pictures as PNG files."""
+"""A report as a folder to look at: report.html, which contains its pictures; the pictures as PNG files, which report.md
+shows; and all figures in report.json."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ def write_report(
     codebooks: Sequence[CodebookView] = (),
     sheets: Mapping[str, tuple[str, Image.Image]] | None = None,
 ) -> list[Path]:
-    """Write report.html and PNG files into `folder`; returns their paths, the page first.
+    """Write report.html, the same as report.md, report.json and PNG files into `folder`; returns the paths of page and
+    pictures, the page first.
 
     Args:
         report: what evaluate.py writes as JSON.
@@ -90,7 +92,19 @@ def write_report(
         f"<h1>{title}</h1>{''.join(parts)}</html>\n",
         encoding="utf-8",
     )
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    names = {title: name for title, (name, _) in pictures.items()}
+    (folder / "report.md").write_text(_markdown(report, table, names, about), encoding="utf-8")
     return [page, *paths]
+
+
+def _markdown(report: Mapping[str, Any], table: str, pictures: Mapping[str, str], about: str) -> str:
+    """The page as Markdown, whose pictures are the files of these names beside it."""
+    shown = "".join(f"## {title}\n\n![{title}]({name})\n\n" for title, name in pictures.items())
+    return (
+        f"# Evaluation of {report.get('model') or report.get('image_tokenizer')}\n\n## Figures\n\n```\n{table}\n```\n\n"
+        f"{shown}## Settings\n\n```json\n{about}\n```\n"
+    )
 
 
 def alignment_sheet(scene_set: AlignmentSet, count: int = 16) -> Image.Image:

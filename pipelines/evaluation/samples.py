@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from pipelines.drawing.captions import caption_room, cut_caption
 from pipelines.evaluation.result_cache import ResultCache
+from pipelines.multimodal import MultimodalPipeline
 from pipelines.text_to_image import TextToImagePipeline
 from tokenizer_image.fingerprint import weights_hash
 
@@ -34,7 +35,7 @@ class DrawnPictures:
         return len(self.captions)
 
 
-def model_key(pipeline: TextToImagePipeline) -> dict[str, str]:
+def model_key(pipeline: MultimodalPipeline) -> dict[str, str]:
     """What decides which pictures a model draws: hashes of its weights, its number format and its vocabulary."""
     return {
         "image_tokenizer": weights_hash(pipeline.image_tokenizer),

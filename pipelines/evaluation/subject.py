@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from lm.sequences import DESCRIBING, DRAWING_ALONE, DRAWING_CAPTIONS, FORMATS
 from lm.vocabulary import Size
@@ -50,6 +55,10 @@ class EvaluatedModel:
     def describing(self) -> TextToImagePipeline | None:
         """The pipeline if its model has learned to describe pictures."""
         return self.pipeline if self.formats & set(DESCRIBING) else None
+
+    def captions_for_drawing(self, captions: Sequence[str | None]) -> list[str | None]:
+        """The captions that pictures are drawn from: none where the model has learned to draw without."""
+        return [None] * len(captions) if self.drawing_from_captions is None else list(captions)
 
     @property
     def picture_size(self) -> Size:
@@ -99,6 +108,10 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.pictures)
+
+    def tensor(self) -> Tensor:
+        """All pictures, uint8 (n, C, H, W)."""
+        return torch.from_numpy(self.pictures.batch(np.arange(len(self))))
 
 
 def load_data(options: EvaluationOptions, model: EvaluatedModel) -> Split:

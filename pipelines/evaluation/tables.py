@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Report = Mapping[str, Any]
@@ -12,13 +12,20 @@ Report = Mapping[str, Any]
 def figures_table(report: Report) -> str:
     """The main figures of a report (`pipelines.evaluation.evaluation.evaluate`)."""
     lines = [*tokenizer_table(report)]
+    if "perceptual" in report:
+        seen = report["perceptual"]
+        lines.append(f"distance         {seen['distance']:.4f} by {seen['extractor']} ({seen['n']:,} pictures)")
+    if "label_efficiency" in report:
+        lines += probe_lines(report["label_efficiency"]["rows"])
     if "likelihood" in report:
-        lines += likelihood_lines(report["likelihood"])
+        lines += likelihood_lines(report["likelihood"], report.get("training", {}).get("likelihood"))
     if "text_likelihood" in report:
         text = report["text_likelihood"]
         lines.append(f"captions         {text['nats_per_token']:.3f} nats a token of text ({text['n']:,} captions)")
     if "compared" in report:
         lines += compared_lines(report["compared"])
+    if "classification_accuracy" in report:
+        lines += accuracy_lines(report["classification_accuracy"])
     if "nearest_training" in report:
         lines += nearest_lines(report["nearest_training"])
     if "alignment" in report:
@@ -37,6 +44,12 @@ def tokenizer_table(report: Report) -> list[str]:
         f"codebook         {codebook['usage']:.1%} of {codebook['num_codes']:,} codes in use, "
         f"perplexity {codebook['perplexity']:.0f}, {codebook['tokens_per_image']} codes a picture",
     ]
+    if "training" in report:
+        learned = report["training"]["reconstruction"]
+        lines.append(
+            f"  of training    PSNR {learned['psnr']:.2f} dB, SSIM {learned['ssim']:.4f}, MSE {learned['mse']:.6f} "
+            f"({learned['n']:,} pictures)"
+        )
     if "grid_ratio" in quality:
         lines.append(f"grid of tiles    power {quality['grid_ratio']:.2f} of the real pictures' in flat places")
     for part in codebook.get("parts", []):
@@ -63,6 +76,32 @@ def compared_lines(compared: Report) -> list[str]:
     return lines
 
 
+def accuracy_lines(score: Report) -> list[str]:
+    """How often classifiers of each kind of picture read real ones right, and that over the classifier of real ones."""
+    lines = []
+    for name in ("real", "reconstructed", "drawn"):
+        if name in score:
+            found, ratio = score[name], ""
+            if "ratio" in found and found["ratio"]["top_1"] is not None:
+                low, high = found["ratio"]["interval"]["top_1"]
+                ratio = f", {found['ratio']['top_1']:.3f} of real ({low:.3f} to {high:.3f})"
+            label = "classifier of" if name == "real" else ""
+            lines.append(
+                f"{label:17}{name} pictures: top-1 {found['top_1']:.1%}, top-5 {found['top_5']:.1%}{ratio} "
+                f"({score['n']:,} pictures)"
+            )
+    return lines
+
+
+def probe_lines(rows: Sequence[Report]) -> list[str]:
+    """How often probes read the class, by labels of each class that they have learned from."""
+    return [
+        f"{'probes' if not place else '':17}{row['features']}, {row['labels_per_class']:,} labels a class: linear "
+        f"{row['linear']:.1%}, nearest neighbours {row['knn']:.1%}"
+        for place, row in enumerate(rows)
+    ]
+
+
 def nearest_lines(nearest: Report) -> list[str]:
     """The share of copies among drawn pictures, beside what the criterion says of others."""
     names = {"drawn": "copies, drawn", "held_out": "  held-out", "reconstructed": "  reconstructed"}
@@ -74,22 +113,29 @@ def nearest_lines(nearest: Report) -> list[str]:
     ]
 
 
-def likelihood_lines(likelihood: Report) -> list[str]:
+def likelihood_lines(likelihood: Report, training: Report | None = None) -> list[str]:
     """Nats a code, with captions where the pictures have some that the model was trained to draw from; level by level
-    where there are several; bits a value of the picture."""
+    where there are several; the same of training pictures; bits a value of the picture."""
     alone = f"{likelihood['nats_per_code_without_caption']:.3f}"
     if likelihood["num_captioned"]:
         lines = [f"language model   {likelihood['nats_per_code']:.3f} nats a code with captions, {alone} without"]
     else:
         lines = [f"language model   {alone} nats a code, without captions"]
     if len(likelihood["levels"]) > 1:
-        lines += [
-            f"                 level {level['level']}: {level['nats_per_code']:.3f} nats, {level['bits_per_code']:.3f} "
-            f"bits a code, {level['num_codes']} codes"
-            for level in likelihood["levels"]
-        ]
+        lines += [_likelihood_level(level) for level in likelihood["levels"]]
+    if training is not None:
+        lines.append(f"  of training    {training['nats_per_code']:.3f} nats a code ({training['n']:,} pictures)")
+        if len(training["levels"]) > 1:
+            lines += [_likelihood_level(level) for level in training["levels"]]
     lines.append(f"                 {likelihood['bits_per_dimension']:.4f} bits a value of the picture")
     return lines
+
+
+def _likelihood_level(level: Report) -> str:
+    return (
+        f"                 level {level['level']}: {level['nats_per_code']:.3f} nats, {level['bits_per_code']:.3f} "
+        f"bits a code, {level['num_codes']} codes"
+    )
 
 
 def rate_lines(rate: Report) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipelines.machine.destinations import check_file, check_folder
 from pipelines.options.data import DataOptions
+from pipelines.options.image_tokenizer_losses import CAPTIONS
 from pipelines.options.inference import GuidedSamplingOptions, ModelOptions
 from pipelines.options.option import option
 
@@ -49,10 +50,24 @@ class EvaluationOptions(GuidedSamplingOptions, ModelOptions, DataOptions):
     )
     extractor: str | None = option(
         None,
-        "measure Frechet distances over the features of this network: 'efficientnet_lite1', ... (default: none)",
+        "measure Frechet distances over the features of this network: 'efficientnet_lite1', ...; 'captions': a "
+        "classifier of the data set's captions, which is trained first (default: none)",
     )
     classifier: str | None = option(
-        None, "count how often this network names the class of a caption: 'efficientnet_lite2', ... (default: none)"
+        None,
+        "count how often this network names the class of a caption: 'efficientnet_lite2', ..., or 'captions' (default: "
+        "none)",
+    )
+    perceptual: str | None = option(
+        None,
+        "also measure how far from the pictures this network sees their reconstructions: 'lpips', 'lpips=vgg16.pth', "
+        "'efficientnet_lite0', ... (default: none)",
+    )
+    labels_per_class: list[int] | None = option(
+        None,
+        "labels of each class that probes of latents, codes and pixels learn from; 0: no probes (default: 10 100 1000 "
+        "where captions are classes)",
+        not_negative=True,
     )
     extractor_size: int | None = option(
         None, "side of the pictures that --extractor and --classifier read (default: what they were trained on)",
@@ -63,6 +78,14 @@ class EvaluationOptions(GuidedSamplingOptions, ModelOptions, DataOptions):
         "pictures to draw for each caption of the split, to compare with real ones: how near to training pictures, "
         "and by --extractor and --classifier",
         not_negative=True,
+    )
+    classification_accuracy: bool = option(
+        False,
+        "train a classifier on the pictures that --drawn_per_caption draws, others on real training pictures and on "
+        "their reconstructions, and test them on the split",
+    )
+    classifier_steps: int = option(
+        2000, "steps of 64 pictures that each classifier of captions learns for", above_zero=True
     )
     batch_size: int = option(100, "pictures worked on at once", above_zero=True)
     seed: int = option(0, "of scenes, captions and samples", not_negative=True)
@@ -81,6 +104,11 @@ class EvaluationOptions(GuidedSamplingOptions, ModelOptions, DataOptions):
             self._check_report_is_new(Path(self.report))
         elif self.overwrite:
             raise ValueError("--overwrite says what may happen to the folder of --report: give that, too")
+        if self.classification_accuracy and self.image_tokenizer is None and not self.drawn_per_caption:
+            raise ValueError(
+                "--classification_accuracy trains a classifier on drawn pictures: say how many of each class by "
+                "--drawn_per_caption, for example 500"
+            )
         if self.drawn_per_caption and self.image_tokenizer is not None:
             raise ValueError(
                 f"--drawn_per_caption {self.drawn_per_caption} needs a model that draws, and --image_tokenizer is "
@@ -96,14 +124,12 @@ class EvaluationOptions(GuidedSamplingOptions, ModelOptions, DataOptions):
 
     def _check_extractors(self) -> None:
         """Raise ValueError for an extractor that is unknown or not here, and for options that need one."""
-        names = {"extractor": self.extractor, "classifier": self.classifier}
+        names = {"extractor": self.extractor, "classifier": self.classifier, "perceptual": self.perceptual}
         for name, value in names.items():
-            if value is not None:
+            if value is not None and (value != CAPTIONS or name == "perceptual"):
                 # Imports torch, which --help need not wait for.
                 from tokenizer_image.losses.extractors import check_extractor
 
                 check_extractor(value, f"--{name}")
-        if any(names.values()):
-            return
-        if self.extractor_size:
+        if self.extractor_size and not (self.extractor or self.classifier):
             raise ValueError(f"--extractor_size {self.extractor_size} needs --extractor or --classifier")

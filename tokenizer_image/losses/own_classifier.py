@@ -82,6 +82,11 @@ def build_own_classifier(name: str) -> Extractor:
             f"extractor {name!r}: no classifier could be read ({reason}); give the folder that train_tokenizer.py "
             "--extractor captions leaves, OUTPUT_DIR/classifier"
         ) from error
+    return classifier_extractor(name, network)
+
+
+def classifier_extractor(name: str, network: CaptionClassifier) -> Extractor:
+    """The classifier as an extractor of this name, for pictures in [-1, 1] of their own size."""
     half = (0.5, 0.5, 0.5)  # pictures in [-1, 1] as they are
     return Extractor(name, network, least_size=2 ** len(network.hidden_sizes), mean=half, std=half)
 

@@ -45,13 +45,29 @@ class PerceptualLoss(nn.Module):
 
     def terms(self, wanted: Features, found: Features) -> PerceptualTerms:
         """Both distances of two pictures' features, not weighted."""
-        weights = self.extractor.channel_weights or [None] * len(wanted.maps)
-        distances = []
-        for one, other, weight in zip(wanted.maps, found.maps, weights, strict=True):
-            squared = (unit_length(one) - unit_length(other)).square()
-            distances.append((squared if weight is None else squared * weight).sum(dim=1).mean())
+        distances = [place.mean() for place in _distance_maps(self.extractor, wanted, found)]
         logits = F.mse_loss(found.logits.float(), wanted.logits.float())
         return PerceptualTerms(torch.stack(distances).mean(), logits)
+
+
+def picture_distances(extractor: Extractor, pixel_values: torch.Tensor, reconstruction: torch.Tensor) -> torch.Tensor:
+    """How far apart a network sees the pictures of each pair: two (B, C, H, W) in [-1, 1] -> (B,) float32.
+
+    The sum over depths of mean_hw sum_c w_c (a_c - b_c)^2 (Zhang et al. 2018, equation 1): with the extractor "lpips"
+    it is LPIPS (VGG16, version 0.1), where pictures are not so small that the extractor enlarges them.
+    """
+    wanted, found = extractor(pixel_values), extractor(reconstruction)
+    return torch.stack([place.mean(dim=(1, 2)) for place in _distance_maps(extractor, wanted, found)]).sum(dim=0)
+
+
+def _distance_maps(extractor: Extractor, wanted: Features, found: Features) -> list[torch.Tensor]:
+    """(B, h, w) of each depth: sum_c w_c (a_c - b_c)^2 at each position."""
+    weights = extractor.channel_weights or [None] * len(wanted.maps)
+    maps = []
+    for one, other, weight in zip(wanted.maps, found.maps, weights, strict=True):
+        squared = (unit_length(one) - unit_length(other)).square()
+        maps.append((squared if weight is None else squared * weight).sum(dim=1))
+    return maps
 
 
 def unit_length(features: torch.Tensor) -> torch.Tensor:
