@@ -58,6 +58,19 @@ def test_the_linear_probe_is_the_minimum_that_scipy_finds():
     assert np.allclose(bias - bias.mean(), theirs[18:] - theirs[18:].mean(), atol=1e-4)  # a common shift is free
 
 
+def test_probes_are_those_of_scikit_learn():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    neighbors = pytest.importorskip("sklearn.neighbors")
+    features, labels = clusters(90, 1)
+    asked = clusters(200, 2)[0]
+    ours = fit_linear_probe(features, labels, 3, 1e-2)
+    theirs = linear_model.LogisticRegression(C=1 / (1e-2 * 90), tol=1e-8, max_iter=1000).fit(features, labels)
+    assert np.allclose(ours.weight.numpy(), theirs.coef_, atol=1e-4)
+    assert np.array_equal(ours.classes_of(asked).numpy(), theirs.predict(asked))
+    voted = neighbors.KNeighborsClassifier(5).fit(features, labels).predict(asked)
+    assert np.array_equal(knn_classes(asked, features, labels, 3).numpy(), voted)
+
+
 def test_neighbours_vote_as_by_hand():
     known, labels = clusters(30, 1)
     asked = clusters(12, 2)[0]

@@ -1,5 +1,6 @@
 """What stage 1 learns from: reconstruction, perceptual and adversarial terms, and their balance."""
 
+import hashlib
 import math
 import sys
 
@@ -190,6 +191,16 @@ def test_any_classifier_of_torchvision_serves(tmp_path):
 def test_an_extractor_that_cannot_be_had(name, message):
     with pytest.raises(ValueError, match=message):
         load_extractor(name)
+
+
+def test_weights_of_another_network_are_told_with_their_hash(tmp_path):
+    from torchvision import models
+
+    file = tmp_path / "weights.pth"
+    torch.save(models.resnet18(weights=None).state_dict(), file)
+    digits = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    with pytest.raises(ValueError, match=f"SHA-256 begins with {digits}.; give a file of resnet34's weights"):
+        load_extractor(f"torchvision:resnet34={file}")
 
 
 # ---- perceptual

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -222,12 +222,20 @@ class VQVAE(PictureModel):
             return quantizer.decode(codes[-1]) if quantizer is not self.quantizer else latents
 
         self._quantize_levels(pixel_values, quantize)
-        return self._code_row(codes, pixel_values)
+        return self._code_row(codes, (pixel_values.shape[2], pixel_values.shape[3]))
 
-    def _code_row(self, codes: list[torch.Tensor], pixel_values: torch.Tensor) -> torch.Tensor:
+    @torch.no_grad()
+    def quantize_latents(
+        self, levels: Sequence[torch.Tensor], image_size: int | tuple[int, int] | None = None
+    ) -> torch.Tensor:
+        """Each level's latents, as `latents` returns them, to codes (B, T) int64 of pictures of `image_size` pixels."""
+        codes = [quantizer.encode(latents) for quantizer, latents in zip(self.quantizers, levels, strict=True)]
+        return self._code_row(codes, image_size)
+
+    def _code_row(self, codes: list[torch.Tensor], image_size: int | tuple[int, int] | None) -> torch.Tensor:
         """Concatenate each level's codes (B, h, w, depths) to (B, T) and shift each codebook's to its own range."""
         row = torch.cat([level.flatten(1) for level in codes], dim=1)
-        low = self.layout((pixel_values.shape[2], pixel_values.shape[3])).low
+        low = self.layout(image_size).low
         return row + torch.from_numpy(low).to(row.device)
 
     @torch.no_grad()
@@ -300,7 +308,7 @@ class VQVAE(PictureModel):
         return VQVAEOutput(
             loss=reconstruction_loss + quantizer_loss,
             reconstruction=reconstruction,
-            codes=self._code_row([output.codes for output in outputs], pixel_values),
+            codes=self._code_row([output.codes for output in outputs], (pixel_values.shape[2], pixel_values.shape[3])),
             reconstruction_loss=reconstruction_loss,
             commitment_loss=quantizer_loss,
             dead=sum(output.dead for output in outputs),

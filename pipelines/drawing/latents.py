@@ -1,16 +1,17 @@
-"""Pictures from the latents of an autoencoder: samples of its prior, walks between two pictures, one latent at a time.
+"""Pictures from latents: samples of an autoencoder's prior, walks between two pictures, one latent at a time.
 
 Each function returns rows for `pipelines.drawing.grids.labelled_grid`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
 
 from pipelines.drawing.streams import seeded_streams
+from tokenizer_image import VQVAE
 from tokenizer_image.autoencoder import Autoencoder
 from tokenizer_image.preprocessing import postprocess
 
@@ -66,13 +67,45 @@ def interpolation_rows(
         steps: pictures of a walk, both ends included, at least 2.
         classes: (2n,), of a conditional model; the walk has the class of the nearer end.
     """
+    levels = model.latents(pixel_values, classes)
+
+    def decode(walk: list[torch.Tensor], pair: slice, shares: torch.Tensor) -> torch.Tensor:
+        ends = None if classes is None else torch.where(shares < 0.5, *classes[pair])
+        return model.decode(walk, ends)
+
+    return _walks(pixel_values, levels, steps, decode)
+
+
+def quantized_interpolation_rows(model: VQVAE, pixel_values: torch.Tensor, steps: int) -> Rows:
+    """`interpolation_rows` of an image tokenizer: the latents on the straight line are quantized, and their codes
+    decoded.
+
+    Args:
+        pixel_values: (2n, C, H, W) in [-1, 1]; pairs follow each other.
+        steps: pictures of a walk, both ends included, at least 2.
+    """
+    size = int(pixel_values.shape[2]), int(pixel_values.shape[3])
+
+    def decode(walk: list[torch.Tensor], pair: slice, shares: torch.Tensor) -> torch.Tensor:
+        return model.decode(model.quantize_latents(walk, size), size)
+
+    return _walks(pixel_values, model.latents(pixel_values), steps, decode)
+
+
+def _walks(
+    pixel_values: torch.Tensor,
+    levels: Sequence[torch.Tensor],
+    steps: int,
+    decode: Callable[[list[torch.Tensor], slice, torch.Tensor], torch.Tensor],
+) -> Rows:
+    """Two rows for each pair of pictures: `decode` of the latents (steps, h, w, D) of each level on the line between
+    theirs, the pair's rows, and the shares (steps,) of the second; and the pixels on the line between theirs."""
     rows: Rows = []
     shares = torch.linspace(0, 1, steps, device=pixel_values.device)
-    levels = model.latents(pixel_values, classes)
     for first in range(0, len(pixel_values) - 1, 2):
         walk = [_between(latents[first], latents[first + 1], shares) for latents in levels]
-        ends = None if classes is None else torch.where(shares < 0.5, classes[first], classes[first + 1])
-        rows.append((f"pair {first // 2}: between latents", _images(model.decode(walk, ends))))
+        decoded = decode(walk, slice(first, first + 2), shares)
+        rows.append((f"pair {first // 2}: between latents", _images(decoded)))
         pixels = _between(pixel_values[first], pixel_values[first + 1], shares)
         rows.append((f"pair {first // 2}: between pixels", _images(pixels)))
     return rows

@@ -58,7 +58,7 @@ def codebook_views(tokenizer: ImageTokenizer, codes: torch.Tensor, pictures: Dec
         for depth, size in enumerate(sizes):
             counts, first = uses[first : first + size], first + size
             if tables is not None:
-                title = f"level {level + 1}, codebook {depth + 1}: {size:,} codes"
+                title = f"level {level} depth {depth}: {size:,} codes"
                 views.append(_view(title, counts, *tables[depth]))
     return views
 

@@ -115,6 +115,8 @@ def measure_likelihood(
         "interval": {
             "nats_per_code": mean_interval(captioned.mean(dim=1)),
             "nats_per_code_without_caption": mean_interval(alone.mean(dim=1)),
+            "bits_per_code": mean_interval(captioned.mean(dim=1) / math.log(2)),
+            "bits_per_dimension": mean_interval(captioned.sum(dim=1) / math.log(2) / values),
         },
         "levels": [_level(int(number), captioned[:, level == number]) for number in level.unique()],
     }
@@ -127,7 +129,10 @@ def _level(number: int, nats: Tensor) -> dict[str, Any]:
         "num_codes": nats.shape[1],
         "nats_per_code": mean,
         "bits_per_code": mean / math.log(2),
-        "interval": {"nats_per_code": mean_interval(nats.mean(dim=1))},
+        "interval": {
+            "nats_per_code": mean_interval(nats.mean(dim=1)),
+            "bits_per_code": mean_interval(nats.mean(dim=1) / math.log(2)),
+        },
     }
 
 

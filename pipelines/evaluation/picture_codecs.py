@@ -24,7 +24,7 @@ from PIL import Image, features
 from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.evaluation.report_page import to_images
+from pipelines.evaluation.report_sheets import to_images
 from tokenizer_image.metrics import mse
 
 LEAST_SIDE = 8  # pixels of a reduced picture

@@ -53,7 +53,7 @@ class ExtractorPair:
     Attributes:
         features: whose features distances are over; None for none.
         classifier: that names classes; None for none.
-        size: side that pictures are resized to first; None: the one that each was trained on.
+        size: side that pictures are resized to first; None: the one that each was trained on, if it has one.
     """
 
     features: Extractor | None
@@ -80,7 +80,7 @@ class ExtractorPair:
         return cls(loaded.get(features or ""), loaded.get(classifier or ""), size)
 
     def describe(self) -> dict[str, Any]:
-        """Name and hash of the weights of each, and the size that pictures are read at."""
+        """Name and hash of the weights of each, and the size that pictures are read at; None: their own."""
         first = self.features or self.classifier
         return {
             "extractor": self.features and self.features.name,

@@ -2,57 +2,144 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from lm.sequences import DRAWING_ALONE
 from pipelines.caching.sources import first_captions
 from pipelines.drawing.captions import caption_room, cut_caption
-from pipelines.evaluation.codebook_plot import codebook_views
+from pipelines.drawing.grids import labelled_grid
+from pipelines.drawing.latents import quantized_interpolation_rows
+from pipelines.evaluation.code_gallery import gallery_sheet
+from pipelines.evaluation.codebook_plot import codebook_figure, codebook_views
 from pipelines.evaluation.evaluation import Evaluation
-from pipelines.evaluation.report_page import nearest_sheet, write_report
+from pipelines.evaluation.label_efficiency import latents_of
+from pipelines.evaluation.latent_map import MAPS, POINTS, latent_map_figure
+from pipelines.evaluation.reconstruction import device_of
+from pipelines.evaluation.report_page import Sheet, write_report
+from pipelines.evaluation.report_sheets import (
+    SIDE,
+    alignment_sheet,
+    nearest_sheet,
+    pairs_sheet,
+    quality_plot,
+    worst_sheet,
+)
 from pipelines.evaluation.subject import EvaluatedModel
 from pipelines.evaluation.tables import figures_table
+from pipelines.machine.batches import evenly_spaced
 from pipelines.options.evaluation import EvaluationOptions
 from pipelines.text_to_image import TextToImagePipeline
+from tokenizer_image import VQVAE
 from tokenizer_image.pictures.dataset import PictureDataset
+from tokenizer_image.preprocessing import to_pixel_values
 
+WALKS, WALK_STEPS = 4, 8  # pairs of pictures with a walk between them; pictures of a walk
 SAMPLE_CAPTIONS, SAMPLES_EACH = 8, 4  # shown on the page
 SAMPLE_ROWS = 64  # of the data set, in which captions to show are looked for
 
 
 def write_page(options: EvaluationOptions, evaluation: Evaluation, folder: str | Path) -> Path:
-    """Draw samples, plot the codebooks, and write the report's folder; the path of its page."""
-    drawing, split = evaluation.model.drawing, evaluation.split
-    samples: list[tuple[str, list[Image.Image]]] = []
+    """Draw samples, sheets and plots, and write the report's folder; the path of its page."""
+    sheets = [*_stage_one_sheets(options, evaluation), *_drawn_sheets(options, evaluation)]
+    return write_report(folder, evaluation.report, sheets, figures_table(evaluation.report))
+
+
+def _stage_one_sheets(options: EvaluationOptions, evaluation: Evaluation) -> Iterator[Sheet]:
+    """Reconstructions, codes and latents."""
+    tokenizer, figures, split = evaluation.model.image_tokenizer, evaluation.tokenizer_figures, evaluation.split
+    pictures = split.pictures
+    yield Sheet(
+        "reconstructions.png", "Pictures and their reconstructions",
+        f"The first pictures of {split.name}, each above its reconstruction.",
+        pairs_sheet(figures.pictures, figures.reconstructions),
+    )  # fmt: skip
+    yield Sheet(
+        "worst_reconstructions.png", "Worst reconstructions",
+        f"The pictures with the lowest PSNR among all {len(split):,} of {split.name}, the worst first, each above its "
+        "reconstruction.",
+        worst_sheet(tokenizer, pictures, figures),
+    )  # fmt: skip
+    yield Sheet(
+        "codes.png", "Gallery of codes",
+        "A row for each of the most frequent codes. From the left: the grid of its places, white where most pictures "
+        f"of {split.name} have it; the mean of reconstructions that have it in its most used place; pictures that are "
+        "encoded with it there. The frame is around that place.",
+        gallery_sheet(tokenizer, figures.codes, pictures),
+    )  # fmt: skip
+    if isinstance(tokenizer, VQVAE) and len(split) > 1:
+        chosen = evenly_spaced(len(split), 2 * min(WALKS, len(split) // 2))
+        pixel_values = to_pixel_values(pictures.batch(chosen)).to(device_of(tokenizer))
+        rows = quantized_interpolation_rows(tokenizer, pixel_values, WALK_STEPS)
+        yield Sheet(
+            "interpolation.png", "Walks between two pictures",
+            "From the left picture to the right one on a straight line: of latents, quantized and decoded (upper row), "
+            "and of pixels (lower row), which is a double exposure.",
+            labelled_grid(rows, min_side=SIDE, smooth=False, font_size=13, margin=4),
+        )  # fmt: skip
+    yield from _plots(options, evaluation)
+
+
+def _plots(options: EvaluationOptions, evaluation: Evaluation) -> Iterator[Sheet]:
+    """Plots of stage 1; none, and a message, where matplotlib is missing."""
+    if importlib.util.find_spec("matplotlib") is None:
+        print("The report has no plots: they need matplotlib (pip install 'tessera[evaluation]').")
+        return
+    tokenizer, figures, split = evaluation.model.image_tokenizer, evaluation.tokenizer_figures, evaluation.split
+    yield Sheet(
+        "plots.png", "Quality of pictures, use of codes",
+        f"Left: PSNR of the reconstructions of {split.name} and of training pictures. Right: how often each code "
+        "occurs, which is level where all are used alike.",
+        quality_plot(figures, evaluation.training_figures, evaluation.report["codebook"]["num_codes"]),
+    )  # fmt: skip
+    rows = evenly_spaced(len(split), POINTS)
+    latents = latents_of(tokenizer, torch.from_numpy(split.pictures.batch(rows)), options.batch_size)
+    if latents is not None and len(rows) > 2:
+        captions = [split.captions[row] for row in rows.tolist()]
+        maps = [MAPS[name](latents, options.seed) for name in options.latent_maps or ["pca"]]
+        yield Sheet(
+            "latent_map.png", "Maps of latents by caption",
+            f"Each point is one of {len(rows):,} pictures of {split.name}, placed by its latents ({latents.shape[1]:,} "
+            "values) and coloured by its caption.",
+            latent_map_figure(maps, captions),
+        )  # fmt: skip
+    codebooks = codebook_views(tokenizer, figures.codes, split.pictures)
+    if codebooks:
+        yield Sheet(
+            "codebooks.png", "Codebooks",
+            "Left: how many codes are used how often, against an even use. Right: the codes among the latents that "
+            "they quantize.",
+            codebook_figure(codebooks),
+        )  # fmt: skip
+
+
+def _drawn_sheets(options: EvaluationOptions, evaluation: Evaluation) -> Iterator[Sheet]:
+    """What the model draws: beside real pictures of sprites, else a few samples; and the nearest training pictures."""
+    drawing = evaluation.model.drawing
+    for scene_set in evaluation.sets:
+        kinds = ", ".join(scene_set.pictures)
+        yield Sheet(
+            f"alignment_{scene_set.name}.png", f"Captions, {scene_set.name.replace('_', '-')}: {kinds}",
+            f"Under each caption, from the left: {kinds}; behind it what the probe read in the last one.",
+            alignment_sheet(scene_set),
+        )  # fmt: skip
     if drawing is not None and not evaluation.sets:
-        samples = draw_samples(drawing, split.source, options.seed, options.sampling())
-    tokenizer_figures = evaluation.tokenizer_figures
-    codebooks = codebook_views(evaluation.model.image_tokenizer, tokenizer_figures.codes, split.pictures)
-    page, *_ = write_report(
-        folder,
-        evaluation.report,
-        tokenizer_figures,
-        table=figures_table(evaluation.report),
-        sets=evaluation.sets,
-        samples=samples,
-        codebooks=codebooks,
-        sheets=_sheets(evaluation),
-    )
-    return page
-
-
-def _sheets(evaluation: Evaluation) -> dict[str, tuple[str, Image.Image]]:
-    """Title -> file name and picture, of what this evaluation has to show beside what every report shows."""
-    sheets: dict[str, tuple[str, Image.Image]] = {}
+        samples = draw_samples(drawing, evaluation.split.source, options.seed, options.sampling())
+        if samples:
+            grid = labelled_grid(samples, min_side=SIDE, smooth=False)
+            yield Sheet("samples.png", "Samples", f"Drawn from the first captions, seed {options.seed}.", grid)
     if evaluation.nearest is not None and evaluation.drawn is not None and evaluation.training is not None:
-        title = "Drawn pictures (upper rows) and the nearest training picture of each, most like a copy first"
-        sheet = nearest_sheet(evaluation.drawn.pictures, evaluation.nearest, evaluation.training.pictures)
-        sheets[title] = ("nearest_training.png", sheet)
-    return sheets
+        yield Sheet(
+            "nearest_training.png", "Drawn pictures and the nearest training picture of each",
+            "Drawn pictures (upper rows), each above the nearest training picture by squared error of pixels; those "
+            "most like a copy first.",
+            nearest_sheet(evaluation.drawn.pictures, evaluation.nearest, evaluation.training.pictures),
+        )  # fmt: skip
 
 
 def draw_samples(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from pipelines.options.data import DataOptions
 from pipelines.options.image_tokenizer_losses import CAPTIONS
 from pipelines.options.inference import GuidedSamplingOptions, ModelOptions
 from pipelines.options.option import option
+
+MAP_PACKAGES = {"pca": ("torch", "torch"), "tsne": ("sklearn", "scikit-learn"), "umap": ("umap", "umap-learn")}
 
 
 @dataclass
@@ -30,6 +33,12 @@ class EvaluationOptions(GuidedSamplingOptions, ModelOptions, DataOptions):
     output: str = option("report.json", "file for the figures")
     report: str | None = option(
         None, "folder for report.html, report.md and report.json, with pictures and plots (default: none)"
+    )
+    latent_maps: list[str] | None = option(
+        None,
+        "planes that the report shows latents in: 'pca', 'tsne' (needs scikit-learn), 'umap' (needs umap-learn) "
+        "(default: pca)",
+        choices=[*MAP_PACKAGES],
     )
     overwrite: bool = option(False, "write into a --report folder that is not empty, over files of the same names")
     num_captions: int = option(
@@ -98,10 +107,13 @@ class EvaluationOptions(GuidedSamplingOptions, ModelOptions, DataOptions):
         super().__post_init__()
         self.check_sampling()
         self._check_extractors()
+        self._check_maps()
         check_file(self.output, "--output", "report.json")
         if self.report is not None:
             check_folder(self.report, "--report")
             self._check_report_is_new(Path(self.report))
+        elif self.latent_maps:
+            raise ValueError("--latent_maps are shown in the folder of --report: give that, too")
         elif self.overwrite:
             raise ValueError("--overwrite says what may happen to the folder of --report: give that, too")
         if self.classification_accuracy and self.image_tokenizer is None and not self.drawn_per_caption:
@@ -121,6 +133,13 @@ class EvaluationOptions(GuidedSamplingOptions, ModelOptions, DataOptions):
             raise ValueError(
                 f"--report {folder} is not empty: name another folder, or write over its report by --overwrite"
             )
+
+    def _check_maps(self) -> None:
+        """Raise ValueError for a map of latents whose package is not here."""
+        for name in self.latent_maps or ():
+            module, package = MAP_PACKAGES[name]
+            if importlib.util.find_spec(module) is None:
+                raise ValueError(f"--latent_maps {name} needs {package}: pip install {package}, or leave {name} out")
 
     def _check_extractors(self) -> None:
         """Raise ValueError for an extractor that is unknown or not here, and for options that need one."""

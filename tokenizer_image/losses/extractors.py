@@ -44,7 +44,7 @@ class Extractor(nn.Module):
     Args:
         name: in the registry.
         network: (B, 3, h, w) to a list of feature maps, shallow to deep, and logits (B, classes).
-        size: side of the pictures that it was trained on, in pixels.
+        size: side of the pictures that it was trained on, in pixels; None: it reads pictures of any size as they are.
         least_size: side that smaller pictures are enlarged to.
         mean, std: of each colour on [0, 1], which its inputs are normalised by.
         channel_weights: of each depth, (1, channels, 1, 1), how much a channel counts in a distance; None: all alike.
@@ -61,7 +61,7 @@ class Extractor(nn.Module):
         name: str,
         network: nn.Module,
         *,
-        size: int = 224,
+        size: int | None = 224,
         least_size: int = 64,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,

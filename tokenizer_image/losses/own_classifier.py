@@ -86,9 +86,9 @@ def build_own_classifier(name: str) -> Extractor:
 
 
 def classifier_extractor(name: str, network: CaptionClassifier) -> Extractor:
-    """The classifier as an extractor of this name, for pictures in [-1, 1] of their own size."""
+    """The classifier as an extractor of this name, which reads pictures in [-1, 1] at their own size."""
     half = (0.5, 0.5, 0.5)  # pictures in [-1, 1] as they are
-    return Extractor(name, network, least_size=2 ** len(network.hidden_sizes), mean=half, std=half)
+    return Extractor(name, network, size=None, least_size=2 ** len(network.hidden_sizes), mean=half, std=half)
 
 
 register_extractor(PREFIX, build_own_classifier)

@@ -1,0 +1,119 @@
+"""Pictures on sheets, and plots, for the page of a report."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipelines.caching.pixel_cache import DecodedPictures
+from pipelines.drawing.grids import labelled_grid
+from pipelines.evaluation.alignment import AlignmentSet, PictureKind, is_right
+from pipelines.evaluation.copies import NearestTraining
+from pipelines.evaluation.reconstruction import TokenizerFigures, reconstruct
+from tokenizer_image.layout import ImageTokenizer
+
+SIDE = 96  # pixels of a picture on a sheet, at least
+WORST, COLUMNS = 16, 8
+
+
+def to_images(pictures: Tensor) -> list[Image.Image]:
+    """uint8 (n, C, H, W) -> PIL images, "RGB" or "L"."""
+    arrays = pictures.permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
+
+
+def side_by_side(sheets: Sequence[Image.Image]) -> Image.Image:
+    """Sheets next to each other, on white."""
+    whole = Image.new("RGB", (sum(sheet.width for sheet in sheets), max(sheet.height for sheet in sheets)), "white")
+    left = 0
+    for sheet in sheets:
+        whole.paste(sheet, (left, 0))
+        left += sheet.width
+    return whole
+
+
+def pairs_sheet(upper: Tensor, lower: Tensor, labels: Sequence[str] = ()) -> Image.Image:
+    """Rows of pictures uint8 (n, C, H, W), each with the row of their partners below.
+
+    Args:
+        labels: of each pair of rows.
+    """
+    originals, copies = to_images(upper), to_images(lower)
+    rows: list[tuple[str, list[Image.Image]]] = []
+    for number, start in enumerate(range(0, len(originals), COLUMNS)):
+        end = start + COLUMNS
+        rows += [(labels[number] if labels else "", originals[start:end]), ("", copies[start:end])]
+    return labelled_grid(rows, min_side=SIDE, smooth=False, margin=4, font_size=13)
+
+
+def worst_sheet(
+    image_tokenizer: ImageTokenizer, pictures: DecodedPictures, figures: TokenizerFigures, count: int = WORST
+) -> Image.Image:
+    """The pictures with the lowest PSNR, the worst first, above their reconstructions; the label has each one's dB."""
+    psnr = figures.per_picture["psnr"]
+    worst = psnr.argsort(stable=True)[:count]
+    originals = torch.from_numpy(np.ascontiguousarray(pictures.batch(worst.numpy())))
+    labels = [
+        f"{', '.join(f'{value:.1f}' for value in part.tolist())} dB PSNR; below, the reconstructions"
+        for part in psnr[worst].split(COLUMNS)
+    ]
+    return pairs_sheet(originals, reconstruct(image_tokenizer, originals)[0], labels)
+
+
+def alignment_sheet(scene_set: AlignmentSet, count: int = 16) -> Image.Image:
+    """Under each caption the real picture, its reconstruction and the sample, and what the probe read wrong."""
+    images = {kind: to_images(pictures[:count]) for kind, pictures in scene_set.pictures.items()}
+    judged: PictureKind = "sampled" if "sampled" in images else "reconstructed"
+    rows = []
+    for number in range(len(images["real"])):
+        verdict = is_right(scene_set.scenes[number], scene_set.readings[judged][number])
+        wrong = [name for name, right in verdict.items() if not right and name != "all"]
+        label = f"{scene_set.captions[number]} ({judged}: {'right' if not wrong else 'wrong ' + ', '.join(wrong)})"
+        rows.append((label, [images[kind][number] for kind in images]))
+    columns = [rows[start : start + 4] for start in range(0, len(rows), 4)]
+    return side_by_side([labelled_grid(column, min_side=SIDE, smooth=False, font_size=13) for column in columns])
+
+
+def nearest_sheet(drawn: Tensor, nearest: NearestTraining, training: DecodedPictures, count: int = 32) -> Image.Image:
+    """Rows of drawn pictures, the nearest training picture below each: those of the least ratio to the second nearest
+    first.
+
+    Args:
+        drawn: uint8 (n, C, H, W).
+    """
+    order = nearest.ratios.argsort(stable=True)[:count]
+    found = torch.from_numpy(training.batch(nearest.indices[order].numpy()))
+    return pairs_sheet(drawn[order], found)
+
+
+def quality_plot(figures: TokenizerFigures, training: TokenizerFigures | None, num_codes: int) -> Image.Image:
+    """How the PSNR of pictures is distributed, of training pictures too, and how often each code is used.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3), layout="tight")
+    quality, codes = figure.subplots(1, 2)
+    sets = {"measured split": figures} | ({} if training is None else {"training pictures": training})
+    values = {label: one.per_picture["psnr"].numpy() for label, one in sets.items()}
+    bins = np.histogram_bin_edges(np.concatenate([*values.values()]), bins=40).tolist()
+    for label, one in values.items():
+        quality.hist(
+            one, bins=bins, weights=np.full(len(one), 1 / len(one)), histtype="step", linewidth=1.5, label=label
+        )
+    quality.set(xlabel="PSNR of a picture (dB)", ylabel="share of pictures")
+    quality.legend(fontsize=8)
+    counts = torch.bincount(figures.codes.reshape(-1), minlength=num_codes)
+    share = np.sort(counts.numpy())[::-1] / max(1, int(counts.sum()))
+    codes.plot(np.arange(1, len(share) + 1), np.maximum(share, 0.1 / max(1, int(counts.sum()))))
+    codes.set(xlabel="code, most frequent first", ylabel="share of all codes", yscale="log")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return Image.open(buffer)
