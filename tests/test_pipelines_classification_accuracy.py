@@ -128,6 +128,8 @@ def test_the_command_trains_classifiers_and_gives_the_same_digits_again(folder, 
     )
     assert score["n"] == 12 and score["drawn"]["num_training"] == 16 and score["real"]["num_training"] == 40
     assert (score["split"], score["train_split"]) == ("validation", "train")
+    real = report["compared"]["real"]
+    assert real["class_first"] == score["real"]["top_1"], "the same classifier of the same pictures"
     assert report["compared"]["size"] is None, "the classifier reads pictures as they are"
     assert report["compared"]["extractor"] == "captions" and report["compared"]["drawn"]["frechet"] > 0
     assert "drawn pictures" in capsys.readouterr().out

@@ -33,7 +33,7 @@ from tokenizer_image.sprites.data_set import SpriteDataset
 
 QUANTIZERS = [
     {},
-    {"quantizer": "ema", "num_levels": 2, "codebook_sizes": [16, 8], "hidden_sizes": [8, 8, 8]},
+    {"quantizer": "ema", "num_levels": 2, "codebook_sizes": [16, 8], "hidden_sizes": [8, 16]},
     {"quantizer": "residual", "codebook_sizes": [16, 16], "quantizer_options": {"shared_codebook": True}},
     {"quantizer": "lookup_free", "codebook_sizes": [16]},
     {"network": "mlp", "quantizer": "ema", "codebook_sizes": [16], "hidden_sizes": [16], "patch_size": 8},
@@ -187,22 +187,23 @@ def test_rows_say_over_what_a_figure_is_and_by_which_network(pictures):
         },
         classification_accuracy={
             "split": "validation", "train_split": "train", "n": 9, "num_classes": 3, "steps": 100,
-            "real": {**share, "num_training": 40},
-            "drawn": {**share, "num_training": 30, "ratio": {"top_1": None, "top_5": 0.5,
+            "real": {**share, "num_training": 40, "classifier_hash": "89"},
+            "drawn": {**share, "num_training": 30, "classifier_hash": "ab", "ratio": {"top_1": None, "top_5": 0.5,
                                                               "interval": {"top_1": None, "top_5": [0.25, 0.75]}}},
         },
     )  # fmt: skip
     rows = {(row.figure, row.split): row for row in figure_rows(report)}
-    psnr, quality = rows["reconstruction: psnr", "train"], report["reconstruction"]
+    psnr, quality = rows["reconstruction: PSNR, dB", "train"], report["reconstruction"]
     assert psnr.over == "24 pictures" and psnr.value == f"{quality['psnr']:.2f}"
     low, high = quality["interval"]["psnr"]
     assert psnr.interval == f"{low:.2f} to {high:.2f}"
-    assert rows["drawn: frechet", "validation"].by == "captions (0123abcd)"
+    assert rows["drawn: Frechet distance", "validation"].by == "captions (0123abcd)"
     assert rows["drawn: precision", "validation"].interval == "0.250 to 0.750"
     first = rows["drawn: class first", "validation"]
     assert (first.value, first.over, first.by) == ("25.0%", "16 captioned pictures", "lite (4567)")
     accuracy = rows["classifier of 30 drawn pictures: top 1", "validation"]
     assert (accuracy.value, accuracy.interval, accuracy.over) == ("75.0%", "50.0% to 90.0%", "9 pictures")
+    assert accuracy.by == "captions, 100 steps (ab)"
     assert rows["classifier of 30 drawn pictures, over that of real ones: top 1", "validation"].value == "-"
     for row in rows.values():
         assert row.over and row.split and len(row.cells) == len(COLUMNS)

@@ -82,7 +82,7 @@ def own_extractor(options: EvaluationOptions, training: Split, captions: list[st
         data_labels(training, captions), len(captions), steps=options.classifier_steps,
         seed=options.seed, device=device, cache=ResultCache(),
     )  # fmt: skip
-    return classifier_extractor(CAPTIONS, network)
+    return classifier_extractor(CAPTIONS, network, captions)
 
 
 def accuracy_score(

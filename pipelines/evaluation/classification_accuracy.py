@@ -19,6 +19,7 @@ from pipelines.caching.sources import class_numbers
 from pipelines.evaluation.classes import TOP
 from pipelines.evaluation.intervals import paired_comparison, ratio_of_shares, shares
 from pipelines.evaluation.result_cache import ResultCache
+from tokenizer_image.fingerprint import weights_hash
 from tokenizer_image.losses.classifier_training import class_logits, fit_classifier, new_classifier
 from tokenizer_image.losses.own_classifier import CaptionClassifier
 from tokenizer_image.preprocessing import to_pixel_values
@@ -108,7 +109,8 @@ def classification_accuracy(
         steps: of 64 pictures, for each classifier.
 
     Returns:
-        `n` test pictures, `num_classes`, `steps`; for each training set `num_training`, `top_1` and `top_5` (among the
+        `n` test pictures, `num_classes`, `steps`; for each training set `num_training`, `classifier_hash` (of its
+        weights), `top_1` and `top_5` (among the
         first five, or all where there are fewer) with 95% Wilson intervals under `interval`; and for each but `real`
         `ratio`, its accuracies over those of `real`, with intervals by the paired bootstrap over test pictures.
     """
@@ -121,7 +123,11 @@ def classification_accuracy(
         logits = class_logits(network, test.pixels_of, np.arange(len(test.labels)))
         verdicts[name] = _verdicts(logits, test.labels)
         counts = {score: int(right.sum()) for score, right in verdicts[name].items()}
-        report[name] = {**shares(counts, len(test.labels)), "num_training": len(pictures.labels)}
+        report[name] = {
+            **shares(counts, len(test.labels)),
+            "num_training": len(pictures.labels),
+            "classifier_hash": weights_hash(network),
+        }
     for name in training:
         if name != REAL:
             report[name]["ratio"] = paired_comparison(ratio_of_shares, verdicts[REAL], verdicts[name])

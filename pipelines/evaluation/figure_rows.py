@@ -11,6 +11,10 @@ COLUMNS = ["figure", "value", "95% interval", "over", "split", "by"]
 SHARE, PLAIN = ".1%", ".4g"
 RECONSTRUCTION = {"mse": ".6f", "psnr": ".2f", "ssim": ".4f", "grid_ratio": ".2f"}
 MANIFOLD = {"precision": ".3f", "recall": ".3f", "density": ".3f", "coverage": ".3f"}
+WORDS = {
+    "mse": "MSE on [0, 1]", "psnr": "PSNR, dB", "ssim": "SSIM", "frechet": "Frechet distance", "linear": "linear probe",
+    "knn": "nearest neighbours", "compression": "times fewer bits than the picture",
+}  # fmt: skip
 CLASSES = {"class_first": SHARE, "class_among_five": SHARE}
 
 
@@ -69,7 +73,7 @@ def _rows(
         value, interval = figures[figure], intervals.get(figure)
         words = "" if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}"
         shown = "-" if value is None else f"{value:{form}}"
-        yield FigureRow(f"{name}: {figure.replace('_', ' ')}", shown, words, over, split, by)
+        yield FigureRow(f"{name}: {WORDS.get(figure) or figure.replace('_', ' ')}", shown, words, over, split, by)
 
 
 def _pictures(count: int) -> str:
@@ -139,12 +143,14 @@ def _accuracy_rows(score: Report | None) -> Iterator[FigureRow]:
     for name in ("real", "reconstructed", "drawn"):
         if score is not None and name in score:
             of = f"classifier of {score[name]['num_training']:,} {name} pictures"
-            by = f"the same, after {score['steps']:,} steps"
+            by = f"captions, {score['steps']:,} steps ({score[name]['classifier_hash']})"
             over = _pictures(score["n"])
             yield from _rows(of, score[name], {"top_1": SHARE, "top_5": SHARE}, over, score["split"], by)
             if "ratio" in score[name]:
                 formats = {"top_1": ".3f", "top_5": ".3f"}
-                yield from _rows(f"{of}, over that of real ones", score[name]["ratio"], formats, over, score["split"])
+                yield from _rows(
+                    f"{of}, over that of real ones", score[name]["ratio"], formats, over, score["split"], by
+                )
 
 
 def _copy_rows(nearest: Report | None, report: Report) -> Iterator[FigureRow]:

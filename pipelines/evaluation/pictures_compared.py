@@ -175,11 +175,7 @@ def compare_sets(extractors: ExtractorPair, real: PictureSet, others: Mapping[st
         with a classifier `class_first`, `class_among_five`, the shares whose caption's class it names.
     """
     figures: dict[str, Any] = {**extractors.describe(), "warnings": extractors.notes}
-    classes: dict[str, int] = {}
-    captioned = [row for row, text in enumerate(real.captions) if text]
-    if extractors.classifier is not None and captioned:
-        texts = [str(real.captions[row]) for row in captioned]
-        classes = caption_classes(real.features.logits[captioned], texts)
+    classes = _classes(extractors.classifier, real)
     statistics = real.features.statistics if extractors.features is not None else None
     for name, one in {"real": real, **others}.items():
         figures[name] = {"n": len(one.captions), **_class_figures(one.features.logits, one.captions, classes)}
@@ -192,6 +188,16 @@ def compare_sets(extractors: ExtractorPair, real: PictureSet, others: Mapping[st
         if name == "drawn":
             _add_manifold_figures(figures, real.features.features, one.features.features)
     return figures
+
+
+def _classes(classifier: Extractor | None, real: PictureSet) -> dict[str, int]:
+    """The class of each caption: the classifier's own, where it has learned captions, else by the real pictures."""
+    if classifier is not None and classifier.class_names:
+        return {caption: number for number, caption in enumerate(classifier.class_names)}
+    captioned = [row for row, text in enumerate(real.captions) if text]
+    if classifier is None or not captioned:
+        return {}
+    return caption_classes(real.features.logits[captioned], [str(real.captions[row]) for row in captioned])
 
 
 def _add_manifold_figures(figures: dict[str, Any], real: Tensor, drawn: Tensor) -> None:

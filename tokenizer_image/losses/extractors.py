@@ -51,6 +51,7 @@ class Extractor(nn.Module):
         resize: pictures (B, 3, H, W) and a side to pictures of this side: the network's own way, by which it reads all
             pictures at `size`; None: it reads them at any size.
         note: what is to be said of distances by these weights, beside their hash; None: nothing.
+        class_names: the caption that each class stands for, where the classes are a data set's captions.
     """
 
     mean: torch.Tensor
@@ -68,8 +69,10 @@ class Extractor(nn.Module):
         channel_weights: Sequence[torch.Tensor] | None = None,
         resize: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
         note: str | None = None,
+        class_names: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        self.class_names = list(class_names)
         self.name, self.network, self.size, self.least_size = name, network, size, least_size
         self.resize, self.note = resize, note
         self.register_buffer("mean", 2 * torch.tensor(mean).view(1, 3, 1, 1) - 1, persistent=False)

@@ -82,13 +82,15 @@ def build_own_classifier(name: str) -> Extractor:
             f"extractor {name!r}: no classifier could be read ({reason}); give the folder that train_tokenizer.py "
             "--extractor captions leaves, OUTPUT_DIR/classifier"
         ) from error
-    return classifier_extractor(name, network)
+    return classifier_extractor(name, network, values["captions"])
 
 
-def classifier_extractor(name: str, network: CaptionClassifier) -> Extractor:
-    """The classifier as an extractor of this name, which reads pictures in [-1, 1] at their own size."""
+def classifier_extractor(name: str, network: CaptionClassifier, captions: Sequence[str]) -> Extractor:
+    """The classifier of these captions as an extractor of this name, which reads pictures at their own size."""
     half = (0.5, 0.5, 0.5)  # pictures in [-1, 1] as they are
-    return Extractor(name, network, size=None, least_size=2 ** len(network.hidden_sizes), mean=half, std=half)
+    return Extractor(
+        name, network, size=None, least_size=2 ** len(network.hidden_sizes), mean=half, std=half, class_names=captions
+    )
 
 
 register_extractor(PREFIX, build_own_classifier)
