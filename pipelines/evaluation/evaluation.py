@@ -74,10 +74,11 @@ def evaluate(options: EvaluationOptions) -> Evaluation:
     """
     started = time.monotonic()
     model = load_model(options)
+    seen = PerceptualReader.load(options.perceptual, model.image_tokenizer)
     split, training = load_data(options, model), load_training(options, model)
     classes = required_classes(options, split, training)
     extractors = load_extractors(options, training, classes, device_of(model.image_tokenizer))
-    reader, seen = FeatureReader(extractors), PerceptualReader.load(options.perceptual, model.image_tokenizer)
+    reader = FeatureReader(extractors)
 
     def watch(originals: Tensor, made: Tensor) -> None:
         reader.update(made)

@@ -19,7 +19,7 @@ from pipelines.evaluation.code_gallery import gallery_sheet
 from pipelines.evaluation.codebook_plot import codebook_figure, codebook_views
 from pipelines.evaluation.evaluation import Evaluation
 from pipelines.evaluation.label_efficiency import latents_of
-from pipelines.evaluation.latent_map import MAPS, POINTS, latent_map_figure
+from pipelines.evaluation.latent_map import MAPS, POINTS, latent_map_figure, shown_labels
 from pipelines.evaluation.reconstruction import device_of
 from pipelines.evaluation.report_page import Sheet, write_report
 from pipelines.evaluation.report_sheets import (
@@ -101,11 +101,12 @@ def _plots(options: EvaluationOptions, evaluation: Evaluation) -> Iterator[Sheet
     latents = latents_of(tokenizer, torch.from_numpy(split.pictures.batch(rows)), options.batch_size)
     if latents is not None and len(rows) > 2:
         captions = [split.captions[row] for row in rows.tolist()]
+        colours = " and coloured by its caption" if shown_labels(captions) else "; most captions are of few pictures"
         maps = [MAPS[name](latents, options.seed) for name in options.latent_maps or ["pca"]]
         yield Sheet(
             "latent_map.png", "Maps of latents by caption",
             f"Each point is one of {len(rows):,} pictures of {split.name}, placed by its latents ({latents.shape[1]:,} "
-            "values) and coloured by its caption.",
+            f"values){colours}.",
             latent_map_figure(maps, captions),
         )  # fmt: skip
     codebooks = codebook_views(tokenizer, figures.codes, split.pictures)
