@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,6 +28,8 @@ PLAIN_HEADS = frozenset(
     {"LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM", "GPT2LMHeadModel"}
 )
 TOKENS_PER_PARAMETER = 1.0  # that a size has to read to be chosen
+# What embeddings and output layer call the layer with the rows of new tokens, where only those are trained (`lm.lora`).
+NEW_ROWS = "new_rows"
 # Standard deviations that the rows of image codes start with.
 EMBEDDING_SCALE, OUTPUT_SCALE = 0.3, 0.15
 
@@ -189,6 +192,24 @@ def plain_head(model: Any) -> nn.Linear | None:
     """The output layer of `model` where its logits are that layer's product and nothing more, else None."""
     head = model.get_output_embeddings()
     return head if type(model).__name__ in PLAIN_HEADS and type(head) is nn.Linear else None
+
+
+def partial_logits(head: nn.Linear, hidden: torch.Tensor, low: int, high: int) -> torch.Tensor:
+    """Logits (..., high - low) of the ids `low <= id < high`, of hidden states (..., d) and an output layer."""
+    new = getattr(head, NEW_ROWS, None)
+    if new is None:
+        return F.linear(hidden, head.weight[low:high], None if head.bias is None else head.bias[low:high])
+    first, last = new.first, new.first + new.out_features
+    parts = []
+    for start, end, layer, offset in (
+        (low, min(high, first), head, 0),
+        (max(low, first), min(high, last), new, first),
+        (max(low, last), high, head, 0),
+    ):
+        if start < end:
+            rows = slice(start - offset, end - offset)
+            parts.append(F.linear(hidden, layer.weight[rows], None if layer.bias is None else layer.bias[rows]))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def load_model(folder: str, **options: Any) -> PreTrainedModel:

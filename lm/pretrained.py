@@ -27,14 +27,17 @@ def load_configuration(name: str) -> PretrainedConfig:
         ) from error
 
 
-def load_pretrained(name: str) -> PreTrainedModel:
+def load_pretrained(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The model in float32, also where it was saved in another type: updates are smaller than the spacing of bfloat16.
+
+    Args:
+        dtype: another type, for weights that are not trained.
 
     Raises:
         ValueError: not a causal LM, or one whose weights are not safetensors.
     """
     try:
-        return load_model(name, dtype=torch.float32)
+        return load_model(name, dtype=dtype)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"--lm_name_or_path {name} cannot be read as a causal LM with safetensors weights: {_first_line(error)}"

@@ -28,7 +28,8 @@ def main(options: LanguageModelOptions) -> None:
     import torch
 
     from lm.data.batch_order import BatchOrder
-    from lm.model import default_size, recompute_layers
+    from lm.lora import load_trained, save_trained
+    from lm.model import default_size, load_model, recompute_layers
     from lm.training.attention import use_fastest_attention
     from lm.training.dropout import add_dropout, seed_step, without_dropout
     from lm.training.losses import NextTokenLoss
@@ -40,7 +41,8 @@ def main(options: LanguageModelOptions) -> None:
     from pipelines.training.compilation import compile_layers
     from pipelines.training.distribution import is_sharded, prepare
     from pipelines.training.few_pictures import DRAWN_CAPTIONS, DRAWN_ROWS, choose_recipe, drawn_figures, kept_score
-    from pipelines.training.guidance_search import search_guidance
+    from pipelines.training.fine_tuning import adapt, adapted_forward, adapters_line, check_adapters, frozen_dtype
+    from pipelines.training.guidance_search import settle_defaults
     from pipelines.training.language_model import (
         build_parts,
         check_parts,
@@ -59,6 +61,7 @@ def main(options: LanguageModelOptions) -> None:
     from pipelines.training.sequences import build_source, code_noise, count_long, formats_line, long_line
     from pipelines.training.start import check_batch_size, count_parameters, start_run, warn_small_data_set
     from pipelines.training.state import TrainingState
+    from pipelines.training.text_check import held_out_text
     from pipelines.training.throughput import Throughput, total_peak
     from tokenizer_image.registry import load_tokenizer
 
@@ -68,6 +71,7 @@ def main(options: LanguageModelOptions) -> None:
     device, accumulation_steps = accelerator.device, options.gradient_accumulation_steps
     tokenizer = load_tokenizer(options.image_tokenizer).to(device)
     check_parts(options, tokenizer)
+    check_adapters(options, accelerator)
     if options.batch_size:
         check_batch_size(accelerator, options.batch_size, parts=accumulation_steps)
     root = options.token_cache or Path(options.output_dir) / "token_cache"
@@ -78,14 +82,14 @@ def main(options: LanguageModelOptions) -> None:
     size = choose_size(options, tokenizer, peak, run.info)
     if size and size != (usual := default_size(tokenizer.tokens_per_image)):
         say(accelerator, f"--lm_size {size}, not {usual}, which would have hardly begun to learn in this budget")
-    model, vocabulary = build_parts(options, tokenizer, cache, size, partial(say, accelerator))
+    dtype = frozen_dtype(options, accelerator.mixed_precision)
+    model, vocabulary = build_parts(options, tokenizer, cache, size, partial(say, accelerator), dtype)
     source = build_source(options, cache, vocabulary, model, views)
     options.batch_size = choose_batch_size(
         options, accelerator, model, min(source.max_length, vocabulary.longest_picture + CAPTION), peak, run.info
     )
     check_batch_size(accelerator, options.batch_size, parts=accumulation_steps)
     recipe = choose_recipe(options, source, model, peak, run.info.get("recipe"))
-    add_dropout(model, recipe.dropout)
     source.noise = code_noise(recipe.code_noise, tokenizer, vocabulary)
     vocabulary.formats = source.trained_formats()
     order = BatchOrder(source, options.batch_size, options.seed, pack_length=options.pack_length)
@@ -98,6 +102,10 @@ def main(options: LanguageModelOptions) -> None:
         f"{describe_model(model, vocabulary)}; {len(cache)} pictures of {vocabulary.tokens_per_image} tokens; "
         f"{accelerator.mixed_precision} precision, {torch.get_num_threads()} threads",
     )
+    adapted = adapt(options, model, vocabulary) if options.lora_rank else None
+    add_dropout(model, recipe.dropout)  # of the adapted layers
+    if adapted:
+        say(accelerator, adapters_line(adapted, options, vocabulary))
     say(accelerator, formats_line(source))
     warn_small_data_set(accelerator, len(cache))
     say(accelerator, recipe.line(len(cache), options))
@@ -107,6 +115,12 @@ def main(options: LanguageModelOptions) -> None:
     if not is_sharded(accelerator):  # FSDP2 moves shards alone
         model.to(device)
     use_fastest_attention(model, options.pack_length or source.max_length)
+    text = held_out_text(options, validation_cache, vocabulary, model.config)
+    text_before = run.info.get("text_check", {}).get("nats_before")
+    if text and text_before is None and run.is_main:
+        with accelerator.autocast():
+            text_before = text.measure(model)
+        run.write_info(text_check=text.to_dict(text_before))
     if options.gradient_checkpointing:
         recompute_layers(model)
     loss_module = NextTokenLoss(model.train(), vocabulary.id_ranges, options.z_loss_weight)
@@ -130,28 +144,6 @@ def main(options: LanguageModelOptions) -> None:
     def score(figures: dict[str, float]) -> float:
         return kept_score(figures, mean_loss(figures, shares))
 
-    def settle(plain: Any) -> None:
-        """Find the guidance and the temperature that the model is saved with."""
-        fixed = {}
-        if options.default_guidance is not None or vocabulary.default_guidance == 1:
-            fixed["scales"] = (vocabulary.default_guidance,)
-        if options.default_temperature is not None:
-            fixed["temperatures"] = (vocabulary.default_temperature,)
-        if len(fixed) == 2:
-            return
-        rows = loop.progress.step * options.batch_size
-        told = captions or choose_captions(cache, validation_cache, vocabulary, DRAWN_CAPTIONS)
-        pipe = TextToImagePipeline(tokenizer, plain.to(device), vocabulary)
-        try:
-            usual = vocabulary.default_guidance, vocabulary.default_temperature
-            found = search_guidance(told, pipe, usual, rows, **fixed) if told else None
-        except (ValueError, RuntimeError) as error:  # the model is worth more than its guidance
-            say(accelerator, f"no search for the default guidance: {error}")
-            return
-        if found:
-            vocabulary.default_guidance, vocabulary.default_temperature = found.scale, found.temperature
-            say(accelerator, str(found))
-
     def sample(plain: Any, step: int) -> None:
         pipe = TextToImagePipeline(tokenizer, plain, vocabulary)
         try:
@@ -162,12 +154,40 @@ def main(options: LanguageModelOptions) -> None:
     def write(plain: Any, folder: Path) -> None:
         TextToImagePipeline(tokenizer, plain, vocabulary).save_pretrained(folder)
 
+    def keep(plain: Any, folder: Path) -> None:
+        save_trained(plain, folder) if adapted else write(plain, folder)
+
+    def leave(plain: Any, best: Path | None) -> None:
+        """Write the model folder, of the model as it is or of the best validation kept."""
+        if best and adapted:
+            load_trained(plain, best)
+        elif best:
+            plain = load_model(str(best / "lm"))
+        with torch.autocast(device.type, enabled=False):
+            plain = (adapted.merge() if adapted else plain).to(device)
+            settle_defaults(
+                options, TextToImagePipeline(tokenizer, plain, vocabulary),
+                lambda: captions or choose_captions(cache, validation_cache, vocabulary, DRAWN_CAPTIONS),
+                loop.progress.step * options.batch_size, partial(say, accelerator),
+            )  # fmt: skip
+        with run.writing(run.folder):
+            write(plain, run.folder)
+        if text:
+            with accelerator.autocast():
+                text_after = text.measure(plain)
+            run.write_info(text_check=text.to_dict(text_before, text_after))
+            say(accelerator, text.line(text_before, text_after))
+
     throughput = Throughput(peak, lambda: total_peak(accelerator, again=True))
     loop = Loop(
         accelerator, run, options,
-        TrainingState(accelerator, model, optimizers, AveragedWeights(model, options.ema_decay), prepared),
+        TrainingState(
+            accelerator, model, optimizers, AveragedWeights(model, options.ema_decay, trained_only=bool(adapted)),
+            prepared, trained_only=bool(adapted),
+        ),
         Validation(
-            measure, sample, score, write if options.keep_best else None, around=partial(without_dropout, model),
+            measure, sample, score, keep if options.keep_best else None,
+            around=partial(adapted_forward, accelerator, model) if adapted else partial(without_dropout, model),
             every=validation_interval(options, len(cache), len(validation_cache) + (DRAWN_ROWS if captions else 0)),
         ),
         MetricsLog(accelerator, run, options.tracker, "images", options.batch_size, throughput),
@@ -203,13 +223,13 @@ def main(options: LanguageModelOptions) -> None:
             loop.count(figures.tokens, figures.flops)
             loop.finish_step(figures.loss, **figures.metrics)
         run.write_info(cropped=source.cropped, left_out=source.dropped)  # read ahead by a few batches
-        finish(loop, settle, write, next_commands(run.folder, prompts))
+        finish(loop, leave, next_commands(run.folder, prompts))
 
 
-def finish(loop: Loop, settle: Callable[[Any], None], write: Callable[[Any, Path], None], commands: list[str]) -> None:
+def finish(loop: Loop, leave: Callable[[Any, Path | None], None], commands: list[str]) -> None:
     """Save the model folder with the averaged weights of the best validation, and say where everything is."""
-    from lm.model import load_model
     from pipelines.machine.printing import say
+    from pipelines.training.state import eager
 
     run, progress, figures = loop.run, loop.progress, loop.figures
     best = loop.kept_best()
@@ -217,16 +237,12 @@ def finish(loop: Loop, settle: Callable[[Any], None], write: Callable[[Any, Path
         with loop.state.averaged(), loop.validation.around():
             plain = loop.state.plain_model()
             if run.is_main:
-                settle(plain)
-                with run.writing(run.folder):
-                    write(plain, run.folder)
+                leave(plain, None)
     else:
         figures = progress.best.figures or figures
         if run.is_main:
-            plain = load_model(str(best / "lm"))
-            settle(plain)
-            with run.writing(run.folder):
-                write(plain, run.folder)
+            with eager(loop.state.model), loop.validation.around():
+                leave(loop.state.model, best)
         loop.say_best()
     run.write_end(
         progress.step, progress.seconds, loop.options.batch_size, figures,

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
-from lm.model import plain_head
+from lm.model import partial_logits, plain_head
 
 
 class Stepper:
@@ -54,8 +53,7 @@ class Stepper:
         """Logits of tokens `first <= id < last` after what was fed: (B, last - first) float32."""
         if self._head is None:
             return self._state[:, first:last].float()
-        bias = None if self._head.bias is None else self._head.bias[first:last]
-        return functional.linear(self._state, self._head.weight[first:last], bias).float()
+        return partial_logits(self._head, self._state, first, last).float()
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """The last position's hidden state (B, d), or its logits (B, V) where there is no plain head."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from lm.model import plain_head
+from lm.model import partial_logits, plain_head
 from lm.sequences import IGNORED
 
 # Logits of more floats than this (256 MB) are made, used and dropped in parts.
@@ -97,6 +97,7 @@ class NextTokenLoss(nn.Module):
         self.id_ranges = id_ranges
         self.z_loss_weight = z_loss_weight
         self.has_plain_head = plain_head(model) is not None
+        self.is_adapted = not all(parameter.requires_grad for parameter in model.parameters())
         self._no_split_modules = model._no_split_modules  # which layers FSDP2 wraps
 
     def forward(
@@ -184,5 +185,4 @@ class NextTokenLoss(nn.Module):
         """(M, high - low), of hidden states (M, d) or, without a plain head, out of all logits (M, V)."""
         if not self.has_plain_head:
             return hidden[:, low:high]
-        head = self.model.get_output_embeddings()
-        return F.linear(hidden, head.weight[low:high], None if head.bias is None else head.bias[low:high])
+        return partial_logits(self.model.get_output_embeddings(), hidden, low, high)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,6 +31,17 @@ class LanguageModelOptions(SequenceOptions, CacheOptions, TrainingOptions):
         above_zero=True,
     )
     lm_name_or_path: str | None = option(None, "start from this causal LM of transformers, on disk or Hub")
+    lora_rank: int | None = option(
+        None,
+        "of --lm_name_or_path or --init_from, train low-rank adapters of this rank and the rows of new tokens; all "
+        "other weights stay as they are (needs peft)",
+        above_zero=True,
+    )
+    text_check: str | None = option(
+        None,
+        "a text file that the earlier model was not trained on: how well it is predicted, before training and after "
+        "(default: with --lm_name_or_path, the captions of the validation split)",
+    )
     text_tokenizer: str | None = option(None, "a tokenizer of transformers, on disk or Hub (default: train a BPE)")
     text_vocab_size: int = option(4096, "most tokens of the BPE that is trained on the captions", above_zero=True)
     architecture: str = option(
@@ -39,7 +52,11 @@ class LanguageModelOptions(SequenceOptions, CacheOptions, TrainingOptions):
     hidden_size: int | None = option(None, "overrides that of --lm_size", above_zero=True)
     intermediate_size: int | None = option(None, "overrides that of --lm_size", above_zero=True)
     num_heads: int | None = option(None, "overrides that of --lm_size", above_zero=True)
-    optimizer: str = option("adamw", "'adamw', or 'muon' for the inner matrices", choices=("adamw", "muon"))
+    optimizer: str = option(
+        "adamw",
+        "'adamw'; 'adamw8bit', the same with states of 8 bits (needs bitsandbytes); or 'muon' for the inner matrices",
+        choices=("adamw", "adamw8bit", "muon"),
+    )
     muon_learning_rate: float = option(0.02, "peak learning rate of Muon, on AdamW's scale", above_zero=True)
     batch_size: int | None = option(  # type: ignore[assignment]  # `choose_batch_size` settles it before it is read
         None,
@@ -62,6 +79,7 @@ class LanguageModelOptions(SequenceOptions, CacheOptions, TrainingOptions):
         within="[0, 1)",
     )
     gradient_checkpointing: bool = option(False, "compute layers again in the backward pass: less memory, more time")
+    dry_run: bool = option(False, "print how much memory the run would take, before weights or pictures are read")
     compile: bool = option(False, "compile the layers first (torch.compile); needs a C++ compiler on a CPU")
 
     def __post_init__(self) -> None:
@@ -71,6 +89,7 @@ class LanguageModelOptions(SequenceOptions, CacheOptions, TrainingOptions):
                 f"--init_from {self.init_from} and --lm_name_or_path {self.lm_name_or_path} exclude each other: give "
                 "the one to start from"
             )
+        self._check_fine_tuning()
         if self.text_tokenizer and self.text_vocab_size != type(self).text_vocab_size:
             raise ValueError(
                 f"--text_vocab_size {self.text_vocab_size} is of a BPE that is trained here: leave it out, or "
@@ -83,6 +102,31 @@ class LanguageModelOptions(SequenceOptions, CacheOptions, TrainingOptions):
                 model_sizes(**self.sizes(tokens_per_image=1))
             except ValueError as error:
                 raise ValueError(with_option_names(str(error), {name: name for name in SHAPE})) from error
+
+    def _check_fine_tuning(self) -> None:
+        starts = self.init_from or self.lm_name_or_path
+        if self.lora_rank and not starts:
+            raise ValueError(
+                f"--lora_rank {self.lora_rank} adapts a model that is there: give --lm_name_or_path or --init_from, or "
+                "leave it out"
+            )
+        if self.lora_rank and self.optimizer == "muon":
+            raise ValueError(
+                f"--lora_rank {self.lora_rank} and --optimizer muon exclude each other: Muon is for whole matrices, "
+                "and adapters are factors of one; give --optimizer adamw"
+            )
+        needed = {"peft": f"--lora_rank {self.lora_rank}"} if self.lora_rank else {}
+        needed |= {"bitsandbytes": f"--optimizer {self.optimizer}"} if self.optimizer == "adamw8bit" else {}
+        for package, given in needed.items():
+            if importlib.util.find_spec(package) is None:
+                raise ValueError(f"{given} needs {package}, which is not installed: pip install 'tessera[finetune]'")
+        if self.text_check and not starts:
+            raise ValueError(
+                f"--text_check {self.text_check}: a new model has no text to keep; leave it out, or give "
+                "--lm_name_or_path or --init_from"
+            )
+        if self.text_check and not os.path.isfile(self.text_check):
+            raise ValueError(f"--text_check {self.text_check}: there is no such file")
 
     def sizes(self, tokens_per_image: int, size: str | None = None) -> dict[str, Any]:
         """The options that give the shape of the language model, under the names of `lm.model.build_configuration`.

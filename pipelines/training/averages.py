@@ -16,12 +16,16 @@ class AveragedWeights:
 
     The decay rises with the steps, (1 + step) / (10 + step), up to `decay`, so that short runs are not averaged with
     their random start. Where parameters are sharded, so are the averages. A `decay`, in [0, 1), of 0 turns it off.
+
+    Args:
+        trained_only: leave out frozen parameters, whose average would be a copy of themselves.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, *, trained_only: bool = False) -> None:
         self.decay = decay
-        self.names = [name for name, _ in model.named_parameters()]
-        self.parameters: list[torch.Tensor] = list(model.parameters())
+        averaged = {name: each for name, each in model.named_parameters() if each.requires_grad or not trained_only}
+        self.names = list(averaged)
+        self.parameters: list[torch.Tensor] = list(averaged.values())
         self.averages = [parameter.detach().clone().float() for parameter in self.parameters]
 
     @torch.no_grad()

@@ -3,11 +3,13 @@ meant."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 
+from pipelines.options.language_model import LanguageModelOptions
 from pipelines.text_to_image import TextToImagePipeline
 from pipelines.training.captions_drawn import CaptionsDrawn
 
@@ -102,3 +104,37 @@ def _is_less(one: np.ndarray, best: np.ndarray) -> bool:
 def _alternating(first: int, second: int) -> list[int]:
     """0 .. first + second - 1, one of the first kind after one of the second."""
     return sorted(range(first + second), key=lambda row: (row if row < first else row - first, row >= first))
+
+
+def settle_defaults(
+    options: LanguageModelOptions,
+    pipe: TextToImagePipeline,
+    captions: Callable[[], CaptionsDrawn | None],
+    rows: int,
+    tell: Callable[[str], None],
+) -> None:
+    """Give the pipeline's vocabulary the guidance and the temperature that are found, where the options leave them open
+    and there are captions that say which picture is meant.
+
+    Args:
+        captions: called where there is something to find.
+        rows: that the model has learned from.
+        tell: is called with what was found, or why nothing was.
+    """
+    vocabulary, fixed = pipe.vocabulary, dict[str, tuple[float, ...]]()
+    if options.default_guidance is not None or vocabulary.default_guidance == 1:
+        fixed["scales"] = (vocabulary.default_guidance,)
+    if options.default_temperature is not None:
+        fixed["temperatures"] = (vocabulary.default_temperature,)
+    if len(fixed) == 2:
+        return
+    usual = vocabulary.default_guidance, vocabulary.default_temperature
+    drawn = captions()
+    try:
+        found = search_guidance(drawn, pipe, usual, rows, **fixed) if drawn else None
+    except (ValueError, RuntimeError) as error:  # the model is worth more than its guidance
+        tell(f"no search for the default guidance: {error}")
+        return
+    if found:
+        vocabulary.default_guidance, vocabulary.default_temperature = found.scale, found.temperature
+        tell(str(found))

@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from transformers import AutoConfig, PreTrainedModel
 
@@ -35,6 +36,7 @@ from tokenizer_image.layout import ImageTokenizer
 
 BATCH_SIZES, LEAST_STEPS = (BATCH_SIZE, 32, 16), 1000  # to choose from; that a run should have
 PRETRAINED_SHARE = 0.25  # of the learning rate that a model from scratch of that width starts with
+ADAPTER_SHARE = 1.0  # the same of adapters, which start from nothing, as the rows of new tokens do
 
 
 def check_parts(options: LanguageModelOptions, tokenizer: ImageTokenizer) -> None:
@@ -105,12 +107,14 @@ def build_parts(
     cache: TokenCache,
     size: str | None = None,
     tell: Callable[[str], None] = print,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[PreTrainedModel, MultimodalVocabulary]:
     """Language model and vocabulary: fresh, those of --init_from, or a pretrained model's with rows for the codes.
 
     Args:
         size: of a fresh model, where the options do not say.
         tell: is called with a line about what --init_from had to extend.
+        dtype: that a pretrained model is read in.
     """
     if options.init_from:
         model, vocabulary, said = transferred(options, tokenizer, cache)
@@ -119,7 +123,7 @@ def build_parts(
     elif options.lm_name_or_path:
         known = ids_taken(given_tokenizer(options))
         vocabulary = build_vocabulary(options, tokenizer, cache)
-        model = load_pretrained(options.lm_name_or_path)
+        model = load_pretrained(options.lm_name_or_path, dtype)
         extend_model(model, vocabulary, known)
     else:
         vocabulary = build_vocabulary(options, tokenizer, cache)
@@ -207,6 +211,8 @@ def choose_batch_size(
 
 
 def default_learning_rate(options: LanguageModelOptions, model: PreTrainedModel) -> float:
-    """AdamW's peak learning rate: --learning_rate, else by width, and a quarter of that for a pretrained model."""
+    """AdamW's peak learning rate: --learning_rate, else by width, and a quarter of that for all weights of a pretrained
+    model."""
     rate = width_learning_rate(model.config.get_text_config().hidden_size)
-    return options.learning_rate or (PRETRAINED_SHARE * rate if options.lm_name_or_path else rate)
+    share = ADAPTER_SHARE if options.lora_rank else PRETRAINED_SHARE if options.lm_name_or_path else 1.0
+    return options.learning_rate or share * rate

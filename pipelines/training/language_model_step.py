@@ -96,7 +96,9 @@ def _tokens_and_flops(loss_module: NextTokenLoss, batch: Batch, pad_id: int) -> 
     # Some tokenizers pad with eos, which counts where it is a label.
     tokens = (batch["input_ids"] != pad_id) | (batch["labels"] != IGNORED)
     config, ranges = loss_module.model.config, loss_module.id_ranges
-    return float(tokens.sum()), 3 * forward_flops(config, ranges, batch, plain_head=loss_module.has_plain_head)
+    # A backward pass has two products for each of the forward's; frozen weights take part in one of them.
+    passes = 2 if loss_module.is_adapted else 3
+    return float(tokens.sum()), passes * forward_flops(config, ranges, batch, plain_head=loss_module.has_plain_head)
 
 
 # ---- validation

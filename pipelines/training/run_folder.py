@@ -2,7 +2,8 @@
 
 <output_dir>/
     checkpoints/checkpoint-{step}/state.safetensors, state.json
-    checkpoints/best/   the model with the averaged weights of the best validation, and best.json about it
+    checkpoints/best/   the model with the averaged weights of the best validation, and best.json about it;
+                        of a model with adapters, only what is trained
     samples/            pictures as training goes
     metrics.jsonl       one line per logged step
     run.json            command, settings, versions, commit, parameters, what was seen, whether it is finished
@@ -41,6 +42,7 @@ FREE_OPTIONS = {
     "resume", "overwrite", "allow_changes", "output_dir", "cpu_threads", "num_workers", "tracker", "max_steps",
     "max_minutes", "timeout_minutes", "learning_rate", "muon_learning_rate", "log_every", "validate_every",
     "sample_every", "checkpoint_every", "keep_best", "patience", "compile", "gradient_checkpointing",
+    "text_check", "dry_run",
 }  # fmt: skip
 # Options that a run chooses for itself where they are not given; its continuation keeps what it has chosen.
 CHOSEN_OPTIONS = {"batch_size"}

@@ -1,6 +1,8 @@
 """The state that a run resumes from, as a checkpoint holds it: whole tensors, for any number and kind of processes.
 
-model/{name}        parameters, each once where layers share them, and buffers
+model/{name}        parameters, each once where layers share them, and buffers; of a model with adapters (`lm.lora`),
+                    only what is trained
+frozen/bits         of such a model: what its frozen weights are recognised by
 averaged/{name}     averaged parameters
 optimizer/{name}    states of the optimizers
 companion/{name}    parameters and buffers of what trains beside the model
@@ -13,12 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from lm.lora import frozen_bits, trained_parameters
 from pipelines.training.averages import AveragedWeights
 from pipelines.training.best_kept import Best
 from pipelines.training.distribution import gathered, is_sharded, reshard, spread, whole_copy
@@ -74,6 +78,7 @@ class TrainingState:
         companion: what trains beside the model and is not saved with it, such as a discriminator; the same in all
             processes.
         companion_optimizers: of its weights.
+        trained_only: the model's frozen weights are read anew where the run goes on, and no checkpoint holds them.
     """
 
     accelerator: Accelerator
@@ -83,13 +88,24 @@ class TrainingState:
     prepared: nn.Module
     companion: nn.Module | None = None
     companion_optimizers: list[torch.optim.Optimizer] = field(default_factory=list)
+    trained_only: bool = False
     progress: Progress = field(default_factory=Progress)
+
+    @cached_property
+    def _frozen(self) -> dict[str, torch.Tensor]:
+        """What tells other frozen weights from these."""
+        return {"bits": frozen_bits(self.model)} if self.trained_only else {}
+
+    def _model_tensors(self) -> dict[str, torch.Tensor]:
+        """The model's part of a checkpoint."""
+        return dict(trained_parameters(self.model)) if self.trained_only else model_tensors(self.model)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that a run resumes from, in the main process; in others, only what is not sharded. To be called
         in all processes."""
         reshard(self.prepared)
-        tensors = {f"model/{name}": tensor for name, tensor in model_tensors(self.model).items()}
+        tensors = {f"model/{name}": tensor for name, tensor in self._model_tensors().items()}
+        tensors |= {f"frozen/{name}": tensor for name, tensor in self._frozen.items()}
         tensors |= {f"averaged/{name}": tensor for name, tensor in self.averages.state().items()}
         tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(self.optimizers).items()}
         if self.companion is not None:
@@ -114,16 +130,18 @@ class TrainingState:
 
         Raises:
             RuntimeError, KeyError: the tensors are of another model.
-            ValueError: of other optimizers.
+            ValueError: of other optimizers, or beside other frozen weights.
         """
-        names = ("model", "averaged", "optimizer", "companion", "companion_optimizer", "random")
+        names = ("model", "frozen", "averaged", "optimizer", "companion", "companion_optimizer", "random")
         parts: dict[str, dict[str, torch.Tensor]] = {name: {} for name in names}
         for name, tensor in tensors.items():
             part, rest = name.split("/", 1)
             parts[part][rest] = tensor
-        targets = model_tensors(self.model)
+        targets = self._model_tensors()
         if different := sorted(targets.keys() ^ parts["model"].keys()):
             raise KeyError(f"{', '.join(different[:5])}: only on one side.")
+        if self._frozen and not torch.equal(self._frozen["bits"], parts["frozen"]["bits"]):
+            raise ValueError("the model that the run started from has other weights now.")
         self.model.load_state_dict(
             {name: spread(parts["model"][name], like) for name, like in targets.items()}, strict=False
         )
