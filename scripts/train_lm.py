@@ -25,6 +25,11 @@ CAPTION = 16  # tokens of a caption with its special ones, about
 
 def main(options: LanguageModelOptions) -> None:
     """Train, then leave a model folder in `options.output_dir`."""
+    if options.dry_run:
+        from pipelines.training.memory import estimate_memory
+
+        print(estimate_memory(options).table())
+        return
     import torch
 
     from lm.data.batch_order import BatchOrder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import shutil
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tiny import tiny_model, tiny_tokenizer, tiny_vocabulary
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
@@ -24,7 +24,6 @@ from pipelines.caching import sources
 from pipelines.options.language_model import LanguageModelOptions
 from pipelines.training.averages import AveragedWeights
 from scripts import train_lm, train_tokenizer
-from tiny import tiny_model, tiny_tokenizer, tiny_vocabulary
 
 NEW = 5  # special tokens before the image codes
 

@@ -99,5 +99,9 @@ def use_fastest_attention(model: PreTrainedModel, longest: int) -> None:
     """
     if plain_head(model) is None:
         return
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    model.set_attn_implementation(NAME if on_cpu and longest <= LONGEST else "sdpa")
+    model.set_attn_implementation(attention_for(longest, next(model.parameters()).device.type))
+
+
+def attention_for(longest: int, device: str) -> str:
+    """The name of the fastest attention to sequences of up to `longest` tokens on a type of device."""
+    return NAME if device == "cpu" and longest <= LONGEST else "sdpa"
