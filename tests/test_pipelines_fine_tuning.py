@@ -13,8 +13,9 @@ from accelerate.state import AcceleratorState
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_tokenizer, tiny_vocabulary
+from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen3Config, Qwen3ForCausalLM
 
 from lm.lora import AdaptedModel, frozen_in_bfloat16, load_trained, save_trained, trained_parameters
 from lm.training.losses import NextTokenLoss
@@ -23,7 +24,16 @@ from pipelines import TextToImagePipeline
 from pipelines.caching import sources
 from pipelines.options.language_model import LanguageModelOptions
 from pipelines.training.averages import AveragedWeights
+from pipelines.training.memory import estimate_memory
+from pipelines.training.optimizers import (
+    build_optimizers,
+    check_optimizer_tensors,
+    load_optimizer_tensors,
+    optimizer_bytes,
+    optimizer_tensors,
+)
 from scripts import train_lm, train_tokenizer
+from scripts.benchmarks.fine_tuning_memory import Options, fine_tuning_memory
 
 NEW = 5  # special tokens before the image codes
 
@@ -288,3 +298,114 @@ def test_held_out_text_that_is_none(parts, tmp_path):
         with pytest.raises(ValueError, match=message):
             train(tmp_path / "run", parts, lm_name_or_path=str(parts / "gpt2"), text_check=str(tmp_path / "text"))
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+
+# Memory
+
+
+def configurations(folder: Path, **settings) -> LanguageModelOptions:
+    """Options of a run from a language model of which there is a configuration and a tokenizer, and no weights."""
+    text = train_text_tokenizer(["a red dog"] * 3, 280)
+    text.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    text.save_pretrained(folder / "lm")
+    sizes = dict(
+        vocab_size=151_936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
+        num_key_value_heads=2, tie_word_embeddings=True, dtype="bfloat16",
+    )  # fmt: skip
+    Qwen2Config(**{**sizes, **settings.pop("config", {})}).save_pretrained(folder / "lm")
+    tiny_tokenizer().save_pretrained(folder / "tokenizer")
+    asked = dict(batch_size=16, mixed_precision="bf16", image_tokenizer=str(folder / "tokenizer"))
+    return LanguageModelOptions(**asked, lm_name_or_path=str(folder / "lm"), **settings)
+
+
+LARGE = dict(vocab_size=152_064, hidden_size=3584, intermediate_size=18_944, num_hidden_layers=28,
+             num_attention_heads=28, num_key_value_heads=4, tie_word_embeddings=False)  # fmt: skip
+
+
+@pytest.mark.parametrize("config, parameters", [({}, 494e6), (LARGE, 7.616e9)])
+def test_a_dry_run_of_large_models_counts_their_weights_without_making_them(tmp_path, config, parameters):
+    """Of the sizes of Qwen2.5-0.5B and Qwen2.5-7B."""
+    whole = estimate_memory(configurations(tmp_path, config=config))
+    assert whole.parameters == whole.trained == pytest.approx(parameters, rel=1e-3)
+    for part, size in (("weights", 4), ("gradients", 4), ("averages", 4), ("optimizer", 8)):
+        assert getattr(whole, part) == size * whole.parameters
+    adapted = estimate_memory(configurations(tmp_path, config=config, lora_rank=16, gradient_checkpointing=True))
+    assert adapted.trained < 0.03 * whole.parameters
+    assert adapted.weights == pytest.approx(2 * adapted.parameters, rel=0.03), "frozen matrices stay in bfloat16"
+    assert adapted.activations < 0.1 * whole.activations and adapted.training < 0.2 * whole.training
+    assert adapted.total > adapted.training, "the merged model is written in float32"
+
+
+def test_the_estimate_is_near_what_is_measured_and_adapters_take_less():
+    """Within a fifth, of a small model, each way in a process of its own."""
+    figures = {
+        row["what"]: row["value"]
+        for row in fine_tuning_memory(Options(num_layers=6, hidden_size=384, vocabulary=8192, batch_size=16))
+    }
+    for name in ("full", "lora"):
+        assert figures[f"fine_tuning/{name}/estimate_over_measured"] == pytest.approx(1, abs=0.2)
+    assert figures["fine_tuning/lora/over_full"] < 1
+
+
+def test_a_dry_run_prints_and_leaves_nothing(parts, tmp_path, capsys):
+    train(tmp_path / "run", parts, lm_name_or_path=str(parts / "qwen"), dry_run=True)
+    assert "memory of a run, in one process:\nweights" in capsys.readouterr().out
+    train(tmp_path / "run", parts, lora_rank=None, dry_run=True)
+    assert "activations" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+# States of 8 bits
+
+
+def test_states_of_8_bits_are_near_those_of_32_and_come_back_bit_by_bit():
+    pytest.importorskip("bitsandbytes")
+
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Linear(128, 64)
+
+    def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> None:
+        for _ in range(count):
+            model(torch.randn(16, 128)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    settings = dict(learning_rate=1e-3, weight_decay=0.05)
+    models = [model(), model(), model()]
+    small, large, again = (
+        build_optimizers(each, eight_bits=bits, **settings)[0]
+        for each, bits in zip(models, (True, False, True), strict=True)
+    )
+    for each, optimizer in zip(models[:2], (small, large), strict=True):
+        torch.manual_seed(1)
+        steps(each, optimizer, 10)
+    moved = (models[1].weight - model().weight).abs().mean()
+    assert (models[0].weight - models[1].weight).abs().mean() < 0.02 * moved
+    tensors = optimizer_tensors([small])
+    assert tensors["0.0.state1"].dtype == torch.uint8 and tensors["0.1.state1"].dtype == torch.float32
+    models[2].load_state_dict(models[0].state_dict())
+    check_optimizer_tensors([again], tensors)
+    load_optimizer_tensors([again], {name: tensor.clone() for name, tensor in tensors.items()})
+    for each, optimizer in ((models[0], small), (models[2], again)):
+        torch.manual_seed(2)
+        steps(each, optimizer, 5)
+    assert torch.equal(models[0].weight, models[2].weight) and torch.equal(models[0].bias, models[2].bias)
+    with pytest.raises(ValueError, match="has no state 'state1'"):
+        check_optimizer_tensors([large], tensors)
+    options = LanguageModelOptions(optimizer="adamw8bit")
+    held = sum(tensor.numel() * tensor.element_size() for name, tensor in tensors.items() if "step" not in name)
+    assert optimizer_bytes(options, models[0]) == held
+
+
+def test_a_run_with_states_of_8_bits_resumes(parts, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    asked = dict(lora_rank=None, optimizer="adamw8bit", checkpoint_every=1, schedule="constant_decay", decay_share=0.1,
+                 num_layers=1, hidden_size=64)  # fmt: skip
+    whole = train(tmp_path / "whole", parts, **asked, max_steps=4)
+    train(tmp_path / "run", parts, **asked, max_steps=2)
+    info = tmp_path / "run" / "run.json"
+    info.write_text(json.dumps({**json.loads(info.read_text()), "finished": False}))
+    resumed = train(tmp_path / "run", parts, **asked, max_steps=4, resume=True)
+    ours, theirs = (load_file(run / "lm" / "model.safetensors") for run in (resumed, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
