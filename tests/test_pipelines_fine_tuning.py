@@ -33,7 +33,6 @@ from pipelines.training.optimizers import (
     optimizer_tensors,
 )
 from scripts import train_lm, train_tokenizer
-from scripts.benchmarks.fine_tuning_memory import Options, fine_tuning_memory
 
 NEW = 5  # special tokens before the image codes
 
@@ -334,17 +333,6 @@ def test_a_dry_run_of_large_models_counts_their_weights_without_making_them(tmp_
     assert adapted.weights == pytest.approx(2 * adapted.parameters, rel=0.03), "frozen matrices stay in bfloat16"
     assert adapted.activations < 0.1 * whole.activations and adapted.training < 0.2 * whole.training
     assert adapted.total > adapted.training, "the merged model is written in float32"
-
-
-def test_the_estimate_is_near_what_is_measured_and_adapters_take_less():
-    """Within a fifth, of a small model, each way in a process of its own."""
-    figures = {
-        row["what"]: row["value"]
-        for row in fine_tuning_memory(Options(num_layers=6, hidden_size=384, vocabulary=8192, batch_size=16))
-    }
-    for name in ("full", "lora"):
-        assert figures[f"fine_tuning/{name}/estimate_over_measured"] == pytest.approx(1, abs=0.2)
-    assert figures["fine_tuning/lora/over_full"] < 1
 
 
 def test_a_dry_run_prints_and_leaves_nothing(parts, tmp_path, capsys):

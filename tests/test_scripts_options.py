@@ -230,7 +230,8 @@ STAGE_2_MISTAKES = {
     "--text_tokenizer x --text_vocab_size 9": "leave it out",
     "--caption_dropout 1.5": "must be at least zero and at most 1",
     "--image_sizes 8": "give HEIGHTxWIDTH",
-    "--optimizer sgd": "choose adamw or muon",
+    "--optimizer sgd": "choose adamw, adamw8bit or muon",
+    "--lora_rank 8": "give --lm_name_or_path or --init_from",
 }
 MISTAKES_OF_BOTH = {
     "--max_unreadable_share 3": "must be at least zero and at most 1",
