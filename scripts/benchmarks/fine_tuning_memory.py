@@ -34,6 +34,7 @@ class Options(BenchmarkOptions):
     vocabulary: int = option(32_768, "its token ids", above_zero=True)
     lora_rank: int = option(16, "of the adapters", above_zero=True)
     batch_size: int = option(8, "sequences a step", above_zero=True)
+    gradient_checkpointing: bool = option(False, "compute layers again in the backward pass, both ways")
     mixed_precision: str = option("no", "'no' or 'bf16'", choices=("no", "bf16"))
 
 
@@ -69,6 +70,7 @@ def run_options(folder: str, options: Options, rank: int | None) -> Any:
     return LanguageModelOptions(
         image_tokenizer=f"{folder}/tokenizer", lm_name_or_path=f"{folder}/lm", lora_rank=rank, max_caption_tokens=32,
         batch_size=options.batch_size, mixed_precision=options.mixed_precision,
+        gradient_checkpointing=options.gradient_checkpointing,
     )  # fmt: skip
 
 
@@ -76,6 +78,7 @@ def measure_training(folder: str, options: Options, rank: int | None, pipe: Conn
     """Send the parameters, the most bytes that this process has held, and the most that training added to it."""
     import torch
 
+    from lm.model import recompute_layers
     from lm.pretrained import extend_model, ids_taken, load_pretrained
     from lm.training.attention import use_fastest_attention
     from lm.training.losses import NextTokenLoss
@@ -102,6 +105,8 @@ def measure_training(folder: str, options: Options, rank: int | None, pipe: Conn
         adapt(settings, model, vocabulary)
     length = longest_sequence(settings, vocabulary.longest_picture)
     use_fastest_attention(model, length)
+    if settings.gradient_checkpointing:
+        recompute_layers(model)
     loss = NextTokenLoss(model.train(), vocabulary.id_ranges)
     optimizers = optimizers_of(settings, model, 1e-4, (0.9, 0.95))
     prepared, averages = accelerator.prepare(loss), AveragedWeights(model, 0.9, trained_only=bool(rank))
