@@ -88,10 +88,11 @@ class AdaptedModel:
         self.num_layers = sum(name.endswith(f"lora_A.{ADAPTER}.weight") for name in trained_parameters(model))
         self._hooks = []
         if count:
-            setattr(table, NEW_ROWS, NewEmbeddingRows(table, first, count))
-            setattr(head, NEW_ROWS, NewOutputRows(head, first, count))
+            embeddings, outputs = NewEmbeddingRows(table, first, count), NewOutputRows(head, first, count)
             if is_tied:
-                head.new_rows.weight = table.new_rows.weight
+                outputs.weight = embeddings.weight
+            setattr(table, NEW_ROWS, embeddings)
+            setattr(head, NEW_ROWS, outputs)
             self._hooks = [
                 table.register_forward_hook(_with_new_embeddings),
                 head.register_forward_hook(_with_new_logits),
@@ -103,7 +104,7 @@ class AdaptedModel:
         Rows that were not new stay bit by bit as they are."""
         self.model.float()
         with torch.autocast(self.model.device.type, enabled=False):
-            plain = self._lora.merge_and_unload()
+            plain: PreTrainedModel = self._lora.merge_and_unload()
         for hook in self._hooks:
             hook.remove()
         for layer in {plain.get_input_embeddings(), plain.get_output_embeddings()}:
