@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lm.generation.guess_table import GuessTable
 from lm.generation.images import generate_codes
 from lm.generation.sampling import SamplingSchedule
 from lm.generation.task import DrawingTask
@@ -91,11 +92,15 @@ def task_of(
     size: Size | None = None,
     forced: torch.Tensor | None = None,
     max_batch_rows: int = 128,
+    codes_per_call: int | None = None,
+    guess_table: GuessTable | None = None,
     **schedule: Any,
 ) -> DrawingTask:
     """A task for the sampler, with settings of `SamplingSchedule` by name."""
     settings = SamplingSchedule(**schedule).by_position(vocabulary.picture(size).layout)
-    return DrawingTask(prompts, generators, settings, negative_prompts, size, forced, max_batch_rows)
+    return DrawingTask(
+        prompts, generators, settings, negative_prompts, size, forced, max_batch_rows, codes_per_call, guess_table
+    )
 
 
 def draw_codes(

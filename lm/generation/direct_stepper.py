@@ -22,6 +22,10 @@ from lm.generation.stepper import Stepper
 from lm.model import plain_head
 
 Function = Callable[[torch.Tensor], torch.Tensor]
+KeysValues = tuple[torch.Tensor, torch.Tensor]  # (B, key_heads, places, head_dim) each
+Rotation = tuple[torch.Tensor, torch.Tensor] | None  # cosines and sines of each token; None: positions are learned
+# Queries (N, heads, head_dim), keys and values (N, key_heads, head_dim), cache, scaling -> attended, N heads head_dim.
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, KeysValues, float], torch.Tensor]
 
 
 class Product:
@@ -199,16 +203,20 @@ def _gpt2_layer(block: Any, rows: int) -> Layer:
 class DirectStepper(Stepper):
     """A `DirectModel` and its cache. The prompt goes through the model's forward, new tokens through `DirectModel`."""
 
+    rows_apart = True
+    goes_back = True
+
     def __init__(self, direct: DirectModel, prompts: Sequence[Sequence[int]], num_new_tokens: int, pad_id: int) -> None:
         super().__init__(direct.model, prompts, num_new_tokens, pad_id)
         self._direct, self._fed = direct, 0
         # torch's attention on a CPU is several times slower in bfloat16 than in float32, copies included.
         on_cpu = self.device.type == "cpu"
         self._dtype = torch.float32 if on_cpu else self._state.dtype
-        total = self._length + num_new_tokens
+        # One more place takes what `feed` is given as padding; no token attends to it.
+        total = self._length + num_new_tokens + 1
         self._keys_values = [self._room(layer.keys, layer.values, total) for layer in self._cache.layers]
         self._cache = None
-        hidden = self._mask == 0  # (B, total)
+        hidden = functional.pad(self._mask == 0, (0, 1))  # (B, total)
         self._bias: torch.Tensor | None = None  # (B, 1, 1, total), -inf on padding
         if hidden.any():
             self._bias = torch.zeros(hidden.shape, dtype=self._dtype, device=self.device)
@@ -219,19 +227,76 @@ class DirectStepper(Stepper):
             cos, sin = direct.rotary(self._state.to(self._dtype), places)  # (num_new_tokens, B, head_dim)
             half = sin.shape[-1] // 2
             sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)  # rotating then takes a roll, a product, a sum
-            self._rotations = list(zip(cos[:, :, None], sin[:, :, None], strict=True))
+            self._cosines, self._sines = cos[:, :, None], sin[:, :, None]  # (num_new_tokens, B, 1, head_dim)
         elif direct.positions is not None:
             self._added = direct.positions[places]  # (num_new_tokens, B, d)
 
     def advance(self, ids: torch.Tensor) -> None:
         """Feed token `ids` (B,)."""
-        direct = self._direct
+        direct, rows = self._direct, len(ids)
         state = functional.embedding(ids, direct.embedding)  # (B, d)
         if direct.positions is not None:
             state = state + self._added[self._fed]
         bias = None if self._bias is None else self._bias[..., : self._length + 1]
-        for layer, (keys, values) in zip(direct.layers, self._keys_values, strict=True):
-            state = self._attention(layer, state, keys, values, bias)
+        rotation = None if direct.rotary is None else (self._cosines[self._fed], self._sines[self._fed])
+
+        def attend(
+            queries: torch.Tensor, mixed: torch.Tensor, value: torch.Tensor, cache: KeysValues, scaling: float
+        ) -> torch.Tensor:
+            keys, values = cache
+            keys.select(2, self._length).copy_(mixed)
+            values.select(2, self._length).copy_(value)
+            used = self._length + 1
+            # Query heads that share a key head take the place of the query length, so that keys need not be repeated.
+            queries = queries.reshape(rows, direct.key_heads, direct.heads // direct.key_heads, -1)
+            return functional.scaled_dot_product_attention(
+                queries, keys.narrow(2, 0, used), values.narrow(2, 0, used), attn_mask=bias, scale=scaling
+            )
+
+        self._state = self._through_layers(state, rotation, attend)
+        self._length += 1
+        self._fed += 1
+
+    def feed(self, ids: torch.Tensor, starts: torch.Tensor) -> None:
+        """Feed several tokens a row, as `Stepper.feed`; rows may begin at different tokens."""
+        direct, (rows, width) = self._direct, ids.shape
+        ids, starts = ids.to(self.device), starts.to(self.device)
+        numbers, padding = starts[:, None] + torch.arange(width, device=self.device), ids < 0  # (B, W)
+        total = self._keys_values[0][0].shape[2]
+        places = torch.where(padding, total - 1, self._prompt_length + numbers)
+        used = int(torch.where(padding, 0, places).max()) + 1
+        row = torch.arange(rows, device=self.device).repeat_interleave(width)  # (B W)
+        number, place = torch.where(padding, 0, numbers).reshape(-1), places.reshape(-1)
+        state = functional.embedding(ids.clamp(min=0).reshape(-1), direct.embedding)  # (B W, d)
+        if direct.positions is not None:
+            state = state + self._added[number, row]
+        rotation = None if direct.rotary is None else (self._cosines[number, row], self._sines[number, row])
+        later = torch.arange(used, device=self.device) > places[..., None]  # (B, W, used)
+        bias = torch.zeros(later.shape, dtype=self._dtype, device=self.device).masked_fill(later, -torch.inf)[:, None]
+        if self._bias is not None:
+            bias = bias + self._bias[..., :used]
+        group = direct.heads // direct.key_heads
+        bias = bias.repeat(1, 1, group, 1)  # (B, 1, group W, used)
+
+        def attend(
+            queries: torch.Tensor, mixed: torch.Tensor, value: torch.Tensor, cache: KeysValues, scaling: float
+        ) -> torch.Tensor:
+            keys, values = cache
+            keys[row, :, place] = mixed
+            values[row, :, place] = value.to(values.dtype)
+            queries = queries.reshape(rows, width, direct.key_heads, group, -1).permute(0, 2, 3, 1, 4)
+            attended = functional.scaled_dot_product_attention(
+                queries.reshape(rows, direct.key_heads, group * width, -1), keys[:, :, :used], values[:, :, :used],
+                attn_mask=bias, scale=scaling,
+            )  # fmt: skip
+            return attended.reshape(rows, direct.key_heads, group, width, -1).permute(0, 3, 1, 2, 4)
+
+        self._states = self._through_layers(state, rotation, attend).view(rows, width, -1)
+
+    def _through_layers(self, state: torch.Tensor, rotation: Rotation, attend: Attention) -> torch.Tensor:
+        """The last norm's output (N, d) of tokens whose embeddings are `state` (N, d)."""
+        for layer, cache in zip(self._direct.layers, self._keys_values, strict=True):
+            state = self._attention(layer, state, cache, rotation, attend)
             inner = layer.feed_in(layer.feed_norm(state))
             if layer.gated:
                 gate, inner = inner.chunk(2, -1)
@@ -239,41 +304,32 @@ class DirectStepper(Stepper):
             else:
                 inner = layer.activation(inner)
             state = layer.feed_out.added_to(state, inner)
-        self._state = direct.norm(state)
-        self._length += 1
-        self._fed += 1
+        return self._direct.norm(state)
 
-    def logits(self, first: int, last: int) -> torch.Tensor:
-        """Logits of tokens `first <= id < last` after what was fed: (B, last - first) float32."""
-        return self._direct.head_product(first, last)(self._state).float()
+    def _map(self, states: torch.Tensor, first: int, last: int) -> torch.Tensor:
+        return self._direct.head_product(first, last)(states).float()
 
     def _attention(
-        self, layer: Layer, state: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
+        self, layer: Layer, state: torch.Tensor, cache: KeysValues, rotation: Rotation, attend: Attention
     ) -> torch.Tensor:
-        """The state (B, d) with attention added; first the token's key and value are written into the cache."""
-        direct, rows = self._direct, len(state)
+        """The state (N, d) with attention added; `attend` first writes the tokens' keys and values into the cache."""
+        direct, count = self._direct, len(state)
         heads, key_heads = direct.heads, direct.key_heads
-        vectors = layer.projections(layer.attention_norm(state)).view(rows, heads + 2 * key_heads, -1)
+        vectors = layer.projections(layer.attention_norm(state)).view(count, heads + 2 * key_heads, -1)
         mixed, value = vectors[:, : heads + key_heads], vectors[:, heads + key_heads :]
         if layer.head_norm is not None:
             mixed = layer.head_norm(mixed)
         mixed = mixed.to(self._dtype)
-        if direct.rotary is not None:
-            cos, sin = self._rotations[self._fed]
+        if rotation is not None:
+            cos, sin = rotation
             mixed = torch.addcmul(mixed * cos, mixed.roll(mixed.shape[-1] // 2, -1), sin)
-        keys.select(2, self._length).copy_(mixed[:, heads:])
-        values.select(2, self._length).copy_(value)
-        used = self._length + 1
-        # Query heads that share a key head take the place of the query length, so that keys need not be repeated.
-        queries = mixed[:, :heads].reshape(rows, key_heads, heads // key_heads, -1)
-        attended = functional.scaled_dot_product_attention(
-            queries, keys.narrow(2, 0, used), values.narrow(2, 0, used), attn_mask=bias, scale=layer.scaling
-        )
-        return layer.attention_out.added_to(state, attended.reshape(rows, -1).to(state.dtype))
+        attended = attend(mixed[:, :heads], mixed[:, heads:], value, cache, layer.scaling)
+        return layer.attention_out.added_to(state, attended.reshape(count, -1).to(state.dtype))
 
     def _room(self, keys: torch.Tensor, values: torch.Tensor, total: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The prompt's keys and values (B, key_heads, L, head_dim), with room for `total` tokens."""
         rows, heads, length, size = keys.shape
-        room = torch.empty(2, rows, heads, total, size, dtype=self._dtype, device=self.device)
+        # Zeros: attention multiplies values that are hidden by 0, which NaN would survive.
+        room = torch.zeros(2, rows, heads, total, size, dtype=self._dtype, device=self.device)
         room[0, :, :, :length], room[1, :, :, :length] = keys, values
         return room[0], room[1]

@@ -2,13 +2,15 @@
 
 At position t only the codes `layout["low"][t] <= code < layout["high"][t]` are possible, so only those rows
 of the output layer are multiplied and every sample is a whole, valid picture. With guidance, a prompt's row
-and its unconditional twin share one batch: one prefill, then one forward pass for each code, with a KV cache.
+and its unconditional twin share one batch: one prefill, then one forward pass for each code, or for several
+(`lm.generation.fixed_point`), with a KV cache.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,13 +19,19 @@ import torch
 from lm.generation import memory
 from lm.generation import native_stepper as native
 from lm.generation.direct_stepper import DirectModel, DirectStepper
+from lm.generation.fixed_point import FixedPoint
+from lm.generation.guesses import Guesser
+from lm.generation.picture_rows import PictureRows
 from lm.generation.progress import Callback, DrawingInterrupted, DrawingStopped, Progress
-from lm.generation.sampling import SamplingSettings, choose, uniforms_of
+from lm.generation.sampling import uniforms_of
 from lm.generation.stepper import Stepper, check_finite, evaluation_mode
 from lm.generation.task import UNDRAWN, DrawingTask
 from lm.sequences import image_prompt
-from lm.vocabulary import MultimodalVocabulary, PictureTokens
+from lm.vocabulary import MultimodalVocabulary
 
+LARGE_MODEL = 64e6  # bytes of weights that no cache of the processor holds
+FEW_CODES = 4  # in a call, where several pay
+logger = logging.getLogger(__name__)
 StepperFactory = Callable[[Sequence[Sequence[int]], int, int], Stepper]  # prompts, new tokens, padding id
 
 
@@ -33,8 +41,8 @@ def generate_codes(
     """Draw the pictures of a task: codes (B, T) int64 on the model's device.
 
     Args:
-        callback: called after each code as `callback(step, total_steps, codes)`, with what the current batch has
-            drawn so far, (b, t). Steps count over all batches.
+        callback: called after each call of the model as `callback(step, total_steps, codes)`, with what the current
+            batch has drawn so far, (b, t). Steps count codes over all batches; a call may draw several.
 
     Raises:
         DrawingStopped: the callback raised; what was drawn until then comes with the error.
@@ -71,7 +79,7 @@ def _call(callback: Callback, progress: Progress) -> None:
 
 
 def draw(model: Any, vocabulary: MultimodalVocabulary, task: DrawingTask) -> Iterator[Progress]:
-    """Draw the pictures of a task step by step: one `Progress` after each code.
+    """Draw the pictures of a task step by step: one `Progress` after each call of the model.
 
     Pictures are drawn in batches of at most `task.max_batch_rows` rows, or as many as the free memory has room for
     (`lm.generation.memory`). A batch that runs out of memory all the same is halved and drawn again.
@@ -89,76 +97,26 @@ def draw(model: Any, vocabulary: MultimodalVocabulary, task: DrawingTask) -> Ite
         negatives = None
     elif negatives is None:
         negatives = [image_prompt(vocabulary, None, task.size)] * len(task.prompts)
-    rows = _Rows(
+    rows = PictureRows(
         model, vocabulary, vocabulary.picture(task.size), task.settings, task.prompts, negatives,
         uniforms=uniforms_of(task.generators, len(task.settings), model.device),
         forced=None if task.forced is None else task.forced.to(model.device),
     )  # fmt: skip
     most = min(task.max_batch_rows, rows.that_fit() or task.max_batch_rows)
-    return _draw_in_batches(rows, max(1, most // rows.rows_of_picture))
+    guesser = Guesser(rows.picture.layout, task.guess_table)
+    return _draw_in_batches(rows, max(1, most // rows.rows_of_picture), task.codes_per_call, guesser)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """All or some of a task's pictures, after its checks.
-
-    Attributes:
-        picture: the tokens of pictures of the size that is drawn.
-        settings: one for each of T positions.
-        negative_prompts: None without guidance.
-        uniforms: (B, T) numbers in [0, 1].
-        forced: (B, T) codes, -1 where to draw; None draws every code.
-    """
-
-    model: Any
-    vocabulary: MultimodalVocabulary
-    picture: PictureTokens
-    settings: Sequence[SamplingSettings]
-    prompts: Sequence[Sequence[int]]
-    negative_prompts: Sequence[Sequence[int]] | None
-    uniforms: torch.Tensor
-    forced: torch.Tensor | None
-
-    def part(self, rows: slice) -> _Rows:
-        """Some of the pictures."""
-        return replace(
-            self,
-            prompts=self.prompts[rows],
-            negative_prompts=None if self.negative_prompts is None else self.negative_prompts[rows],
-            uniforms=self.uniforms[rows],
-            forced=None if self.forced is None else self.forced[rows],
-        )
-
-    @property
-    def rows_of_picture(self) -> int:
-        """Rows of the model's batch that one picture takes: a second one with guidance."""
-        return 1 if self.negative_prompts is None else 2
-
-    def that_fit(self) -> int | None:
-        """Rows of the model's batch that the free memory has room for; None where that is not known."""
-        return memory.rows_that_fit(self.model, *self._lengths())
-
-    def bytes_of_row(self) -> int:
-        """About what one row of the model's batch takes beside the weights."""
-        return memory.bytes_of_row(self.model, *self._lengths())
-
-    def _lengths(self) -> tuple[int, int, int]:
-        """Tokens of the longest prompt, tokens of a picture, and the most codes that one is chosen among."""
-        low, high = self.picture.layout["low"], self.picture.layout["high"]
-        longest = max(map(len, [*self.prompts, *(self.negative_prompts or [])]))
-        return longest, len(self.picture), max(last - first for first, last in zip(low, high, strict=True))
-
-
-def _draw_in_batches(task: _Rows, size: int) -> Iterator[Progress]:
-    """All pictures, at most `size` at once."""
+def _draw_in_batches(task: PictureRows, size: int, wanted: int | None, guesser: Guesser) -> Iterator[Progress]:
+    """All pictures, at most `size` at once, and `wanted` codes a call."""
     count, total = len(task.prompts), len(task.settings)
 
     def draw_batch(batch: memory.Batch) -> Iterator[Progress]:
         part = task.part(batch.rows)
         try:
-            for codes in _draw_batch(part, make_stepper):
+            for calls, codes in enumerate(_draw_batch(part, make_stepper, codes_per_call, guesser), 1):
                 step = batch.number * total + codes.shape[1]
-                yield Progress(step, batch.expected * total, batch.rows, codes)
+                yield Progress(step, batch.expected * total, batch.rows, codes, calls)
         except RuntimeError as error:
             if len(part.prompts) == 1 and memory.out_of_memory(error):
                 raise RuntimeError(_no_memory_message(part, error)) from error
@@ -166,10 +124,13 @@ def _draw_in_batches(task: _Rows, size: int) -> Iterator[Progress]:
 
     with evaluation_mode(task.model):
         make_stepper = _stepper_factory(task, min(size, count))
+        codes_per_call = wanted or default_codes_per_call(
+            task.model, make_stepper, min(size, count) * task.rows_of_picture
+        )
         yield from memory.in_batches(draw_batch, count, size)
 
 
-def _no_memory_message(picture: _Rows, error: RuntimeError) -> str:
+def _no_memory_message(picture: PictureRows, error: RuntimeError) -> str:
     """What to say where one picture alone does not fit."""
     needed, device = picture.rows_of_picture * picture.bytes_of_row(), picture.model.device
     free = memory.available_memory(device)
@@ -180,8 +141,21 @@ def _no_memory_message(picture: _Rows, error: RuntimeError) -> str:
     )
 
 
+def default_codes_per_call(model: Any, make_stepper: StepperFactory, rows: int) -> int:
+    """How many codes are computed in a call where nothing else is asked for, with so many rows in a batch.
+
+    Several pay where a call takes the time to read the weights: through compiled code, with one row, where the weights
+    are more than the processor's caches hold. docs/generation.md has the measurements.
+    """
+    weights = sum(parameter.nbytes for parameter in model.base_model.parameters())
+    is_native = getattr(make_stepper, "func", None) is native.NativeStepper
+    if not is_native or weights < LARGE_MODEL or rows > 1:
+        return 1
+    return FEW_CODES
+
+
 @torch.inference_mode()
-def _stepper_factory(task: _Rows, pictures: int) -> StepperFactory:
+def _stepper_factory(task: PictureRows, pictures: int) -> StepperFactory:
     """The fastest stepper that computes this model, for batches of about so many pictures."""
     if not DirectModel.fits(task.model):
         return partial(Stepper, task.model)
@@ -196,9 +170,16 @@ def _stepper_factory(task: _Rows, pictures: int) -> StepperFactory:
     return partial(DirectStepper, direct)
 
 
+@functools.cache  # once for each kind of model
+def _say_one_by_one(name: str) -> None:
+    logger.warning("codes are drawn one by one: the cache of %s (sliding windows, states) cannot be cut back", name)
+
+
 @torch.inference_mode()
-def _draw_batch(batch: _Rows, make_stepper: StepperFactory) -> Iterator[torch.Tensor]:
-    """One batch of b pictures: codes (b, t) after each step, t up to T."""
+def _draw_batch(
+    batch: PictureRows, make_stepper: StepperFactory, codes_per_call: int, guesser: Guesser
+) -> Iterator[torch.Tensor]:
+    """One batch of b pictures: codes (b, t) after each call of the model, t up to T."""
     vocabulary, picture, total = batch.vocabulary, batch.picture, len(batch.settings)
     low, high, offset = picture.layout["low"], picture.layout["high"], vocabulary.image_offset
     places = picture.places.tolist()
@@ -210,13 +191,18 @@ def _draw_batch(batch: _Rows, make_stepper: StepperFactory) -> Iterator[torch.Te
     if first == total:
         yield codes
         return
-    stepper = make_stepper(_prompts(batch, codes[:, :first]), places[-1] + 1 - places[first], vocabulary.pad_id)
+    stepper = make_stepper(batch.prompts_with(codes[:, :first]), places[-1] + 1 - places[first], vocabulary.pad_id)
+    if codes_per_call > 1 and not stepper.goes_back:
+        _say_one_by_one(type(batch.model).__name__)
+    elif codes_per_call > 1:
+        yield from FixedPoint(batch, stepper, codes, first, guesser, codes_per_call).steps()
+        return
     finite = torch.zeros((), device=stepper.device)
     for t in range(first, total):
         if to_draw[t]:
             logits = stepper.logits(offset + low[t], offset + high[t])
             finite = finite + logits.sum()  # a sum is finite only where all its parts are
-            drawn = low[t] + _choose(batch, t, logits)
+            drawn = low[t] + batch.choose(t, logits)
             codes[:, t] = torch.where(codes[:, t] == UNDRAWN, drawn, codes[:, t])
         yield codes[:, : t + 1]
         if t + 1 < total:
@@ -225,25 +211,3 @@ def _draw_batch(batch: _Rows, make_stepper: StepperFactory) -> Iterator[torch.Te
             for fixed in picture.ids[places[t] + 1 : places[t + 1]].tolist():  # where a row of codes ends
                 stepper.advance(torch.full_like(ids, fixed))
     check_finite(finite.isfinite())
-
-
-def _choose(batch: _Rows, position: int, logits: torch.Tensor) -> torch.Tensor:
-    """The column (b,) that each picture draws at a position, of logits (b, n), or (2 b, n) with guidance."""
-    settings = batch.settings[position]
-    if batch.negative_prompts is not None:
-        conditional, unconditional = logits.chunk(2)
-        logits = unconditional + settings.guidance_scale * (conditional - unconditional)
-    return choose(logits, None if settings.temperature == 0 else batch.uniforms[:, position], settings)
-
-
-def _prompts(batch: _Rows, codes: torch.Tensor) -> list[list[int]]:
-    """Token ids of each row of the model's batch up to the first code to draw, after the given ones (b, t)."""
-    picture, count = batch.picture, codes.shape[1]
-    head = picture.places[0]
-    tokens = torch.from_numpy(picture.ids[head : picture.places[count]]).repeat(len(codes), 1)
-    tokens[:, torch.from_numpy(picture.places[:count] - head)] = batch.vocabulary.image_offset + codes.cpu()
-    given = tokens.tolist()
-    rows = [[*prompt, *ids] for prompt, ids in zip(batch.prompts, given, strict=True)]
-    if batch.negative_prompts is not None:
-        rows += [[*prompt, *ids] for prompt, ids in zip(batch.negative_prompts, given, strict=True)]
-    return rows

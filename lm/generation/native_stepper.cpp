@@ -1,8 +1,9 @@
-// One token of every row through a Llama or Qwen3 in one call; compiled and called by native_stepper.py.
+// One token of every row, or several, through a Llama or Qwen3 in one call; compiled and called by native_stepper.py.
 //
-// With few rows, a step is bound by the time to read the weights once. So the weights are read in place and in torch's
-// order, each thread reads one contiguous part, and the inputs of all rows stay in the first-level cache. Sums are in
-// float32, and a row's sums are computed in the same order whatever other rows are in the batch.
+// With few tokens, a step is bound by the time to read the weights once. So the weights are read in place and in torch's
+// order, each thread reads one contiguous part, and the inputs of all tokens stay in the caches. Sums are in float32, and
+// a token's sums are computed in the same order whatever other tokens are in the call: its logits are the same to the
+// last bit. fixed_point.py relies on this.
 
 #include <algorithm>
 #include <cmath>
@@ -27,10 +28,10 @@ struct Layer {
 };
 
 struct Model {
-    int64_t threads, rows, width, inner, heads, key_heads, head_size, places, num_layers;
+    int64_t threads, width, inner, heads, key_heads, head_size, places, num_layers;
     float epsilon, scaling;
     const void *embedding, *norm;
-    const int64_t *starts;  // (rows): the first place of each row that is not padding
+    const int64_t *starts;  // of each row: the first place of each row that is not padding
     Layer *layers;
 };
 
@@ -39,6 +40,18 @@ struct bf16 {
 };
 
 typedef float Lanes __attribute__((vector_size(64)));  // 16 numbers
+
+// The processor's own vectors, in which products are summed: a compiler keeps wider ones in memory, at a tenth of the
+// speed. PARTS of them hold the 16 lanes of a sum, so that sums are the same for any width.
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64;
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32;
+#else
+constexpr int VECTOR_BYTES = 16;
+#endif
+typedef float Vector __attribute__((vector_size(VECTOR_BYTES)));
+constexpr int PARTS = 64 / VECTOR_BYTES, NUMBERS = VECTOR_BYTES / 4;
 
 static inline float number(float x) { return x; }
 
@@ -83,38 +96,70 @@ static inline float total(Lanes x) {
     return (quarter[0][0] + quarter[0][1]) + (quarter[0][2] + quarter[0][3]);
 }
 
+static inline Vector vector_of(const float *x) {
+    Vector result;
+    memcpy(&result, x, VECTOR_BYTES);
+    return result;
+}
+
+static inline Vector vector_of(const bf16 *x) {
+    typedef uint16_t Shorts __attribute__((vector_size(VECTOR_BYTES / 2)));
+    typedef uint32_t Words __attribute__((vector_size(VECTOR_BYTES)));
+    Shorts shorts;
+    memcpy(&shorts, x, VECTOR_BYTES / 2);
+    return (Vector)(__builtin_convertvector(shorts, Words) << 16);
+}
+
 // sum += a b, for the number of elements that one step takes.
 template <class A, class B> constexpr int64_t step_of = 16;
 
-template <class A, class B> static inline void multiply_add(Lanes &sum, const A *a, const B *b) {
-    sum += lanes(a) * lanes(b);
+template <int O, int R, class A, class B>
+static inline void multiply_add(Vector (&sum)[O][R][PARTS], const A *a, const B *b, int64_t size) {
+#pragma GCC unroll 4
+    for (int part = 0; part < PARTS; ++part) {
+        Vector left[O], right[R];
+#pragma GCC unroll 4
+        for (int o = 0; o < O; ++o) left[o] = vector_of(a + o * size + part * NUMBERS);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) right[r] = vector_of(b + r * size + part * NUMBERS);
+#pragma GCC unroll 4
+        for (int o = 0; o < O; ++o)
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) sum[o][r][part] += left[o] * right[r];
+    }
 }
 
 #ifdef __AVX512BF16__
 template <> constexpr int64_t step_of<bf16, bf16> = 32;
 
-template <> inline void multiply_add(Lanes &sum, const bf16 *a, const bf16 *b) {
-    __m512bh left, right;
-    memcpy(&left, a, 64);
-    memcpy(&right, b, 64);
-    sum = (Lanes)_mm512_dpbf16_ps((__m512)sum, left, right);
+template <int O, int R>
+static inline void multiply_add(Vector (&sum)[O][R][PARTS], const bf16 *a, const bf16 *b, int64_t size) {
+#pragma GCC unroll 4
+    for (int o = 0; o < O; ++o)
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            __m512bh left, right;
+            memcpy(&left, a + o * size, 64);
+            memcpy(&right, b + r * size, 64);
+            sum[o][r][0] = (Vector)_mm512_dpbf16_ps((__m512)sum[o][r][0], left, right);
+        }
 }
 #endif
 
 // sums[o][r] = a[o] . b[r], for O rows of a and R rows of b, each `size` long.
 template <int O, int R, class A, class B>
 static inline void dots(const A *a, const B *b, int64_t size, float (&sums)[O][R]) {
-    Lanes sum[O][R] = {};
+    Vector sum[O][R][PARTS] = {};
     int64_t i = 0;
-    for (; i + step_of<A, B> <= size; i += step_of<A, B>)
-#pragma GCC unroll 4
-        for (int o = 0; o < O; ++o)
-#pragma GCC unroll 4
-            for (int r = 0; r < R; ++r) multiply_add(sum[o][r], a + o * size + i, b + r * size + i);
+    for (; i + step_of<A, B> <= size; i += step_of<A, B>) multiply_add<O, R>(sum, a + i, b + i, size);
 #pragma GCC unroll 4
     for (int o = 0; o < O; ++o)
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) sums[o][r] = total(sum[o][r]);
+        for (int r = 0; r < R; ++r) {
+            Lanes whole;
+            memcpy(&whole, sum[o][r], 64);
+            sums[o][r] = total(whole);
+        }
     for (; i < size; ++i)
         for (int o = 0; o < O; ++o)
             for (int r = 0; r < R; ++r)  // fma: a compiler may fuse in some of these loops and not in others
@@ -130,15 +175,21 @@ static inline void block(const Linear &linear, const T *x, int64_t row, int64_t 
             take(row + r, output + o, sums[o][r] + (linear.bias ? number(((const T *)linear.bias)[output + o]) : 0));
 }
 
+// Outputs of one block of four rows: all of its sums must fit the registers.
+constexpr int TILE = PARTS == 1 ? 4 : 1;
+
 // take(row, output, x W^T + b) for rows x (rows, inputs); inside a parallel region, without a barrier at its end.
 // Calls with the same number of outputs assign the same outputs to each thread. One output at a time reads memory
-// fastest; four at a time read x less often, which is faster with many rows.
+// fastest; several at a time read x less often, which is faster with many rows.
 template <class T, class Take> static void product(const Linear &linear, const T *x, int64_t rows, Take take) {
 #pragma omp for schedule(static) nowait
     for (int64_t first = 0; first < linear.outputs; first += 4) {
-        int64_t last = std::min(first + 4, linear.outputs), done = 0;
+        const int64_t last = std::min(first + 4, linear.outputs);
+        int64_t done = 0;
         if (last - first == 4)
-            for (; done + 4 <= rows; done += 4) block<4, 4>(linear, x, done, first, take);
+            for (; done + 4 <= rows; done += 4)
+                for (int64_t output = first; output < last; output += TILE)
+                    block<TILE, 4>(linear, x, done, output, take);
         for (int64_t output = first; output < last; ++output) {
             int64_t row = done;
             for (; row + 2 <= rows; row += 2) block<1, 2>(linear, x, row, output, take);
@@ -226,62 +277,74 @@ static void attend(const float *query, const T *keys, const T *values, int64_t c
     }
 }
 
-// Feeds ids (rows) at place `now` of the cache; `result` (rows, width) is the last norm's output.
+// Feeds tokens: each an id, a row of the cache and a place in it. A token attends to those of its row up to its own place.
+// All of those must be in the cache, or fed by this call. `result` (count, width) is the last norm's output.
 template <class T>
-static void step(const Model &m, const int64_t *ids, const float *cosines, const float *sines, int64_t now, T *result) {
-    const int64_t rows = m.rows, size = m.head_size, group = m.heads / m.key_heads;
-    std::vector<float> state(rows * m.width), gate(rows * m.inner);
-    std::vector<float> query(rows * m.heads * size), key(rows * m.key_heads * size), value(rows * m.key_heads * size);
-    std::vector<T> attended(rows * m.heads * size), inner(rows * m.inner);
+static void step(const Model &m, int64_t count, const int64_t *ids, const int64_t *rows, const int64_t *places,
+                 const float *cosines, const float *sines, T *result) {
+    const int64_t size = m.head_size, group = m.heads / m.key_heads;
+    std::vector<float> state(count * m.width), gate(count * m.inner);
+    std::vector<float> query(count * m.heads * size), key(count * m.key_heads * size), value(count * m.key_heads * size);
+    std::vector<T> attended(count * m.heads * size), inner(count * m.inner);
     auto into = [](std::vector<float> &to, int64_t outputs) {
-        return [&to, outputs](int64_t row, int64_t output, float sum) { to[row * outputs + output] = sum; };
+        return [&to, outputs](int64_t token, int64_t output, float sum) { to[token * outputs + output] = sum; };
     };
-    auto add = [&](int64_t row, int64_t output, float sum) { state[row * m.width + output] += sum; };
+    auto add = [&](int64_t token, int64_t output, float sum) { state[token * m.width + output] += sum; };
     auto norm = [&](const void *weight) {
 #pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; ++row)
-            normalize<T>(&state[row * m.width], weight, m.width, m.epsilon, result + row * m.width);
+        for (int64_t token = 0; token < count; ++token)
+            normalize<T>(&state[token * m.width], weight, m.width, m.epsilon, result + token * m.width);
     };
 #pragma omp parallel num_threads(m.threads)
     {
         std::vector<float> weights(m.places + 16);
 #pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; ++row)
+        for (int64_t token = 0; token < count; ++token)
             for (int64_t i = 0; i < m.width; ++i)
-                state[row * m.width + i] = number(((const T *)m.embedding)[ids[row] * m.width + i]);
+                state[token * m.width + i] = number(((const T *)m.embedding)[ids[token] * m.width + i]);
         for (int64_t l = 0; l < m.num_layers; ++l) {
             const Layer &layer = m.layers[l];
+            // Keys or values of one head in the row of a token.
+            auto cached = [&](void *cache, int64_t token, int64_t head) {
+                return (T *)cache + (rows[token] * m.key_heads + head) * m.places * size;
+            };
             norm(layer.attention_norm);
-            product(layer.query, result, rows, into(query, m.heads * size));
-            product(layer.key, result, rows, into(key, m.key_heads * size));
-            product(layer.value, result, rows, into(value, m.key_heads * size));
+            product(layer.query, result, count, into(query, m.heads * size));
+            product(layer.key, result, count, into(key, m.key_heads * size));
+            product(layer.value, result, count, into(value, m.key_heads * size));
 #pragma omp barrier
 #pragma omp for schedule(static)
-            for (int64_t item = 0; item < rows * m.key_heads; ++item) {
-                const int64_t row = item / m.key_heads, start = m.starts[row];
-                const float *cosine = cosines + row * size, *sine = sines + row * size;
-                T *keys = (T *)layer.keys + item * m.places * size, *values = (T *)layer.values + item * m.places * size;
-                place<T>(&key[item * size], layer.key_norm, size, m.epsilon, cosine, sine);
+            for (int64_t item = 0; item < count * m.key_heads; ++item) {
+                const int64_t token = item / m.key_heads, head = item % m.key_heads, now = places[token] * size;
+                T *keys = cached(layer.keys, token, head) + now, *values = cached(layer.values, token, head) + now;
+                place<T>(&key[item * size], layer.key_norm, size, m.epsilon, cosines + token * size, sines + token * size);
                 for (int64_t i = 0; i < size; ++i) {
-                    round_to(key[item * size + i], keys[now * size + i]);
-                    round_to(value[item * size + i], values[now * size + i]);
-                }
-                for (int64_t head = item * group; head < (item + 1) * group; ++head) {
-                    place<T>(&query[head * size], layer.query_norm, size, m.epsilon, cosine, sine);
-                    attend(&query[head * size], keys + start * size, values + start * size, now + 1 - start, size,
-                           m.scaling, weights.data(), &attended[head * size]);
+                    round_to(key[item * size + i], keys[i]);
+                    round_to(value[item * size + i], values[i]);
                 }
             }
-            product(layer.out, attended.data(), rows, add);
+#pragma omp for schedule(static)
+            for (int64_t item = 0; item < count * m.key_heads; ++item) {
+                const int64_t token = item / m.key_heads, start = m.starts[rows[token]];
+                const T *keys = cached(layer.keys, token, item % m.key_heads) + start * size;
+                const T *values = cached(layer.values, token, item % m.key_heads) + start * size;
+                for (int64_t head = item * group; head < (item + 1) * group; ++head) {
+                    place<T>(&query[head * size], layer.query_norm, size, m.epsilon, cosines + token * size,
+                             sines + token * size);
+                    attend(&query[head * size], keys, values, places[token] + 1 - start, size, m.scaling, weights.data(),
+                           &attended[head * size]);
+                }
+            }
+            product(layer.out, attended.data(), count, add);
 #pragma omp barrier
             norm(layer.feed_norm);
-            product(layer.gate, result, rows, into(gate, m.inner));
-            product(layer.up, result, rows, [&](int64_t row, int64_t output, float sum) {
-                float own = gate[row * m.inner + output];
-                round_to(own / (1 + std::exp(-own)) * sum, inner[row * m.inner + output]);
+            product(layer.gate, result, count, into(gate, m.inner));
+            product(layer.up, result, count, [&](int64_t token, int64_t output, float sum) {
+                float own = gate[token * m.inner + output];
+                round_to(own / (1 + std::exp(-own)) * sum, inner[token * m.inner + output]);
             });
 #pragma omp barrier
-            product(layer.down, inner.data(), rows, add);
+            product(layer.down, inner.data(), count, add);
 #pragma omp barrier
         }
         norm(m.norm);
@@ -294,11 +357,13 @@ template <class T> static void map(const Linear &linear, const T *x, int64_t row
 }
 
 extern "C" {
-void step_float32(const Model *m, const int64_t *ids, const float *cosines, const float *sines, int64_t now, void *out) {
-    step(*m, ids, cosines, sines, now, (float *)out);
+void step_float32(const Model *m, int64_t count, const int64_t *ids, const int64_t *rows, const int64_t *places,
+                  const float *cosines, const float *sines, void *out) {
+    step(*m, count, ids, rows, places, cosines, sines, (float *)out);
 }
-void step_bfloat16(const Model *m, const int64_t *ids, const float *cosines, const float *sines, int64_t now, void *out) {
-    step(*m, ids, cosines, sines, now, (bf16 *)out);
+void step_bfloat16(const Model *m, int64_t count, const int64_t *ids, const int64_t *rows, const int64_t *places,
+                   const float *cosines, const float *sines, void *out) {
+    step(*m, count, ids, rows, places, cosines, sines, (bf16 *)out);
 }
 void map_float32(const Linear *linear, const void *x, int64_t rows, int64_t threads, float *result) {
     map(*linear, (const float *)x, rows, threads, result);

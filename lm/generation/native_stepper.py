@@ -1,4 +1,4 @@
-"""Stock Llama and Qwen3 models on a CPU, advanced by one token in one call of compiled code.
+"""Stock Llama and Qwen3 models on a CPU, advanced by one token, or several, in one call of compiled code.
 
 The time to draw a few pictures is bound by the memory bandwidth: each token reads all weights once. Separate torch
 operators take three times as long, so `native_stepper.cpp` computes a whole step, and reads the model's weights in
@@ -57,7 +57,7 @@ class Model(ctypes.Structure):
     """The struct of this name in native_stepper.cpp."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("threads", "rows", "width", "inner", "heads", "key_heads")),
+        *((name, ctypes.c_int64) for name in ("threads", "width", "inner", "heads", "key_heads")),
         *((name, ctypes.c_int64) for name in ("head_size", "places", "num_layers")),
         *((name, ctypes.c_float) for name in ("epsilon", "scaling")),
         *((name, ctypes.c_void_p) for name in ("embedding", "norm", "starts", "layers")),
@@ -93,7 +93,7 @@ def _library() -> ctypes.CDLL | str:
     for dtype in ("float32", "bfloat16"):
         step, product = getattr(library, f"step_{dtype}"), getattr(library, f"map_{dtype}")
         step.restype = product.restype = None
-        step.argtypes = [ctypes.POINTER(Model), pointer, pointer, pointer, number, pointer]
+        step.argtypes = [ctypes.POINTER(Model), number, *[pointer] * 6]
         product.argtypes = [ctypes.POINTER(Linear), pointer, number, number, pointer]
     return library
 
@@ -135,7 +135,10 @@ def fits(model: Any) -> bool:
 
 
 class NativeStepper(Stepper):
-    """The prompt through the model's own forward, then token by token through the compiled code."""
+    """The prompt through the model's own forward, then one token or several through the compiled code."""
+
+    rows_apart = True
+    goes_back = True
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], num_new_tokens: int, pad_id: int) -> None:
         super().__init__(model, prompts, num_new_tokens, pad_id)
@@ -143,10 +146,10 @@ class NativeStepper(Stepper):
         if isinstance(library, str):
             raise RuntimeError(library)
         name = str(model.dtype).removeprefix("torch.")
-        self._step, self._map = getattr(library, f"step_{name}"), getattr(library, f"map_{name}")
+        self._step, self._product = getattr(library, f"step_{name}"), getattr(library, f"map_{name}")
         # The compiled code reads these by address: they must stay alive even if the model is moved or cast meanwhile.
         self._weights = [parameter.data for parameter in model.parameters()]
-        config, rows = model.config, len(prompts)
+        config = model.config
         self._places, self._first = self._length + num_new_tokens, self._length
         self._room = [self._with_room(layer.keys, layer.values) for layer in self._cache.layers]
         self._cache = None
@@ -155,13 +158,13 @@ class NativeStepper(Stepper):
         self._layers = (Layer * len(layers))(*map(_layer, layers, self._room))
         attention = layers[0].self_attn
         self._native = Model(
-            threads=torch.get_num_threads(), rows=rows, width=config.hidden_size, inner=config.intermediate_size,
+            threads=torch.get_num_threads(), width=config.hidden_size, inner=config.intermediate_size,
             heads=config.num_attention_heads, key_heads=config.num_key_value_heads, head_size=attention.head_dim,
             places=self._places, num_layers=len(layers), epsilon=config.rms_norm_eps, scaling=attention.scaling,
             embedding=model.get_input_embeddings().weight.data_ptr(), norm=model.model.norm.weight.data_ptr(),
             starts=self._starts.data_ptr(), layers=ctypes.addressof(self._layers),
         )  # fmt: skip
-        self._state = self._state.contiguous()
+        self._rows = torch.arange(len(prompts))
         # The rotations of all tokens to come: (num_new_tokens, B, head_size) each.
         places = self._positions.T + torch.arange(num_new_tokens)[:, None]
         cosines, sines = model.model.rotary_emb(torch.zeros(1), places)
@@ -169,19 +172,34 @@ class NativeStepper(Stepper):
 
     def advance(self, ids: torch.Tensor) -> None:
         """Feed token `ids` (B,)."""
-        ids, fed = ids.contiguous(), self._length - self._first
-        cosines, sines = self._cosines[fed], self._sines[fed]
-        self._state = torch.empty_like(self._state)
-        self._step(
-            self._native, ids.data_ptr(), cosines.data_ptr(), sines.data_ptr(), self._length, self._state.data_ptr()
-        )
+        number = self._length - self._first
+        places = torch.full_like(self._rows, self._length)
+        self._state = self._run(ids, self._rows, places, self._cosines[number], self._sines[number])
         self._length += 1
 
-    def logits(self, first: int, last: int) -> torch.Tensor:
-        """Logits of tokens `first <= id < last` after what was fed: (B, last - first) float32."""
+    def feed(self, ids: torch.Tensor, starts: torch.Tensor) -> None:
+        """Feed several tokens a row, as `Stepper.feed`; rows may begin at different tokens."""
+        rows, columns = (ids >= 0).nonzero(as_tuple=True)
+        numbers = starts[rows] + columns
+        fed = self._run(
+            ids[rows, columns], rows, self._first + numbers, self._cosines[numbers, rows], self._sines[numbers, rows]
+        )
+        self._states = fed.new_empty(*ids.shape, fed.shape[-1])
+        self._states[rows, columns] = fed
+
+    def _run(
+        self, ids: torch.Tensor, rows: torch.Tensor, places: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor
+    ) -> torch.Tensor:
+        """The last norm's output (N, d) of tokens `ids` (N,), each at a place of a row of the cache."""
+        inputs = [part.contiguous() for part in (ids, rows, places, cosines, sines)]
+        result = torch.empty(len(ids), self._state.shape[-1], dtype=self._state.dtype)
+        self._step(self._native, len(ids), *(part.data_ptr() for part in inputs), result.data_ptr())
+        return result
+
+    def _map(self, states: torch.Tensor, first: int, last: int) -> torch.Tensor:
         part = _linear(self._model.get_output_embeddings(), slice(first, last))
-        result = torch.empty(len(self._state), last - first)
-        self._map(part, self._state.data_ptr(), len(self._state), self._native.threads, result.data_ptr())
+        result = torch.empty(len(states), last - first)
+        self._product(part, states.contiguous().data_ptr(), len(states), self._native.threads, result.data_ptr())
         return result
 
     def _with_room(self, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What drawing reports after each code, and the errors that carry what was drawn when it ends early."""
+"""What drawing reports after each call of the model, and the errors that carry what was drawn when it ends early."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ class Progress:
         step, total_steps: counted over all batches.
         rows: which pictures are in the current batch.
         codes: (b, t) int64, what the current batch has drawn so far.
+        calls: of the model, that the current batch took so far, the prompt's first.
     """
 
     step: int
     total_steps: int
     rows: slice
     codes: torch.Tensor
+    calls: int
 
 
 class DrawingStopped(RuntimeError):

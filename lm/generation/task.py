@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lm.generation.guess_table import GuessTable
 from lm.generation.sampling import SamplingSettings
 from lm.pretrained import max_positions
 from lm.vocabulary import MultimodalVocabulary, PictureTokens, Size
@@ -28,6 +29,9 @@ class DrawingTask:
         size: of the pictures, (height, width), one of the vocabulary's; default: its default.
         forced: (B, T) int64 codes that are kept, -1 where to draw; None draws every code.
         max_batch_rows: most rows of the model's batch, unconditional ones included.
+        codes_per_call: codes of a picture computed in one call of the model, at most (`lm.generation.fixed_point`);
+            None: as many as are expected to pay. The pictures are the same.
+        guess_table: guesses codes where several are computed in a call.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -37,6 +41,12 @@ class DrawingTask:
     size: Size | None = None
     forced: torch.Tensor | None = None
     max_batch_rows: int = 128
+    codes_per_call: int | None = None
+    guess_table: GuessTable | None = None
+
+    def __post_init__(self) -> None:
+        if self.codes_per_call is not None and self.codes_per_call < 1:
+            raise ValueError(f"codes_per_call must be at least 1 (one by one), got {self.codes_per_call}")
 
     @property
     def is_guided(self) -> bool:

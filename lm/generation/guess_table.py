@@ -1,0 +1,160 @@
+"""A small table of which code follows which, learned from a token cache and kept beside the model.
+
+It guesses codes for `lm.generation.fixed_point`; what is drawn does not depend on it. The model is log-bilinear (Mnih
+and Hinton 2007): log p(code) = bias[code] + <output[code], sum of the vectors of the codes around> + constant, where
+around are the code to the left and the one above (of the same level and depth), the one before in the same place, and
+the last one of the place below which it lies in the coarser level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.nn import functional
+
+from lm.data.token_cache import TokenCache
+from lm.vocabulary import MultimodalVocabulary
+
+FILE_NAME = "guess_table.safetensors"
+FORMAT_VERSION = 1
+CONTEXTS = 4  # left, above, before, coarser
+WIDTH = 64  # numbers in a vector
+LEAST_ROWS, MOST_CODES = 200, 32_768  # of a token cache that a table is learned from; more codes, and it is not small
+MOST_ROWS, STEPS, EXAMPLES, LEARNING_RATE = 20_000, 400, 1024, 0.02
+
+
+def neighbours(layout: Mapping[str, Sequence[int]]) -> np.ndarray:
+    """(T, 4) positions of the codes around each code: left, above, before, coarser; -1 where there is none."""
+    places = list(zip(*(layout[name] for name in ("level", "depth", "row", "column")), strict=True))
+    at = {place: position for position, place in enumerate(places)}
+    sides = {
+        level: (1 + max(p[2] for p in places if p[0] == level), 1 + max(p[3] for p in places if p[0] == level))
+        for level in {place[0] for place in places}
+    }
+    depths = {level: 1 + max(place[1] for place in places if place[0] == level) for level in sides}
+    around = []
+    for level, depth, row, column in places:
+        coarser = -1
+        if level - 1 in sides:
+            (height, width), (rows, columns) = sides[level], sides[level - 1]
+            coarser = at.get((level - 1, depths[level - 1] - 1, row * rows // height, column * columns // width), -1)
+        around.append(
+            [
+                at.get((level, depth, row, column - 1), -1),
+                at.get((level, depth, row - 1, column), -1),
+                at.get((level, depth - 1, row, column), -1),
+                coarser,
+            ]
+        )
+    return np.array(around)
+
+
+@dataclass(frozen=True)
+class GuessTable:
+    """What is learned.
+
+    Attributes:
+        vectors: (4, num_codes + 1, WIDTH) float32 of a code to the left, above, before, coarser; the last: none there.
+        output: (num_codes, WIDTH) float32.
+        bias: (num_codes,) float32.
+        fingerprint: of the image tokenizer that the codes belong to.
+    """
+
+    vectors: np.ndarray
+    output: np.ndarray
+    bias: np.ndarray
+    fingerprint: str
+
+    def likeliest(self, around: np.ndarray, is_there: np.ndarray, low: int, high: int) -> np.ndarray:
+        """The likeliest code (b,) of low .. high - 1, after codes around (b, 4) of which some are there (4,) bool."""
+        around = np.where(is_there, around, len(self.output))
+        context = self.vectors[np.arange(CONTEXTS), around].sum(1)  # (b, WIDTH)
+        return low + (context @ self.output[low:high].T + self.bias[low:high]).argmax(-1)
+
+    def save(self, folder: str | Path) -> None:
+        """Write guess_table.safetensors into a folder (a model folder's lm/)."""
+        arrays = {name: torch.from_numpy(getattr(self, name)).contiguous() for name in ("vectors", "output", "bias")}
+        metadata = {"format_version": str(FORMAT_VERSION), "image_tokenizer_fingerprint": self.fingerprint}
+        save_file(arrays, Path(folder) / FILE_NAME, metadata)
+
+    @classmethod
+    def load(cls, folder: str | Path, vocabulary: MultimodalVocabulary) -> GuessTable | None:
+        """The table in a folder; None where there is none.
+
+        Raises:
+            ValueError: it belongs to another image tokenizer, has another number of codes or a newer format.
+        """
+        file = Path(folder) / FILE_NAME
+        if not file.is_file():
+            return None
+        remedy = "delete this file (what is drawn does not depend on it), or train the model again"
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata() or {}
+            arrays = {name: opened.get_tensor(name).numpy() for name in ("vectors", "output", "bias")}
+        if int(metadata.get("format_version", 0)) != FORMAT_VERSION:
+            raise ValueError(
+                f"{file} has format_version {metadata.get('format_version')}, not {FORMAT_VERSION}: {remedy}"
+            )
+        fingerprint = metadata.get("image_tokenizer_fingerprint", "")
+        if fingerprint != vocabulary.image_tokenizer_fingerprint:
+            raise ValueError(
+                f"{file} belongs to another image tokenizer (fingerprint {fingerprint}, not "
+                f"{vocabulary.image_tokenizer_fingerprint}): {remedy}"
+            )
+        if len(arrays["output"]) != vocabulary.num_codes:
+            raise ValueError(f"{file} is of {len(arrays['output'])} codes, not {vocabulary.num_codes}: {remedy}")
+        return cls(**arrays, fingerprint=fingerprint)
+
+
+def learn_guess_table(cache: TokenCache, vocabulary: MultimodalVocabulary) -> GuessTable | None:
+    """Learn a table from pictures of the default size; None where there are too few, or too
+    many codes.
+
+    Adam on the cross-entropy of the codes that can be at a position; seconds, and the same for the same cache.
+    """
+    layout = vocabulary.layout
+    if vocabulary.num_codes > MOST_CODES:
+        return None
+    codes = _codes_of(cache, vocabulary)
+    if len(codes) < LEAST_ROWS:
+        return None
+    around = torch.from_numpy(neighbours(layout))
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(CONTEXTS, vocabulary.num_codes + 1, WIDTH, generator=generator).mul_(0.1).requires_grad_()
+    output = torch.randn(vocabulary.num_codes, WIDTH, generator=generator).mul_(0.1).requires_grad_()
+    bias = torch.zeros(vocabulary.num_codes, requires_grad=True)
+    optimizer = torch.optim.Adam([vectors, output, bias], LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, STEPS)
+    ranges = sorted(set(zip(layout["low"], layout["high"], strict=True)))
+    positions = {one: torch.tensor([t for t, low in enumerate(layout["low"]) if low == one[0]]) for one in ranges}
+    contexts = torch.arange(CONTEXTS)
+    for _ in range(STEPS):
+        loss = torch.zeros(())
+        for low, high in ranges:
+            count = max(1, EXAMPLES // len(ranges))
+            rows = torch.randint(len(codes), (count,), generator=generator)
+            places = positions[low, high][torch.randint(len(positions[low, high]), (count,), generator=generator)]
+            near = around[places]  # (count, 4)
+            ids = torch.where(near >= 0, codes[rows[:, None], near.clamp(min=0)], vocabulary.num_codes)
+            logits = vectors[contexts, ids].sum(1) @ output[low:high].T + bias[low:high]
+            loss = loss + functional.cross_entropy(logits, codes[rows, places] - low)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    arrays = (vectors.detach().numpy(), output.detach().numpy(), bias.detach().numpy())
+    return GuessTable(*arrays, fingerprint=vocabulary.image_tokenizer_fingerprint)
+
+
+def _codes_of(cache: TokenCache, vocabulary: MultimodalVocabulary) -> torch.Tensor:
+    """Codes (N, T) of pictures of the default size, from rows at even distances."""
+    size = (vocabulary.image_size[0], vocabulary.image_size[1])
+    chosen = np.linspace(0, len(cache) - 1, min(len(cache), MOST_ROWS)).astype(np.int64)
+    rows = [cache.codes(row) for row in chosen if [tuple(one) for one in cache.image_sizes(row)] == [size]]
+    return torch.from_numpy(np.array(rows, np.int64).reshape(-1, vocabulary.tokens_per_image))

@@ -1,0 +1,89 @@
+"""Some pictures of a task as rows of the model's batch: their prompts, and how each of their codes is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from lm.generation import memory
+from lm.generation.sampling import SamplingSettings, choose
+from lm.vocabulary import MultimodalVocabulary, PictureTokens
+
+
+@dataclass(frozen=True)
+class PictureRows:
+    """All or some of a task's pictures, after its checks.
+
+    Attributes:
+        picture: the tokens of pictures of the size that is drawn.
+        settings: one for each of T positions.
+        negative_prompts: None without guidance.
+        uniforms: (B, T) numbers in [0, 1].
+        forced: (B, T) codes, -1 where to draw; None draws every code.
+    """
+
+    model: Any
+    vocabulary: MultimodalVocabulary
+    picture: PictureTokens
+    settings: Sequence[SamplingSettings]
+    prompts: Sequence[Sequence[int]]
+    negative_prompts: Sequence[Sequence[int]] | None
+    uniforms: torch.Tensor
+    forced: torch.Tensor | None
+
+    def part(self, rows: slice) -> PictureRows:
+        """Some of the pictures."""
+        return replace(
+            self,
+            prompts=self.prompts[rows],
+            negative_prompts=None if self.negative_prompts is None else self.negative_prompts[rows],
+            uniforms=self.uniforms[rows],
+            forced=None if self.forced is None else self.forced[rows],
+        )
+
+    @property
+    def rows_of_picture(self) -> int:
+        """Rows of the model's batch that one picture takes: a second one with guidance."""
+        return 1 if self.negative_prompts is None else 2
+
+    def that_fit(self) -> int | None:
+        """Rows of the model's batch that the free memory has room for; None where that is not known."""
+        return memory.rows_that_fit(self.model, *self._lengths())
+
+    def bytes_of_row(self) -> int:
+        """About what one row of the model's batch takes beside the weights."""
+        return memory.bytes_of_row(self.model, *self._lengths())
+
+    def _lengths(self) -> tuple[int, int, int]:
+        """Tokens of the longest prompt, tokens of a picture, and the most codes that one is chosen among."""
+        low, high = self.picture.layout["low"], self.picture.layout["high"]
+        longest = max(map(len, [*self.prompts, *(self.negative_prompts or [])]))
+        return longest, len(self.picture), max(last - first for first, last in zip(low, high, strict=True))
+
+    def guided(self, logits: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
+        """Logits (k, n) with guidance: of k conditional and then k unconditional rows where there is guidance."""
+        if self.negative_prompts is None:
+            return logits
+        conditional, unconditional = logits.chunk(2)
+        return unconditional + settings.guidance_scale * (conditional - unconditional)
+
+    def choose(self, position: int, logits: torch.Tensor) -> torch.Tensor:
+        """The column (b,) that each picture draws at a position, of logits (b, n), or (2 b, n) with guidance."""
+        settings = self.settings[position]
+        uniforms = None if settings.temperature == 0 else self.uniforms[:, position]
+        return choose(self.guided(logits, settings), uniforms, settings)
+
+    def prompts_with(self, codes: torch.Tensor) -> list[list[int]]:
+        """Token ids of each row of the model's batch up to the first code to draw, after the given ones (b, t)."""
+        picture, count = self.picture, codes.shape[1]
+        head = picture.places[0]
+        tokens = torch.from_numpy(picture.ids[head : picture.places[count]]).repeat(len(codes), 1)
+        tokens[:, torch.from_numpy(picture.places[:count] - head)] = self.vocabulary.image_offset + codes.cpu()
+        given = tokens.tolist()
+        rows = [[*prompt, *ids] for prompt, ids in zip(self.prompts, given, strict=True)]
+        if self.negative_prompts is not None:
+            rows += [[*prompt, *ids] for prompt, ids in zip(self.negative_prompts, given, strict=True)]
+        return rows
