@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lm.generation.guess_table import FILE_NAME as TABLE_FILE
+from lm.generation.guess_table import GuessTable
 from lm.vocabulary import MultimodalVocabulary, Size
 from pipelines.drawing.arguments import each_image, shown
 from pipelines.model_card import model_card
@@ -25,7 +27,8 @@ Pipeline = TypeVar("Pipeline", bound="MultimodalPipeline")
 
 
 class MultimodalPipeline:
-    """The parts of a model: `image_tokenizer`, `model` and `vocabulary`.
+    """The parts of a model: `image_tokenizer`, `model` and `vocabulary`, and where it has one, a `guess_table`, with
+    which drawing several codes a call takes fewer calls.
 
     `max_batch_rows` (128) bounds the rows that the language model reads at once.
     """
@@ -38,6 +41,7 @@ class MultimodalPipeline:
         image_tokenizer: ImageTokenizer,
         model: Any = None,
         vocabulary: MultimodalVocabulary | None = None,
+        guess_table: GuessTable | None = None,
     ) -> None:
         name = type(self).__name__
         if model is None or vocabulary is None:
@@ -59,6 +63,7 @@ class MultimodalPipeline:
         self.image_tokenizer = image_tokenizer
         self.model = model
         self.vocabulary = vocabulary
+        self.guess_table = guess_table
         self.max_batch_rows = 128
         self._progress_bar: dict[str, Any] = {"disable": None}  # None: shown on a terminal
 
@@ -81,7 +86,7 @@ class MultimodalPipeline:
             revision, token: of the Hub.
 
         Raises:
-            ValueError: not a model folder, one written by a newer version, or halves that do not match.
+            ValueError: not a model folder, one written by a newer version, or parts that do not match.
         """
         from lm.model import load_model
         from tokenizer_image.registry import load_tokenizer
@@ -97,7 +102,8 @@ class MultimodalPipeline:
                 f"({index.get('image_tokenizer_fingerprint')}, {vocabulary.image_tokenizer_fingerprint}): "
                 "the folder mixes the parts of two models"
             )
-        pipe = cls(image_tokenizer, load_model(str(path / "lm"), dtype=dtype), vocabulary)
+        table = GuessTable.load(path / "lm", vocabulary)
+        pipe = cls(image_tokenizer, load_model(str(path / "lm"), dtype=dtype), vocabulary, table)
         return pipe if device is None else pipe.to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -107,6 +113,9 @@ class MultimodalPipeline:
         self.image_tokenizer.save_pretrained(str(folder / "image_tokenizer"))
         self.model.save_pretrained(folder / "lm")
         self.vocabulary.save_pretrained(folder / "lm")
+        (folder / "lm" / TABLE_FILE).unlink(missing_ok=True)  # of a model that was here before
+        if self.guess_table is not None:
+            self.guess_table.save(folder / "lm")
         # Last: a folder with an index is whole. Index and vocabulary have the same fingerprint, a legacy one, too.
         write_index(folder, CLASS_NAME, self.vocabulary.image_tokenizer_fingerprint)
 

@@ -83,6 +83,7 @@ class TextToImagePipeline(MultimodalPipeline):
         min_p: ByLevel = 0.0,
         best_of: int | None = None,
         ranker: Ranker | None = None,
+        codes_per_call: int | None = None,
     ) -> TextToImageOutput:
         """Draw `num_images_per_prompt` pictures for each prompt.
 
@@ -102,11 +103,14 @@ class TextToImagePipeline(MultimodalPipeline):
                 of that seed. None gives other pictures at each call (`torch.manual_seed` repeats them).
             generator: one that seeds each picture's stream in turn, or a list with one for each picture.
             output_type: "pil", "np" or "pt", see `TextToImageOutput`.
-            callback: called as `callback(step, total_steps, codes)` after each code; codes (b, t) so far.
+            callback: called as `callback(step, total_steps, codes)` after each call of the model, which draws one code
+                or several; codes (b, t) so far.
             best_of: draw so many pictures for each prompt and return the best `num_images_per_prompt`, best first:
                 those that `ranker` scores highest, or without one, those after which the same model finds the prompt
                 likeliest; it must have learned to describe (`image_to_caption` or `image_and_caption`).
             ranker: called as `ranker(images, prompt)` with a prompt's PIL pictures; returns a score for each.
+            codes_per_call: codes of a picture computed in one call of the model, at most; 1 draws them one by one, None
+                chooses. The pictures are the same (docs/generation.md says how exactly).
 
         Raises:
             TypeError, ValueError: an argument that is wrong, named with its value.
@@ -115,7 +119,7 @@ class TextToImagePipeline(MultimodalPipeline):
         """
         request = DrawingRequest(
             prompt, negative_prompt, num_images_per_prompt, guidance_scale, temperature, top_k, top_p, height, width,
-            seed, generator, output_type, callback, min_p, best_of, ranker,
+            seed, generator, output_type, callback, min_p, best_of, ranker, codes_per_call,
         )  # fmt: skip
         return self._draw(request, request.task(self))
 
@@ -197,9 +201,11 @@ class TextToImagePipeline(MultimodalPipeline):
         steps = draw(self.model, self.vocabulary, task)
 
         def outputs() -> Iterator[TextToImageOutput]:
+            shown = 0
             for progress in steps:
                 count = progress.codes.shape[1]
-                if count % every == 0 or count == len(task.settings):
+                if count // every != shown // every or count == len(task.settings):
+                    shown = count % len(task.settings)
                     yield self._output(progress.codes.clone(), request.output_type, task.size)
 
         return outputs()

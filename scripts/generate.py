@@ -45,6 +45,12 @@ class GenerateOptions(GuidedSamplingOptions, ModelOptions):
     height: int | None = option(None, "in pixels, one of the sizes that the model draws (default: its first)")
     width: int | None = option(None, "in pixels; one of height and width is enough where it decides the size")
 
+    codes_per_call: int | None = option(
+        None,
+        "codes of a picture computed in one call of the model, at most; the pictures are the same (default: 4 "
+        "for one picture of a large model without guidance, else 1)",
+        above_zero=True,
+    )
     seed: int | None = option(None, "the same seed draws the same pictures", not_negative=True)
 
     def __post_init__(self) -> None:
@@ -90,6 +96,7 @@ def main(options: GenerateOptions) -> Path:
             width=options.width,
             seed=seed,
             best_of=options.best_of,
+            codes_per_call=options.codes_per_call,
             **options.sampling(),
         ).images
     except DrawingInterrupted as interrupt:

@@ -17,6 +17,7 @@ from pipelines.options.language_model import LanguageModelOptions
 from pipelines.options.parser import run_command
 
 if TYPE_CHECKING:
+    from lm.generation.guess_table import GuessTable
     from pipelines.training.loop import Loop
 
 BETAS = (0.9, 0.95)
@@ -33,6 +34,7 @@ def main(options: LanguageModelOptions) -> None:
     import torch
 
     from lm.data.batch_order import BatchOrder
+    from lm.generation.guess_table import learn_guess_table
     from lm.lora import load_trained, save_trained
     from lm.model import default_size, load_model, recompute_layers
     from lm.training.attention import use_fastest_attention
@@ -156,8 +158,8 @@ def main(options: LanguageModelOptions) -> None:
         except (ValueError, RuntimeError) as error:  # a picture to look at is not worth a run
             say(accelerator, f"no samples of step {step}: {error}")
 
-    def write(plain: Any, folder: Path) -> None:
-        TextToImagePipeline(tokenizer, plain, vocabulary).save_pretrained(folder)
+    def write(plain: Any, folder: Path, table: GuessTable | None = None) -> None:
+        TextToImagePipeline(tokenizer, plain, vocabulary, table).save_pretrained(folder)
 
     def keep(plain: Any, folder: Path) -> None:
         save_trained(plain, folder) if adapted else write(plain, folder)
@@ -176,7 +178,7 @@ def main(options: LanguageModelOptions) -> None:
                 loop.progress.step * options.batch_size, partial(say, accelerator),
             )  # fmt: skip
         with run.writing(run.folder):
-            write(plain, run.folder)
+            write(plain, run.folder, learn_guess_table(cache, vocabulary))
         if text:
             with accelerator.autocast():
                 text_after = text.measure(plain)

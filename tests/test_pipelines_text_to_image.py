@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ import torch
 from PIL import Image
 from tiny import tiny_pipeline, tiny_tokenizer
 
+from lm.generation.guess_table import GuessTable
 from lm.model import build_configuration, build_model
 from pipelines import TextToImagePipeline
 from pipelines.drawing.grids import labelled_grid
 from pipelines.model_card import model_card
+from tokenizer_image.preprocessing import postprocess
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE, TOKENS = 16, 8  # 2x2 positions of two codes
@@ -522,3 +525,40 @@ def test_inference_imports_neither_training_nor_evaluation(folder):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# Several codes a call
+
+
+def test_several_codes_a_call_draw_the_same_pictures(pipe):
+    settings = {"seed": 3, "num_images_per_prompt": 2, "guidance_scale": 2.0, "output_type": "np"}
+    expected = pipe(["a dog", "a cat"], codes_per_call=1, **settings)
+    steps = []
+    several = pipe(
+        ["a dog", "a cat"], codes_per_call=8, callback=lambda step, total, codes: steps.append(step), **settings
+    )
+    assert several.codes.equal(expected.codes) and (several.images == expected.images).all()
+    assert steps == sorted(steps) and steps[-1] == 8
+    shown = [preview.codes.shape[1] for preview in pipe.previews("a dog", every=3, seed=3, codes_per_call=8)]
+    assert shown[-1] == 8 and shown == sorted(set(shown))
+    image = postprocess(pipe.decode_codes(expected.codes[:1]), "pil")[0]
+    kept = [pipe.complete(image, "a dog", keep_rows=8, seed=1, codes_per_call=codes).codes for codes in (1, 8)]
+    assert kept[0].equal(kept[1])
+    for wrong, error in ((0, ValueError), (True, TypeError), (1.5, TypeError)):
+        with pytest.raises(error, match="codes_per_call must be"):
+            pipe("a dog", codes_per_call=wrong)
+
+
+def test_a_guess_table_belongs_to_its_image_tokenizer(pipe, copy):
+    count = pipe.vocabulary.num_codes
+    arrays = np.zeros((4, count + 1, 2), np.float32), np.zeros((count, 2), np.float32), np.zeros(count, np.float32)
+    table = GuessTable(*arrays, pipe.vocabulary.image_tokenizer_fingerprint)
+    TextToImagePipeline(pipe.image_tokenizer, pipe.model, pipe.vocabulary, table).save_pretrained(copy)
+    loaded = TextToImagePipeline.from_pretrained(copy)
+    assert loaded.guess_table.fingerprint == table.fingerprint
+    assert loaded("a dog", seed=1, codes_per_call=8).codes.equal(pipe("a dog", seed=1).codes)
+    replace(table, fingerprint="another").save(copy / "lm")
+    with pytest.raises(ValueError, match="guess_table.safetensors belongs to another image tokenizer"):
+        TextToImagePipeline.from_pretrained(copy)
+    pipe.save_pretrained(copy)
+    assert TextToImagePipeline.from_pretrained(copy).guess_table is None

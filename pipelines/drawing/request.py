@@ -48,6 +48,7 @@ class DrawingRequest:
     min_p: ByLevel = 0.0
     best_of: int | None = None
     ranker: Ranker | None = None
+    codes_per_call: int | None = None
     texts: list[str | None] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -56,6 +57,8 @@ class DrawingRequest:
             whole_number(self.best_of, "best_of", count)
         elif self.ranker is not None:
             raise ValueError("a ranker chooses among pictures: say with best_of how many to draw")
+        if self.codes_per_call is not None:
+            whole_number(self.codes_per_call, "codes_per_call", 1)
         if self.output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {self.output_type!r}")
         object.__setattr__(self, "texts", list_of_texts(self.prompt, "prompt"))
@@ -128,6 +131,8 @@ class DrawingRequest:
             settings=settings,
             size=size,
             max_batch_rows=pipe.max_batch_rows,
+            codes_per_call=self.codes_per_call,
+            guess_table=pipe.guess_table,
         )
 
 
