@@ -6,8 +6,12 @@ import json
 
 import pytest
 import torch
+from tiny import tiny_pipeline
 
+from lm.model import build_configuration, build_model
+from scripts.benchmarks import several_codes
 from scripts.benchmarks.generation import TEXT_TOKENS, Options, bytes_read, main, ours, random_model, vocabulary_of
+from scripts.benchmarks.several_codes import widened
 
 
 def test_the_model_of_the_rows():
@@ -33,3 +37,24 @@ def test_a_row_without_a_trained_model(tmp_path):
     assert json.loads((tmp_path / "rows.json").read_text()) == [
         {"what": "cold_start", "value": None, "unit": "s", "target": None, "higher_is_better": False}
     ]
+
+
+def test_a_widened_model_computes_the_same():
+    torch.manual_seed(0)
+    vocabulary = vocabulary_of(4)
+    small = build_model(build_configuration(vocabulary, size="2M")).eval()
+    large = widened(small)
+    assert sum(p.numel() for p in large.model.layers.parameters()) > 25e6 and widened(large) is large
+    ids = torch.randint(vocabulary.size, (2, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(large(ids).logits, small(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_rows_of_several_codes_a_call(tmp_path, monkeypatch):
+    for part in ("calls", "several"):
+        main(Options(only=part, model=str(tmp_path / "none"), output=str(tmp_path / "rows.json")))
+        assert all(row["value"] is None for row in json.loads((tmp_path / "rows.json").read_text()))
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(several_codes, "CAPTIONS", 8)
+    rows = {row["what"]: row["value"] for row in several_codes.calls(str(tmp_path / "model"))}
+    assert rows["calls/sprites/same_codes"] == 1 and rows["calls/sprites"] <= rows["calls/sprites/one_by_one"] == 8

@@ -4,8 +4,8 @@
 
 Both draw 256 codes of a picture with guidance, taking turns; the rows are medians. The limit is what memory bandwidth
 allows: the bytes that drawing a token must read (weights outside the embedding, output rows of the codes, keys and
-values in use) over the read bandwidth measured in the same run. The cold start is that of `scripts/generate.py`,
-measured only where --model is a trained model.
+values in use) over the read bandwidth measured in the same run. The cold start is that of `scripts/generate.py`. It,
+the calls a picture, and several codes a call against one are measured only where --model is a trained model.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.options.option import option
 from pipelines.options.parser import run_command
+from scripts.benchmarks import several_codes
 from scripts.benchmarks.figures import BenchmarkOptions, Row, interleaved, row, seconds, show, write_rows
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Options(BenchmarkOptions):
 
     repeats: int = option(3, "how often each is measured; the rows are medians", above_zero=True)
     only: str | None = option(None, "one part, e.g. one_picture")
-    model: str = option("runs/demo", "model folder that the cold start is measured on")
+    model: str = option("runs/demo", "model folder that the cold start and several codes a call are measured on")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -198,10 +199,20 @@ def growth(options: Options) -> list[Row]:
     ]
 
 
+def calls(options: Options) -> list[Row]:
+    """Calls of the model for a picture."""
+    return several_codes.calls(options.model)
+
+
+def several(options: Options) -> list[Row]:
+    """Seconds for one picture and for eight, one code a call over several."""
+    return several_codes.over_one_code_a_call(options.model, options.repeats)
+
+
 def cold_start(options: Options) -> list[Row]:
     """Seconds from the command line to four pictures on disk; the first turn loads the files into the page cache."""
     took = None
-    if (Path(options.model) / "model_index.json").is_file():
+    if several_codes.is_model(options.model):
         with tempfile.TemporaryDirectory() as folder:
             script = Path(__file__).resolve().parents[1] / "generate.py"
             command = [sys.executable, str(script), "--model", options.model, "a dog", "--output", folder + "/dog.png"]
@@ -222,7 +233,7 @@ def gpu(options: Options) -> list[Row]:
     return [row("gpu/1B/share_of_limit", share_of_limit(model, took["ours"], took["read"]), "", 0.6, True)]
 
 
-PARTS = (one_picture, eight_pictures, growth, cold_start, gpu)
+PARTS = (one_picture, eight_pictures, growth, calls, several, cold_start, gpu)
 
 
 def main(options: Options) -> None:
