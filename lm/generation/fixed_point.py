@@ -107,7 +107,7 @@ class FixedPoint:
         self._feed(starts, ends)
         drawn = self._draw(starts, ends)
         kept = 0
-        for row in np.flatnonzero(active):
+        for row in np.flatnonzero(active).tolist():
             before = self._known[row]
             self._keep(row, int(ends[row]), drawn[row])
             kept += self._known[row] - before

@@ -70,8 +70,10 @@ def interpolation_rows(
     levels = model.latents(pixel_values, classes)
 
     def decode(walk: list[torch.Tensor], pair: slice, shares: torch.Tensor) -> torch.Tensor:
-        ends = None if classes is None else torch.where(shares < 0.5, *classes[pair])
-        return model.decode(walk, ends)
+        if classes is None:
+            return model.decode(walk)
+        first, last = classes[pair]
+        return model.decode(walk, torch.where(shares < 0.5, first, last))
 
     return _walks(pixel_values, levels, steps, decode)
 

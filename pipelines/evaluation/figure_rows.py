@@ -108,7 +108,9 @@ def _perceptual_rows(seen: Report | None) -> Iterator[FigureRow]:
 
 
 def _probe_rows(probes: Report | None) -> Iterator[FigureRow]:
-    for row in [] if probes is None else probes["rows"]:
+    if probes is None:
+        return
+    for row in probes["rows"]:
         name = f"{row['features']}, {row['labels_per_class']:,} labels a class of {probes['train_split']}"
         formats = {"linear": SHARE, "knn": SHARE}
         yield from _rows(name, row, formats, _pictures(row["n"]), probes["split"])

@@ -106,7 +106,7 @@ class Extractor(nn.Module):
         self.check_size(size)
         pixels = pixel_values.expand(-1, 3, -1, -1) if pixel_values.shape[1] == 1 else pixel_values
         height, width = pixels.shape[-2:]
-        if self.resize is not None:
+        if self.resize is not None and self.size is not None:
             pixels = self.resize(pixels, self.size)
         elif size is not None:
             if (height, width) != (size, size):
