@@ -69,11 +69,9 @@ def interpolation_rows(
     """
     levels = model.latents(pixel_values, classes)
 
-    def decode(walk: list[torch.Tensor], pair: slice, shares: torch.Tensor) -> torch.Tensor:
-        if classes is None:
-            return model.decode(walk)
-        first, last = classes[pair]
-        return model.decode(walk, torch.where(shares < 0.5, first, last))
+    def decode(walk: list[torch.Tensor], first: int, shares: torch.Tensor) -> torch.Tensor:
+        ends = None if classes is None else torch.where(shares < 0.5, classes[first], classes[first + 1])
+        return model.decode(walk, ends)
 
     return _walks(pixel_values, levels, steps, decode)
 
@@ -88,7 +86,7 @@ def quantized_interpolation_rows(model: VQVAE, pixel_values: torch.Tensor, steps
     """
     size = int(pixel_values.shape[2]), int(pixel_values.shape[3])
 
-    def decode(walk: list[torch.Tensor], pair: slice, shares: torch.Tensor) -> torch.Tensor:
+    def decode(walk: list[torch.Tensor], first: int, shares: torch.Tensor) -> torch.Tensor:
         return model.decode(model.quantize_latents(walk, size), size)
 
     return _walks(pixel_values, model.latents(pixel_values), steps, decode)
@@ -98,15 +96,15 @@ def _walks(
     pixel_values: torch.Tensor,
     levels: Sequence[torch.Tensor],
     steps: int,
-    decode: Callable[[list[torch.Tensor], slice, torch.Tensor], torch.Tensor],
+    decode: Callable[[list[torch.Tensor], int, torch.Tensor], torch.Tensor],
 ) -> Rows:
     """Two rows for each pair of pictures: `decode` of the latents (steps, h, w, D) of each level on the line between
-    theirs, the pair's rows, and the shares (steps,) of the second; and the pixels on the line between theirs."""
+    theirs, the first one's number, and the shares (steps,) of the second; and the pixels on the line between theirs."""
     rows: Rows = []
     shares = torch.linspace(0, 1, steps, device=pixel_values.device)
     for first in range(0, len(pixel_values) - 1, 2):
         walk = [_between(latents[first], latents[first + 1], shares) for latents in levels]
-        decoded = decode(walk, slice(first, first + 2), shares)
+        decoded = decode(walk, first, shares)
         rows.append((f"pair {first // 2}: between latents", _images(decoded)))
         pixels = _between(pixel_values[first], pixel_values[first + 1], shares)
         rows.append((f"pair {first // 2}: between pixels", _images(pixels)))
