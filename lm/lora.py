@@ -151,18 +151,6 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def frozen_bits(model: nn.Module) -> torch.Tensor:
-    """(n,) int64: for each frozen parameter the sum of its bits, read as integers, which shows other weights."""
-    integers = {4: torch.int32, 2: torch.int16}
-    return torch.tensor(
-        [
-            int(parameter.detach().contiguous().view(integers[parameter.element_size()]).sum(dtype=torch.int64))
-            for parameter in model.parameters()
-            if not parameter.requires_grad
-        ]
-    )
-
-
 def save_trained(model: nn.Module, folder: Path) -> None:
     """Write the trained parameters, and nothing of the frozen ones, into a folder."""
     tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in trained_parameters(model).items()}

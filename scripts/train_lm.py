@@ -34,11 +34,11 @@ def main(options: LanguageModelOptions) -> None:
     import torch
 
     from lm.data.batch_order import BatchOrder
-    from lm.generation.guess_table import learn_guess_table
     from lm.lora import load_trained, save_trained
     from lm.model import default_size, load_model, recompute_layers
     from lm.training.attention import use_fastest_attention
     from lm.training.dropout import add_dropout, seed_step, without_dropout
+    from lm.training.guess_table import learn_guess_table
     from lm.training.losses import NextTokenLoss
     from pipelines.caching.opening import open_caches
     from pipelines.machine.printing import say

@@ -17,11 +17,12 @@ from lm.data.token_cache import Document, TokenCache
 from lm.generation import images
 from lm.generation import native_stepper as native
 from lm.generation.direct_stepper import DirectModel, DirectStepper
-from lm.generation.guess_table import GuessTable, learn_guess_table, neighbours
+from lm.generation.guess_table import GuessTable, neighbours
 from lm.generation.guesses import Guesser
 from lm.generation.images import draw
 from lm.generation.stepper import Stepper
 from lm.sequences import image_prompt
+from lm.training.guess_table import learn_guess_table
 from tokenizer_image.layout import build_layout
 
 SETTINGS = {

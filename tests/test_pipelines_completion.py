@@ -325,7 +325,12 @@ def test_stopped_in_the_best_of_many_with_pictures_of_the_given_type(flat, outpu
     ("method", "settings", "error", "words"),
     [
         ("complete", {"keep_rows": 8, "strength": 1}, TypeError, "^complete has no setting 'strength': it takes negat"),
-        ("vary", {"strength": 1}, TypeError, "^vary has no setting 'strength': it takes negative_prompt, .*ranker$"),
+        (
+            "vary",
+            {"strength": 1},
+            TypeError,
+            "^vary has no setting 'strength': it takes negative_prompt, .*ranker, codes_per_call$",
+        ),
         ("complete", {"keep_rows": 8, "height": 8}, ValueError, "^height=8: the picture is 16x16 .*leave height and"),
         ("vary", {"width": 3}, ValueError, "^width=3: the picture is 16x16"),
         ("vary", {"ranker": redness}, ValueError, "^a ranker chooses among pictures"),

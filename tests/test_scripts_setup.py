@@ -97,7 +97,7 @@ def test_torch_and_torchvision_work_together() -> None:
 def test_every_library_that_is_imported_is_required() -> None:
     required = {
         canonicalize_name(Requirement(line).name)
-        for group in ("", "tracking", "evaluation")
+        for group in ("", "tracking", "evaluation", "finetune")
         for line in requirements()[group]
     }
     peers = {canonicalize_name(Requirement(line).name) for line in requirements()["dev"]}

@@ -199,7 +199,7 @@ def test_weights_of_another_network_are_told_with_their_hash(tmp_path):
     file = tmp_path / "weights.pth"
     torch.save(models.resnet18(weights=None).state_dict(), file)
     digits = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    with pytest.raises(ValueError, match=f"SHA-256 begins with {digits}.; give a file of resnet34's weights"):
+    with pytest.raises(ValueError, match=f"begins with {digits}.*give a file of resnet34's weights"):
         load_extractor(f"torchvision:resnet34={file}")
 
 

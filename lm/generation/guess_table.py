@@ -1,4 +1,5 @@
-"""A small table of which code follows which, learned from a token cache and kept beside the model.
+"""A small table of which code follows which, learned from a token cache (`lm.training.guess_table`) and kept beside the
+model.
 
 It guesses codes for `lm.generation.fixed_point`; what is drawn does not depend on it. The model is log-bilinear (Mnih
 and Hinton 2007): log p(code) = bias[code] + <output[code], sum of the vectors of the codes around> + constant, where
@@ -16,17 +17,13 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch.nn import functional
 
-from lm.data.token_cache import TokenCache
 from lm.vocabulary import MultimodalVocabulary
 
 FILE_NAME = "guess_table.safetensors"
 FORMAT_VERSION = 1
 CONTEXTS = 4  # left, above, before, coarser
 WIDTH = 64  # numbers in a vector
-LEAST_ROWS, MOST_CODES = 200, 32_768  # of a token cache that a table is learned from; more codes, and it is not small
-MOST_ROWS, STEPS, EXAMPLES, LEARNING_RATE = 20_000, 400, 1024, 0.02
 
 
 def neighbours(layout: Mapping[str, Sequence[int]]) -> np.ndarray:
@@ -110,51 +107,3 @@ class GuessTable:
         if len(arrays["output"]) != vocabulary.num_codes:
             raise ValueError(f"{file} is of {len(arrays['output'])} codes, not {vocabulary.num_codes}: {remedy}")
         return cls(**arrays, fingerprint=fingerprint)
-
-
-def learn_guess_table(cache: TokenCache, vocabulary: MultimodalVocabulary) -> GuessTable | None:
-    """Learn a table from pictures of the default size; None where there are too few, or too
-    many codes.
-
-    Adam on the cross-entropy of the codes that can be at a position; seconds, and the same for the same cache.
-    """
-    layout = vocabulary.layout
-    if vocabulary.num_codes > MOST_CODES:
-        return None
-    codes = _codes_of(cache, vocabulary)
-    if len(codes) < LEAST_ROWS:
-        return None
-    around = torch.from_numpy(neighbours(layout))
-    generator = torch.Generator().manual_seed(0)
-    vectors = torch.randn(CONTEXTS, vocabulary.num_codes + 1, WIDTH, generator=generator).mul_(0.1).requires_grad_()
-    output = torch.randn(vocabulary.num_codes, WIDTH, generator=generator).mul_(0.1).requires_grad_()
-    bias = torch.zeros(vocabulary.num_codes, requires_grad=True)
-    optimizer = torch.optim.Adam([vectors, output, bias], LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, STEPS)
-    ranges = sorted(set(zip(layout["low"], layout["high"], strict=True)))
-    positions = {one: torch.tensor([t for t, low in enumerate(layout["low"]) if low == one[0]]) for one in ranges}
-    contexts = torch.arange(CONTEXTS)
-    for _ in range(STEPS):
-        loss = torch.zeros(())
-        for low, high in ranges:
-            count = max(1, EXAMPLES // len(ranges))
-            rows = torch.randint(len(codes), (count,), generator=generator)
-            places = positions[low, high][torch.randint(len(positions[low, high]), (count,), generator=generator)]
-            near = around[places]  # (count, 4)
-            ids = torch.where(near >= 0, codes[rows[:, None], near.clamp(min=0)], vocabulary.num_codes)
-            logits = vectors[contexts, ids].sum(1) @ output[low:high].T + bias[low:high]
-            loss = loss + functional.cross_entropy(logits, codes[rows, places] - low)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    arrays = (vectors.detach().numpy(), output.detach().numpy(), bias.detach().numpy())
-    return GuessTable(*arrays, fingerprint=vocabulary.image_tokenizer_fingerprint)
-
-
-def _codes_of(cache: TokenCache, vocabulary: MultimodalVocabulary) -> torch.Tensor:
-    """Codes (N, T) of pictures of the default size, from rows at even distances."""
-    size = (vocabulary.image_size[0], vocabulary.image_size[1])
-    chosen = np.linspace(0, len(cache) - 1, min(len(cache), MOST_ROWS)).astype(np.int64)
-    rows = [cache.codes(row) for row in chosen if [tuple(one) for one in cache.image_sizes(row)] == [size]]
-    return torch.from_numpy(np.array(rows, np.int64).reshape(-1, vocabulary.tokens_per_image))

@@ -22,7 +22,6 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from lm.lora import frozen_bits, trained_parameters
 from pipelines.training.averages import AveragedWeights
 from pipelines.training.best_kept import Best
 from pipelines.training.distribution import gathered, is_sharded, reshard, spread, whole_copy
@@ -98,7 +97,7 @@ class TrainingState:
 
     def _model_tensors(self) -> dict[str, torch.Tensor]:
         """The model's part of a checkpoint."""
-        return dict(trained_parameters(self.model)) if self.trained_only else model_tensors(self.model)
+        return model_tensors(self.model, trained_only=self.trained_only)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that a run resumes from, in the main process; in others, only what is not sharded. To be called
@@ -207,8 +206,26 @@ def eager(model: nn.Module) -> Iterator[None]:
             module._compiled_call_impl = call
 
 
-def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers, by name; what layers share (tied embeddings) once."""
+def model_tensors(model: nn.Module, *, trained_only: bool = False) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers, by name; what layers share (tied embeddings) once.
+
+    Args:
+        trained_only: only parameters that have a gradient.
+    """
+    if trained_only:
+        return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     once = {name for name, _ in model.named_parameters()}
     return {name: tensor for name, tensor in model.state_dict().items() if name in once or name not in every}
+
+
+def frozen_bits(model: nn.Module) -> torch.Tensor:
+    """(n,) int64: for each frozen parameter the sum of its bits, read as integers, which shows other weights."""
+    integers = {4: torch.int32, 2: torch.int16}
+    return torch.tensor(
+        [
+            int(parameter.detach().contiguous().view(integers[parameter.element_size()]).sum(dtype=torch.int64))
+            for parameter in model.parameters()
+            if not parameter.requires_grad
+        ]
+    )

@@ -45,7 +45,7 @@ def is_model(folder: str) -> bool:
 def trained_model(folder: str) -> tuple[Any, list[str]]:
     """The model's pipeline, and captions of sprites. A model without a guess table learns one of its token cache."""
     from lm.data.token_cache import TokenCache
-    from lm.generation.guess_table import learn_guess_table
+    from lm.training.guess_table import learn_guess_table
     from pipelines import TextToImagePipeline
     from tokenizer_image.sprites.captions import describe
     from tokenizer_image.sprites.scenes import sample_scene
