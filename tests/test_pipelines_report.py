@@ -155,7 +155,7 @@ def test_labels_are_captions_that_most_pictures_share():
     ("settings", "message"),
     [
         ({"latent_maps": ["tsne"]}, "--latent_maps are shown in the folder of --report: give that, too"),
-        ({"latent_maps": ["atlas"], "report": "new"}, "--latent_maps 'atlas': choose pca, tsne or umap"),
+        ({"latent_maps": ["atlas"], "report": "new"}, "--latent_maps 'atlas': choose pca or tsne"),
     ],
 )
 def test_maps_that_cannot_be_drawn(settings, message):
@@ -164,9 +164,11 @@ def test_maps_that_cannot_be_drawn(settings, message):
 
 
 def test_a_map_whose_package_is_not_installed_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(MAP_PACKAGES, "umap", ("no_such_module_umap", "umap-learn"))
-    with pytest.raises(ValueError, match="--latent_maps umap needs umap-learn: pip install umap-learn, or leave umap"):
-        EvaluationOptions(latent_maps=["umap"], report="new")
+    monkeypatch.setitem(MAP_PACKAGES, "tsne", ("no_such_module", "scikit-learn"))
+    with pytest.raises(
+        ValueError, match="--latent_maps tsne needs scikit-learn: pip install scikit-learn, or leave tsne"
+    ):
+        EvaluationOptions(latent_maps=["tsne"], report="new")
     assert all(importlib.util.find_spec(module) for module, _ in (MAP_PACKAGES["pca"], MAP_PACKAGES["tsne"]))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 POINTS = 2000  # pictures on a map, at most
 LABELS = 20  # that have a colour of their own, at most
 LEAST_COVERED = 0.5  # share of the pictures that these labels must have
-COMPONENTS = 50  # of PCA, that t-SNE and UMAP start from
+COMPONENTS = 50  # of PCA, that t-SNE starts from
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,7 @@ def tsne_map(latents: Tensor, seed: int) -> LatentMap:
     return LatentMap(f"t-SNE, perplexity {perplexity:.0f}: distances between groups mean little", points)
 
 
-def umap_map(latents: Tensor, seed: int) -> LatentMap:
-    """UMAP (McInnes et al. 2018) by umap-learn, of the first principal components."""
-    from umap import UMAP
-
-    inputs = principal_components(latents, COMPONENTS)[0].numpy()
-    neighbours = min(15, len(inputs) - 1)
-    points = UMAP(n_neighbors=neighbours, random_state=seed).fit_transform(inputs)
-    return LatentMap(f"UMAP, {neighbours} neighbours: distances between groups mean little", np.asarray(points))
-
-
-MAPS: dict[str, Callable[[Tensor, int], LatentMap]] = {"pca": pca_map, "tsne": tsne_map, "umap": umap_map}
+MAPS: dict[str, Callable[[Tensor, int], LatentMap]] = {"pca": pca_map, "tsne": tsne_map}
 
 
 def shown_labels(captions: Sequence[str | None]) -> list[str]:

@@ -12,7 +12,7 @@ from pipelines.options.image_tokenizer_losses import CAPTIONS
 from pipelines.options.inference import GuidedSamplingOptions, ModelOptions
 from pipelines.options.option import option
 
-MAP_PACKAGES = {"pca": ("torch", "torch"), "tsne": ("sklearn", "scikit-learn"), "umap": ("umap", "umap-learn")}
+MAP_PACKAGES = {"pca": ("torch", "torch"), "tsne": ("sklearn", "scikit-learn")}
 
 
 @dataclass
@@ -36,8 +36,7 @@ class EvaluationOptions(GuidedSamplingOptions, ModelOptions, DataOptions):
     )
     latent_maps: list[str] | None = option(
         None,
-        "planes that the report shows latents in: 'pca', 'tsne' (needs scikit-learn), 'umap' (needs umap-learn) "
-        "(default: pca)",
+        "planes that the report shows latents in: 'pca', 'tsne' (needs scikit-learn) (default: pca)",
         choices=[*MAP_PACKAGES],
     )
     overwrite: bool = option(False, "write into a --report folder that is not empty, over files of the same names")
