@@ -34,7 +34,7 @@ def learn_guess_table(cache: TokenCache, vocabulary: MultimodalVocabulary) -> Gu
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, STEPS)
     ranges = sorted(set(zip(layout["low"], layout["high"], strict=True)))
     positions = {one: torch.tensor([t for t, low in enumerate(layout["low"]) if low == one[0]]) for one in ranges}
-    contexts = torch.arange(CONTEXTS)
+    tables = (vocabulary.num_codes + 1) * torch.arange(CONTEXTS)  # first rows of each context's vectors
     for _ in range(STEPS):
         loss = torch.zeros(())
         for low, high in ranges:
@@ -43,7 +43,9 @@ def learn_guess_table(cache: TokenCache, vocabulary: MultimodalVocabulary) -> Gu
             places = positions[low, high][torch.randint(len(positions[low, high]), (count,), generator=generator)]
             near = around[places]  # (count, 4)
             ids = torch.where(near >= 0, codes[rows[:, None], near.clamp(min=0)], vocabulary.num_codes)
-            logits = vectors[contexts, ids].sum(1) @ output[low:high].T + bias[low:high]
+            # Indexing would add up gradients in any order; this adds them in one.
+            context = functional.embedding(tables + ids, vectors.flatten(0, 1)).sum(1)
+            logits = context @ output[low:high].T + bias[low:high]
             loss = loss + functional.cross_entropy(logits, codes[rows, places] - low)
         optimizer.zero_grad()
         loss.backward()
