@@ -20,6 +20,7 @@ from lm.generation import memory
 from lm.generation import native_stepper as native
 from lm.generation.direct_stepper import DirectModel, DirectStepper
 from lm.generation.fixed_point import FixedPoint
+from lm.generation.guess_table import GuessTable
 from lm.generation.guesses import Guesser
 from lm.generation.picture_rows import PictureRows
 from lm.generation.progress import Callback, DrawingInterrupted, DrawingStopped, Progress
@@ -103,18 +104,17 @@ def draw(model: Any, vocabulary: MultimodalVocabulary, task: DrawingTask) -> Ite
         forced=None if task.forced is None else task.forced.to(model.device),
     )  # fmt: skip
     most = min(task.max_batch_rows, rows.that_fit() or task.max_batch_rows)
-    guesser = Guesser(rows.picture.layout, task.guess_table)
-    return _draw_in_batches(rows, max(1, most // rows.rows_of_picture), task.codes_per_call, guesser)
+    return _draw_in_batches(rows, max(1, most // rows.rows_of_picture), task.codes_per_call, task.guess_table)
 
 
-def _draw_in_batches(task: PictureRows, size: int, wanted: int | None, guesser: Guesser) -> Iterator[Progress]:
+def _draw_in_batches(task: PictureRows, size: int, wanted: int | None, table: GuessTable | None) -> Iterator[Progress]:
     """All pictures, at most `size` at once, and `wanted` codes a call."""
     count, total = len(task.prompts), len(task.settings)
 
     def draw_batch(batch: memory.Batch) -> Iterator[Progress]:
         part = task.part(batch.rows)
         try:
-            for calls, codes in enumerate(_draw_batch(part, make_stepper, codes_per_call, guesser), 1):
+            for calls, codes in enumerate(_draw_batch(part, make_stepper, codes_per_call, table), 1):
                 step = batch.number * total + codes.shape[1]
                 yield Progress(step, batch.expected * total, batch.rows, codes, calls)
         except RuntimeError as error:
@@ -177,7 +177,7 @@ def _say_one_by_one(name: str) -> None:
 
 @torch.inference_mode()
 def _draw_batch(
-    batch: PictureRows, make_stepper: StepperFactory, codes_per_call: int, guesser: Guesser
+    batch: PictureRows, make_stepper: StepperFactory, codes_per_call: int, table: GuessTable | None
 ) -> Iterator[torch.Tensor]:
     """One batch of b pictures: codes (b, t) after each call of the model, t up to T."""
     vocabulary, picture, total = batch.vocabulary, batch.picture, len(batch.settings)
@@ -195,6 +195,7 @@ def _draw_batch(
     if codes_per_call > 1 and not stepper.goes_back:
         _say_one_by_one(type(batch.model).__name__)
     elif codes_per_call > 1:
+        guesser = Guesser(picture.layout, table)
         yield from FixedPoint(batch, stepper, codes, first, guesser, codes_per_call).steps()
         return
     finite = torch.zeros((), device=stepper.device)
