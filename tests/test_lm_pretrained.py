@@ -139,19 +139,24 @@ def test_tokenizers_that_leave_ids_out(tmp_path, num_codes):
 # Through the script
 
 
+def trained_image_tokenizer(folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    """An image tokenizer after one step of stage 1, in `folder`, where the pictures of later runs are kept, too."""
+    patch.setenv("TESSERA_CACHE", str(folder / "pictures"))
+    patch.setattr(sources, "VALIDATION_PICTURES", 16)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train_tokenizer.main(train_tokenizer.ImageTokenizerOptions(
+        output_dir=str(folder / "tokenizer"), num_workers=0, cpu_threads=1, mixed_precision="no", batch_size=16,
+        max_steps=1, max_examples=32, image_size=16, patch_size=4, hidden_sizes=[8, 16], codebook_sizes=[16],
+        num_res_blocks=1, code_dim=4, quantizer="ema",
+    ))  # fmt: skip
+    return folder / "tokenizer"
+
+
 @pytest.fixture(scope="module")
 def image_tokenizer(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("stage1")
-        patch.setenv("TESSERA_CACHE", str(folder / "pictures"))
-        patch.setattr(sources, "VALIDATION_PICTURES", 16)
-        AcceleratorState._reset_state(reset_partial_state=True)
-        train_tokenizer.main(train_tokenizer.ImageTokenizerOptions(
-            output_dir=str(folder / "tokenizer"), num_workers=0, cpu_threads=1, mixed_precision="no", batch_size=16,
-            max_steps=1, max_examples=32, image_size=16, patch_size=4, hidden_sizes=[8, 16], codebook_sizes=[16],
-            num_res_blocks=1, code_dim=4, quantizer="ema",
-        ))  # fmt: skip
-        yield folder / "tokenizer"
+        yield trained_image_tokenizer(folder, patch)
 
 
 def train(output_dir: Path, image_tokenizer: Path, **changes) -> Path:

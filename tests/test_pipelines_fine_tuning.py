@@ -12,6 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors import safe_open
 from safetensors.torch import load_file
+from test_lm_pretrained import trained_image_tokenizer
 from tiny import tiny_model, tiny_tokenizer, tiny_vocabulary
 from torch import nn
 from torch.nn import functional as F
@@ -21,7 +22,6 @@ from lm.lora import AdaptedModel, frozen_in_bfloat16, load_trained, save_trained
 from lm.training.losses import NextTokenLoss
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines import TextToImagePipeline
-from pipelines.caching import sources
 from pipelines.options.language_model import LanguageModelOptions
 from pipelines.training.averages import AveragedWeights
 from pipelines.training.memory import estimate_memory
@@ -32,7 +32,7 @@ from pipelines.training.optimizers import (
     optimizer_bytes,
     optimizer_tensors,
 )
-from scripts import train_lm, train_tokenizer
+from scripts import train_lm
 
 NEW = 5  # special tokens before the image codes
 
@@ -143,14 +143,7 @@ def parts(tmp_path_factory) -> Path:
     """tokenizer/: an image tokenizer; qwen/ and gpt2/: language models with text tokenizers."""
     folder = tmp_path_factory.mktemp("parts")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TESSERA_CACHE", str(folder / "pictures"))
-        patch.setattr(sources, "VALIDATION_PICTURES", 16)
-        AcceleratorState._reset_state(reset_partial_state=True)
-        train_tokenizer.main(train_tokenizer.ImageTokenizerOptions(
-            output_dir=str(folder / "tokenizer"), num_workers=0, cpu_threads=1, mixed_precision="no", batch_size=16,
-            max_steps=1, max_examples=32, image_size=16, patch_size=4, hidden_sizes=[8, 16], codebook_sizes=[16],
-            num_res_blocks=1, code_dim=4, quantizer="ema",
-        ))  # fmt: skip
+        trained_image_tokenizer(folder, patch)
         torch.manual_seed(0)
         text = train_text_tokenizer(["a red dog", "a small blue house on the left"] * 3, 280)
         text.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_tokenizer_losses import tiny_extractor
+from test_tokenizer_losses import lpips_of_random_weights, tiny_extractor
 from tiny import tiny_pipeline, tiny_tokenizer
 
 from pipelines.evaluation.label_efficiency import (
@@ -136,21 +136,11 @@ def test_perceptual_distances_of_pairs_by_hand():
 
 def test_lpips_of_each_pair_is_the_packages_own(tmp_path):
     """With random weights of VGG16, since the package brings the channels' weights alone."""
-    lpips = pytest.importorskip("lpips")
-    from torchvision import models
-
-    from tokenizer_image.losses.extractors import load_extractor
-
     torch.manual_seed(0)
-    network = models.vgg16(weights=None, init_weights=False)
-    torch.save(network.state_dict(), tmp_path / "vgg16.pth")
-    theirs = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
-    loaded = dict(network.features.named_parameters())
+    theirs, extractor = lpips_of_random_weights(tmp_path)
     with torch.no_grad():
-        for name, parameter in theirs.net.named_parameters():
-            parameter.copy_(loaded[name.partition(".")[2]])
         one, other = (to_pixel_values(pictures(2, side=64, seed=seed)) for seed in (0, 1))
-        found = picture_distances(load_extractor(f"lpips={tmp_path / 'vgg16.pth'}"), one, other)
+        found = picture_distances(extractor, one, other)
         assert torch.allclose(found, theirs(one, other).flatten(), rtol=1e-4, atol=1e-5)
 
 

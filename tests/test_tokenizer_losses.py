@@ -231,19 +231,26 @@ def test_channels_may_have_weights():
     assert terms.features.item() != pytest.approx(second.item())
 
 
-def test_lpips_is_the_packages_own(tmp_path):
-    """With random weights of VGG16, since the package brings the channels' weights alone; it sums over depths."""
+def lpips_of_random_weights(folder):
+    """The package's network and our extractor, with the same random weights of VGG16: the package brings the channels'
+    weights alone."""
     lpips = pytest.importorskip("lpips")
     from torchvision import models
 
     network = models.vgg16(weights=None, init_weights=False)
-    torch.save(network.state_dict(), tmp_path / "vgg16.pth")
+    torch.save(network.state_dict(), folder / "vgg16.pth")
     theirs = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
     loaded = dict(network.features.named_parameters())
     with torch.no_grad():
         for name, parameter in theirs.net.named_parameters():
             parameter.copy_(loaded[name.partition(".")[2]])
-    ours = PerceptualLoss(load_extractor(f"lpips={tmp_path / 'vgg16.pth'}"))
+    return theirs, load_extractor(f"lpips={folder / 'vgg16.pth'}")
+
+
+def test_lpips_is_the_packages_own(tmp_path):
+    """It sums over depths."""
+    theirs, extractor = lpips_of_random_weights(tmp_path)
+    ours = PerceptualLoss(extractor)
     one, other = pictures(2, 64), pictures(2, 64)
     with torch.no_grad():
         assert 5 * ours(one, other).item() == pytest.approx(theirs(one, other).mean().item(), rel=1e-4)
