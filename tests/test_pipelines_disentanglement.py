@@ -22,11 +22,6 @@ from pipelines.evaluation.disentanglement.factors import (
     latents_of,
     sprite_factors,
 )
-from pipelines.evaluation.disentanglement.linear_classifiers import (
-    single_input_regressions,
-    softmax_regression,
-    sparse_softmax_regression,
-)
 from pipelines.evaluation.disentanglement.modularity import modularity_score
 from pipelines.evaluation.disentanglement.mutual_information import binned, entropies, mutual_information
 from pipelines.evaluation.disentanglement.mutual_information_gap import mutual_information_gap
@@ -36,6 +31,11 @@ from pipelines.evaluation.disentanglement.scores import (
     correlation_plot,
     disentanglement_scores,
     rank_correlation,
+)
+from pipelines.evaluation.linear_classifiers import (
+    single_input_regressions,
+    softmax_regression,
+    sparse_softmax_regression,
 )
 from scripts.benchmarks import disentanglement as benchmark
 from tokenizer_image import Autoencoder, AutoencoderConfig

@@ -14,16 +14,16 @@ from pipelines.evaluation.disentanglement.beta_vae import beta_vae_score
 from pipelines.evaluation.disentanglement.dci import PENALTY, completeness, dci, disentanglement
 from pipelines.evaluation.disentanglement.factor_vae import factor_vae_score
 from pipelines.evaluation.disentanglement.factors import FactorSampler, split_rows, standardised
-from pipelines.evaluation.disentanglement.linear_classifiers import (
-    single_input_regressions,
-    softmax_regression,
-    sparse_softmax_regression,
-)
 from pipelines.evaluation.disentanglement.modularity import modularity_score
 from pipelines.evaluation.disentanglement.mutual_information import BINS, binned, entropies, mutual_information
 from pipelines.evaluation.disentanglement.mutual_information_gap import mutual_information_gap
 from pipelines.evaluation.disentanglement.sap import attribute_predictability, sap_score
 from pipelines.evaluation.disentanglement.scores import rank_correlation
+from pipelines.evaluation.linear_classifiers import (
+    single_input_regressions,
+    softmax_regression,
+    sparse_softmax_regression,
+)
 
 EQUAL = {"rtol": 1e-4, "atol": 1e-4}
 

@@ -96,7 +96,12 @@ def accuracy_score(
     """`classification_accuracy` on the split, of classifiers that learn real training pictures, their reconstructions
     and, where there are any, drawn pictures."""
     real = data_labels(training, captions)
-    sets = {REAL: real, "reconstructed": LabelledPictures(reconstruct_all(image_tokenizer, real.pictures), real.labels)}
+    sets = {
+        REAL: real,
+        "reconstructed": LabelledPictures(
+            reconstruct_all(image_tokenizer, real.pictures, options.batch_size), real.labels
+        ),
+    }
     if drawn is not None:
         sets["drawn"] = labelled(drawn.pictures, drawn.captions, captions)
     figures = classification_accuracy(
@@ -106,7 +111,7 @@ def accuracy_score(
     return {"split": split.name, "train_split": training.name, **figures}
 
 
-def reconstruct_all(image_tokenizer: ImageTokenizer, pictures: Tensor, batch_size: int = 100) -> Tensor:
+def reconstruct_all(image_tokenizer: ImageTokenizer, pictures: Tensor, batch_size: int) -> Tensor:
     """Reconstructions of pictures uint8 (n, C, H, W), of the same shape."""
     parts = [
         reconstruct(image_tokenizer, pictures[rows.start : rows.stop])[0]

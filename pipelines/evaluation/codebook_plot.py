@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from PIL import Image
 
 from pipelines.caching.pixel_cache import DecodedPictures
+from pipelines.evaluation.plots import figure_image
 from tokenizer_image import VQVAE
 from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.pictures.loading import to_pixel_values
@@ -117,6 +117,4 @@ def codebook_figure(views: list[CodebookView]) -> Image.Image:
         plane.scatter(*view.codes.T, s=5, color="tab:red", linewidths=0, label="codes in use")
         plane.set(title="in the plane where codes vary most", xticks=[], yticks=[])
         plane.legend(markerscale=3, loc="upper right")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return Image.open(buffer)
+    return figure_image(figure)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.evaluation.intervals import shares
+from pipelines.evaluation.linear_classifiers import softmax_regression
 from pipelines.evaluation.neighbours import nearest_neighbours
 from pipelines.evaluation.reconstruction import device_of
 from pipelines.machine.batches import index_batches
@@ -157,31 +158,16 @@ class LinearProbe:
         return (features.double() @ self.weight.T + self.bias).argmax(dim=1)
 
 
-def fit_linear_probe(
-    features: Tensor, labels: Tensor, num_classes: int, penalty: float = PENALTY, steps: int = 300
-) -> LinearProbe:
-    """The minimum of mean cross-entropy + penalty / 2 |W|^2, by L-BFGS in float64 (scikit-learn's
-    `LogisticRegression(C=1 / (penalty * n))`).
+def fit_linear_probe(features: Tensor, labels: Tensor, num_classes: int, penalty: float = PENALTY) -> LinearProbe:
+    """The `softmax_regression` of the classes.
 
     Args:
         features: (n, D), standardised.
         labels: int64 (n,).
+        penalty: of the squared weights, over two.
     """
-    inputs = features.double()
-    weight = torch.zeros(num_classes, inputs.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=steps, tolerance_grad=1e-7, tolerance_change=1e-12, line_search_fn="strong_wolfe"
-    )
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = F.cross_entropy(inputs @ weight.T + bias, labels) + penalty / 2 * weight.square().sum()
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    return LinearProbe(weight.detach(), bias.detach())
+    weights, bias = softmax_regression(features.double().numpy(), labels.numpy(), num_classes, penalty)
+    return LinearProbe(torch.from_numpy(weights.T), torch.from_numpy(bias))
 
 
 def knn_classes(features: Tensor, known: Tensor, labels: Tensor, num_classes: int, k: int = NEIGHBOURS) -> Tensor:

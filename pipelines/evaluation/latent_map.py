@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from pipelines.evaluation.plots import figure_image
 
 POINTS = 2000  # pictures on a map, at most
 LABELS = 20  # that have a colour of their own, at most
@@ -100,6 +101,4 @@ def latent_map_figure(maps: Sequence[LatentMap], captions: Sequence[str | None])
     if labels:
         handles, texts = axes.get_legend_handles_labels()
         figure.legend(handles, texts, loc="outside right center", markerscale=2.5, fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return Image.open(buffer)
+    return figure_image(figure)

@@ -1,4 +1,4 @@
-"""Linear classifiers with softmax outputs, which the metrics read latents with; fitted without any randomness."""
+"""Linear classifiers with softmax outputs, by which metrics and probes read latents; fitted without any randomness."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ LBFGS_STEPS = 200
 PROXIMAL_STEPS = 500
 
 
-def softmax_regression(inputs: np.ndarray, classes: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The weights (D, C) and biases (C,) with the least mean cross-entropy plus sum(weights ** 2) / (2 n).
+def softmax_regression(
+    inputs: np.ndarray, classes: np.ndarray, num_classes: int, penalty: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The weights (D, C) and biases (C,) with the least mean cross-entropy plus penalty sum(weights ** 2) / 2.
 
-    That is scikit-learn's `LogisticRegression` with C = 1; with C = 2 where there are two classes, which share one row
-    of weights there.
+    That is scikit-learn's `LogisticRegression` with C = 1 / (n penalty); with twice that where there are two classes,
+    which share one row of weights there.
 
     Args:
-        inputs: (n, D), of about unit scale.
+        inputs: (n, D) float64, of about unit scale.
         classes: (n,) int64 in 0 .. C - 1.
+        penalty: by default 1 / n.
     """
+    penalty = 1 / len(inputs) if penalty is None else penalty
     x, y = torch.from_numpy(np.ascontiguousarray(inputs)), torch.from_numpy(classes)
 
     def loss(weights: Tensor, bias: Tensor) -> Tensor:
-        return F.cross_entropy(x @ weights + bias, y) + weights.square().sum() / (2 * len(x))
+        return F.cross_entropy(x @ weights + bias, y) + penalty / 2 * weights.square().sum()
 
     return _minimum(loss, (inputs.shape[1], num_classes), (num_classes,))
 

@@ -24,9 +24,6 @@ from pipelines.evaluation.subject import Split
 from pipelines.options.evaluation import EvaluationOptions
 from tokenizer_image.layout import ImageTokenizer
 
-BATCH = 100  # pictures that are encoded at once
-
-
 LABELS_PER_CLASS = (10, 100, 1000)  # by default
 Features = dict[str, dict[str, Tensor]]  # "training", "test" -> kind of features -> (n, D)
 
@@ -72,7 +69,7 @@ def _rows(
     counts: list[int],
 ) -> list[dict[str, Any]]:
     sets = {"test": test, "training": training}
-    features = _features(image_tokenizer, {name: one.pictures for name, one in sets.items()})
+    features = _features(image_tokenizer, {name: one.pictures for name, one in sets.items()}, options.batch_size)
     labelled = {
         name: {kind: LabelledFeatures(values, one.labels) for kind, values in features[name].items()}
         for name, one in sets.items()
@@ -80,16 +77,17 @@ def _rows(
     return label_efficiency(labelled["test"], labelled["training"], num_classes, counts, seed=options.seed)
 
 
-def _features(image_tokenizer: ImageTokenizer, pictures: dict[str, Tensor]) -> Features:
+def _features(image_tokenizer: ImageTokenizer, pictures: dict[str, Tensor], batch_size: int) -> Features:
     """Pixels, code histograms and, of tokenizers that have some, latents of pictures uint8 (n, C, H, W)."""
     features: Features = {name: {"pixels": pixels_of(one)} for name, one in pictures.items()}
     codes = {
-        name: torch.cat([encode(image_tokenizer, part) for part in one.split(BATCH)]) for name, one in pictures.items()
+        name: torch.cat([encode(image_tokenizer, part) for part in one.split(batch_size)])
+        for name, one in pictures.items()
     }
     histograms = code_histograms(codes["test"], codes["training"], image_tokenizer.num_codes)
     features["test"]["code histograms"], features["training"]["code histograms"] = histograms
     for name, one in pictures.items():
-        latents = latents_of(image_tokenizer, one, BATCH)
+        latents = latents_of(image_tokenizer, one, batch_size)
         if latents is not None:
             features[name]["latents"] = latents
     return features

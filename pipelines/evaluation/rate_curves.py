@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from pipelines.evaluation.plots import figure_image
 from pipelines.evaluation.rate_distortion import RatePoint
 
 FIXED, HISTOGRAM = "fixed_bits", "histogram_bits"
@@ -126,6 +126,4 @@ def plot(points: Sequence[RatePoint]) -> Image.Image:
                 axes.set_yscale("log")
             axes.grid(alpha=0.3)
     grid[0][-1].legend(fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return Image.open(buffer)
+    return figure_image(figure)

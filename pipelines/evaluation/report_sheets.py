@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +13,7 @@ from pipelines.caching.pixel_cache import DecodedPictures
 from pipelines.drawing.grids import labelled_grid
 from pipelines.evaluation.alignment import AlignmentSet, PictureKind, is_right
 from pipelines.evaluation.copies import NearestTraining
+from pipelines.evaluation.plots import figure_image
 from pipelines.evaluation.reconstruction import TokenizerFigures, reconstruct
 from tokenizer_image.layout import ImageTokenizer
 
@@ -114,6 +114,4 @@ def quality_plot(figures: TokenizerFigures, training: TokenizerFigures | None, n
     share = np.sort(counts.numpy())[::-1] / max(1, int(counts.sum()))
     codes.plot(np.arange(1, len(share) + 1), np.maximum(share, 0.1 / max(1, int(counts.sum()))))
     codes.set(xlabel="code, most frequent first", ylabel="share of all codes", yscale="log")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return Image.open(buffer)
+    return figure_image(figure)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +13,7 @@ from pipelines.evaluation.disentanglement.factor_vae import factor_vae_score
 from pipelines.evaluation.disentanglement.modularity import modularity_score
 from pipelines.evaluation.disentanglement.mutual_information_gap import mutual_information_gap
 from pipelines.evaluation.disentanglement.sap import sap_score
+from pipelines.evaluation.plots import figure_image
 
 # The six that are compared; of DCI, disentanglement.
 METRICS = ("beta_vae", "factor_vae", "mig", "dci", "sap", "modularity")
@@ -92,6 +92,4 @@ def correlation_plot(correlation: np.ndarray, names: Sequence[str]) -> Image.Ima
             words = "-" if np.isnan(value) else f"{value:.2f}"
             axes.text(column, line, words, ha="center", va="center", color="white" if abs(value) > 0.6 else "black")
     figure.colorbar(shown, label="Spearman's rank correlation")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return Image.open(buffer)
+    return figure_image(figure)
