@@ -26,7 +26,7 @@ TEST_PROCESSES ?= logical --maxprocesses 8
 MUTANTS ?=
 MUTANT_ARGS ?=
 
-EXTRAS := dev,tracking,evaluation,perceptual,finetune
+EXTRAS := dev,tracking,evaluation,perceptual,finetune,serving,ray,signals
 BIN = $(abspath $(VENV))/bin
 SHELL := /bin/sh
 .DEFAULT_GOAL := help

@@ -60,7 +60,7 @@ def imports(tree: ast.Module) -> Iterator[str]:
 # --------------------------------------------------------------------------------------- requirements
 
 
-@pytest.mark.parametrize("group", ["", "dev", "tracking", "evaluation", "perceptual", "mutation"])
+@pytest.mark.parametrize("group", ["", *project()["optional-dependencies"]])
 def test_constraints_name_every_requirement_and_satisfy_its_bound(group: str) -> None:
     tested = constraints()
     for line in requirements()[group]:
@@ -73,7 +73,7 @@ def test_constraints_name_every_requirement_and_satisfy_its_bound(group: str) ->
 def test_requirements_have_the_form_that_test_lowest_reads() -> None:
     for lines in requirements().values():
         for line in lines:
-            assert re.fullmatch(r"[A-Za-z0-9_.-]+>=[0-9.]+", line), line
+            assert re.fullmatch(r"[A-Za-z0-9_.-]+(\[[a-z,]+\])?>=[0-9.]+", line), line
 
 
 def test_constrained_torchvision_accepts_the_constrained_torch() -> None:
@@ -97,7 +97,7 @@ def test_torch_and_torchvision_work_together() -> None:
 def test_every_library_that_is_imported_is_required() -> None:
     required = {
         canonicalize_name(Requirement(line).name)
-        for group in ("", "tracking", "evaluation", "finetune")
+        for group in ("", "tracking", "evaluation", "finetune", "serving", "ray", "signals")
         for line in requirements()[group]
     }
     peers = {canonicalize_name(Requirement(line).name) for line in requirements()["dev"]}
@@ -191,7 +191,7 @@ def test_environment_is_reused_until_the_requirements_change(tmp_path: Path) -> 
     for _ in range(2):
         assert make("environment", f"VENV={venv}", folder=checkout).returncode == 0
     assert asked.read_text().count("\n") == 1
-    assert "-c constraints.txt -e .[dev,tracking,evaluation,perceptual,finetune]" in asked.read_text()
+    assert "-c constraints.txt -e .[dev,tracking,evaluation,perceptual,finetune,serving,ray,signals]" in asked.read_text()
     with (checkout / "constraints.txt").open("a") as file:
         file.write("# changed\n")
     assert make("environment", f"VENV={venv}", folder=checkout).returncode == 0
