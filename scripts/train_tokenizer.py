@@ -31,6 +31,7 @@ def main(options: ImageTokenizerOptions) -> None:
     """Train, then leave the tokenizer in `options.output_dir`."""
     import torch
 
+    from pipelines.machine.allocator import keep_freed_memory
     from pipelines.machine.printing import say
     from pipelines.training.averages import AveragedWeights
     from pipelines.training.image_models import build_model, load_init_from
@@ -52,6 +53,7 @@ def main(options: ImageTokenizerOptions) -> None:
     from pipelines.training.state import TrainingState
     from tokenizer_image.preprocessing import preprocessing_of, to_pixel_values
 
+    keep_freed_memory()
     accelerator, run = start_run(options, plain=True)
     if run.finished:
         return
