@@ -15,9 +15,9 @@ _USERS_OWN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_ARENA_
 def keep_freed_memory() -> bool:
     """Let this process keep what it frees, in one arena, instead of giving it back to the system.
 
-    A step of stage 1 frees activations of some megabytes and asks for as many again. By default glibc takes each of them
-    from the system afresh, which clears the pages: a tenth to a fifth of the time (docs/results.md). The peak stays
-    the same, since every step is alike.
+    A step of stage 1 frees activations of some megabytes and asks for as many again. By default glibc takes each of
+    them from the system afresh, which clears the pages: a tenth to a fifth of the time (docs/results.md). The peak
+    stays the same, since every step is alike.
 
     Returns:
         whether it was set: not without glibc, and not where the environment sets glibc's allocator.
