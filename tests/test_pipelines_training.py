@@ -35,7 +35,7 @@ from pipelines.training.averages import AveragedWeights
 from pipelines.training.best_kept import Best
 from pipelines.training.loop import Loop, Validation
 from pipelines.training.metrics_log import MetricsLog
-from pipelines.training.muon import Muon, orthogonalized
+from pipelines.training.muon import Muon, _iterate, _iterate_on_grams, orthogonalized
 from pipelines.training.optimizers import (
     build_optimizers,
     check_optimizer_tensors,
@@ -277,6 +277,16 @@ def test_orthogonalized_matrices_have_singular_values_near_one(shape):
         u, _, v = torch.linalg.svd(matrix, full_matrices=False)
         assert torch.nn.functional.cosine_similarity((u @ v).flatten(), other.flatten(), dim=0) > 0.95
     assert torch.equal(orthogonalized(torch.zeros(1, 4, 4)), torch.zeros(1, 4, 4, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("shape", [(64, 192), (32, 288)])
+def test_iterating_on_grams_is_as_exact_as_on_matrices(shape):
+    spread = torch.logspace(0, -3, shape[0])[:, None]  # singular values that a gradient's span
+    matrices = torch.randn(3, *shape) * spread
+    matrices /= matrices.norm(dim=(1, 2), keepdim=True)
+    exact = _iterate(matrices.double())
+    assert (_iterate_on_grams(matrices) - exact).abs().max() < 1e-5
+    assert (_iterate(matrices) - exact).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
