@@ -79,7 +79,7 @@ class ImageToTextPipeline(MultimodalPipeline):
             TypeError, ValueError: an argument that is wrong, a picture that cannot be read, or a model that has
                 not learned to describe.
         """
-        self._settings(temperature, top_k, top_p, min_p, best_of)  # checks, before pictures are read
+        self.sampling_settings(temperature, top_k, top_p, min_p, best_of)  # checks, before pictures are read
         pixels = self.prepare_images(image)
         if isinstance(seed, Sequence) and len(seed) != len(pixels):
             raise ValueError(f"{len(seed)} seeds for {len(pixels)} pictures: give one, or one for each")
@@ -108,7 +108,7 @@ class ImageToTextPipeline(MultimodalPipeline):
     ) -> list[str]:
         """A caption for the codes (B, T) of each picture, all of a size (default: the default one); the settings are
         those of the call."""
-        settings, each = self._settings(temperature, top_k, top_p, min_p, best_of), best_of or 1
+        settings, each = self.sampling_settings(temperature, top_k, top_p, min_p, best_of), best_of or 1
         if not len(codes):
             return []
         prompts = [description_prompt(self.vocabulary, row, size) for row in codes.cpu().numpy() for _ in range(each)]
@@ -127,7 +127,7 @@ class ImageToTextPipeline(MultimodalPipeline):
             ids = [ids[row] for row in best_rows(picture_scores(self, ids, codes, size), 1)]
         return [self.vocabulary.decode_text(row) for row in ids]
 
-    def _settings(
+    def sampling_settings(
         self,
         temperature: float | None,
         top_k: int,

@@ -122,6 +122,8 @@ class DirectModel:
             self.rotary = model.model.rotary_emb
             self.layers = [_llama_layer(block, self.heads, self.key_heads, rows) for block in model.model.layers]
             self.norm = _norm(model.model.norm)
+        # torch's attention on a CPU is several times slower in bfloat16 than in float32, copies included.
+        self.cache_dtype: torch.dtype = torch.float32 if model.device.type == "cpu" else model.dtype
         self._products: dict[tuple[int, int], Product] = {}
 
     @staticmethod
@@ -149,6 +151,45 @@ class DirectModel:
         if (first, last) not in self._products:
             self._products[first, last] = Product([self.head], self.rows, slice(first, last))
         return self._products[first, last]
+
+    def rotations(self, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines (A, B, 1, head_dim) of tokens at places (A, B), of a model that has a `rotary`."""
+        assert self.rotary is not None
+        cos, sin = self.rotary(torch.zeros((), dtype=self.cache_dtype, device=places.device), places)
+        half = sin.shape[-1] // 2
+        sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)  # rotating then takes a roll, a product, a sum
+        return cos[:, :, None], sin[:, :, None]
+
+    def through_layers(
+        self, state: torch.Tensor, caches: Sequence[KeysValues], rotation: Rotation, attend: Attention
+    ) -> torch.Tensor:
+        """The last norm's output (N, d) of tokens whose embeddings are `state` (N, d); a cache for each layer."""
+        for layer, cache in zip(self.layers, caches, strict=True):
+            state = self._attention(layer, state, cache, rotation, attend)
+            inner = layer.feed_in(layer.feed_norm(state))
+            if layer.gated:
+                gate, inner = inner.chunk(2, -1)
+                inner = layer.activation(gate) * inner
+            else:
+                inner = layer.activation(inner)
+            state = layer.feed_out.added_to(state, inner)
+        return self.norm(state)
+
+    def _attention(
+        self, layer: Layer, state: torch.Tensor, cache: KeysValues, rotation: Rotation, attend: Attention
+    ) -> torch.Tensor:
+        """The state (N, d) with attention added; `attend` first writes the tokens' keys and values into the cache."""
+        count, heads, key_heads = len(state), self.heads, self.key_heads
+        vectors = layer.projections(layer.attention_norm(state)).view(count, heads + 2 * key_heads, -1)
+        mixed, value = vectors[:, : heads + key_heads], vectors[:, heads + key_heads :]
+        if layer.head_norm is not None:
+            mixed = layer.head_norm(mixed)
+        mixed = mixed.to(self.cache_dtype)
+        if rotation is not None:
+            cos, sin = rotation
+            mixed = torch.addcmul(mixed * cos, mixed.roll(mixed.shape[-1] // 2, -1), sin)
+        attended = attend(mixed[:, :heads], mixed[:, heads:], value, cache, layer.scaling)
+        return layer.attention_out.added_to(state, attended.reshape(count, -1).to(state.dtype))
 
 
 def _norm(module: Any) -> Function:
@@ -209,9 +250,7 @@ class DirectStepper(Stepper):
     def __init__(self, direct: DirectModel, prompts: Sequence[Sequence[int]], num_new_tokens: int, pad_id: int) -> None:
         super().__init__(direct.model, prompts, num_new_tokens, pad_id)
         self._direct, self._fed = direct, 0
-        # torch's attention on a CPU is several times slower in bfloat16 than in float32, copies included.
-        on_cpu = self.device.type == "cpu"
-        self._dtype = torch.float32 if on_cpu else self._state.dtype
+        self._dtype = direct.cache_dtype
         # One more place takes what `feed` is given as padding; no token attends to it.
         total = self._length + num_new_tokens + 1
         self._keys_values = [self._room(layer.keys, layer.values, total) for layer in self._cache.layers]
@@ -224,10 +263,7 @@ class DirectStepper(Stepper):
         # Rotations, or learned position embeddings, of all new tokens, computed at once.
         places = self._positions.T + torch.arange(num_new_tokens, device=self.device)[:, None]  # (num_new_tokens, B)
         if direct.rotary is not None:
-            cos, sin = direct.rotary(self._state.to(self._dtype), places)  # (num_new_tokens, B, head_dim)
-            half = sin.shape[-1] // 2
-            sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)  # rotating then takes a roll, a product, a sum
-            self._cosines, self._sines = cos[:, :, None], sin[:, :, None]  # (num_new_tokens, B, 1, head_dim)
+            self._cosines, self._sines = direct.rotations(places)  # (num_new_tokens, B, 1, head_dim)
         elif direct.positions is not None:
             self._added = direct.positions[places]  # (num_new_tokens, B, d)
 
@@ -253,7 +289,7 @@ class DirectStepper(Stepper):
                 queries, keys.narrow(2, 0, used), values.narrow(2, 0, used), attn_mask=bias, scale=scaling
             )
 
-        self._state = self._through_layers(state, rotation, attend)
+        self._state = direct.through_layers(state, self._keys_values, rotation, attend)
         self._length += 1
         self._fed += 1
 
@@ -291,40 +327,10 @@ class DirectStepper(Stepper):
             )  # fmt: skip
             return attended.reshape(rows, direct.key_heads, group, width, -1).permute(0, 3, 1, 2, 4)
 
-        self._states = self._through_layers(state, rotation, attend).view(rows, width, -1)
-
-    def _through_layers(self, state: torch.Tensor, rotation: Rotation, attend: Attention) -> torch.Tensor:
-        """The last norm's output (N, d) of tokens whose embeddings are `state` (N, d)."""
-        for layer, cache in zip(self._direct.layers, self._keys_values, strict=True):
-            state = self._attention(layer, state, cache, rotation, attend)
-            inner = layer.feed_in(layer.feed_norm(state))
-            if layer.gated:
-                gate, inner = inner.chunk(2, -1)
-                inner = layer.activation(gate) * inner
-            else:
-                inner = layer.activation(inner)
-            state = layer.feed_out.added_to(state, inner)
-        return self._direct.norm(state)
+        self._states = direct.through_layers(state, self._keys_values, rotation, attend).view(rows, width, -1)
 
     def _map(self, states: torch.Tensor, first: int, last: int) -> torch.Tensor:
         return self._direct.head_product(first, last)(states).float()
-
-    def _attention(
-        self, layer: Layer, state: torch.Tensor, cache: KeysValues, rotation: Rotation, attend: Attention
-    ) -> torch.Tensor:
-        """The state (N, d) with attention added; `attend` first writes the tokens' keys and values into the cache."""
-        direct, count = self._direct, len(state)
-        heads, key_heads = direct.heads, direct.key_heads
-        vectors = layer.projections(layer.attention_norm(state)).view(count, heads + 2 * key_heads, -1)
-        mixed, value = vectors[:, : heads + key_heads], vectors[:, heads + key_heads :]
-        if layer.head_norm is not None:
-            mixed = layer.head_norm(mixed)
-        mixed = mixed.to(self._dtype)
-        if rotation is not None:
-            cos, sin = rotation
-            mixed = torch.addcmul(mixed * cos, mixed.roll(mixed.shape[-1] // 2, -1), sin)
-        attended = attend(mixed[:, :heads], mixed[:, heads:], value, cache, layer.scaling)
-        return layer.attention_out.added_to(state, attended.reshape(count, -1).to(state.dtype))
 
     def _room(self, keys: torch.Tensor, values: torch.Tensor, total: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The prompt's keys and values (B, key_heads, L, head_dim), with room for `total` tokens."""

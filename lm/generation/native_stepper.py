@@ -142,28 +142,16 @@ class NativeStepper(Stepper):
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], num_new_tokens: int, pad_id: int) -> None:
         super().__init__(model, prompts, num_new_tokens, pad_id)
-        library = _library()
-        if isinstance(library, str):
-            raise RuntimeError(library)
-        name = str(model.dtype).removeprefix("torch.")
-        self._step, self._product = getattr(library, f"step_{name}"), getattr(library, f"map_{name}")
+        self._step, self._product = functions_for(model.dtype)
         # The compiled code reads these by address: they must stay alive even if the model is moved or cast meanwhile.
         self._weights = [parameter.data for parameter in model.parameters()]
-        config = model.config
         self._places, self._first = self._length + num_new_tokens, self._length
         self._room = [self._with_room(layer.keys, layer.values) for layer in self._cache.layers]
         self._cache = None
         self._starts = (self._mask == 0).sum(-1)  # padding is on the left
         layers = model.model.layers
-        self._layers = (Layer * len(layers))(*map(_layer, layers, self._room))
-        attention = layers[0].self_attn
-        self._native = Model(
-            threads=torch.get_num_threads(), width=config.hidden_size, inner=config.intermediate_size,
-            heads=config.num_attention_heads, key_heads=config.num_key_value_heads, head_size=attention.head_dim,
-            places=self._places, num_layers=len(layers), epsilon=config.rms_norm_eps, scaling=attention.scaling,
-            embedding=model.get_input_embeddings().weight.data_ptr(), norm=model.model.norm.weight.data_ptr(),
-            starts=self._starts.data_ptr(), layers=ctypes.addressof(self._layers),
-        )  # fmt: skip
+        self._layers = (Layer * len(layers))(*map(layer_of, layers, self._room))
+        self._native = model_of(model, self._places, self._starts, ctypes.addressof(self._layers))
         self._rows = torch.arange(len(prompts))
         # The rotations of all tokens to come: (num_new_tokens, B, head_size) each.
         places = self._positions.T + torch.arange(num_new_tokens)[:, None]
@@ -197,7 +185,7 @@ class NativeStepper(Stepper):
         return result
 
     def _map(self, states: torch.Tensor, first: int, last: int) -> torch.Tensor:
-        part = _linear(self._model.get_output_embeddings(), slice(first, last))
+        part = linear_of(self._model.get_output_embeddings(), slice(first, last))
         result = torch.empty(len(states), last - first)
         self._product(part, states.contiguous().data_ptr(), len(states), self._native.threads, result.data_ptr())
         return result
@@ -210,13 +198,44 @@ class NativeStepper(Stepper):
         return room
 
 
-def _linear(layer: nn.Linear, part: slice = slice(None)) -> Linear:
+def functions_for(dtype: torch.dtype) -> tuple[Any, Any]:
+    """The compiled step, and the product of the output layer, of models in this dtype, one of DTYPES.
+
+    Raises:
+        RuntimeError: there is no compiled code here (`unavailable`).
+    """
+    library = _library()
+    if isinstance(library, str):
+        raise RuntimeError(library)
+    name = str(dtype).removeprefix("torch.")
+    return getattr(library, f"step_{name}"), getattr(library, f"map_{name}")
+
+
+def model_of(model: Any, places: int, starts: torch.Tensor, layers: int) -> Model:
+    """Sizes and addresses of a model that `fits`.
+
+    Args:
+        places: of each row of the cache.
+        starts: (rows,) int64, the first place of each row that is not padding; read by address.
+        layers: the address of its `Layer` structs.
+    """
+    config, attention = model.config, model.model.layers[0].self_attn
+    return Model(
+        threads=torch.get_num_threads(), width=config.hidden_size, inner=config.intermediate_size,
+        heads=config.num_attention_heads, key_heads=config.num_key_value_heads, head_size=attention.head_dim,
+        places=places, num_layers=len(model.model.layers), epsilon=config.rms_norm_eps, scaling=attention.scaling,
+        embedding=model.get_input_embeddings().weight.data_ptr(), norm=model.model.norm.weight.data_ptr(),
+        starts=starts.data_ptr(), layers=layers,
+    )  # fmt: skip
+
+
+def linear_of(layer: nn.Linear, part: slice = slice(None)) -> Linear:
     """The address and shape of some of a layer's output rows."""
     weight, bias = layer.weight[part], None if layer.bias is None else layer.bias[part]
     return Linear(weight.data_ptr(), None if bias is None else bias.data_ptr(), layer.in_features, len(weight))
 
 
-def _layer(block: Any, room: torch.Tensor) -> Layer:
+def layer_of(block: Any, room: torch.Tensor) -> Layer:
     """Addresses of one layer's weights, and of its keys and values: room (2, B, key_heads, places, head_size)."""
     attention, feed = block.self_attn, block.mlp
     normalizes = hasattr(attention, "q_norm")  # Qwen3
@@ -225,7 +244,7 @@ def _layer(block: Any, room: torch.Tensor) -> Layer:
         query_norm=attention.q_norm.weight.data_ptr() if normalizes else None,
         key_norm=attention.k_norm.weight.data_ptr() if normalizes else None,
         feed_norm=block.post_attention_layernorm.weight.data_ptr(),
-        query=_linear(attention.q_proj), key=_linear(attention.k_proj), value=_linear(attention.v_proj),
-        out=_linear(attention.o_proj), gate=_linear(feed.gate_proj), up=_linear(feed.up_proj),
-        down=_linear(feed.down_proj), keys=room[0].data_ptr(), values=room[1].data_ptr(),
+        query=linear_of(attention.q_proj), key=linear_of(attention.k_proj), value=linear_of(attention.v_proj),
+        out=linear_of(attention.o_proj), gate=linear_of(feed.gate_proj), up=linear_of(feed.up_proj),
+        down=linear_of(feed.down_proj), keys=room[0].data_ptr(), values=room[1].data_ptr(),
     )  # fmt: skip

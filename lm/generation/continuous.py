@@ -1,0 +1,171 @@
+"""Continuous batching: pictures and texts that begin and end at any time share the calls of the model.
+
+A row joins when a slot is free (Orca, Yu et al. 2022), so pictures at different places, of different sizes and with
+different settings are in one call. Each draws from its own numbers, and what it draws depends on nothing beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lm.generation import native_stepper as native
+from lm.generation.direct_slots import DirectSlots
+from lm.generation.direct_stepper import DirectModel
+from lm.generation.native_slots import NativeSlots
+from lm.generation.rows_under_way import Choice, RowUnderWay
+from lm.generation.sampling import choose_by_row
+from lm.generation.slots import FedTokens, Slots
+from lm.generation.stepper import check_finite
+from lm.vocabulary import MultimodalVocabulary
+
+
+def slots_for(model: Any, count: int, places: int, rows: int) -> Slots:
+    """The fastest slots that compute this model.
+
+    Args:
+        places: of each slot: the most tokens of a row.
+        rows: about how many tokens a call has.
+    """
+    if not DirectModel.fits(model):
+        return Slots(model, count, places)
+    if native.fits(model):
+        return NativeSlots(model, count, places)
+    return DirectSlots(model, count, places, rows)
+
+
+class ContinuousSampler:
+    """Rows under way, each in one slot, or in two with guidance.
+
+    Args:
+        slots: of a model in evaluation mode.
+    """
+
+    def __init__(self, slots: Slots, vocabulary: MultimodalVocabulary) -> None:
+        self._slots, self._vocabulary = slots, vocabulary
+        self._free = list(range(slots.count))
+        self._slots_of: dict[RowUnderWay, list[int]] = {}
+        self._lengths = [0] * slots.count  # tokens that were fed
+        self._states: torch.Tensor | None = None  # (slots, d), after the last token of each
+        self._forbidden = ~torch.from_numpy(vocabulary.text_mask()).to(slots.device)
+
+    @property
+    def num_free(self) -> int:
+        """Slots that no row has."""
+        return len(self._free)
+
+    @property
+    def num_used(self) -> int:
+        """Slots that rows have."""
+        return self._slots.count - len(self._free)
+
+    @torch.inference_mode()
+    def begin(self, rows: Sequence[RowUnderWay]) -> None:
+        """Give rows their slots and read their prompts; a prompt that several share is read once.
+
+        Raises:
+            ValueError: more rows than there are free slots for, or one that is longer than a slot.
+        """
+        if sum(len(row.prompts) for row in rows) > len(self._free):
+            raise ValueError(f"{len(rows)} rows need more than the {len(self._free)} slots that are free")
+        for row in rows:
+            if row.longest > self._slots.places:
+                raise ValueError(f"a row of {row.longest} tokens is longer than a slot of {self._slots.places}")
+        shared: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for row in rows:
+            row.begin()
+            if row.is_complete:
+                continue
+            self._slots_of[row] = [self._free.pop() for _ in row.prompts]
+            for slot, prompt in zip(self._slots_of[row], row.prompts, strict=True):
+                shared[tuple(prompt)].append(slot)
+        if not shared:
+            return
+        first = [slots[0] for slots in shared.values()]
+        for slot in first:
+            self._lengths[slot] = 0
+        self._feed(list(shared), first)
+        states = self._states
+        assert states is not None
+        for prompt, (source, *targets) in shared.items():
+            if targets:
+                self._slots.copy(source, targets, len(prompt))
+                states[targets] = states[source].clone()
+                for slot in targets:
+                    self._lengths[slot] = len(prompt)
+
+    @torch.inference_mode()
+    def step(self, rows: Sequence[RowUnderWay]) -> None:
+        """Draw the next token of some of the rows that have begun. Rows that are complete leave their slots.
+
+        Raises:
+            RuntimeError: logits that are not finite.
+        """
+        tokens: list[list[int]] = []
+        slots: list[int] = []
+        for row, drawn in self._draw(rows).items():
+            following = row.take(drawn)
+            if row.is_complete:
+                self.leave(row)
+                continue
+            for slot in self._slots_of[row]:
+                tokens.append(following)
+                slots.append(slot)
+        if tokens:
+            self._feed(tokens, slots)
+
+    def leave(self, row: RowUnderWay) -> None:
+        """Free the slots of a row, complete or not."""
+        self._free += self._slots_of.pop(row, [])
+
+    def _feed(self, tokens: Sequence[Sequence[int]], slots: list[int]) -> None:
+        """Feed tokens of several slots, each after what was fed there before."""
+        fed = self._slots.feed(FedTokens.of_rows(tokens, slots, [self._lengths[slot] for slot in slots]))
+        lengths = torch.tensor([len(row) for row in tokens])
+        last = (lengths.cumsum(0) - 1).to(fed.device)
+        if self._states is None:
+            self._states = fed.new_zeros(self._slots.count, fed.shape[-1])
+        self._states[slots] = fed[last]
+        for slot, row in zip(slots, tokens, strict=True):
+            self._lengths[slot] += len(row)
+
+    def _draw(self, rows: Sequence[RowUnderWay]) -> dict[RowUnderWay, int]:
+        """The next token of each row. Rows that choose among the same tokens are computed together."""
+        groups: dict[tuple[int, int, bool], list[tuple[RowUnderWay, Choice]]] = defaultdict(list)
+        for row in rows:
+            choice = row.choice()
+            groups[choice.first, choice.last, choice.text_only].append((row, choice))
+        drawn: dict[RowUnderWay, int] = {}
+        finite = torch.ones((), dtype=torch.bool, device=self._slots.device)
+        for (first, _, text_only), members in groups.items():
+            logits = self._guided_logits(members)
+            finite &= logits.sum().isfinite()  # a sum is finite only where all its parts are
+            if text_only:
+                logits = logits.masked_fill(self._forbidden, -math.inf)
+            precise = torch.float32 if logits.device.type == "mps" else torch.float64  # as `uniforms_of`
+            uniforms = torch.tensor([choice.uniform for _, choice in members], dtype=precise, device=logits.device)
+            columns = choose_by_row(logits, uniforms, [choice.settings for _, choice in members])
+            drawn |= {row: first + column for (row, _), column in zip(members, columns.tolist(), strict=True)}
+        check_finite(finite)
+        return drawn
+
+    def _guided_logits(self, members: Sequence[tuple[RowUnderWay, Choice]]) -> torch.Tensor:
+        """Logits (k, n) of k rows that choose among the same n tokens, with the guidance of those that have it."""
+        assert self._states is not None
+        slots = [self._slots_of[row] for row, _ in members]
+        guided = [number for number, pair in enumerate(slots) if len(pair) == 2]
+        chosen = [pair[0] for pair in slots] + [slots[number][1] for number in guided]
+        _, choice = members[0]
+        logits = self._slots.logits(self._states[chosen], choice.first, choice.last)
+        conditional, unconditional = logits[: len(slots)], logits[len(slots) :]
+        if not guided:
+            return conditional
+        scales = logits.new_tensor([members[number][1].settings.guidance_scale for number in guided])[:, None]
+        if len(guided) == len(slots):
+            return unconditional + scales * (conditional - unconditional)
+        conditional[guided] = unconditional + scales * (conditional[guided] - unconditional)
+        return conditional
