@@ -1,4 +1,4 @@
-"""Slots of stock Llama, Qwen3 and GPT-2 models through torch's operators: on a GPU, or where nothing can be compiled."""
+"""Slots of stock Llama, Qwen3 and GPT-2 models through torch's operators: on a GPU, or without compiled code."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Rows of a language model that come and go, each at a place of its own: what continuous batching needs.
 
-A `Stepper` advances rows that began together. Here a row has a slot, a part of the cache that is its own: a new row takes
-a free slot while others are under way, and each call feeds any tokens of any rows.
+A `Stepper` advances rows that began together. Here a row has a slot, a part of the cache that is its own: a new row
+takes a free slot while others are under way, and each call feeds any tokens of any rows.
 """
 
 from __future__ import annotations

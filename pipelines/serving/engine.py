@@ -231,7 +231,7 @@ class DrawingEngine:
         return bool(self._jobs)
 
     def _advance(self, sampler: ContinuousSampler) -> None:
-        """One step: jobs that ended early leave, waiting rows take slots, and each job's rows in turn go on by a token."""
+        """One step: jobs that ended early leave, waiting rows take slots, and rows in turn go on by a token."""
         self._leave_early(sampler)
         self._admit(sampler)
         rows = self._rows_in_turn()
@@ -299,9 +299,10 @@ class DrawingEngine:
         shown: dict[tuple[Size | None, int], list[tuple[DrawingWork, PictureUnderWay]]] = defaultdict(list)
         for work in self._jobs:
             for row in work.under_way:
-                if isinstance(work, DrawingWork) and isinstance(row, PictureUnderWay):
-                    if work.shows(row, before.get(row, row.position)):
-                        shown[work.size, row.position].append((work, row))
+                if not (isinstance(work, DrawingWork) and isinstance(row, PictureUnderWay)):
+                    continue
+                if work.shows(row, before.get(row, row.position)):
+                    shown[work.size, row.position].append((work, row))
             work.under_way = [row for row in work.under_way if not row.is_complete]
             if isinstance(work, DescribingWork) and work.is_written:
                 with self._reading:

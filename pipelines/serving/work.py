@@ -26,7 +26,7 @@ from pipelines.drawing.request import DrawingRequest
 from pipelines.drawing.streams import text_streams
 from pipelines.image_to_text import ImageToTextPipeline
 from pipelines.multimodal import MultimodalPipeline
-from pipelines.serving.jobs import Description, DescribingJob, DrawingJob, DrawnPicture
+from pipelines.serving.jobs import DescribingJob, Description, DrawingJob, DrawnPicture
 from pipelines.serving.requests import CompleteRequest, DescribeRequest, DrawRequest, PictureRequest, VaryRequest
 from tokenizer_image.preprocessing import nearest_size, preprocess, preprocessing_of
 
