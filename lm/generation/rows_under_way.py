@@ -110,6 +110,7 @@ class TextUnderWay:
 
     Attributes:
         ids: token ids written so far, without eos.
+        has_stopped: whether eos was drawn.
     """
 
     vocabulary: MultimodalVocabulary
@@ -118,7 +119,12 @@ class TextUnderWay:
     uniforms: np.ndarray
     most: int
     ids: list[int] = field(default_factory=list, init=False)
-    is_complete: bool = field(default=False, init=False)
+    has_stopped: bool = field(default=False, init=False)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no token is left to draw."""
+        return self.has_stopped or len(self.ids) == self.most
 
     @property
     def longest(self) -> int:
@@ -135,9 +141,10 @@ class TextUnderWay:
 
     def take(self, token: int) -> list[int]:
         """Take the token that was drawn, and return it, to be read; [] at the end."""
-        if token != self.vocabulary.eos_id:
+        if token == self.vocabulary.eos_id:
+            self.has_stopped = True
+        else:
             self.ids.append(token)
-        self.is_complete = token == self.vocabulary.eos_id or len(self.ids) == self.most
         return [] if self.is_complete else [token]
 
 

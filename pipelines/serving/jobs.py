@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -61,11 +61,17 @@ class DrawnPicture:
 
 @dataclass(frozen=True)
 class Description:
-    """A text for a picture, and how many tokens were read and written for it."""
+    """A text for a picture.
+
+    Attributes:
+        prompt_tokens, text_tokens: how many were read and written for it.
+        reason: why it ends: "stop", by itself, or "length", at the limit.
+    """
 
     text: str
     prompt_tokens: int
     text_tokens: int
+    reason: Literal["stop", "length"]
 
 
 class Job(Generic[Output]):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import secrets
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -210,9 +209,12 @@ class DescribingWork(Work):
     def give_best(self) -> None:
         """Hand out the best of the texts and end the job."""
         assert self._codes is not None
-        ids: Sequence[Sequence[int]] = [text.ids for text in self._texts]
-        if len(ids) > 1:
-            ids = [ids[row] for row in best_rows(picture_scores(self._pipe, ids, self._codes, self.size), 1)]
-        description = Description(self._pipe.vocabulary.decode_text(ids[0]), len(self._prompt), len(ids[0]))
+        best = self._texts[0]
+        if len(self._texts) > 1:
+            scores = picture_scores(self._pipe, [text.ids for text in self._texts], self._codes, self.size)
+            best = self._texts[best_rows(scores, 1)[0]]
+        words = self._pipe.vocabulary.decode_text(best.ids)
+        reason: Literal["stop", "length"] = "stop" if best.has_stopped else "length"
+        description = Description(words, len(self._prompt), len(best.ids), reason)
         self.job.give(description)
         self.job.end([description])

@@ -1,0 +1,61 @@
+"""Running the application: the port, the signals, and the end."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+KEEP_ALIVE_SECONDS = 30  # of a connection without requests
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A socket that is bound to an address, before time is spent on loading a model.
+
+    Raises:
+        ValueError: the port is in use or not allowed, or there is no such address; the message names the option.
+    """
+    try:
+        kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise ValueError(f"--host {host}: there is no such address here ({error.strerror})") from error
+    listener = socket.socket(kind, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(2048)  # at once: of two servers that start together, one gets the port
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ValueError(
+                f"port {port} on {host} is in use: stop what listens there, or give another --port (0: a free one)"
+            ) from error
+        if error.errno == errno.EACCES:
+            raise ValueError(f"--port {port}: this user may not listen there; give one above 1023") from error
+        raise ValueError(f"--host {host}: cannot listen there ({error.strerror})") from error
+    return listener
+
+
+def serve(application: FastAPI, listener: socket.socket) -> None:
+    """Serve until SIGTERM or Ctrl-C: then no new requests are taken, and what is under way is finished.
+
+    It returns after SIGTERM; after Ctrl-C it raises KeyboardInterrupt. A second signal ends at once.
+    """
+    settings = uvicorn.Config(
+        application, log_level="warning", access_log=False, server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS, lifespan="on",
+    )  # fmt: skip
+    before = signal.signal(signal.SIGTERM, _ignored)
+    try:
+        uvicorn.Server(settings).run(sockets=[listener])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        listener.close()
+
+
+def _ignored(number: int, frame: FrameType | None) -> None:
+    """uvicorn raises the signals that ended it once more, when it has finished; SIGTERM is no failure."""

@@ -1,0 +1,70 @@
+"""Jobs of the engine, awaited in the server's event loop; a client that goes away cancels its job."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TypeVar
+
+from starlette.requests import Request
+
+from pipelines.serving.jobs import Job, JobCancelled
+
+Output = TypeVar("Output")
+
+
+async def events_of(job: Job[Output]) -> AsyncIterator[Output]:
+    """The job's outputs as they come. Raises what `Job.events` raises. Whoever stops listening cancels the job."""
+    loop, changed, number = asyncio.get_running_loop(), asyncio.Event(), 0
+
+    def tell() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(changed.set)
+
+    job.call_at_change(tell)
+    try:
+        while True:
+            outputs, ended = job.taken_from(number)
+            for output in outputs:
+                yield output
+            number += len(outputs)
+            if ended:
+                job.result()  # raises the job's error
+                return
+            await changed.wait()
+            changed.clear()
+    finally:
+        job.cancel()
+
+
+async def result_of(job: Job[Output], request: Request) -> list[Output]:
+    """The job's final outputs.
+
+    Raises:
+        JobCancelled: the client has gone away.
+        ValueError, RuntimeError: as `Job.result`.
+    """
+    listening = asyncio.create_task(_collect(job))
+    leaving = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait((listening, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not listening.done():
+            raise JobCancelled("the client has gone away")
+        return await listening
+    finally:
+        job.cancel()
+        leaving.cancel()
+        listening.cancel()
+
+
+async def _collect(job: Job[Output]) -> list[Output]:
+    async for _ in events_of(job):
+        pass
+    return job.result()
+
+
+async def _gone(request: Request) -> None:
+    """Return when the client has closed the connection; the request's body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

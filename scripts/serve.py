@@ -1,0 +1,63 @@
+"""Serve a trained model at an endpoint in OpenAI's shape.
+
+    python scripts/serve.py --model runs/model
+
+Clients of OpenAI's interface use http://127.0.0.1:7860/v1 (docs/serving.md).
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+
+from pipelines.options.parser import run_command
+from pipelines.options.serving import ServingOptions
+
+
+def main(options: ServingOptions) -> None:
+    """Load, listen, and serve until SIGTERM or Ctrl-C."""
+    try:
+        from pipelines.serving.application import create_application
+        from pipelines.serving.context import ServingSettings
+        from pipelines.serving.engine import DrawingEngine, EngineLimits
+        from pipelines.serving.running import listening_socket, serve
+    except ModuleNotFoundError as error:
+        raise ValueError(f"serving needs {error.name}: pip install 'tessera[serving]'") from error
+    import torch
+
+    from pipelines.machine.processors import usable_cores
+    from pipelines.text_to_image import TextToImagePipeline
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    listener = listening_socket(options.host, options.port)
+    torch.set_num_threads(options.cpu_threads or usable_cores())
+    pipe = options.load(TextToImagePipeline)
+    gc.enable()
+    limits = EngineLimits(
+        pictures_at_once=options.pictures_at_once,
+        images_per_request=options.images_per_request,
+        prompt_tokens=options.prompt_tokens,
+        description_tokens=options.description_tokens,
+        waiting_requests=options.waiting_requests,
+        seconds=options.request_seconds,
+    )
+    settings = ServingSettings(
+        model_name=options.served_name,
+        api_key=options.api_key,
+        allowed_origins=tuple(options.allowed_origins),
+        body_bytes=options.body_bytes,
+        upload_pixels=options.upload_pixels,
+        body_seconds=options.request_seconds,
+    )
+    with DrawingEngine(pipe, limits) as engine:
+        application = create_application(engine, settings)
+        address = "http://{}:{}".format(*listener.getsockname()[:2])
+        print(f"serving {options.served_name} at {address}/v1 (Ctrl-C ends)", flush=True)
+        serve(application, listener)
+    print("finished what was under way", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    gc.disable()  # until the model is loaded: garbage collection during imports takes half a second
+    run_command(main, ServingOptions, __doc__)
