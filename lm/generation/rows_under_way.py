@@ -83,11 +83,8 @@ class PictureUnderWay:
         """Take the token that was drawn, and return those to read before the next is drawn; [] at the end."""
         t = self.position
         self.codes[t] = token - self.image_offset
-        after = [token, *self._fixed_after(t)]
-        return [] if t + 1 == self.total else self._or_nothing([*after, *self._tokens_after(t + 1)])
-
-    def _or_nothing(self, tokens: list[int]) -> list[int]:
-        return [] if self.is_complete else tokens
+        following = [token, *self._fixed_after(t), *self._tokens_after(t + 1)]
+        return [] if self.is_complete else following
 
     def _tokens_after(self, t: int) -> list[int]:
         """Go from t to the next position that is to be drawn; the tokens of those that are kept on the way."""
