@@ -309,7 +309,11 @@ class DrawingEngine:
                     work.give_best()
         for (size, position), members in shown.items():
             codes = torch.stack([torch.from_numpy(row.codes[:position]) for _, row in members])
-            images = postprocess(self.pipeline.decode_codes(codes.to(self.pipeline.device), size), "pil")
+            if len(members) == 1:  # libraries compute a batch of one by other kernels, which round otherwise
+                codes = codes.expand(2, -1)
+            images = postprocess(
+                self.pipeline.decode_codes(codes.to(self.pipeline.device), size)[: len(members)], "pil"
+            )
             for (work, row), image in zip(members, images, strict=True):
                 work.give(row, image)
                 if row.is_complete:
