@@ -196,7 +196,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "parts without a stream": ({"prompt": "a dog", "partial_images": 1}, "stream=true"),
     "many parts": ({"prompt": "a dog", "stream": True, "partial_images": 4}, "less than or equal to 3"),
     "a temperature": ({"prompt": "a dog", "temperature": -1}, "greater than or equal to 0"),
-    "a negative prompt alone": ({"prompt": "a dog", "negative_prompt": "x", "guidance_scale": 1}, "guidance_scale above 1"),
+    "a negative prompt": ({"prompt": "a dog", "negative_prompt": "x", "guidance_scale": 1}, "guidance_scale above 1"),
     "true as a number": ({"prompt": "a dog", "seed": True}, "must be a number"),
 }  # fmt: skip
 
@@ -225,7 +225,7 @@ def hostile() -> dict[str, bytes]:
     bomb = bytearray(good)
     bomb[16:24] = (100_000).to_bytes(4, "big") * 2
     gif = io.BytesIO()
-    Image.new("P", (60_000, 60_000) if False else (200, 200)).save(gif, "GIF")
+    Image.new("P", (200, 200)).save(gif, "GIF")
     return {
         "nothing": b"",
         "text": b"this is a text",
@@ -281,9 +281,9 @@ def test_a_client_that_goes_away_frees_its_rows(server):
     """Once before the answer, once in the middle of a stream."""
     for stream in (False, True):
         body = json.dumps({"prompt": "a red dog", "n": 64, "stream": stream}).encode()
-        head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        head = "POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         with socket.create_connection(server.address.removeprefix("http://").split(":")) as connection:
-            connection.sendall(f"{head}\r\n\r\n".encode() + body)
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             end = time.monotonic() + 10
             while not server.engine.num_under_way and time.monotonic() < end:
                 time.sleep(0.001)
@@ -354,7 +354,9 @@ def test_cross_origin_calls_are_off_and_answers_tell_nothing_of_the_server(serve
         httpx.get(f"{server.address}/healthz", headers={"Origin": "https://a.example"}),
         httpx.get(f"{server.address}/nothing"),
         httpx.delete(f"{server.address}/v1/images/generations"),
-        httpx.post(f"{server.address}/v1/images/generations", content=b"{", headers={"Content-Type": "application/json"}),
+        httpx.post(
+            f"{server.address}/v1/images/generations", content=b"{", headers={"Content-Type": "application/json"}
+        ),
     ]
     assert [answer.status_code for answer in answers] == [200, 404, 405, 400]
     for answer in answers:

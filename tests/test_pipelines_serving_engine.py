@@ -1,4 +1,4 @@
-"""The engine: what a job draws does not depend on others, rows are shared fairly, and a job that ends frees its rows."""
+"""The engine: a job's pictures do not depend on others, rows are shared fairly, and a job that ends frees its rows."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_pictures_are_the_same_alone_and_among_31_others(pipe):
     requests = [
         DrawRequest(
             prompt=["a red dog", "a blue cat on grass", None][number % 3], seed=number,
-            guidance_scale=1.0 if number % 3 == 2 else [1.0, 2.0, 3.5][number % 3], temperature=[0.0, 0.7, 1.0][number % 3],
+            guidance_scale=[1.0, 2.0, 1.0][number % 3], temperature=[0.0, 0.7, 1.0][number % 3],
             top_k=[0, 5][number % 2], width=[16, 32][number % 2], height=16,
         )
         for number in range(32)
@@ -165,9 +165,9 @@ def test_too_many_waiting_requests_are_refused(pipe):
 
 
 def test_a_request_has_so_many_seconds(pipe):
-    with DrawingEngine(pipe, EngineLimits(seconds=0.0)) as engine:
-        with pytest.raises(JobTimeout, match="longer than 0 s"):
-            engine.submit(DrawRequest(prompt="a red dog", count=64)).result(10)
+    limits = EngineLimits(seconds=0.0)
+    with DrawingEngine(pipe, limits) as engine, pytest.raises(JobTimeout, match="longer than 0 s"):
+        engine.submit(DrawRequest(prompt="a red dog", count=64)).result(10)
 
 
 def test_stopping_finishes_what_is_under_way(pipe):
@@ -197,9 +197,9 @@ def test_what_the_model_has_not_learned_is_said(picture):
         with pytest.raises(ValueError, match="not trained for that"):
             engine.submit(DrawRequest(prompt="a red dog"))
         assert engine.submit(DescribeRequest(image=picture)).result(10)
-    with DrawingEngine(tiny_pipeline(formats=("caption_to_image",))) as engine:
-        with pytest.raises(ValueError, match="describing a picture"):
-            engine.submit(DescribeRequest(image=picture))
+    drawing = tiny_pipeline(formats=("caption_to_image",))
+    with DrawingEngine(drawing) as engine, pytest.raises(ValueError, match="describing a picture"):
+        engine.submit(DescribeRequest(image=picture))
 
 
 @pytest.mark.parametrize(

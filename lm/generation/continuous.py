@@ -125,13 +125,14 @@ class ContinuousSampler:
     def _feed(self, tokens: Sequence[Sequence[int]], slots: list[int]) -> None:
         """Feed tokens of several slots, each after what was fed there before."""
         fed = self._slots.feed(FedTokens.of_rows(tokens, slots, [self._lengths[slot] for slot in slots]))
-        lengths = torch.tensor([len(row) for row in tokens])
-        last = (lengths.cumsum(0) - 1).to(fed.device)
+        lengths = [len(row) for row in tokens]
         if self._states is None:
             self._states = fed.new_zeros(self._slots.count, fed.shape[-1])
-        self._states[slots] = fed[last]
-        for slot, row in zip(slots, tokens, strict=True):
-            self._lengths[slot] += len(row)
+        if len(fed) > len(slots):  # some read more than one
+            fed = fed[torch.tensor(lengths, device=fed.device).cumsum(0) - 1]
+        self._states.index_copy_(0, torch.tensor(slots, device=fed.device), fed)
+        for slot, length in zip(slots, lengths, strict=True):
+            self._lengths[slot] += length
 
     def _draw(self, rows: Sequence[RowUnderWay]) -> dict[RowUnderWay, int]:
         """The next token of each row. Rows that choose among the same tokens are computed together."""

@@ -35,12 +35,12 @@ class FedTokens(NamedTuple):
     @classmethod
     def of_rows(cls, rows: Sequence[Sequence[int]], slots: Sequence[int], starts: Sequence[int]) -> FedTokens:
         """Tokens of several rows, those of each at places that follow its start."""
-        lengths = [len(row) for row in rows]
-        ids = torch.tensor([number for row in rows for number in row])
-        places = torch.tensor(
-            [place for start, length in zip(starts, lengths, strict=True) for place in range(start, start + length)]
-        )
-        return cls(ids, torch.tensor(list(slots)).repeat_interleave(torch.tensor(lengths)), places)
+        ids, owners, places = [], [], []
+        for row, slot, start in zip(rows, slots, starts, strict=True):
+            ids += row
+            owners += [slot] * len(row)
+            places += range(start, start + len(row))
+        return cls(torch.tensor(ids), torch.tensor(owners), torch.tensor(places))
 
     def part(self, tokens: slice) -> FedTokens:
         """Some of the tokens."""

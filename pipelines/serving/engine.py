@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, overload
 
+import numpy as np
 import torch
 
 from lm.generation import memory
@@ -45,6 +46,7 @@ from pipelines.text_to_image import TextToImagePipeline
 from tokenizer_image.preprocessing import postprocess
 
 SLOTS_OF_PICTURE = 2  # with guidance
+PATIENCE = 4  # steps that a complete picture may wait for others, to be decoded with them
 logger = logging.getLogger(__name__)
 
 
@@ -88,6 +90,8 @@ class DrawingEngine:
         self._changed = threading.Condition()
         self._arrived: list[Work] = []  # by other threads
         self._jobs: list[Work] = []  # of the engine's thread, in the order of arrival
+        self._complete: list[tuple[DrawingWork, PictureUnderWay]] = []  # to be decoded
+        self._waited = 0  # steps since the first of them was complete
         self._is_stopping = False
         self._reading = threading.Lock()  # of the text tokenizer, which is not safe in threads
         self._completed: deque[float] = deque(maxlen=64)  # times of the last pictures
@@ -205,6 +209,7 @@ class DrawingEngine:
                     self._advance(sampler)
                 except Exception as error:  # of the model or memory: the engine goes on with what comes
                     logger.exception("drawing failed")
+                    self._complete.clear()
                     for work in self._jobs:
                         self._end(work, sampler, RuntimeError(f"drawing failed: {error}"))
 
@@ -295,29 +300,49 @@ class DrawingEngine:
         return rows
 
     def _hand_out(self, rows: list[tuple[Work, RowUnderWay]], before: dict[PictureUnderWay, int]) -> None:
-        """Decode what is complete or to be shown, and give it to the jobs."""
-        shown: dict[tuple[Size | None, int], list[tuple[DrawingWork, PictureUnderWay]]] = defaultdict(list)
+        """Give jobs what is complete or to be shown."""
+        previews = [
+            (work, row)
+            for work, row in rows
+            if isinstance(work, DrawingWork) and isinstance(row, PictureUnderWay)
+            if not row.is_complete and work.shows(before[row], row.position)
+        ]
         for work in self._jobs:
-            for row in work.under_way:
-                if not (isinstance(work, DrawingWork) and isinstance(row, PictureUnderWay)):
-                    continue
-                if work.shows(row, before.get(row, row.position)):
-                    shown[work.size, row.position].append((work, row))
+            complete = [row for row in work.under_way if row.is_complete]
+            if not complete:
+                continue
             work.under_way = [row for row in work.under_way if not row.is_complete]
-            if isinstance(work, DescribingWork) and work.is_written:
+            if isinstance(work, DrawingWork):
+                self._complete += [(work, row) for row in complete if isinstance(row, PictureUnderWay)]
+            elif isinstance(work, DescribingWork) and work.is_written:
                 with self._reading:
                     work.give_best()
-        for (size, position), members in shown.items():
-            codes = torch.stack([torch.from_numpy(row.codes[:position]) for _, row in members])
+        if self._complete or previews:
+            self._waited += 1
+            if previews or not self._is_worth_waiting(rows):
+                self._decode(self._complete + previews)
+                self._complete, self._waited = [], 0
+
+    def _is_worth_waiting(self, rows: list[tuple[Work, RowUnderWay]]) -> bool:
+        """Whether more pictures are about to be complete: several are decoded in less time than one after the other."""
+        patience = PATIENCE - self._waited
+        left = (row.total - row.position for _, row in rows if isinstance(row, PictureUnderWay))
+        return any(0 < codes <= patience for codes in left)
+
+    def _decode(self, pictures: list[tuple[DrawingWork, PictureUnderWay]]) -> None:
+        """Decode pictures as far as they are drawn, and hand them out."""
+        alike: dict[tuple[Size | None, int], list[tuple[DrawingWork, PictureUnderWay]]] = defaultdict(list)
+        for work, row in pictures:
+            alike[work.size, row.position].append((work, row))
+        for (size, position), members in alike.items():
+            codes = torch.from_numpy(np.stack([row.codes[:position] for _, row in members]))
             if len(members) == 1:  # libraries compute a batch of one by other kernels, which round otherwise
                 codes = codes.expand(2, -1)
-            images = postprocess(
-                self.pipeline.decode_codes(codes.to(self.pipeline.device), size)[: len(members)], "pil"
-            )
-            for (work, row), image in zip(members, images, strict=True):
-                work.give(row, image)
+            values = self.pipeline.decode_codes(codes.to(self.pipeline.device), size)[: len(members)]
+            for (work, row), image in zip(members, postprocess(values, "pil"), strict=True):
                 if row.is_complete:
                     self._completed.append(time.monotonic())
+                work.give(row, image)
 
 
 def _slots_of(rows: list[RowUnderWay]) -> int:

@@ -130,9 +130,9 @@ class DrawingWork(Work):
         self.waiting.extend(rows)
         self.is_prepared = True
 
-    def shows(self, row: PictureUnderWay, before: int) -> bool:
-        """Whether a picture is to be shown, now that it has gone on from the position `before`."""
-        return row.is_complete or any(before < position <= row.position for position in self._shown_at)
+    def shows(self, before: int, position: int) -> bool:
+        """Whether a picture that has gone on from one position to another is to be shown."""
+        return any(before < shown <= position for shown in self._shown_at)
 
     def give(self, row: PictureUnderWay, image: Image.Image) -> None:
         """Hand out a picture that the codes of a row, as far as they are drawn, decode to."""

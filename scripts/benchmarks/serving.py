@@ -5,8 +5,8 @@
 
 The server runs in a process of its own. Its pictures a second, and the time of one client alone, are over those of the
 pipeline's call in this process, with which it takes turns on the same cores. Clients send one request after the other.
-With --load_minutes, mixed requests follow (drawing, editing, describing, cancelled and wrong ones): errors that were not
-expected, and the growth of the server's memory after the first minute.
+With --load_minutes, mixed requests follow (drawing, editing, describing, cancelled and wrong ones): errors that were
+not expected, and the growth of the server's memory after the first minute.
 """
 
 from __future__ import annotations
