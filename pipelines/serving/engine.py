@@ -265,14 +265,14 @@ class DrawingEngine:
     def _admit(self, sampler: ContinuousSampler) -> None:
         """Give free slots to waiting rows: first to jobs that hold few."""
         chosen: list[tuple[Work, RowUnderWay]] = []
-        free, held = sampler.num_free, {work: _slots_of(work.under_way) for work in self._jobs}
-        for work in sorted(self._jobs, key=lambda work: held[work]):  # stable: then those that came first
+        wanting = [work for work in self._jobs if work.waiting or not work.is_prepared]
+        free, held = sampler.num_free, {work: _slots_of(work.under_way) for work in wanting}
+        for work in sorted(wanting, key=lambda work: held[work]):  # stable: then those that came first
             if not free:
                 break
             if not work.is_prepared:
                 try:
-                    with self._reading:
-                        work.prepare()
+                    work.prepare()
                 except Exception as error:
                     work.job.end(error=error)
                     continue
@@ -315,8 +315,7 @@ class DrawingEngine:
             if isinstance(work, DrawingWork):
                 self._complete += [(work, row) for row in complete if isinstance(row, PictureUnderWay)]
             elif isinstance(work, DescribingWork) and work.is_written:
-                with self._reading:
-                    work.give_best()
+                work.give_best(self._reading)
         if self._complete or previews:
             self._waited += 1
             if previews or not self._is_worth_waiting(rows):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import signal
 import socket
+import sys
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 KEEP_ALIVE_SECONDS = 30  # of a connection without requests
+SWITCH_SECONDS = 0.0005  # between threads of Python: else each step of the model waits up to 5 ms for the event loop
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
@@ -49,6 +51,7 @@ def serve(application: FastAPI, listener: socket.socket) -> None:
         application, log_level="warning", access_log=False, server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS, lifespan="on",
     )  # fmt: skip
+    sys.setswitchinterval(SWITCH_SECONDS)
     before = signal.signal(signal.SIGTERM, _ignored)
     try:
         uvicorn.Server(settings).run(sockets=[listener])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from abc import ABC, abstractmethod
 from collections import deque
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -206,14 +207,15 @@ class DescribingWork(Work):
         """Whether all texts are complete."""
         return self.is_prepared and all(text.is_complete for text in self._texts)
 
-    def give_best(self) -> None:
-        """Hand out the best of the texts and end the job."""
+    def give_best(self, reading: AbstractContextManager[Any]) -> None:
+        """Hand out the best of the texts and end the job; the text tokenizer is used inside `reading`."""
         assert self._codes is not None
         best = self._texts[0]
         if len(self._texts) > 1:
             scores = picture_scores(self._pipe, [text.ids for text in self._texts], self._codes, self.size)
             best = self._texts[best_rows(scores, 1)[0]]
-        words = self._pipe.vocabulary.decode_text(best.ids)
+        with reading:
+            words = self._pipe.vocabulary.decode_text(best.ids)
         reason: Literal["stop", "length"] = "stop" if best.has_stopped else "length"
         description = Description(words, len(self._prompt), len(best.ids), reason)
         self.job.give(description)
