@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from tiny import SQUARE, draw_codes, streams, task_of, tiny_model, tiny_tokenizer, tiny_vocabulary
+from tiny import SQUARE, add_noise, draw_codes, streams, task_of, tiny_model, tiny_tokenizer, tiny_vocabulary
 
 from lm.generation import native_stepper as native
 from lm.generation.continuous import ContinuousSampler, slots_for
@@ -17,6 +17,7 @@ from lm.generation.rows_under_way import PictureUnderWay, TextUnderWay, pictures
 from lm.generation.sampling import SamplingSettings, choose, choose_by_row, uniforms_of
 from lm.generation.slots import FedTokens, Slots
 from lm.generation.texts import generate_text
+from lm.model import build_configuration, build_model
 from lm.sequences import description_prompt, image_prompt
 
 WIDE = (16, 32)
@@ -41,8 +42,12 @@ def vocabulary():
 
 @pytest.fixture(scope="module")
 def model(vocabulary):
+    """Qwen3, with query heads that share a key head."""
     torch.manual_seed(3)
-    return tiny_model(vocabulary, num_key_value_heads=1)
+    sizes = {"num_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "max_positions": 64}
+    configuration = build_configuration(vocabulary, architecture="qwen3", **sizes)
+    configuration.num_key_value_heads = 1
+    return add_noise(build_model(configuration), 0.15).eval()
 
 
 def sampler(model, vocabulary, kind: str = "direct", count: int = 16) -> ContinuousSampler:
