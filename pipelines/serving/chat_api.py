@@ -39,7 +39,7 @@ def chat_router(served: Served) -> APIRouter:
             temperature=_temperature(body), top_k=body.top_k or 0, top_p=body.top_p or 1.0, min_p=body.min_p or 0.0,
             seed=body.seed,
         )  # fmt: skip
-        job = await run_in_threadpool(served.engine.submit, describing)
+        job = await run_in_threadpool(served.describe, describing)
         (description,) = await result_of(job, request)
         served.metrics.descriptions.inc()
         answer = _answer(served.settings.model_name, description)

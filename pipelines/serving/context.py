@@ -12,8 +12,10 @@ from starlette.datastructures import UploadFile
 from lm.sequences import DESCRIBING, DRAWING_ALONE, DRAWING_CAPTIONS
 from lm.vocabulary import Size
 from pipelines.serving.engine import DrawingEngine
-from pipelines.serving.errors import APIError
+from pipelines.serving.errors import APIError, refused
+from pipelines.serving.jobs import DescribingJob, DrawingJob
 from pipelines.serving.metrics import ServerMetrics
+from pipelines.serving.requests import DescribeRequest, PictureRequest
 from pipelines.serving.schemas import ModelCard
 from pipelines.serving.uploads import read_picture
 
@@ -75,6 +77,25 @@ class Served:
             message = f"size={name!r}: this model draws {known} (width x height), or give auto"
             raise APIError(400, message, param="size", code="invalid_value")
         return sizes[name]
+
+    def submit(self, request: PictureRequest, previews: int = 0) -> DrawingJob:
+        """Have the engine draw.
+
+        Raises:
+            APIError: a setting that is wrong, or beyond a limit.
+            EngineFull, EngineStopping: the engine takes no more.
+        """
+        try:
+            return self.engine.submit(request, previews)
+        except (ValueError, TypeError) as error:
+            raise refused(error) from error
+
+    def describe(self, request: DescribeRequest) -> DescribingJob:
+        """Have the engine describe. Raises as `submit`."""
+        try:
+            return self.engine.submit(request)
+        except (ValueError, TypeError) as error:
+            raise refused(error) from error
 
     async def uploaded(self, file: UploadFile, name: str) -> Image.Image:
         """An uploaded picture. Raises APIError for one that cannot be read."""

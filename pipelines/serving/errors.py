@@ -76,9 +76,12 @@ def api_error(error: BaseException) -> APIError:
         return APIError(408, str(error), code="request_timeout", headers={"x-should-retry": "false"})
     if isinstance(error, JobCancelled):
         return APIError(499, str(error), code="request_cancelled")
-    if isinstance(error, (ValueError, TypeError)):
-        return APIError(400, str(error), code="invalid_value")
     return APIError(500, FAILED)
+
+
+def refused(error: ValueError | TypeError) -> APIError:
+    """The answer to a request that the engine refuses."""
+    return APIError(400, str(error), code="invalid_value")
 
 
 def _of_validation(error: RequestValidationError) -> APIError:
@@ -114,7 +117,8 @@ def add_error_handlers(application: FastAPI) -> None:
     async def unknown(request: Request, error: Exception) -> JSONResponse:
         return APIError(500, FAILED).response()  # the server logs it with its trace
 
-    application.add_exception_handler(APIError, known)
+    for kind in (APIError, EngineFull, EngineStopping, JobTimeout, JobCancelled):
+        application.add_exception_handler(kind, known)
     application.add_exception_handler(RequestValidationError, invalid)
     application.add_exception_handler(HTTPException, http)
     application.add_exception_handler(Exception, unknown)

@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request
+from PIL import Image
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from pipelines.serving.context import Served, size_name
-from pipelines.serving.errors import api_error
+from pipelines.serving.errors import APIError, api_error
 from pipelines.serving.jobs import DrawingJob, DrawnPicture
 from pipelines.serving.requests import CompleteRequest, DrawRequest, VaryRequest
 from pipelines.serving.schemas import (
@@ -37,7 +38,7 @@ MULTIPART = "multipart/form-data"
 
 def images_router(served: Served) -> APIRouter:
     """The three endpoints of pictures."""
-    router, engine = APIRouter(prefix="/v1/images", tags=["images"]), served.engine
+    router = APIRouter(prefix="/v1/images", tags=["images"])
     answer: dict[str, Any] = {"response_model": PicturesAnswer, "response_model_exclude_none": True}
 
     @router.post("/generations", **answer)
@@ -46,7 +47,7 @@ def images_router(served: Served) -> APIRouter:
         served.check_model(body.model)
         height, width = served.size_of(body.size) or (None, None)
         drawing = DrawRequest(height=height, width=width, **_settings(body, body.prompt))
-        job = engine.submit(drawing, previews=_previews(body))
+        job = served.submit(drawing, _previews(body))
         return await _answer(served, request, body, job, "image_generation")
 
     @router.post("/edits", **answer)
@@ -56,11 +57,11 @@ def images_router(served: Served) -> APIRouter:
         served.size_of(body.size)
         image = await served.uploaded(body.image, "image")
         if body.mask is None:
-            mask = redraw_mask(image, "image (there is no mask, and it)")
+            mask = _mask(image, "image (there is no mask, and it)")
         else:
-            mask = redraw_mask(await served.uploaded(body.mask, "mask"), "mask")
+            mask = _mask(await served.uploaded(body.mask, "mask"), "mask")
         drawing = CompleteRequest(image=image.convert("RGB"), mask=mask, **_settings(body, body.prompt))
-        job = await run_in_threadpool(engine.submit, drawing, _previews(body))
+        job = await run_in_threadpool(served.submit, drawing, _previews(body))
         return await _answer(served, request, body, job, "image_edit")
 
     @router.post("/variations", **answer)
@@ -73,10 +74,18 @@ def images_router(served: Served) -> APIRouter:
             image=image, keep_levels=body.keep_levels, **_given(redraw=body.redraw),
             **_settings(body, body.prompt),
         )  # fmt: skip
-        job = await run_in_threadpool(engine.submit, drawing)
+        job = await run_in_threadpool(served.submit, drawing)
         return await _answer(served, request, body, job, "")
 
     return router
+
+
+def _mask(picture: Image.Image, name: str) -> Image.Image:
+    """`redraw_mask`, of which the error is an answer."""
+    try:
+        return redraw_mask(picture, name)
+    except ValueError as error:
+        raise APIError(400, str(error), param="mask", code="invalid_image") from error
 
 
 def _settings(body: PictureFields, prompt: str | None) -> dict[str, Any]:

@@ -9,13 +9,19 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
+from pipelines.serving.errors import refused
 from pipelines.serving.jobs import Job, JobCancelled
 
 Output = TypeVar("Output")
 
 
 async def events_of(job: Job[Output]) -> AsyncIterator[Output]:
-    """The job's outputs as they come. Raises what `Job.events` raises. Whoever stops listening cancels the job."""
+    """The job's outputs as they come. Whoever stops listening cancels the job.
+
+    Raises:
+        APIError: a picture that cannot be encoded.
+        JobCancelled, JobTimeout, RuntimeError: as `Job.events`.
+    """
     loop, changed, number = asyncio.get_running_loop(), asyncio.Event(), 0
 
     def tell() -> None:
@@ -30,7 +36,7 @@ async def events_of(job: Job[Output]) -> AsyncIterator[Output]:
                 yield output
             number += len(outputs)
             if ended:
-                job.result()  # raises the job's error
+                _check(job)
                 return
             await changed.wait()
             changed.clear()
@@ -43,7 +49,7 @@ async def result_of(job: Job[Output], request: Request) -> list[Output]:
 
     Raises:
         JobCancelled: the client has gone away.
-        ValueError, RuntimeError: as `Job.result`.
+        APIError, JobTimeout, RuntimeError: as `events_of`.
     """
     listening = asyncio.create_task(_collect(job))
     leaving = asyncio.create_task(_gone(request))
@@ -56,6 +62,14 @@ async def result_of(job: Job[Output], request: Request) -> list[Output]:
         job.cancel()
         leaving.cancel()
         listening.cancel()
+
+
+def _check(job: Job[Output]) -> None:
+    """Raise the error with which a job has ended, if there is one."""
+    try:
+        job.result()
+    except (ValueError, TypeError) as error:
+        raise refused(error) from error
 
 
 async def _collect(job: Job[Output]) -> list[Output]:
