@@ -142,7 +142,7 @@ def test_a_row_that_leaves_frees_its_slots_and_the_next_is_not_disturbed(model, 
     sampling.step([first, second])
     sampling.leave(first)
     assert sampling.num_free == 2
-    again = pictures_of(task, vocabulary)[0]
+    again = pictures_of(tasks(vocabulary)[0], vocabulary)[0]
     sampling.begin([again])
     while not again.is_complete:
         sampling.step([again])
