@@ -305,7 +305,7 @@ class DrawingEngine:
             (work, row)
             for work, row in rows
             if isinstance(work, DrawingWork) and isinstance(row, PictureUnderWay)
-            if not row.is_complete and work.shows(before[row], row.position)
+            if not row.is_complete and work.shows(row, before[row])
         ]
         for work in self._jobs:
             complete = [row for row in work.under_way if row.is_complete]

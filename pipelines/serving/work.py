@@ -58,7 +58,7 @@ class DrawingWork(Work):
     """Pictures of one request.
 
     Args:
-        previews: how often each picture is shown before it is complete, evenly over its codes.
+        previews: how often each picture is shown before it is complete, evenly over the codes that are drawn.
 
     Raises:
         TypeError, ValueError: an argument that is wrong, named with its value.
@@ -79,9 +79,8 @@ class DrawingWork(Work):
         self._task.check(pipe.model, pipe.vocabulary)
         self.size: Size | None = self._task.size
         self._kept = self._kept_places()
-        total = len(self._task.settings)
-        whole_number(previews, "previews", 0)
-        self._shown_at = {round(total * part / (previews + 1)) for part in range(1, previews + 1)}
+        self._previews = whole_number(previews, "previews", 0)
+        self._shown_at: dict[RowUnderWay, set[int]] = {}  # positions
         self._numbers: dict[RowUnderWay, int] = {}
         self._prompt_tokens = [len(prompt) for prompt in self._task.prompts]
         self._final: dict[int, DrawnPicture] = {}
@@ -128,12 +127,19 @@ class DrawingWork(Work):
             task = replace(task, forced=torch.stack([torch.where(kept, codes, UNDRAWN) for kept in self._kept]))
         rows = pictures_of(task, self._pipe.vocabulary)
         self._numbers = {row: number for number, row in enumerate(rows)}
+        self._shown_at = {row: self._positions_shown(row) for row in rows if self._previews}
         self.waiting.extend(rows)
         self.is_prepared = True
 
-    def shows(self, before: int, position: int) -> bool:
-        """Whether a picture that has gone on from one position to another is to be shown."""
-        return any(before < shown <= position for shown in self._shown_at)
+    def _positions_shown(self, row: PictureUnderWay) -> set[int]:
+        """The positions at which a picture is shown before it is complete."""
+        drawn, parts = (row.codes == UNDRAWN).nonzero()[0].tolist(), self._previews + 1
+        numbers = {round(len(drawn) * part / parts) for part in range(1, parts)}
+        return {drawn[number] for number in numbers if 0 < number < len(drawn)}
+
+    def shows(self, row: PictureUnderWay, before: int) -> bool:
+        """Whether a picture is to be shown, now that it has gone on from the position `before`."""
+        return any(before < shown <= row.position for shown in self._shown_at.get(row, ()))
 
     def give(self, row: PictureUnderWay, image: Image.Image) -> None:
         """Hand out a picture that the codes of a row, as far as they are drawn, decode to."""
