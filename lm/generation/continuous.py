@@ -141,17 +141,15 @@ class ContinuousSampler:
             choice = row.choice()
             groups[choice.first, choice.last, choice.text_only].append((row, choice))
         drawn: dict[RowUnderWay, int] = {}
-        finite = torch.ones((), dtype=torch.bool, device=self._slots.device)
         for (first, _, text_only), members in groups.items():
             logits = self._guided_logits(members)
-            finite &= logits.sum().isfinite()  # a sum is finite only where all its parts are
+            check_finite(logits.sum().isfinite())  # a sum is finite only where all its parts are
             if text_only:
                 logits = logits.masked_fill(self._forbidden, -math.inf)
             precise = torch.float32 if logits.device.type == "mps" else torch.float64  # as `uniforms_of`
             uniforms = torch.tensor([choice.uniform for _, choice in members], dtype=precise, device=logits.device)
             columns = choose_by_row(logits, uniforms, [choice.settings for _, choice in members])
             drawn |= {row: first + column for (row, _), column in zip(members, columns.tolist(), strict=True)}
-        check_finite(finite)
         return drawn
 
     def _guided_logits(self, members: Sequence[tuple[RowUnderWay, Choice]]) -> torch.Tensor:
@@ -161,7 +159,8 @@ class ContinuousSampler:
         guided = [number for number, pair in enumerate(slots) if len(pair) == 2]
         chosen = [pair[0] for pair in slots] + [slots[number][1] for number in guided]
         _, choice = members[0]
-        logits = self._slots.logits(self._states[chosen], choice.first, choice.last)
+        states = self._states.index_select(0, torch.tensor(chosen, device=self._states.device))
+        logits = self._slots.logits(states, choice.first, choice.last)
         conditional, unconditional = logits[: len(slots)], logits[len(slots) :]
         if not guided:
             return conditional

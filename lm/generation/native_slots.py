@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lm.generation.native_stepper import Layer, Model, functions_for, layer_of, linear_of, model_of
+from lm.generation.native_stepper import Layer, Linear, Model, functions_for, layer_of, linear_of, model_of
 from lm.generation.slots import FedTokens, Slots
 
 
@@ -32,6 +32,7 @@ class NativeSlots(Slots):
         self._starts = torch.zeros(count, dtype=torch.int64)  # rows have no padding
         self._native: Model = model_of(model, places, self._starts, ctypes.addressof(self._layers))
         cosines, sines = model.model.rotary_emb(torch.zeros(1), torch.arange(places)[None])
+        self._heads: dict[tuple[int, int], Linear] = {}  # rows of the output layer
         self._cosines, self._sines = cosines[0].contiguous(), sines[0].contiguous()  # (places, head_size)
 
     def feed(self, tokens: FedTokens) -> torch.Tensor:
@@ -48,7 +49,8 @@ class NativeSlots(Slots):
 
     def logits(self, states: torch.Tensor, first: int, last: int) -> torch.Tensor:
         """As `Slots.logits`."""
-        part = linear_of(self.model.get_output_embeddings(), slice(first, last))
-        result = torch.empty(len(states), last - first)
-        self._product(part, states.contiguous().data_ptr(), len(states), self._native.threads, result.data_ptr())
+        if (first, last) not in self._heads:
+            self._heads[first, last] = linear_of(self.model.get_output_embeddings(), slice(first, last))
+        result, head = torch.empty(len(states), last - first), self._heads[first, last]
+        self._product(head, states.contiguous().data_ptr(), len(states), self._native.threads, result.data_ptr())
         return result
