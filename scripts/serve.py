@@ -26,6 +26,7 @@ def main(options: ServingOptions) -> None:
         raise ValueError(f"serving needs {error.name}: pip install 'tessera[serving]'") from error
     import torch
 
+    from lm.sequences import DRAWING_ALONE, DRAWING_CAPTIONS
     from pipelines.machine.processors import usable_cores
     from pipelines.text_to_image import TextToImagePipeline
 
@@ -34,6 +35,8 @@ def main(options: ServingOptions) -> None:
     torch.set_num_threads(options.cpu_threads or usable_cores())
     pipe = options.load(TextToImagePipeline)
     gc.enable()
+    if not set(pipe.vocabulary.formats) & {*DRAWING_ALONE, *DRAWING_CAPTIONS}:
+        logging.warning("this model has learned to describe alone: requests for pictures are refused")
     limits = EngineLimits(
         pictures_at_once=options.pictures_at_once,
         images_per_request=options.images_per_request,
