@@ -196,9 +196,12 @@ class DrawingEngine:
 
     def _check_prompt(self, request: PictureRequest) -> None:
         for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
-            length = len(self.pipeline.vocabulary.encode_text(text)) if isinstance(text, str) else 0
-            if length > self.limits.prompt_tokens:
-                raise ValueError(f"{name} has {length} tokens: at most {self.limits.prompt_tokens} here; shorten it")
+            limit = self.limits.prompt_tokens
+            if not isinstance(text, str) or len(text.encode(errors="replace")) < limit:
+                continue  # a token has a byte at least, and the space before the first word counts as one
+            length = len(self.pipeline.vocabulary.encode_text(text))
+            if length > limit:
+                raise ValueError(f"{name} has {length} tokens: at most {limit} here; shorten it")
 
     def _run(self) -> None:
         """The engine's thread."""

@@ -76,7 +76,6 @@ class DrawingWork(Work):
             **request.settings(),
         )  # fmt: skip
         self._task = drawing.task(pipe)
-        self._task.check(pipe.model, pipe.vocabulary)
         self.size: Size | None = self._task.size
         self._kept = self._kept_places()
         self._previews = whole_number(previews, "previews", 0)
