@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import sys
 
 from pipelines.options.parser import run_command
@@ -17,6 +18,7 @@ from pipelines.options.serving import ServingOptions
 
 def main(options: ServingOptions) -> None:
     """Load, listen, and serve until SIGTERM or Ctrl-C."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # prompts come one by one
     try:
         from pipelines.serving.application import create_application
         from pipelines.serving.context import ServingSettings

@@ -97,8 +97,10 @@ class PictureUnderWay:
 
     def _fixed_after(self, t: int) -> list[int]:
         """Tokens between codes t and t + 1: the end of a row of codes."""
-        places = self.picture.places
-        return [] if t + 1 == self.total else self.picture.ids[places[t] + 1 : places[t + 1]].tolist()
+        if t + 1 == self.total:
+            return []
+        first, last = self.picture.places[t] + 1, self.picture.places[t + 1]
+        return self.picture.ids[first:last].tolist() if first < last else []
 
 
 @dataclass(eq=False)

@@ -54,10 +54,10 @@ def prompt_rows(
         ValueError: a text that leaves no room for the picture; the message calls it `name`.
     """
     rows: list[list[int]] = []
-    room, frame = caption_room(model, vocabulary, size), len(image_prompt(vocabulary, None, size))
+    frame = len(image_prompt(vocabulary, None, size))
     for text in texts:
         ids = image_prompt(vocabulary, text, size)
-        if text is not None and len(ids) - frame > room:
+        if text is not None and len(ids) - frame > (room := caption_room(model, vocabulary, size)):
             raise ValueError(
                 f"{name} {shown(text)} has {len(ids) - frame} tokens, but this model takes at most {room} beside the "
                 "picture: shorten it"

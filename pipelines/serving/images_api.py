@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Form, Request
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from pipelines.serving.context import Served, size_name
 from pipelines.serving.errors import APIError, api_error
@@ -39,7 +39,7 @@ MULTIPART = "multipart/form-data"
 def images_router(served: Served) -> APIRouter:
     """The three endpoints of pictures."""
     router = APIRouter(prefix="/v1/images", tags=["images"])
-    answer: dict[str, Any] = {"response_model": PicturesAnswer, "response_model_exclude_none": True}
+    answer: dict[str, Any] = {"response_model": PicturesAnswer}
 
     @router.post("/generations", **answer)
     async def generate(request: Request, body: GenerationBody) -> Any:
@@ -124,9 +124,10 @@ async def _answer(served: Served, request: Request, body: PictureFields, job: Dr
         ]
     else:
         data = [PictureData(b64_json=file, seed=one.seed) for one, file in zip(drawn, files, strict=True)]
-    return PicturesAnswer(
+    answer = PicturesAnswer(
         created=int(time.time()), data=data, output_format=output_format, size=_size(drawn[0]), usage=usage
     )
+    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
 
 
 async def _stream(served: Served, job: DrawingJob, body: StreamFields, events: str) -> AsyncIterator[str]:

@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 KEEP_ALIVE_SECONDS = 30  # of a connection without requests
-SWITCH_SECONDS = 0.0005  # between threads of Python: else each step of the model waits up to 5 ms for the event loop
+SWITCH_SECONDS = 0.0001  # between threads of Python: else each step of the model waits up to 5 ms for the event loop
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
