@@ -10,7 +10,7 @@ from typing import TypeVar
 from starlette.requests import Request
 
 from pipelines.serving.errors import refused
-from pipelines.serving.jobs import Job, JobCancelled
+from pipelines.serving.jobs import Job
 
 Output = TypeVar("Output")
 
@@ -45,23 +45,25 @@ async def events_of(job: Job[Output]) -> AsyncIterator[Output]:
 
 
 async def result_of(job: Job[Output], request: Request) -> list[Output]:
-    """The job's final outputs.
+    """The job's final outputs. A client that goes away cancels the job.
 
     Raises:
-        JobCancelled: the client has gone away.
-        APIError, JobTimeout, RuntimeError: as `events_of`.
+        APIError, JobCancelled, JobTimeout, RuntimeError: as `events_of`.
     """
-    listening = asyncio.create_task(_collect(job))
-    leaving = asyncio.create_task(_gone(request))
+    leaving = asyncio.create_task(_cancel_when_gone(job, request))
     try:
-        await asyncio.wait((listening, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not listening.done():
-            raise JobCancelled("the client has gone away")
-        return await listening
+        async for _ in events_of(job):
+            pass
+        return job.result()
     finally:
-        job.cancel()
         leaving.cancel()
-        listening.cancel()
+
+
+async def _cancel_when_gone(job: Job[Output], request: Request) -> None:
+    """Cancel a job when the client has closed the connection; the request's body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    job.cancel()
 
 
 def _check(job: Job[Output]) -> None:
@@ -70,15 +72,3 @@ def _check(job: Job[Output]) -> None:
         job.result()
     except (ValueError, TypeError) as error:
         raise refused(error) from error
-
-
-async def _collect(job: Job[Output]) -> list[Output]:
-    async for _ in events_of(job):
-        pass
-    return job.result()
-
-
-async def _gone(request: Request) -> None:
-    """Return when the client has closed the connection; the request's body must have been read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
