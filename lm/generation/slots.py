@@ -35,7 +35,9 @@ class FedTokens(NamedTuple):
     @classmethod
     def of_rows(cls, rows: Sequence[Sequence[int]], slots: Sequence[int], starts: Sequence[int]) -> FedTokens:
         """Tokens of several rows, those of each at places that follow its start."""
-        ids, owners, places = [], [], []
+        ids: list[int] = []
+        owners: list[int] = []
+        places: list[int] = []
         for row, slot, start in zip(rows, slots, starts, strict=True):
             ids += row
             owners += [slot] * len(row)
