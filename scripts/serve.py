@@ -23,7 +23,7 @@ def main(options: ServingOptions) -> None:
         from pipelines.serving.application import create_application
         from pipelines.serving.context import ServingSettings
         from pipelines.serving.engine import DrawingEngine, EngineLimits
-        from pipelines.serving.running import listening_socket, serve
+        from pipelines.serving.running import hold_weights, listening_socket, serve
     except ModuleNotFoundError as error:
         raise ValueError(f"serving needs {error.name}: pip install 'tessera[serving]'") from error
     import torch
@@ -36,6 +36,7 @@ def main(options: ServingOptions) -> None:
     listener = listening_socket(options.host, options.port)
     torch.set_num_threads(options.cpu_threads or usable_cores())
     pipe = options.load(TextToImagePipeline)
+    hold_weights(pipe)
     gc.enable()
     if not set(pipe.vocabulary.formats) & {*DRAWING_ALONE, *DRAWING_CAPTIONS}:
         logging.warning("this model has learned to describe alone: requests for pictures are refused")

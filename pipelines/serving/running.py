@@ -11,6 +11,8 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from pipelines.multimodal import MultimodalPipeline
+
 KEEP_ALIVE_SECONDS = 30  # of a connection without requests
 SWITCH_SECONDS = 0.0001  # between threads of Python: else each step of the model waits up to 5 ms for the event loop
 
@@ -40,6 +42,17 @@ def listening_socket(host: str, port: int) -> socket.socket:
             raise ValueError(f"--port {port}: this user may not listen there; give one above 1023") from error
         raise ValueError(f"--host {host}: cannot listen there ({error.strerror})") from error
     return listener
+
+
+def hold_weights(pipe: MultimodalPipeline) -> None:
+    """Copy a model's weights into this process's own memory.
+
+    Loading maps the files into memory: a folder that is overwritten later would change the weights under the server, or
+    end it (SIGBUS) where a file becomes shorter.
+    """
+    for part in (pipe.model, pipe.image_tokenizer):
+        for tensor in (*part.parameters(), *part.buffers()):
+            tensor.data = tensor.data.clone()
 
 
 def serve(application: FastAPI, listener: socket.socket) -> None:
