@@ -10,6 +10,7 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from torch import nn
 
 from pipelines.multimodal import MultimodalPipeline
 
@@ -51,8 +52,9 @@ def hold_weights(pipe: MultimodalPipeline) -> None:
     end it (SIGBUS) where a file becomes shorter.
     """
     for part in (pipe.model, pipe.image_tokenizer):
-        for tensor in (*part.parameters(), *part.buffers()):
-            tensor.data = tensor.data.clone()
+        if isinstance(part, nn.Module):  # an image tokenizer made elsewhere may be none
+            for tensor in (*part.parameters(), *part.buffers()):
+                tensor.data = tensor.data.clone()
 
 
 def serve(application: FastAPI, listener: socket.socket) -> None:
