@@ -12,7 +12,6 @@ from pipelines.serving.uploads import OutputFormat
 MOST_PREVIEWS = 3  # partial images, by OpenAI's documentation
 LARGEST_SEED = 2**63 - 1
 MOST_LETTERS = 100_000  # of a prompt, before its tokens are counted
-NUMBERS = {"allow_inf_nan": False}
 
 
 def _whole(value: Any) -> Any:
@@ -30,10 +29,10 @@ class SamplingFields(BaseModel):
     """Settings of a pipeline's call that OpenAI's clients send as extra fields."""
 
     seed: Whole | None = Field(None, ge=0, le=LARGEST_SEED)
-    temperature: Number | None = Field(None, ge=0, le=100, **NUMBERS)
+    temperature: Number | None = Field(None, ge=0, le=100, allow_inf_nan=False)
     top_k: Whole | None = Field(None, ge=0, le=LARGEST_SEED)
-    top_p: Number | None = Field(None, gt=0, le=1, **NUMBERS)
-    min_p: Number | None = Field(None, ge=0, le=1, **NUMBERS)
+    top_p: Number | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    min_p: Number | None = Field(None, ge=0, le=1, allow_inf_nan=False)
 
 
 class PictureFields(SamplingFields):
@@ -48,7 +47,7 @@ class PictureFields(SamplingFields):
     output_format: OutputFormat | None = None
     output_compression: Whole | None = Field(None, ge=0, le=100)
     negative_prompt: str | None = Field(None, max_length=MOST_LETTERS)
-    guidance_scale: Number | None = Field(None, ge=0, le=1000, **NUMBERS)
+    guidance_scale: Number | None = Field(None, ge=0, le=1000, allow_inf_nan=False)
     user: str | None = None
     safety_identifier: str | None = None
     quality: str | None = None
@@ -97,7 +96,9 @@ class VariationForm(PictureFields):
 
     image: UploadFile
     prompt: str | None = Field(None, max_length=MOST_LETTERS)
-    redraw: Number | None = Field(None, gt=0, le=1, description="share of the picture to draw again", **NUMBERS)
+    redraw: Number | None = Field(
+        None, gt=0, le=1, description="share of the picture to draw again", allow_inf_nan=False
+    )
     keep_levels: Whole | None = Field(None, ge=1, le=LARGEST_SEED)
 
 
