@@ -68,6 +68,7 @@ def test_termination_finishes_what_is_under_way(folder):
         asking = threading.Thread(target=lambda: answers.append(draw(address, n=64)))
         asking.start()
         while "tessera_rows_under_way 0" in urllib.request.urlopen(f"{address}/metrics").read().decode():
+            assert asking.is_alive(), answers
             time.sleep(0.001)
         process.send_signal(signal.SIGTERM)
         asking.join(60)
