@@ -91,12 +91,12 @@ class ContinuousSampler:
         self._feed(list(shared), first)
         states = self._states
         assert states is not None
-        for prompt, (source, *targets) in shared.items():
+        for ids, (source, *targets) in shared.items():
             if targets:
-                self._slots.copy(source, targets, len(prompt))
+                self._slots.copy(source, targets, len(ids))
                 states[targets] = states[source].clone()
                 for slot in targets:
-                    self._lengths[slot] = len(prompt)
+                    self._lengths[slot] = len(ids)
 
     @torch.inference_mode()
     def step(self, rows: Sequence[RowUnderWay]) -> None:

@@ -82,9 +82,9 @@ class SamplingSchedule:
         Raises:
             TypeError, ValueError: a list of another length (the message says which), or a setting out of range.
         """
-        values = (self.guidance_scale, self.temperature, self.top_k, self.top_p, self.min_p)
+        values: tuple[Any, ...] = (self.guidance_scale, self.temperature, self.top_k, self.top_p, self.min_p)
         if not any(callable(value) or isinstance(value, Sequence) for value in values):
-            return [SamplingSettings(*values)] * len(layout["level"])  # type: ignore[arg-type]  # checked there
+            return [SamplingSettings(*values)] * len(layout["level"])
         places = list(zip(layout["level"], layout["depth"], strict=True))
         columns = [_scales(self.guidance_scale, len(places))]
         columns += [_spread(name, getattr(self, name), places) for name in ("temperature", "top_k", "top_p", "min_p")]
