@@ -49,14 +49,14 @@ def draw(address: str, **body) -> dict:
     request = urllib.request.Request(
         f"{address}/v1/images/generations", content, {"Content-Type": "application/json"}
     )  # fmt: skip
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=120) as answer:
         return json.load(answer)
 
 
 def test_termination_finishes_what_is_under_way(folder):
     """SIGTERM while pictures are drawn: they come, new connections are refused, and the exit code is 0. Meanwhile the
     folder was overwritten: the server goes on with what it has loaded."""
-    process, address = started(folder, "--pictures_at_once", "1", "--model_name", "mine")
+    process, address = started(folder, "--pictures_at_once", "4", "--model_name", "mine")
     try:
         before = draw(address, seed=1)["data"]
         moved = folder.with_name("moved")
@@ -71,7 +71,7 @@ def test_termination_finishes_what_is_under_way(folder):
             assert asking.is_alive(), answers
             time.sleep(0.001)
         process.send_signal(signal.SIGTERM)
-        asking.join(60)
+        asking.join(120)
         assert len(answers[0]["data"]) == 64
         assert process.wait(60) == 0
         with pytest.raises(OSError):
