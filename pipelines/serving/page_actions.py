@@ -177,7 +177,7 @@ class PageActions:
         factor = picture.width // size[1]
         if factor > 1 and picture.size == (size[1] * factor, size[0] * factor):
             corner = small.resize((size[1], size[0]), Image.Resampling.NEAREST)
-            if np.array_equal(enlarged(corner, max(picture.size)), small):
+            if enlarged(corner, max(picture.size)).tobytes() == small.tobytes():
                 return corner, ""
         pixels = self.engine.pipeline.prepare_images(picture, [size])[0]
         fitted = Image.fromarray(pixels.transpose(1, 2, 0).squeeze()).convert("RGB")
@@ -212,11 +212,12 @@ class PageActions:
             frames = [order.view.empty(number) for number in range(form.num_drawn)]
             yield Shown(stage(frames, _waiting(self.engine)), is_busy=True).updates()
             async for outputs in outputs_of(job):
-                for drawn in outputs:
-                    frames[drawn.number] = order.view.frame(drawn)
-                    if drawn.is_complete:
-                        complete[drawn.number] = drawn
-                yield Shown(stage(frames, _progress(frames, order.note))).updates()
+                for states in _in_turn(outputs):
+                    for drawn in states:
+                        frames[drawn.number] = order.view.frame(drawn)
+                        if drawn.is_complete:
+                            complete[drawn.number] = drawn
+                    yield Shown(stage(frames, _progress(frames, order.note))).updates()
             chosen = await self._best(form, complete, order.view)
             words = _done(form, chosen, time.monotonic() - started, order.note)
             frames = [order.view.frame(drawn) for drawn in chosen]
@@ -255,6 +256,19 @@ def sentence_of(error: BaseException) -> str:
     return FAILED
 
 
+def _in_turn(outputs: list[DrawnPicture]) -> list[list[DrawnPicture]]:
+    """Outputs that came together, in lists with one of each picture at most: however late the page is, it shows every
+    state of a picture."""
+    turns: list[list[DrawnPicture]] = []
+    seen: dict[int, int] = {}
+    for drawn in outputs:
+        turn = seen[drawn.number] = seen.get(drawn.number, -1) + 1
+        if turn == len(turns):
+            turns.append([])
+        turns[turn].append(drawn)
+    return turns
+
+
 def _waiting(engine: DrawingEngine) -> str:
     before = max(0, engine.num_waiting - 1)
     return f"Waiting: {before} request{'s' * (before != 1)} before this one." if before else "Starting …"
@@ -274,7 +288,8 @@ def _done(form: Form, chosen: list[DrawnPicture], seconds: float, note: str) -> 
 def _with(history: list[Drawn], chosen: list[DrawnPicture], order: Order) -> list[Drawn]:
     """The gallery's pictures and the new ones, as many of the newest as are kept."""
     every = history + [finished(drawn, order.form, order.view.size, order.made_by) for drawn in chosen]
-    kept, size = [], 0
+    kept: list[Drawn] = []
+    size = 0
     for picture in reversed(every[-KEPT_PICTURES:]):
         size += len(picture.png)
         if kept and size > KEPT_BYTES:
