@@ -23,7 +23,12 @@ def main(options: ServingOptions) -> None:
         from pipelines.serving.application import create_application
         from pipelines.serving.context import ServingSettings
         from pipelines.serving.engine import DrawingEngine, EngineLimits
+        from pipelines.serving.example_prompts import example_prompts
         from pipelines.serving.running import hold_weights, listening_socket, serve
+        from pipelines.serving.sharing import public_address
+
+        if options.page:  # gradio takes seconds to import
+            from pipelines.serving.page import mount_page
     except ModuleNotFoundError as error:
         raise ValueError(f"serving needs {error.name}: pip install 'tessera[serving]'") from error
     import torch
@@ -58,8 +63,14 @@ def main(options: ServingOptions) -> None:
     )
     with DrawingEngine(pipe, limits) as engine:
         application = create_application(engine, settings)
+        if options.page:
+            mount_page(application, engine, settings, example_prompts(options.model))
         address = "http://{}:{}".format(*listener.getsockname()[:2])
         print(f"serving {options.served_name} at {address}/v1 (Ctrl-C ends)", flush=True)
+        if options.page:
+            print(f"the page is at {address}", flush=True)
+        if options.share:
+            print(f"shared at {public_address(*listener.getsockname()[:2])} until this ends", flush=True)
         serve(application, listener)
     print("finished what was under way", file=sys.stderr)
 

@@ -54,8 +54,15 @@ def caption_scores(
 ) -> torch.Tensor:
     """log p(prompt | picture) in nats by the model itself, (prompts, best_of); codes (prompts x best_of, T) of pictures
     of a size."""
+    return prompt_scores(pipe, pipe.vocabulary.encode_texts(list(prompts)), codes, size)
+
+
+def prompt_scores(
+    pipe: MultimodalPipeline, prompts: Sequence[Sequence[int]], codes: torch.Tensor, size: Size | None = None
+) -> torch.Tensor:
+    """`caption_scores` of prompts that are token ids."""
     best_of = len(codes) // len(prompts)
-    texts = [ids for ids in pipe.vocabulary.encode_texts(list(prompts)) for _ in range(best_of)]
+    texts = [ids for ids in prompts for _ in range(best_of)]
     return _log_likelihoods(label_nats(pipe, "image_to_caption", texts, codes, size), best_of)
 
 

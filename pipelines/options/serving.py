@@ -25,6 +25,9 @@ class ServingOptions(ModelOptions):
     )
     allowed_origins: list[str] = option([], "web pages of these origins may call the endpoint (CORS); * is every one")
 
+    page: bool = option(True, "serve the web page at / beside the endpoint")
+    share: bool = option(False, "let the internet in, through a tunnel of gradio's makers; give an --api_key then")
+
     pictures_at_once: int = option(32, "most pictures in one call of the model", above_zero=True)
     waiting_requests: int = option(256, "requests beyond so many that wait get 429", above_zero=True)
     request_seconds: float = option(300.0, "most time of a request, its waiting included", above_zero=True)

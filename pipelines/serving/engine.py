@@ -16,6 +16,7 @@ import math
 import threading
 import time
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, overload
@@ -29,11 +30,13 @@ from lm.generation.rows_under_way import PictureUnderWay, RowUnderWay
 from lm.generation.stepper import evaluation_mode
 from lm.pretrained import max_positions
 from lm.vocabulary import Size
+from pipelines.drawing.best_of import check_can_rank, prompt_scores
 from pipelines.drawing.captions import caption_room
 from pipelines.image_to_text import ImageToTextPipeline
 from pipelines.serving.jobs import (
     DescribingJob,
     DrawingJob,
+    DrawnPicture,
     EngineFull,
     EngineStopping,
     JobCancelled,
@@ -138,6 +141,20 @@ class DrawingEngine:
             self._arrived.append(work)
             self._changed.notify()
         return work.job
+
+    def check_can_rank(self, prompt: str | None) -> None:
+        """Raise ValueError unless `scores` can tell pictures of this prompt apart."""
+        with self._reading:
+            check_can_rank(self.pipeline, [prompt])
+
+    def scores(self, prompt: str, pictures: Sequence[DrawnPicture], size: Size | None = None) -> torch.Tensor:
+        """How likely the model finds a prompt after each of some complete pictures of a size: log p in nats,
+        (pictures,) float64. Computed in the caller's thread."""
+        with self._reading:
+            ids = self.pipeline.vocabulary.encode_texts([prompt])
+        codes = torch.from_numpy(np.stack([picture.codes for picture in pictures])).to(self.pipeline.device)
+        with torch.inference_mode():
+            return prompt_scores(self.pipeline, ids, codes, size)[0]
 
     @property
     def is_stopping(self) -> bool:

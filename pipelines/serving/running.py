@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import signal
 import socket
 import sys
+from collections.abc import Callable, Coroutine
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -57,6 +60,25 @@ def hold_weights(pipe: MultimodalPipeline) -> None:
                 tensor.data = tensor.data.clone()
 
 
+def before_end(application: FastAPI) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+    """What is begun when the server is told to end: whoever keeps streams open for as long as clients listen must end
+    them, or they would hold the server up."""
+    if not hasattr(application.state, "before_end"):
+        application.state.before_end = []
+    return application.state.before_end
+
+
+class Server(uvicorn.Server):
+    """A server that lets its application end streams (`before_end`)."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the port, finish what is under way, and let the application end."""
+        ending = [asyncio.create_task(end()) for end in before_end(self.config.app)]  # type: ignore[arg-type]
+        await super().shutdown(sockets)
+        for task in ending:
+            task.cancel()
+
+
 def serve(application: FastAPI, listener: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C: then no new requests are taken, and what is under way is finished.
 
@@ -69,7 +91,7 @@ def serve(application: FastAPI, listener: socket.socket) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     before = signal.signal(signal.SIGTERM, _ignored)
     try:
-        uvicorn.Server(settings).run(sockets=[listener])
+        Server(settings).run(sockets=[listener])
     finally:
         signal.signal(signal.SIGTERM, before)
         listener.close()

@@ -15,12 +15,11 @@ from pipelines.serving.jobs import Job
 Output = TypeVar("Output")
 
 
-async def events_of(job: Job[Output]) -> AsyncIterator[Output]:
-    """The job's outputs as they come. Whoever stops listening cancels the job.
+async def outputs_of(job: Job[Output]) -> AsyncIterator[list[Output]]:
+    """The job's outputs as they come, together those that came since the last.
 
     Raises:
-        APIError: a picture that cannot be encoded.
-        JobCancelled, JobTimeout, RuntimeError: as `Job.events`.
+        ValueError, JobCancelled, JobTimeout, RuntimeError: as `Job.events`.
     """
     loop, changed, number = asyncio.get_running_loop(), asyncio.Event(), 0
 
@@ -29,17 +28,31 @@ async def events_of(job: Job[Output]) -> AsyncIterator[Output]:
             loop.call_soon_threadsafe(changed.set)
 
     job.call_at_change(tell)
+    while True:
+        outputs, ended = job.taken_from(number)
+        if outputs:
+            yield outputs
+        number += len(outputs)
+        if ended:
+            job.result()  # raises the job's error
+            return
+        await changed.wait()
+        changed.clear()
+
+
+async def events_of(job: Job[Output]) -> AsyncIterator[Output]:
+    """The job's outputs as they come. Whoever stops listening cancels the job.
+
+    Raises:
+        APIError: a picture that cannot be encoded.
+        JobCancelled, JobTimeout, RuntimeError: as `Job.events`.
+    """
     try:
-        while True:
-            outputs, ended = job.taken_from(number)
+        async for outputs in outputs_of(job):
             for output in outputs:
                 yield output
-            number += len(outputs)
-            if ended:
-                _check(job)
-                return
-            await changed.wait()
-            changed.clear()
+    except (ValueError, TypeError) as error:
+        raise refused(error) from error
     finally:
         job.cancel()
 
@@ -64,11 +77,3 @@ async def _cancel_when_gone(job: Job[Output], request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
     job.cancel()
-
-
-def _check(job: Job[Output]) -> None:
-    """Raise the error with which a job has ended, if there is one."""
-    try:
-        job.result()
-    except (ValueError, TypeError) as error:
-        raise refused(error) from error
