@@ -159,10 +159,19 @@ def test_make_help_names_every_target() -> None:
     assert [target for target in TARGETS if f"make {target}" not in text and target != "help"] == []
 
 
-def test_make_demo_splits_its_minutes_between_the_stages() -> None:
-    given = re.findall(r"--max_minutes ([0-9.]+)", make("--dry-run", "demo", "MINUTES=60").stdout)
+@pytest.mark.parametrize(("target", "minutes"), [("demo", 10), ("demo", 60), ("pretrained", 60), ("pretrained", 5)])
+def test_make_splits_minutes_between_the_stages(target: str, minutes: int) -> None:
+    is_default = (target, minutes) in (("demo", 10), ("pretrained", 60))
+    told = make("--dry-run", target, *([] if is_default else [f"MINUTES={minutes}"])).stdout
+    given = re.findall(r"--max_minutes ([0-9.]+)", told)
     assert len(given) == 2
-    assert sum(map(float, given)) == pytest.approx(60)
+    assert sum(map(float, given)) == pytest.approx(minutes)
+
+
+def test_make_pretrained_leaves_a_model_of_both_directions_in_the_packages() -> None:
+    told = make("--dry-run", "pretrained").stdout
+    assert "image_and_caption" in told and "--output_dir pipelines/pretrained/sprites --dtype bfloat16" in told
+    assert "evaluate.py --model pipelines/pretrained/sprites" in told  # the figures are those of what is shipped
 
 
 def linked_copy(tmp_path: Path) -> Path:
