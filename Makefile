@@ -30,7 +30,7 @@ EXTRAS := dev,tracking,evaluation,perceptual,finetune,serving,ray,signals
 BIN = $(abspath $(VENV))/bin
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test test-lowest test-latest mutants lint format types clean
+.PHONY: help environment demo pretrained test test-lowest test-latest mutants lint format types lock clean
 
 help:
 	@echo 'make demo         train both stages on drawn pictures ($(MINUTES) minutes), evaluate, sample'
@@ -40,6 +40,7 @@ help:
 	@echo 'make test-lowest  run the tests with the oldest versions that pyproject.toml allows, in .venv-lowest'
 	@echo 'make test-latest  run the tests with the newest versions there are, in .venv-latest'
 	@echo 'make mutants      change the code in small ways and see which changes the tests notice (MUTANTS=15 of a file)'
+	@echo 'make lock         write uv.lock anew, after pyproject.toml or constraints.txt changed'
 	@echo 'make environment  only make or update the environment'
 	@echo 'make clean        remove caches and builds (neither the environment nor runs/)'
 	@echo
@@ -102,7 +103,6 @@ LM_ARGS ?=
 LAUNCH := --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 PROMPTS := "a red dog" "a small blue house on the left" "a large yellow star" "a red dog left of a blue house"
 
-# Stopped half-way, it goes on where it was. A demo of other MINUTES starts afresh; the earlier one is kept.
 # Both stages, into runs/NAME_tokenizer and runs/NAME. $(1) is the name, $(2) what stage 2 is told besides.
 define TRAIN
 @case "$(MINUTES)" in ''|*[!0-9.]*|*.*.*) echo "MINUTES=$(MINUTES) is no number of minutes, e.g. MINUTES=10" >&2; exit 1;; esac
@@ -122,6 +122,7 @@ fi; echo "$(MINUTES)" >runs/.$(1)_minutes
     --compile --resume $(2) $(LM_ARGS)
 endef
 
+# Stopped half-way, it goes on where it was. A demo of other MINUTES starts afresh; the earlier one is kept.
 demo: environment
 	$(call TRAIN,demo)
 	"$(BIN)/python" scripts/evaluate.py --model runs/demo --dataset sprites --output runs/demo/report.json
@@ -133,7 +134,6 @@ demo: environment
 	@echo 'Figures:              runs/demo/report.json'
 	@echo 'Your own caption:     $(VENV)/bin/python scripts/generate.py --model runs/demo "a green fish"'
 
-# --------------------------------------------------------------------------------------------- checks
 # The shipped model learns both directions: it draws, completes and describes. Finished runs stay in runs/pretrained
 # and runs/pretrained_tokenizer: delete these to train once more.
 BOTH_DIRECTIONS := --formats caption_to_image=4 image_and_caption=1 --text_loss_weight 0.35
@@ -149,6 +149,7 @@ pretrained: environment
 	$(EXPORT) --report runs/pretrained/report.json
 	"$(BIN)/python" scripts/generate.py --model $(SHIPPED) $(PROMPTS) --output runs/pretrained/samples.png
 
+# --------------------------------------------------------------------------------------------- checks
 
 test: environment
 	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(TEST_ARGS)
@@ -156,6 +157,7 @@ test: environment
 lint: environment
 	"$(BIN)/python" -m ruff check .
 	"$(BIN)/python" -m ruff format --check .
+	"$(BIN)/python" -m uv lock --check --quiet || { echo 'uv.lock is not that of pyproject.toml: make lock' >&2; exit 1; }
 
 format: environment
 	"$(BIN)/python" -m ruff check --fix .
@@ -163,6 +165,10 @@ format: environment
 
 types: environment
 	"$(BIN)/python" -m mypy
+
+# For who uses uv: the versions of constraints.txt, where Python 3.11 may have them, and what they need in turn.
+lock: environment
+	"$(BIN)/python" -m uv lock $(shell sed -n 's/^\([^# ]*==[^# ]*\).*/-P \1/p' constraints.txt)
 
 # Every `name>=version` of pyproject.toml as `name==version`.
 define LOWEST

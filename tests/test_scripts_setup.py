@@ -107,8 +107,8 @@ def test_every_library_that_is_imported_is_required() -> None:
             if top in sys.stdlib_module_names or top in (*PACKAGES, "scripts"):
                 continue
             name = canonicalize_name(DISTRIBUTIONS.get(top, top))
-            # A benchmark runs beside its peer, which only who develops has installed.
-            is_peer = path.parent.name == "benchmarks" and name in peers
+            # A benchmark runs beside its peer, and code on the Hub inside of it: only who develops has it installed.
+            is_peer = path.parent.name in ("benchmarks", "hub") and name in peers
             assert name in required or is_peer, f"{path} imports {module}"
 
 
@@ -117,6 +117,21 @@ def test_pre_commit_uses_the_tested_ruff() -> None:
     hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
     pins = [pin for hook in hooks for pin in hook["additional_dependencies"]]
     assert {pin for pin in pins if pin.startswith("ruff")} == {f"ruff=={constraints()['ruff']}"}
+
+
+# ------------------------------------------------------------------------------------------------- uv
+
+
+def test_the_lock_has_the_tested_versions_from_the_package_index() -> None:
+    text = (ROOT / "uv.lock").read_text()
+    assert set(re.findall(r"https?://([^/\"]+)", text)) == {"pypi.org", "files.pythonhosted.org"}
+    locked: dict[str, set[Version]] = {}  # several, where newer Pythons get newer versions
+    for package in tomllib.loads(text)["package"]:
+        locked.setdefault(package["name"], set()).add(Version(package["version"]))
+    tested = constraints()
+    shared = locked.keys() & tested.keys()  # the lock has other systems' packages, too, and torch's CUDA libraries
+    assert {"torch", "transformers", "numpy"} <= shared
+    assert {name: tested[name] for name in shared if tested[name] not in locked[name]} == {}
 
 
 # ----------------------------------------------------------------------------------------------- make
