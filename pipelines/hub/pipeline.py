@@ -37,8 +37,9 @@ class TesseraPipeline(DiffusionPipeline):
         image_tokenizer_fingerprint: str = "",
     ) -> None:
         super().__init__()
-        self.register_modules(image_tokenizer=image_tokenizer, lm=lm, vocabulary=vocabulary)
-        self.register_to_config(format_version=format_version, image_tokenizer_fingerprint=image_tokenizer_fingerprint)
+        own: Any = self  # diffusers' types hide what its base classes have
+        own.register_modules(image_tokenizer=image_tokenizer, lm=lm, vocabulary=vocabulary)
+        own.register_to_config(format_version=format_version, image_tokenizer_fingerprint=image_tokenizer_fingerprint)
         joint = MultimodalVocabulary.from_pretrained(vocabulary.name_or_path)
         self.drawing = TextToImagePipeline(image_tokenizer, lm, joint)
 
