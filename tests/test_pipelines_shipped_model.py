@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -117,13 +118,15 @@ def test_commands_draw_with_it_and_say_so(tmp_path):
 
     def run(script: str, *words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "scripts" / script), *words]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONPROFILEIMPORTTIME": "1"}
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     done = run("generate.py", "a red dog", "--output", "dog.png")
     assert done.returncode == 0, done.stderr
     assert f"model: sprites, which comes with Tessera ({FOLDER})\n" in done.stderr
     assert Image.open(tmp_path / "dog.png").width > 4 * 32
+    imported = set(re.findall(r"\| *([\w.]+)$", done.stderr, flags=re.M))
+    assert "transformers" in imported and not imported & {"torchvision", "scipy", "datasets"}, "what takes seconds"
     tiny_pipeline(kind=ImageToTextPipeline, formats=["image_and_caption"]).save_pretrained(tmp_path / "runs" / "model")
     done = run("describe.py", "dog.png")
     assert done.returncode == 0, done.stderr
