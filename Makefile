@@ -10,7 +10,7 @@
 #           e.g.  make demo VENV=~/my-env PIP_ARGS=
 #           or, for the torch of a system Python:
 #             python3 -m venv --system-site-packages .venv && make demo PIP_ARGS=
-# MINUTES   training time of `make demo`, both stages together
+# MINUTES   training time of `make demo` (10) and `make pretrained` (60), both stages together
 # TEST_ARGS what pytest gets, e.g. TEST_ARGS="-k vocabulary -x"
 # TEST_PROCESSES  how many run tests side by side, a file each (default: one per core, at most 8); 0: none but pytest
 # MUTANTS   at most so many changes of each file for `make mutants`, drawn at random; empty: all, which takes hours
@@ -30,15 +30,17 @@ EXTRAS := dev,tracking,evaluation,perceptual,finetune,serving,ray,signals
 BIN = $(abspath $(VENV))/bin
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test test-lowest test-latest mutants lint format types clean
+.PHONY: help environment demo pretrained test test-lowest test-latest mutants lint format types lock clean
 
 help:
 	@echo 'make demo         train both stages on drawn pictures ($(MINUTES) minutes), evaluate, sample'
+	@echo 'make pretrained   train the model that comes with Tessera anew (an hour), evaluate it, put it in its place'
 	@echo 'make test         run the tests (TEST_ARGS="-k name")'
 	@echo 'make lint         check style; make format mends what can be mended; make types checks types'
 	@echo 'make test-lowest  run the tests with the oldest versions that pyproject.toml allows, in .venv-lowest'
 	@echo 'make test-latest  run the tests with the newest versions there are, in .venv-latest'
 	@echo 'make mutants      change the code in small ways and see which changes the tests notice (MUTANTS=15 of a file)'
+	@echo 'make lock         write uv.lock anew, after pyproject.toml or constraints.txt changed'
 	@echo 'make environment  only make or update the environment'
 	@echo 'make clean        remove caches and builds (neither the environment nor runs/)'
 	@echo
@@ -101,23 +103,28 @@ LM_ARGS ?=
 LAUNCH := --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 PROMPTS := "a red dog" "a small blue house on the left" "a large yellow star" "a red dog left of a blue house"
 
+# Both stages, into runs/NAME_tokenizer and runs/NAME. $(1) is the name, $(2) what stage 2 is told besides.
+define TRAIN
+@case "$(MINUTES)" in ''|*[!0-9.]*|*.*.*) echo "MINUTES=$(MINUTES) is no number of minutes, e.g. MINUTES=10" >&2; exit 1;; esac
+@set -e; mkdir -p runs; before=$$(cat runs/.$(1)_minutes 2>/dev/null || echo "$(MINUTES)"); \
+if [ "$$before" != "$(MINUTES)" ]; then \
+    for run in $(1) $(1)_tokenizer; do \
+        if [ -d "runs/$$run" ]; then \
+            rm -rf "runs/$${run}_$${before}_minutes"; mv "runs/$$run" "runs/$${run}_$${before}_minutes"; \
+            echo "Kept the run of $$before minutes as runs/$${run}_$${before}_minutes"; \
+        fi; \
+    done; \
+fi; echo "$(MINUTES)" >runs/.$(1)_minutes
+"$(BIN)/python" scripts/train_tokenizer.py --dataset sprites --max_examples $(EXAMPLES) --output_dir runs/$(1)_tokenizer \
+    --max_minutes $(TOKENIZER_MINUTES) --resume $(TOKENIZER_ARGS)
+"$(BIN)/accelerate" launch $(LAUNCH) scripts/train_lm.py --dataset sprites --max_examples $(EXAMPLES) \
+    --image_tokenizer runs/$(1)_tokenizer --output_dir runs/$(1) --max_minutes $(LM_MINUTES) \
+    --compile --resume $(2) $(LM_ARGS)
+endef
+
 # Stopped half-way, it goes on where it was. A demo of other MINUTES starts afresh; the earlier one is kept.
 demo: environment
-	@case "$(MINUTES)" in ''|*[!0-9.]*|*.*.*) echo "MINUTES=$(MINUTES) is no number of minutes, e.g. MINUTES=10" >&2; exit 1;; esac
-	@set -e; mkdir -p runs; before=$$(cat runs/.demo_minutes 2>/dev/null || echo "$(MINUTES)"); \
-	if [ "$$before" != "$(MINUTES)" ]; then \
-	    for run in demo demo_tokenizer; do \
-	        if [ -d "runs/$$run" ]; then \
-	            rm -rf "runs/$${run}_$${before}_minutes"; mv "runs/$$run" "runs/$${run}_$${before}_minutes"; \
-	            echo "Kept the demo of $$before minutes as runs/$${run}_$${before}_minutes"; \
-	        fi; \
-	    done; \
-	fi; echo "$(MINUTES)" >runs/.demo_minutes
-	"$(BIN)/python" scripts/train_tokenizer.py --dataset sprites --max_examples $(EXAMPLES) --output_dir runs/demo_tokenizer \
-	    --max_minutes $(TOKENIZER_MINUTES) --resume $(TOKENIZER_ARGS)
-	"$(BIN)/accelerate" launch $(LAUNCH) scripts/train_lm.py --dataset sprites --max_examples $(EXAMPLES) \
-	    --image_tokenizer runs/demo_tokenizer --output_dir runs/demo --max_minutes $(LM_MINUTES) \
-	    --compile --resume $(LM_ARGS)
+	$(call TRAIN,demo)
 	"$(BIN)/python" scripts/evaluate.py --model runs/demo --dataset sprites --output runs/demo/report.json
 	"$(BIN)/python" scripts/generate.py --model runs/demo $(PROMPTS) --output runs/demo/samples.png
 	@echo
@@ -127,6 +134,21 @@ demo: environment
 	@echo 'Figures:              runs/demo/report.json'
 	@echo 'Your own caption:     $(VENV)/bin/python scripts/generate.py --model runs/demo "a green fish"'
 
+# The shipped model learns both directions: it draws, completes and describes. Finished runs stay in runs/pretrained
+# and runs/pretrained_tokenizer: delete these to train once more.
+BOTH_DIRECTIONS := --formats caption_to_image=4 image_and_caption=1 --text_loss_weight 0.35
+SHIPPED := pipelines/pretrained/sprites
+EXPORT = "$(BIN)/python" scripts/export_model.py --model runs/pretrained --output_dir $(SHIPPED) --dtype bfloat16 \
+    --license apache-2.0 --overwrite
+pretrained: MINUTES := 60
+pretrained: environment
+	$(call TRAIN,pretrained,$(BOTH_DIRECTIONS))
+	$(EXPORT)
+	"$(BIN)/python" scripts/evaluate.py --model $(SHIPPED) --dataset sprites --completion_captions 500 \
+	    --output runs/pretrained/report.json
+	$(EXPORT) --report runs/pretrained/report.json
+	"$(BIN)/python" scripts/generate.py --model $(SHIPPED) $(PROMPTS) --output runs/pretrained/samples.png
+
 # --------------------------------------------------------------------------------------------- checks
 
 test: environment
@@ -135,6 +157,7 @@ test: environment
 lint: environment
 	"$(BIN)/python" -m ruff check .
 	"$(BIN)/python" -m ruff format --check .
+	"$(BIN)/python" -m uv lock --check --quiet || { echo 'uv.lock is not that of pyproject.toml: make lock' >&2; exit 1; }
 
 format: environment
 	"$(BIN)/python" -m ruff check --fix .
@@ -142,6 +165,10 @@ format: environment
 
 types: environment
 	"$(BIN)/python" -m mypy
+
+# For who uses uv: the versions of constraints.txt, where Python 3.11 may have them, and what they need in turn.
+lock: environment
+	"$(BIN)/python" -m uv lock $(shell sed -n 's/^\([^# ]*==[^# ]*\).*/-P \1/p' constraints.txt)
 
 # Every `name>=version` of pyproject.toml as `name==version`.
 define LOWEST

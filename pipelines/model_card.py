@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from lm.sequences import DESCRIBING
 from lm.vocabulary import MultimodalVocabulary
 
 CARD = """---
@@ -31,15 +33,35 @@ from pipelines import TextToImagePipeline
 
 pipe = TextToImagePipeline.from_pretrained("{repo_id}")
 pipe("a dog").images[0].save("dog.png")
-```
+{describing}```
 
 The weights are safetensors; loading runs no code from this repository. `lm/` alone is an ordinary
 transformers causal language model.
-
+{elsewhere}
 ## Facts
 
 {facts}
-{figures}"""
+{training}{figures}"""
+ELSEWHERE = """
+By diffusers and by transformers' Auto classes, which run the short `pipeline.py` and
+`image_tokenizer/modeling_tessera.py` of this repository; `tessera` must be installed:
+
+```python
+from diffusers import DiffusionPipeline
+from transformers import AutoImageProcessor, AutoModel
+
+pipe = DiffusionPipeline.from_pretrained("{repo_id}", custom_pipeline="{repo_id}", trust_remote_code=True)
+pipe("a dog").images[0].save("dog.png")
+tokenizer = AutoModel.from_pretrained("{repo_id}", subfolder="image_tokenizer", trust_remote_code=True)
+processor = AutoImageProcessor.from_pretrained("{repo_id}", subfolder="image_tokenizer", trust_remote_code=True)
+```
+"""
+DESCRIBING_CODE = """
+from PIL import Image
+from pipelines import ImageToTextPipeline
+
+print(ImageToTextPipeline.from_pretrained("{repo_id}")(Image.open("dog.png")).texts[0])
+"""
 
 
 def model_card(
@@ -48,13 +70,19 @@ def model_card(
     repo_id: str,
     *,
     license: str = "unknown",
-    figures: dict[str, Any] | None = None,
+    figures: dict[str, Any] | str | None = None,
+    training: Sequence[str] = (),
+    has_hub_files: bool = False,
 ) -> str:
     """The card's text.
 
     Args:
+        repo_id: what `from_pretrained` gets; its last part is the title.
         license: of the weights, as the Hub spells it.
-        figures: measurements by name, nested to any depth; numbers and texts are listed, other values are left out.
+        figures: measurements by name, nested to any depth; numbers and texts are listed, other values are left out. Or
+            a text, which is shown as it stands.
+        training: the commands that trained the model.
+        has_hub_files: say how to load the folder by diffusers and transformers (`pipelines.hub_files`).
     """
     height, width = vocabulary.image_size
     facts = {
@@ -66,7 +94,8 @@ def model_card(
         "default temperature": vocabulary.default_temperature,
         "image tokenizer's fingerprint": f"`{vocabulary.image_tokenizer_fingerprint}`",
     }
-    measured = _flatten(figures or {})
+    measured = f"```\n{figures}\n```" if isinstance(figures, str) else _table(_flatten(figures or {}))
+    commands = "\n".join(training)
     return CARD.format(
         license=license,
         title=repo_id.split("/")[-1],
@@ -75,7 +104,10 @@ def model_card(
         width=width,
         architecture=type(model).__name__,
         facts=_table(facts),
-        figures=f"\n## Figures\n\n{_table(measured)}\n" if measured else "",
+        elsewhere=ELSEWHERE.format(repo_id=repo_id) if has_hub_files else "",
+        describing=DESCRIBING_CODE.format(repo_id=repo_id) if set(vocabulary.formats) & set(DESCRIBING) else "",
+        training=f"\n## Training\n\n```sh\n{commands}\n```\n" if commands else "",
+        figures=f"\n## Figures\n\n{measured}\n" if figures else "",
     )
 
 

@@ -1,4 +1,5 @@
-"""Finding a model folder, here or on the Hub, and its `model_index.json`: what the folder holds."""
+"""Finding a model folder, here, among those that come with Tessera, or on the Hub, and its `model_index.json`: what the
+folder holds."""
 
 from __future__ import annotations
 
@@ -9,21 +10,56 @@ from typing import Any
 
 FORMAT_VERSION = 1
 INDEX_FILE = "model_index.json"
+OWN_MODEL = "runs/model"  # where scripts/train_lm.py leaves one by default
+SHIPPED = Path(__file__).parent / "pretrained"
+DEFAULT_SHIPPED = "sprites"
+
+
+def shipped_models() -> dict[str, Path]:
+    """Name -> folder of the models that come with Tessera."""
+    return {index.parent.name: index.parent for index in sorted(SHIPPED.glob(f"*/{INDEX_FILE}"))}
+
+
+def default_model() -> str:
+    """The model of commands that name none: one's own, where there is a folder `OWN_MODEL`, else the shipped one."""
+    return OWN_MODEL if Path(OWN_MODEL).is_dir() else DEFAULT_SHIPPED
+
+
+def shipped_folder(name: str | Path) -> Path | None:
+    """The folder of the model that comes with Tessera under this name; None where there is none, or where a file or
+    folder here has the name, which is then meant. A path (`Path("sprites")`, "./sprites") never names one."""
+    known = shipped_models() if isinstance(name, str) and not Path(name).exists() else {}
+    return known.get(str(name))
+
+
+def model_origin(folder: str | Path) -> str:
+    """Which model a name or folder stands for, in words."""
+    shipped = shipped_folder(folder)
+    if shipped is not None:
+        return f"{folder}, which comes with Tessera ({shipped})"
+    if str(folder) in shipped_models():
+        return f"{folder} (a folder here)"
+    return f"{folder} (from the Hub)" if _may_be_on_hub(folder) else str(folder)
 
 
 def local_folder(folder: str | Path, revision: str | None = None, token: str | bool | None = None) -> Path:
-    """The folder itself, or the local copy of a model on the Hub, of which `folder` is the name ("owner/name").
+    """The folder itself, that of a model which comes with Tessera ("sprites"), or the local copy of a model on the Hub,
+    of which `folder` is the name ("owner/name"). A folder here comes before a model that comes with Tessera.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is none of them.
     """
     path = Path(folder).expanduser()
     if path.is_dir():
         return path
-    parts = str(folder).split("/")
-    looks_local = isinstance(folder, Path) or len(parts) != 2 or parts[0] in ("", ".", "..", "~")
-    if path.exists() or looks_local or Path(parts[0]).exists():
-        raise ValueError(f"there is no folder {folder}: give a folder that scripts/train_lm.py has written")
+    shipped = shipped_folder(folder)
+    if shipped is not None:
+        return shipped
+    if not _may_be_on_hub(folder):
+        raise ValueError(
+            f"there is no folder {folder}: give a folder that scripts/train_lm.py has written, or the name of a model "
+            f"that comes with Tessera ({', '.join(shipped_models())})"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -35,6 +71,13 @@ def local_folder(folder: str | Path, revision: str | None = None, token: str | b
         raise ValueError(
             f"{folder} is neither a folder (scripts/train_lm.py writes one) nor a model on the Hub: {reason}"
         ) from error
+
+
+def _may_be_on_hub(folder: str | Path) -> bool:
+    """Whether it looks like "owner/name" and like nothing that is, or should be, on this machine."""
+    parts = str(folder).split("/")
+    looks_local = isinstance(folder, Path) or len(parts) != 2 or parts[0] in ("", ".", "..", "~")
+    return not (looks_local or Path(folder).expanduser().exists() or Path(parts[0]).exists())
 
 
 def write_index(folder: Path, class_name: str, fingerprint: str) -> None:
@@ -55,9 +98,11 @@ def read_index(folder: Path, class_name: str, *, parts: Sequence[str]) -> dict[s
     """
     file = folder / INDEX_FILE
     if not file.is_file():
+        hidden = shipped_models().get(str(folder))
         raise ValueError(
             f"{folder} is not a model folder: it has no {INDEX_FILE}. Give the folder that "
             "scripts/train_lm.py wrote (its --output_dir)"
+            + (f", or {hidden} for the model of this name that comes with Tessera" if hidden else "")
         )
     try:
         index = json.loads(file.read_text(encoding="utf-8"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,7 +79,8 @@ class MultimodalPipeline:
         revision: str | None = None,
         token: str | bool | None = None,
     ) -> Pipeline:
-        """Load a model folder, or a model from the Hub by its name ("owner/name").
+        """Load a model folder, the model that comes with Tessera ("sprites", unless a folder here has that name), or a
+        model from the Hub by its name ("owner/name").
 
         Args:
             dtype: of the language model: "float32", "bfloat16" or "float16", or torch's. The image
@@ -119,6 +122,21 @@ class MultimodalPipeline:
         # Last: a folder with an index is whole. Index and vocabulary have the same fingerprint, a legacy one, too.
         write_index(folder, CLASS_NAME, self.vocabulary.image_tokenizer_fingerprint)
 
+    def rounded(self: Pipeline, dtype: torch.dtype | str) -> Pipeline:
+        """A copy whose weights, also the image tokenizer's, have another dtype: for `save_pretrained`, whose files have
+        half the size in "bfloat16" and "float16". What is loaded from them computes in float32, as ever.
+
+        Rounded weights may give a picture other codes, so the image tokenizer has a fingerprint of its own, which the
+        copy's language model knows it by. An image tokenizer that is no module stays as it is.
+        """
+        dtype, tokenizer = _dtype(dtype), self.image_tokenizer
+        if isinstance(tokenizer, torch.nn.Module):
+            tokenizer = copy.deepcopy(tokenizer).to(dtype)
+        vocabulary = copy.copy(self.vocabulary)
+        vocabulary.image_tokenizer_fingerprint = tokenizer.fingerprint
+        table = self.guess_table and replace(self.guess_table, fingerprint=tokenizer.fingerprint)
+        return type(self)(tokenizer, copy.deepcopy(self.model).to(dtype), vocabulary, table)
+
     def push_to_hub(
         self,
         repo_id: str,
@@ -129,7 +147,8 @@ class MultimodalPipeline:
         token: str | bool | None = None,
         commit_message: str = "Upload a text-to-image model",
     ) -> str:
-        """Upload the model folder with a model card and return its address.
+        """Upload the model folder with a model card, and with what diffusers and transformers load it by
+        (`pipelines.hub_files`); return its address.
 
         Args:
             repo_id: "owner/name".
@@ -139,10 +158,15 @@ class MultimodalPipeline:
         """
         from huggingface_hub import HfApi
 
+        from pipelines.hub_files import write_hub_files
+
         api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            card = model_card(self.model, self.vocabulary, repo_id, license=license, figures=figures)
+            has_files = write_hub_files(Path(folder), self.image_tokenizer, self.model, self.vocabulary)
+            card = model_card(
+                self.model, self.vocabulary, repo_id, license=license, figures=figures, has_hub_files=has_files
+            )
             (Path(folder) / "README.md").write_text(card, encoding="utf-8")
             name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             api.upload_folder(repo_id=name, folder_path=folder, commit_message=commit_message)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipelines.machine.startup import hide_unused_packages
 from pipelines.options.inference import ModelOptions, SamplingOptions
 from pipelines.options.option import check_values, option
 from pipelines.options.parser import run_command
@@ -90,4 +91,5 @@ def read_pictures(files: Iterable[str], pixels: bool = True) -> Iterator[Image.I
 
 
 if __name__ == "__main__":
+    hide_unused_packages()
     run_command(main, DescribeOptions, __doc__, PICTURES)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.machine.startup import hide_unused_packages
 from pipelines.options.inference import GuidedSamplingOptions, ModelOptions
 from pipelines.options.option import check_values, option
 from pipelines.options.parser import run_command
@@ -141,5 +142,6 @@ def _write(output: Path, rows: list[tuple[str, list[Image.Image]]]) -> None:
 
 
 if __name__ == "__main__":
+    hide_unused_packages()
     gc.disable()  # until the model is loaded: garbage collection during imports takes half a second
     run_command(main, GenerateOptions, __doc__, PROMPTS)

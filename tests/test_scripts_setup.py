@@ -107,8 +107,8 @@ def test_every_library_that_is_imported_is_required() -> None:
             if top in sys.stdlib_module_names or top in (*PACKAGES, "scripts"):
                 continue
             name = canonicalize_name(DISTRIBUTIONS.get(top, top))
-            # A benchmark runs beside its peer, which only who develops has installed.
-            is_peer = path.parent.name == "benchmarks" and name in peers
+            # A benchmark runs beside its peer, and code on the Hub inside of it: only who develops has it installed.
+            is_peer = path.parent.name in ("benchmarks", "hub") and name in peers
             assert name in required or is_peer, f"{path} imports {module}"
 
 
@@ -117,6 +117,21 @@ def test_pre_commit_uses_the_tested_ruff() -> None:
     hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
     pins = [pin for hook in hooks for pin in hook["additional_dependencies"]]
     assert {pin for pin in pins if pin.startswith("ruff")} == {f"ruff=={constraints()['ruff']}"}
+
+
+# ------------------------------------------------------------------------------------------------- uv
+
+
+def test_the_lock_has_the_tested_versions_from_the_package_index() -> None:
+    text = (ROOT / "uv.lock").read_text()
+    assert set(re.findall(r"https?://([^/\"]+)", text)) == {"pypi.org", "files.pythonhosted.org"}
+    locked: dict[str, set[Version]] = {}  # several, where newer Pythons get newer versions
+    for package in tomllib.loads(text)["package"]:
+        locked.setdefault(package["name"], set()).add(Version(package["version"]))
+    tested = constraints()
+    shared = locked.keys() & tested.keys()  # the lock has other systems' packages, too, and torch's CUDA libraries
+    assert {"torch", "transformers", "numpy"} <= shared
+    assert {name: tested[name] for name in shared if tested[name] not in locked[name]} == {}
 
 
 # ----------------------------------------------------------------------------------------------- make
@@ -159,10 +174,19 @@ def test_make_help_names_every_target() -> None:
     assert [target for target in TARGETS if f"make {target}" not in text and target != "help"] == []
 
 
-def test_make_demo_splits_its_minutes_between_the_stages() -> None:
-    given = re.findall(r"--max_minutes ([0-9.]+)", make("--dry-run", "demo", "MINUTES=60").stdout)
+@pytest.mark.parametrize(("target", "minutes"), [("demo", 10), ("demo", 60), ("pretrained", 60), ("pretrained", 5)])
+def test_make_splits_minutes_between_the_stages(target: str, minutes: int) -> None:
+    is_default = (target, minutes) in (("demo", 10), ("pretrained", 60))
+    told = make("--dry-run", target, *([] if is_default else [f"MINUTES={minutes}"])).stdout
+    given = re.findall(r"--max_minutes ([0-9.]+)", told)
     assert len(given) == 2
-    assert sum(map(float, given)) == pytest.approx(60)
+    assert sum(map(float, given)) == pytest.approx(minutes)
+
+
+def test_make_pretrained_leaves_a_model_of_both_directions_in_the_packages() -> None:
+    told = make("--dry-run", "pretrained").stdout
+    assert "image_and_caption" in told and "--output_dir pipelines/pretrained/sprites --dtype bfloat16" in told
+    assert "evaluate.py --model pipelines/pretrained/sprites" in told  # the figures are those of what is shipped
 
 
 def linked_copy(tmp_path: Path) -> Path:

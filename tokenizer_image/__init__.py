@@ -20,6 +20,7 @@ _PUBLIC = {
     "CodeLayout": "layout",
     "ImageTokenizer": "layout",
     "load_tokenizer": "registry",
+    "register_auto_classes": "auto_classes",
     "register_tokenizer": "registry",
     "FiniteScalarQuantizer": "quantizers",
     "GroupedQuantizer": "quantizers",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -14,6 +16,12 @@ class PictureModel(PreTrainedModel):
 
     main_input_name = "pixel_values"
     config: NetworkConfig
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, dtype: torch.dtype | str | None = None, **settings: Any) -> Any:
+        """As transformers', but in float32 unless a dtype is asked for, also where the files have 16-bit weights: codes
+        are of latents in float32."""
+        return super().from_pretrained(*args, dtype=torch.float32 if dtype is None else dtype, **settings)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -130,4 +130,5 @@ def _load(model_class: Any, path: Path, folder: str | Path, settings: dict[str, 
             f"{folder} has weights that are not those of its configuration ({listing}): it is damaged, or of an "
             "earlier version of tessera; train it again"
         )
+    vars(model.config).pop("auto_map", None)  # names code in the folder, which is not used, and not written with a copy
     return model.eval()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
+from pipelines.model_folder import DEFAULT_SHIPPED, OWN_MODEL, default_model, model_origin
 from pipelines.options.option import option
 
 if TYPE_CHECKING:
@@ -17,12 +19,21 @@ if TYPE_CHECKING:
 class ModelOptions:
     """Which model, and where and in which precision it runs."""
 
-    model: str = option("runs/model", "model folder, or the name of a model on the Hub")
+    model: str | None = option(
+        None,
+        f"model folder, the name of a model on the Hub, or {DEFAULT_SHIPPED!r}, which comes with Tessera (default: "
+        f"{OWN_MODEL} where there is such a folder, else {DEFAULT_SHIPPED})",
+    )
     device: str = option("auto", "cpu, cuda, ...; auto: a GPU where there is one")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the language model")
 
+    @property
+    def model_name(self) -> str:
+        """The model's name or folder: the default's, where the option is not given."""
+        return default_model() if self.model is None else self.model
+
     def load(self, kind: type[PipelineT]) -> PipelineT:
-        """The pipeline, on its device.
+        """The pipeline, on its device. A line on stderr says which model it is.
 
         Raises:
             ValueError: `model` is not a model folder.
@@ -32,7 +43,9 @@ class ModelOptions:
         from pipelines.machine.devices import choose_device
 
         transformers.logging.disable_progress_bar()  # loading takes too little time for one
-        return kind.from_pretrained(self.model, dtype=self.dtype, device=choose_device(self.device))
+        name = self.model_name
+        print(f"model: {model_origin(name)}", file=sys.stderr)
+        return kind.from_pretrained(name, dtype=self.dtype, device=choose_device(self.device))
 
 
 @dataclass

@@ -28,8 +28,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from transformers.hf_argparser import HfArgumentParser, string_to_bool
-
 OptionsT = TypeVar("OptionsT")
 
 _BOOLEAN_WORDS = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")
@@ -125,6 +123,8 @@ def _reason_of(error: MemoryError | RuntimeError) -> str | None:
 def _build_parser(
     options_class: Any, description: str | None, positional: Mapping[str, Mapping[str, Any]]
 ) -> argparse.ArgumentParser:
+    from transformers.hf_argparser import HfArgumentParser  # here, so that a command may first say what it needs of it
+
     hints = get_type_hints(options_class)
     flagged = [
         (field.name, hints[field.name], _copy_of(field))
@@ -239,6 +239,8 @@ def _value_from_config(action: argparse.Action, text: Any, optional: bool) -> An
 
 
 def _scalar(action: argparse.Action, text: Any) -> Any:
+    from transformers.hf_argparser import string_to_bool
+
     if not isinstance(text, str):
         raise ValueError(f"expected one value, found {text!r}")
     convert: Any = action.type or str

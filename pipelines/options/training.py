@@ -62,7 +62,9 @@ class TrainingOptions(DataOptions):
     sample_every: int = option(1000, "steps between sample pictures; 0: only at the end", not_negative=True)
     checkpoint_every: int = option(1000, "steps between checkpoints; 0: only at the end", not_negative=True)
     tracker: str = option(
-        "none", "'tensorboard' or 'wandb', beside metrics.jsonl", choices=("none", "tensorboard", "wandb")
+        "none",
+        "'tensorboard', 'trackio' or 'wandb', beside metrics.jsonl",
+        choices=("none", "tensorboard", "trackio", "wandb"),
     )
 
     script: ClassVar[str | None] = None  # the command that these options are of

@@ -14,13 +14,15 @@ from accelerate import Accelerator
 from pipelines.training.run_folder import Run
 from pipelines.training.throughput import Throughput
 
+PROJECT = "tessera"  # under which trackers list runs
+
 
 @dataclass
 class MetricsLog:
     """Collects what steps measured, and writes means of it to metrics.jsonl and to a tracker.
 
     Attributes:
-        tracker: "none", "tensorboard" or "wandb".
+        tracker: "none", "tensorboard", "trackio" or "wandb".
         unit, units_per_step: what a step works on, for the rates: ("images", 64).
         throughput: counts tokens and arithmetic.
     """
@@ -44,9 +46,11 @@ class MetricsLog:
             allowed = (bool, int, float, str)  # what TensorBoard takes
             options = self.run.options.items()
             settings = {name: value if isinstance(value, allowed) else str(value) for name, value in options}
-            # A project's name for wandb; for TensorBoard a folder in the run's.
-            project = "tessera" if self.tracker == "wandb" else "tensorboard"
-            self.accelerator.init_trackers(project, config=settings)
+            # For TensorBoard a folder in the run's, for the others a project's name.
+            project = "tensorboard" if self.tracker == "tensorboard" else PROJECT
+            # A resumed run goes on under its name. No page inside a notebook: `trackio show` has it.
+            trackio = {"name": self.run.folder.name, "resume": "allow" if step else "never", "embed": False}
+            self.accelerator.init_trackers(project, config=settings, init_kwargs={"trackio": trackio})
 
     def add(self, **measured: torch.Tensor | float) -> None:
         """Keep what a step measured."""

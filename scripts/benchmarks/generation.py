@@ -41,7 +41,7 @@ class Options(BenchmarkOptions):
 
     repeats: int = option(3, "how often each is measured; the rows are medians", above_zero=True)
     only: str | None = option(None, "one part, e.g. one_picture")
-    model: str = option("runs/demo", "model folder that the cold start and several codes a call are measured on")
+    model: str = option("sprites", "model that the cold start and several codes a call are measured on")
 
     def __post_init__(self) -> None:
         super().__post_init__()

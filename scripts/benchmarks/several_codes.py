@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from pipelines.model_folder import INDEX_FILE, shipped_folder
 from scripts.benchmarks.figures import Row, interleaved, row
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ def calls(folder: str) -> list[Row]:
 
 
 def is_model(folder: str) -> bool:
-    """Whether there is a trained model."""
-    return (Path(folder) / "model_index.json").is_file()
+    """Whether there is a trained model: a folder, or the name of one that comes with Tessera."""
+    return ((shipped_folder(folder) or Path(folder)) / INDEX_FILE).is_file()
 
 
 def trained_model(folder: str) -> tuple[Any, list[str]]:
