@@ -6,8 +6,16 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from lm.sequences import EDITING
 from lm.vocabulary import MultimodalVocabulary
 
+EDIT = """
+It has learned to change pictures, too (`edit`):
+
+```python
+pipe.edit(Image.open("dog.png"), "make it blue").images[0].save("blue.png")
+```
+"""
 CARD = """---
 license: {license}
 library_name: tessera
@@ -32,7 +40,7 @@ from pipelines import TextToImagePipeline
 pipe = TextToImagePipeline.from_pretrained("{repo_id}")
 pipe("a dog").images[0].save("dog.png")
 ```
-
+{edit}
 The weights are safetensors; loading runs no code from this repository. `lm/` alone is an ordinary
 transformers causal language model.
 
@@ -57,6 +65,7 @@ def model_card(
         figures: measurements by name, nested to any depth; numbers and texts are listed, other values are left out.
     """
     height, width = vocabulary.image_size
+    edits = bool(set(EDITING) & set(vocabulary.formats))
     facts = {
         "picture": f"{height}x{width}, {vocabulary.tokens_per_image} codes out of {vocabulary.num_codes}",
         "language model": f"{type(model).__name__}, {model.num_parameters():,} parameters",
@@ -64,6 +73,7 @@ def model_card(
         "sequence formats": ", ".join(vocabulary.formats),
         "default guidance scale": vocabulary.default_guidance,
         "default temperature": vocabulary.default_temperature,
+        **({"default image guidance scale": vocabulary.default_image_guidance} if edits else {}),
         "image tokenizer's fingerprint": f"`{vocabulary.image_tokenizer_fingerprint}`",
     }
     measured = _flatten(figures or {})
@@ -75,6 +85,7 @@ def model_card(
         width=width,
         architecture=type(model).__name__,
         facts=_table(facts),
+        edit=EDIT if edits else "",
         figures=f"\n## Figures\n\n{_table(measured)}\n" if measured else "",
     )
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,16 @@ class TokenCache:
     def interleaved(self) -> bool:
         """Whether some rows have several parts in an order of their own."""
         return any(self.count(text, codes, True) for text in (False, True) for codes in (False, True))
+
+    @cached_property
+    def num_edits(self) -> int:
+        """How many rows are edits: a source picture, an instruction and the result (`lm.data.shards.EDIT_ORDERS`)."""
+        if not self.interleaved:
+            return 0
+        return sum(
+            entry["edits"] if "edits" in entry else self._shard(index).count_edits()
+            for index, entry in enumerate(self._entries)
+        )
 
     def document(self, row: int) -> Document:
         """Everything about a row."""

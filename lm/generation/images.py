@@ -27,7 +27,6 @@ from lm.generation.progress import Callback, DrawingInterrupted, DrawingStopped,
 from lm.generation.sampling import uniforms_of
 from lm.generation.stepper import Stepper, check_finite, evaluation_mode
 from lm.generation.task import UNDRAWN, DrawingTask
-from lm.sequences import image_prompt
 from lm.vocabulary import MultimodalVocabulary
 
 LARGE_MODEL = 64e6  # bytes of weights that no cache of the processor holds
@@ -93,14 +92,9 @@ def draw(model: Any, vocabulary: MultimodalVocabulary, task: DrawingTask) -> Ite
     task.check(model, vocabulary)
     if not task.prompts:
         return iter(())
-    negatives = task.negative_prompts
-    if not task.is_guided:
-        negatives = None
-    elif negatives is None:
-        negatives = [image_prompt(vocabulary, None, task.size)] * len(task.prompts)
     rows = PictureRows(
-        model, vocabulary, vocabulary.picture(task.size), task.settings, task.prompts, negatives,
-        uniforms=uniforms_of(task.generators, len(task.settings), model.device),
+        model, vocabulary, vocabulary.picture(task.size), task.settings, task.prompts,
+        task.guiding_prompts(vocabulary), uniforms=uniforms_of(task.generators, len(task.settings), model.device),
         forced=None if task.forced is None else task.forced.to(model.device),
     )  # fmt: skip
     most = min(task.max_batch_rows, rows.that_fit() or task.max_batch_rows)
