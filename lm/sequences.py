@@ -22,8 +22,8 @@ result's `image`, for guidance over the instruction and over the picture (Brooks
 first: then each code of the source stands at the same distance from the place of the result that it may be copied to,
 which rotary positions learn at once, and what is read from the source may depend on the instruction.
 
-Where a model draws several sizes, a size token follows each begin_image, learned where begin_image is learned (the model
-then chooses the size), and end-of-row tokens are among the codes, never learned (`lm.vocabulary.PictureTokens`).
+Where a model draws several sizes, a size token follows each begin_image, learned where begin_image is learned (the
+model then chooses the size), and end-of-row tokens are among the codes, never learned (`lm.vocabulary.PictureTokens`).
 
 `image_and_caption` teaches to describe, and its codes, which have no text before them, what `image` teaches: beside
 `caption_to_image` it takes the place of caption dropout, and the model draws about as well as one that does not

@@ -195,8 +195,8 @@ class TextToImagePipeline(MultimodalPipeline):
         The codes are drawn after those of the picture and the instruction, so what stays is copied, not kept by force:
         `complete` keeps places unchanged. Guidance is over both (Brooks et al. 2023, eq. 3): with logits c of picture
         and instruction, i of the picture alone and u of neither, `u + image_guidance_scale (i - u) + guidance_scale
-        (c - i)`. A result takes three rows of the model's batch then, two where image_guidance_scale is 1 or both scales
-        are equal, one where both are 1.
+        (c - i)`. A result takes three rows of the model's batch then, two where image_guidance_scale is 1 or both
+        scales are equal, one where both are 1.
 
         Args:
             image: a picture of a size that the model draws, for all instructions, or a list with one for each.
