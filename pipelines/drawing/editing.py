@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from PIL import Image
+from transformers import PreTrainedModel
 
 from lm.generation.sampling import Guidance
 from lm.generation.task import DrawingTask, longest_prompt
@@ -72,6 +73,12 @@ def edit_task(
         codes_per_call=request.codes_per_call,
         guess_table=pipe.guess_table,
     )
+
+
+def instruction_room(model: PreTrainedModel, vocabulary: MultimodalVocabulary, size: Size | None = None) -> int:
+    """Most tokens of an instruction by which a picture of this size (default: the default one) can be edited."""
+    frame = len(image_prompt(vocabulary, None, size)) + len(vocabulary.picture(size)) + 2
+    return max(0, longest_prompt(model, vocabulary, size) - frame)
 
 
 def _instructions(request: DrawingRequest) -> list[str]:
@@ -152,12 +159,11 @@ def _with_guidance(
 
 def _check_room(pipe: MultimodalPipeline, texts: Sequence[str], instructions: Sequence[str], size: Size) -> None:
     """Raise ValueError for an instruction that leaves no room for the two pictures."""
-    frame = len(image_prompt(pipe.vocabulary, None, size)) + len(pipe.vocabulary.picture(size)) + 2
-    room = longest_prompt(pipe.model, pipe.vocabulary, size) - frame
+    room = instruction_room(pipe.model, pipe.vocabulary, size)
     for text, instruction in zip(texts, instructions, strict=True):
         length = len(pipe.vocabulary.encode_text(text))
         if length > room:
             raise ValueError(
                 f"instruction {shown(instruction)} has {length} tokens, with what is said of the source, but this "
-                f"model takes at most {max(0, room)} beside the two pictures: shorten it"
+                f"model takes at most {room} beside the two pictures: shorten it"
             )
