@@ -157,7 +157,7 @@ def _placed(item: SpriteObject, size: str | None = None, position: str | None = 
         here + new[axis] * OFFSETS[new_size] - old[axis] * OFFSETS[item.size]
         for axis, here in enumerate((item.x, item.y))
     )
-    diameter = item.diameter * DIAMETERS[new_size] / DIAMETERS[item.size]
+    diameter = item.diameter * (DIAMETERS[new_size] / DIAMETERS[item.size])
     return replace(item, size=new_size, position=new_position, x=x, y=y, diameter=diameter)
 
 
