@@ -95,7 +95,10 @@ def test_dropout_leaves_out_the_instruction_or_both(vocabulary, cache):  # noqa:
         assert abs(names.count(name) / 3000 - share) < 0.03
     # The picture that is learned alone is the result.
     (item,) = source.items([4], [("image", None)])
-    assert source.sequence(item).input_ids[2:].tolist() == vocabulary.codes_to_ids(cache.codes(4)[12:].astype(int)).tolist()
+    assert (
+        source.sequence(item).input_ids[2:].tolist()
+        == vocabulary.codes_to_ids(cache.codes(4)[12:].astype(int)).tolist()
+    )
     (item,) = source.items([4], [("image_to_image", None)])
     assert len(source.sequence(item)) == item.length == 4 + 24
 

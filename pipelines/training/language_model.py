@@ -136,7 +136,8 @@ def build_parts(
     # Guidance needs what caption dropout teaches.
     dropped = options.caption_dropout_share() > 0 and any(FORMATS[name].drops_captions for name in options.mixture())
     edits = options.edit_dropout > 0 and learns_edits(options, cache)
-    alone = dropped or edits or any(FORMATS[name].draws_alone for name in options.mixture())
+    alone = dropped or any(FORMATS[name].draws_alone for name in options.mixture())
+    alone = edits or (alone and cache.num_edits < len(cache))
     usual = GUIDANCE if options.default_guidance is None else options.default_guidance
     vocabulary.default_guidance = usual if alone else 1.0
     usual = IMAGE_GUIDANCE if options.default_image_guidance is None else options.default_image_guidance
