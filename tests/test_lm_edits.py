@@ -15,6 +15,7 @@ from lm.data.shards import Document, code_dtype, write_shard
 from lm.data.token_cache import TokenCache, write_manifest
 from lm.generation import native_stepper as native
 from lm.generation.direct_stepper import DirectModel
+from lm.generation.guesses import Guesser
 from lm.generation.images import draw
 from lm.sequences import IGNORED, Picture, edit_prompt, image_prompt, token_sequence
 
@@ -172,6 +173,7 @@ def test_guidance_over_both_equals_plain_forward_passes(vocabulary, scales, arch
 
 def test_several_codes_a_call_of_edits(vocabulary, path):  # noqa: F811
     settings = edit_settings(vocabulary) | {"guidance_scale": 2.0, "image_guidance_scale": 1.5, "top_p": 0.9}
+    settings["sources"] = torch.from_numpy(np.stack([codes_of(vocabulary, seed) for seed in range(3)]))
     model = tiny_model(vocabulary, max_positions=96)
 
     def codes(codes_per_call: int) -> list:
@@ -180,6 +182,30 @@ def test_several_codes_a_call_of_edits(vocabulary, path):  # noqa: F811
         ).tolist()
 
     assert codes(1) == codes(3) == codes(16)
+
+
+def test_a_code_is_guessed_to_be_the_sources_where_all_around_are(vocabulary):  # noqa: F811
+    layout = vocabulary.layout  # 2x2 places of level 0, then 2x4 of level 1
+    sources = np.stack([codes_of(vocabulary, seed) for seed in range(2)])
+    guesser, plain = Guesser(layout, sources=sources), Guesser(layout)
+    for position in range(12):
+        assert guesser.guess(sources, position).tolist() == sources[:, position].tolist()
+        assert guesser.guess(sources[1:], position, np.array([1])).tolist() == [sources[1, position]]
+    other = sources.copy()
+    other[:, 0] = (other[:, 0] + 1) % 12
+    for position in (1, 2):  # to the right of what has changed, and below
+        assert guesser.guess(other, position).tolist() == plain.guess(other, position).tolist() == other[:, 0].tolist()
+    assert guesser.guess(other, 3).tolist() == sources[:, 3].tolist()
+
+
+@torch.no_grad()
+def test_a_copied_picture_takes_few_calls(vocabulary):  # noqa: F811
+    model = random_model(vocabulary)
+    settings = edit_settings(vocabulary) | {"generators": streams(0, 1, 2), "temperature": 0}
+    copied = draw_codes(model, vocabulary, **settings)  # what this model makes of these prompts
+    task = task_of(vocabulary, codes_per_call=16, sources=copied, **settings)
+    steps = list(draw(model, vocabulary, task))
+    assert steps[-1].codes.equal(copied) and len(steps) == 2  # the prompt's, and one for all that follow
 
 
 def test_rows_that_guidance_takes(vocabulary):  # noqa: F811

@@ -95,7 +95,7 @@ def draw(model: Any, vocabulary: MultimodalVocabulary, task: DrawingTask) -> Ite
     rows = PictureRows(
         model, vocabulary, vocabulary.picture(task.size), task.settings, task.prompts,
         task.guiding_prompts(vocabulary), uniforms=uniforms_of(task.generators, len(task.settings), model.device),
-        forced=None if task.forced is None else task.forced.to(model.device),
+        forced=None if task.forced is None else task.forced.to(model.device), sources=task.sources,
     )  # fmt: skip
     most = min(task.max_batch_rows, rows.that_fit() or task.max_batch_rows)
     return _draw_in_batches(rows, max(1, most // rows.rows_of_picture), task.codes_per_call, task.guess_table)
@@ -189,7 +189,8 @@ def _draw_batch(
     if codes_per_call > 1 and not stepper.goes_back:
         _say_one_by_one(type(batch.model).__name__)
     elif codes_per_call > 1:
-        guesser = Guesser(picture.layout, table)
+        sources = None if batch.sources is None else batch.sources.cpu().numpy()
+        guesser = Guesser(picture.layout, table, sources)
         yield from FixedPoint(batch, stepper, codes, first, guesser, codes_per_call).steps()
         return
     finite = torch.zeros((), device=stepper.device)

@@ -23,6 +23,7 @@ class PictureRows:
         guiding_prompts: what guidance leads away from (`DrawingTask.guiding_prompts`): no, one or two lists of B rows.
         uniforms: (B, T) numbers in [0, 1].
         forced: (B, T) codes, -1 where to draw; None draws every code.
+        sources: (B, T) codes of the pictures that edits start from, to guess by; None where nothing is edited.
     """
 
     model: Any
@@ -33,6 +34,7 @@ class PictureRows:
     guiding_prompts: Sequence[Sequence[Sequence[int]]]
     uniforms: torch.Tensor
     forced: torch.Tensor | None
+    sources: torch.Tensor | None = None
 
     def part(self, rows: slice) -> PictureRows:
         """Some of the pictures."""
@@ -42,6 +44,7 @@ class PictureRows:
             guiding_prompts=[prompts[rows] for prompts in self.guiding_prompts],
             uniforms=self.uniforms[rows],
             forced=None if self.forced is None else self.forced[rows],
+            sources=None if self.sources is None else self.sources[rows],
         )
 
     @property

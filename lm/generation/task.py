@@ -29,6 +29,8 @@ class DrawingTask:
             every guidance scale is 1.
         source_prompts: of edits, B rows that have the source picture and no instruction; `negative_prompts` then have
             neither (Brooks et al. 2023). None where nothing is edited.
+        sources: (B, T) codes of the pictures that edits start from, by which codes are guessed where several are
+            computed in a call.
         size: of the pictures, (height, width), one of the vocabulary's; default: its default.
         forced: (B, T) int64 codes that are kept, -1 where to draw; None draws every code.
         max_batch_rows: most rows of the model's batch, unconditional ones included.
@@ -47,6 +49,7 @@ class DrawingTask:
     codes_per_call: int | None = None
     guess_table: GuessTable | None = None
     source_prompts: Sequence[Sequence[int]] | None = None
+    sources: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.codes_per_call is not None and self.codes_per_call < 1:

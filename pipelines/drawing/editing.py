@@ -55,7 +55,8 @@ def edit_task(
     negatives = negative_texts(request.negative_prompt, len(instructions), max(one.guidance_scale for one in settings))
     shows = _source_texts(source_prompt, len(instructions))
     wanted = [edit_text([*shown_there, text]) for shown_there, text in zip(shows, instructions, strict=True)]
-    sources = [Picture(codes, size) for codes in pipe.encode_images(images, size).cpu().numpy()]
+    codes = pipe.encode_images(images, size)
+    sources = [Picture(one, size) for one in codes.cpu().numpy()]
     _check_room(pipe, wanted, instructions, size)
 
     def rows(texts: Sequence[str | None]) -> list[list[int]]:
@@ -72,6 +73,7 @@ def edit_task(
         max_batch_rows=pipe.max_batch_rows,
         codes_per_call=request.codes_per_call,
         guess_table=pipe.guess_table,
+        sources=codes.repeat_interleave(request.num_drawn, 0),
     )
 
 
