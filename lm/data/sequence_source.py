@@ -132,9 +132,9 @@ class SequenceSource:
         self._pictures_everywhere = not (self.cache.count(True, False) or self.cache.count(False, False))
         # Names and running sums of weights, by what a row has: text, codes, an order of its own, that of an edit.
         self._possible: dict[tuple[bool, bool, bool, bool], tuple[list[str], list[float]]] = {}
-        for contents in product((False, True), repeat=4):
-            possible = self.possible(*contents)
-            self._possible[contents] = list(possible), list(accumulate(possible.values()))
+        for text, codes, interleaved, edit in product((False, True), repeat=4):
+            possible = self.possible(text, codes, interleaved, edit)
+            self._possible[text, codes, interleaved, edit] = list(possible), list(accumulate(possible.values()))
 
     def possible(
         self, has_text: bool, has_codes: bool, interleaved: bool = False, edit: bool = False
@@ -299,5 +299,5 @@ class SequenceSource:
             pictures = self.pictures(item.row, item.view)
             return token_sequence(self.vocabulary, item.format, text, *pictures[-1], source=pictures[0])
         texts, pictures_left = iter(item.texts), iter(self.pictures(item.row))
-        parts: list[list[int] | Picture] = [next(texts if part == "t" else pictures_left) for part in item.order]
+        parts: list[list[int] | Picture] = [next(texts) if part == "t" else next(pictures_left) for part in item.order]
         return document_sequence(self.vocabulary, parts, item.whole)

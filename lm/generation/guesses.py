@@ -31,8 +31,8 @@ class Guesser:
         self._sources = sources
 
     def guess(self, codes: np.ndarray, position: int, rows: np.ndarray | None = None) -> np.ndarray:
-        """Codes (b,) at a position, after those of earlier positions in codes (b, T), of some rows (b,) of the batch, or
-        of all."""
+        """Codes (b,) at a position, after those of earlier positions in codes (b, T), of some rows (b,) of the
+        batch, or of all."""
         found = self._by_neighbours(codes, position)
         if self._sources is None:
             return found

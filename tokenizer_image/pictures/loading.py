@@ -125,8 +125,9 @@ def _sprites(dataset: str, split: str, max_examples: int | None, seed: int, imag
         raise ValueError(f"{dataset} have no split {split!r}; they have: train, validation, held_out")
     number = max_examples or (100_000 if split == "train" else 2_000)
     side = drawn_size(IMAGE_SIZE if image_size is None else image_size)
-    kind = SpriteDataset if dataset == "sprites" else SpriteEditDataset
-    return kind(split, num_examples=number, seed=seed, image_size=side)  # type: ignore[arg-type]
+    if dataset == "sprites":
+        return SpriteDataset(split, num_examples=number, seed=seed, image_size=side)  # type: ignore[arg-type]
+    return SpriteEditDataset(split, num_examples=number, seed=seed, image_size=side)  # type: ignore[arg-type]
 
 
 # ---- what `dataset` names

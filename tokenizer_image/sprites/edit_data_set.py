@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,9 +55,9 @@ class SpriteEditDataset:
         return 2 * len(self.documents)
 
     @property
-    def documents(self) -> Sequence[EditDocument]:
+    def documents(self) -> EditDocuments:
         """The edits, made as they are asked for."""
-        return _EditDocuments(self)
+        return EditDocuments(self)
 
     def part(self, rows: np.ndarray) -> SpriteEditDataset:
         """Some of these edits, by their place in `documents`."""
@@ -106,8 +105,8 @@ class SpriteEditDataset:
         return self.scene(row).attributes
 
 
-class _EditDocuments(Sequence[EditDocument]):
-    """The documents of a `SpriteEditDataset`."""
+class EditDocuments:
+    """The documents of a `SpriteEditDataset`, each made when it is asked for."""
 
     def __init__(self, source: SpriteEditDataset) -> None:
         self._source = source
@@ -115,7 +114,7 @@ class _EditDocuments(Sequence[EditDocument]):
     def __len__(self) -> int:
         return self._source.num_examples if self._source.numbers is None else len(self._source.numbers)
 
-    def __getitem__(self, place):  # type: ignore[no-untyped-def, override]
+    def __getitem__(self, place: int) -> EditDocument:
         if not 0 <= place < len(self):
             raise IndexError(f"document {place} of a data set of {len(self)} edits")
         return EditDocument("iti", (self._source.instruction(place),), (2 * place, 2 * place + 1))
