@@ -152,11 +152,11 @@ class SequenceSource:
             return {"edit": 1.0}
         return {"document" if interleaved else "image" if has_codes else "text": 1.0}
 
-    def contents(self, row: int) -> tuple[bool, bool, bool, bool]:
-        """What a row has, as `possible` takes it."""
+    def contents(self, row: int, texts: Sequence[str]) -> tuple[bool, bool, bool, bool]:
+        """What a row with these texts has, as `possible` takes it."""
         order = self.cache.order(row)
         has_codes = self._pictures_everywhere or len(self.cache.codes(row)) > 0
-        return bool(self.cache.texts(row)), has_codes, len(order) > 1, order in EDIT_ORDERS
+        return bool(texts), has_codes, len(order) > 1, order in EDIT_ORDERS
 
     def trained_formats(self) -> list[str]:
         """The formats that rows of this cache are learned in, in the order of `FORMATS`."""
@@ -180,7 +180,7 @@ class SequenceSource:
             rng = keyed_generator(seed, CHOICES, epoch, row)
             dropout, choice, which = rng.random(3)
             texts = self.cache.texts(row)
-            names, sums = self._possible[self.contents(row)]
+            names, sums = self._possible[self.contents(row, texts)]
             name = names[bisect(sums, which * sums[-1])]  # which < 1
             if FORMATS[name].drops_captions and dropout < self.caption_dropout:
                 name = "image"

@@ -114,7 +114,7 @@ def first_choices(source: SequenceSource, name: str, rows: Iterable[int]) -> lis
     choices: list[tuple[str, str | None]] = []
     for row in rows:
         texts = source.cache.texts(row)
-        contents = source.contents(row)
+        contents = source.contents(row, texts)
         format_name = name if FORMATS[name].fits(*contents) else next(iter(source.possible(*contents)))
         text = edit_text(texts) if FORMATS[format_name].edits else texts[0] if texts else None
         choices.append((format_name, text if FORMATS[format_name].has_text else None))
