@@ -237,8 +237,8 @@ class SequenceSource:
     def _item(self, row: int, name: str, texts: list[list[int]]) -> tuple[Item, bool]:
         """A captioned row, its text cut to fit, and whether anything was cut."""
         layout = FORMATS[name]
-        sizes = self.cache.image_sizes(row)
-        read = [sizes[-1]] * layout.has_codes + [sizes[0]] * layout.edits
+        sizes = self.cache.image_sizes(row) if layout.has_codes else []
+        read = sizes if layout.edits else sizes[-1:]
         used = layout.frame + sum(len(self.vocabulary.picture(size)) for size in read)
         room = self.max_length - used
         if room < 0:
