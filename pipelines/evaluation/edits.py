@@ -125,10 +125,10 @@ def edit_report(
                 )  # fmt: skip
                 for kind in kinds:
                     readings[kind] += probe.read(to_pixel_values(pictures[kind]))
-                for kind, parts in examples.items():
-                    parts.append(pictures[kind][: max(0, NUM_EXAMPLES - rows.start)])
+                for name, parts in examples.items():
+                    parts.append(pictures[name][: max(0, NUM_EXAMPLES - rows.start)])
                 bar.update(len(rows))
-            edit_set.pictures = {kind: torch.cat(parts) for kind, parts in examples.items()}
+            edit_set.pictures = {name: torch.cat(parts) for name, parts in examples.items()}
             shown = zip(edit_set.edits, readings[kinds[-1]][:NUM_EXAMPLES], strict=False)
             edit_set.verdicts = [verdict(edit, reading) for edit, reading in shown]
             for kind in kinds:

@@ -86,7 +86,8 @@ def choose_prompts(source: SequenceSource) -> SamplePrompts:
 
 def _edits(source: SequenceSource, rows: range) -> list[EditSample]:
     """The first edits between pictures of one size, with instructions that leave room for them."""
-    cache, found = source.cache, []
+    cache = source.cache
+    found: list[EditSample] = []
     for row in rows:
         if cache.order(row) in EDIT_ORDERS and len(found) < EDITS:
             before, after = source.pictures(row)
