@@ -74,9 +74,11 @@ def written(folder: Path, rows: list[Document]) -> TokenCache:
     return TokenCache(folder)
 
 
-def test_rows_of_edits_alone_are_learned_as_edits(vocabulary, cache):  # noqa: F811
-    source = SequenceSource(cache, vocabulary)
-    assert cache.num_edits == 300 and source.trained_formats() == ["edit"]
+def test_rows_are_learned_as_edits(vocabulary, cache):  # noqa: F811
+    assert cache.num_edits == 300 and not cache.is_of_edits
+    assert SequenceSource(cache, vocabulary).trained_formats() == ["document"], "some may be stories"
+    source = SequenceSource(cache, vocabulary, mixture={"edit": 1.0})
+    assert source.trained_formats() == ["edit"]
     rows = np.arange(3)
     chosen = source.choose(0, 0, rows)
     assert chosen == [("edit", "a cat"), ("edit", "a red dog\na cat"), ("edit", "a cat")]
@@ -89,7 +91,7 @@ def test_rows_of_edits_alone_are_learned_as_edits(vocabulary, cache):  # noqa: F
 
 
 def test_dropout_leaves_out_the_instruction_or_both(vocabulary, cache):  # noqa: F811
-    source = SequenceSource(cache, vocabulary, caption_dropout=0.5, edit_dropout=0.2)
+    source = SequenceSource(cache, vocabulary, caption_dropout=0.5, edit_dropout=0.2, mixture={"edit": 1.0})
     assert source.trained_formats() == ["image", "edit", "image_to_image"]
     names = [name for epoch in range(10) for name, _ in source.choose(0, epoch, np.arange(300))]
     for name, share in (("edit", 0.6), ("image_to_image", 0.2), ("image", 0.2)):
@@ -115,6 +117,9 @@ def test_mixtures_with_documents(vocabulary, cache, tmp_path):  # noqa: F811
         [Document(np.tile(codes, 2), [(16, 16)] * 2, ["a cat"], "iti"), Document(codes, [(16, 16)], ["a cat"], "ti")],
     )
     assert SequenceSource(mixed, vocabulary).trained_formats() == ["document"]
+    alone = written(tmp_path / "alone", [mixed.document(0)] * 3)
+    assert alone.is_of_edits and SequenceSource(alone, vocabulary).trained_formats() == ["edit"]
+    assert SequenceSource(alone, vocabulary, mixture={"document": 1.0}).trained_formats() == ["document"]
     some = SequenceSource(mixed, vocabulary, mixture={"edit": 1.0})
     assert some.trained_formats() == ["edit", "document"]
 

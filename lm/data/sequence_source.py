@@ -86,8 +86,8 @@ class SequenceSource:
     """Rows of a token cache as sequences; format, caption and dropout are keyed by (seed, epoch, row).
 
     A row that cannot take a format takes one that it can: among those of the mixture by their weights, else `image`
-    where it has no text, `text` where it has no picture, and where it is interleaved `document`, or `edit` in a cache
-    of nothing but edits.
+    where it has no text, `text` where it has no picture, and where it is interleaved `document`, or `edit` where all
+    rows are a picture, a text and a picture.
 
     Attributes:
         caption_dropout: share of rows that are drawn without their caption (the `image` format).
@@ -148,7 +148,7 @@ class SequenceSource:
         }
         if fitting:
             return fitting
-        if edit and self.cache.num_edits == len(self.cache):
+        if edit and self.cache.is_of_edits:
             return {"edit": 1.0}
         return {"document" if interleaved else "image" if has_codes else "text": 1.0}
 

@@ -201,10 +201,10 @@ class Shard:
                 counts[kind_name(*has)] = int(rows.sum())
         return counts
 
-    def count_edits(self) -> int:
-        """How many rows are edits (`EDIT_ORDERS`)."""
+    def count_edits(self) -> dict[str, int]:
+        """How many rows there are of each of `EDIT_ORDERS`."""
         orders = Counter((self._orders or b"").split(SEPARATOR))
-        return sum(orders[order.encode()] for order in EDIT_ORDERS)
+        return {order: orders[order.encode()] for order in EDIT_ORDERS}
 
     def entry(self) -> dict[str, Any]:
         """Its entry in the manifest."""

@@ -22,7 +22,7 @@ class SequenceOptions(DataOptions):
         "sequence formats and how often each is learned, e.g. caption_to_image=4 image_and_caption=1: "
         "caption_to_image, caption_and_image (the caption is learned too), image, image_to_caption, "
         "image_and_caption (both learned, in place of caption dropout), text, document (interleaved rows), edit and "
-        "image_to_image (documents of a picture, an instruction and the result; by default where all rows are such)",
+        "image_to_image (documents of a picture, an instruction and the result: by default where all rows are such)",
     )
     unconditional: bool = option(False, "learn pictures alone, without captions (--formats image)")
     caption_dropout: float | None = option(

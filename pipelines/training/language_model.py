@@ -137,7 +137,7 @@ def build_parts(
     dropped = options.caption_dropout_share() > 0 and any(FORMATS[name].drops_captions for name in options.mixture())
     edits = options.edit_dropout > 0 and learns_edits(options, cache)
     alone = dropped or any(FORMATS[name].draws_alone for name in options.mixture())
-    alone = edits or (alone and cache.num_edits < len(cache))
+    alone = edits or (alone and not cache.is_of_edits)
     usual = GUIDANCE if options.default_guidance is None else options.default_guidance
     vocabulary.default_guidance = usual if alone else 1.0
     usual = IMAGE_GUIDANCE if options.default_image_guidance is None else options.default_image_guidance

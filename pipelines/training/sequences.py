@@ -24,18 +24,20 @@ def longest_sequence(options: LanguageModelOptions, longest_picture: int, cache:
     where the `cache` has edits, two pictures, and where it has other interleaved rows, at least `DOCUMENT_LENGTH`."""
     mixture, text = options.mixture(), options.max_caption_tokens
     longest = longest_picture + text + max(FORMATS[name].frame for name in mixture)
-    if cache is not None and learns_edits(options, cache):
+    edits = cache is not None and learns_edits(options, cache)
+    if edits:
         longest = max(longest, 2 * longest_picture + text + FORMATS["edit"].frame)
-    if cache is not None and cache.interleaved and (cache.num_edits < len(cache) or "document" in mixture):
-        longest = max(longest, DOCUMENT_LENGTH)
+    if cache is not None and cache.interleaved:
+        only_edits = edits and cache.num_edits == len(cache) and "document" not in mixture
+        longest = longest if only_edits else max(longest, DOCUMENT_LENGTH)
     return options.max_length or longest
 
 
 def learns_edits(options: LanguageModelOptions, cache: TokenCache) -> bool:
-    """Whether rows of the cache are learned as edits: --formats asks for it, or they are all edits."""
+    """Whether rows of the cache are learned as edits: by --formats, or since all are a picture, a text, a picture."""
     mixture = options.mixture()
     asked = any(FORMATS[name].edits for name in mixture)
-    return cache.num_edits > 0 and (asked or (cache.num_edits == len(cache) and "document" not in mixture))
+    return cache.num_edits > 0 and (asked or (cache.is_of_edits and "document" not in mixture))
 
 
 def check_edits(options: LanguageModelOptions, cache: TokenCache) -> None:
