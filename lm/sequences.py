@@ -8,13 +8,22 @@
 | `image_to_caption`  | bos begin_image codes end_image text eos      | text eos                                  |
 | `image_and_caption` | bos begin_image codes end_image text eos      | codes text eos                            |
 | `text`              | bos text eos                                  | text eos                                  |
+| `edit`              | bos text begin_image source end_image         | codes                                     |
+|                     | begin_image codes                             |                                           |
+| `image_to_image`    | bos begin_image source end_image begin_image  | codes                                     |
+|                     | codes                                         |                                           |
 | `document`          | bos then texts and pictures in the row's own  | all but bos                               |
 |                     | order, then eos; a picture is begin_image     |                                           |
 |                     | codes end_image                               |                                           |
 
-`document` is for interleaved rows, and the only format that they take. Where a model draws several sizes, a size token
-follows each begin_image, learned where begin_image is learned (the model then chooses the size), and end-of-row tokens
-are among the codes, never learned (`lm.vocabulary.PictureTokens`).
+`document` is for interleaved rows. Those that are edits (`lm.data.shards.EDIT_ORDERS`: a source picture, an instruction
+and the result, with or without a text in front) may also take `edit`, of which dropout makes `image_to_image` or the
+result's `image`, for guidance over the instruction and over the picture (Brooks et al. 2023). The instruction comes
+first: then each code of the source stands at the same distance from the place of the result that it may be copied to,
+which rotary positions learn at once, and what is read from the source may depend on the instruction.
+
+Where a model draws several sizes, a size token follows each begin_image, learned where begin_image is learned (the
+model then chooses the size), and end-of-row tokens are among the codes, never learned (`lm.vocabulary.PictureTokens`).
 
 `image_and_caption` teaches to describe, and its codes, which have no text before them, what `image` teaches: beside
 `caption_to_image` it takes the place of caption dropout, and the model draws about as well as one that does not
@@ -46,16 +55,18 @@ class SequenceFormat:
     """What a sequence is made of.
 
     Attributes:
-        parts: in order, "text", "codes", "parts" (all of an interleaved row), or a special token: "bos", "eos",
-            "boi", "eoi" (begin and end of image).
+        parts: in order, "text", "codes", "source" (the picture that an edit starts from), "parts" (all of an
+            interleaved row), or a special token: "bos", "eos", "boi", "eoi" (begin and end of image).
         learned: for each part, whether it carries loss.
     """
 
     parts: tuple[str, ...]
     learned: tuple[bool, ...]
 
-    def fits(self, has_text: bool, has_codes: bool, interleaved: bool = False) -> bool:
-        """Whether a row with or without a text and a picture, or an interleaved one, can take it."""
+    def fits(self, has_text: bool, has_codes: bool, interleaved: bool = False, edit: bool = False) -> bool:
+        """Whether a row with or without a text and a picture, or an interleaved one, an `edit` or not, can take it."""
+        if self.edits:
+            return edit
         if interleaved or self.interleaved:
             return interleaved and self.interleaved
         return has_text >= self.has_text and has_codes >= self.has_codes
@@ -64,6 +75,11 @@ class SequenceFormat:
     def interleaved(self) -> bool:
         """Whether it takes all texts and pictures of a row, in the row's order."""
         return "parts" in self.parts
+
+    @property
+    def edits(self) -> bool:
+        """Whether it takes two pictures, of which the second is drawn from the first."""
+        return "source" in self.parts
 
     @property
     def has_text(self) -> bool:
@@ -94,8 +110,8 @@ class SequenceFormat:
 
     @property
     def drops_captions(self) -> bool:
-        """Whether caption dropout makes an `image` of it: codes are learned after a text."""
-        return self.draws and self.has_text and not self.draws_alone
+        """Whether caption dropout makes an `image` of it: codes are learned after a text alone."""
+        return self.draws and self.has_text and not self.draws_alone and not self.edits
 
     @property
     def describes(self) -> bool:
@@ -105,7 +121,7 @@ class SequenceFormat:
     @property
     def frame(self) -> int:
         """How many special tokens it has."""
-        return sum(part not in ("text", "codes", "parts") for part in self.parts)
+        return sum(part not in ("text", "codes", "source", "parts") for part in self.parts)
 
 
 def _format(parts: str) -> SequenceFormat:
@@ -121,6 +137,8 @@ FORMATS: dict[str, SequenceFormat] = {
     "image_to_caption": _format("bos boi codes eoi text* eos*"),
     "image_and_caption": _format("bos boi codes* eoi text* eos*"),
     "text": _format("bos text* eos*"),
+    "edit": _format("bos text boi source eoi boi codes*"),
+    "image_to_image": _format("bos boi source eoi boi codes*"),
     "document": _format("bos parts* eos*"),
 }
 
@@ -129,6 +147,7 @@ FORMATS: dict[str, SequenceFormat] = {
 DESCRIBING = tuple(name for name, layout in FORMATS.items() if layout.describes)
 DRAWING_ALONE = tuple(name for name, layout in FORMATS.items() if layout.draws_alone)
 DRAWING_CAPTIONS = tuple(name for name, layout in FORMATS.items() if layout.drops_captions)
+EDITING = tuple(name for name, layout in FORMATS.items() if layout.edits and layout.has_text)
 
 
 def check_mixture(weights: Mapping[str, float]) -> None:
@@ -213,6 +232,22 @@ def image_prompt(vocabulary: MultimodalVocabulary, caption: str | None, size: Si
     return [vocabulary.bos_id, *caption_ids, vocabulary.boi_id, *picture.ids[: picture.places[0]].tolist()]
 
 
+def edit_prompt(
+    vocabulary: MultimodalVocabulary, instruction: str | None, source: Picture, size: Size | None = None
+) -> list[int]:
+    """Token ids before the first code of an edit's result of a size; None as the instruction: the picture alone."""
+    text = [] if instruction is None else vocabulary.encode_text(instruction)
+    picture = vocabulary.picture(size)
+    codes = vocabulary.picture_ids(source.codes, source.size).tolist()
+    head = picture.ids[: picture.places[0]].tolist()
+    return [vocabulary.bos_id, *text, vocabulary.boi_id, *codes, vocabulary.eoi_id, vocabulary.boi_id, *head]
+
+
+def edit_text(texts: Sequence[str]) -> str:
+    """The text of an edit: its instruction, after what the source shows where that is said, too."""
+    return "\n".join(texts)
+
+
 def description_prompt(vocabulary: MultimodalVocabulary, codes: np.ndarray, size: Size | None = None) -> list[int]:
     """Token ids of a picture, up to and including end_image: a caption follows it. `codes`: (T,) integers."""
     return [vocabulary.bos_id, vocabulary.boi_id, *vocabulary.picture_ids(codes, size).tolist(), vocabulary.eoi_id]
@@ -224,6 +259,7 @@ def token_sequence(
     text_ids: Sequence[int] | None = None,
     codes: np.ndarray | None = None,
     size: Size | None = None,
+    source: Picture | None = None,
 ) -> TokenSequence:
     """A text, a picture, or both, in the format `name`; interleaved rows: `document_sequence`.
 
@@ -231,6 +267,7 @@ def token_sequence(
         text_ids: text token ids; ignored where the format has no text.
         codes: (T,) integers; ignored where the format has no picture.
         size: of the picture, (height, width); default: the vocabulary's default.
+        source: the picture that an edit starts from; ignored in other formats.
     """
     stretches: list[_Stretch] = []
     before = False
@@ -238,6 +275,9 @@ def token_sequence(
         if part == "text":
             assert text_ids is not None
             stretches.append(_text(text_ids, learned))
+        elif part == "source":
+            assert source is not None
+            stretches.append(_picture(vocabulary, source, learned, size_learned=learned))
         elif part == "codes":
             assert codes is not None
             stretches.append(_picture(vocabulary, Picture(codes, size), learned, size_learned=before))

@@ -91,6 +91,7 @@ class MultimodalVocabulary:
         formats: sequence formats that the model was trained on.
         default_guidance: guidance scale used when none is given.
         default_temperature: temperature that pictures are drawn at when none is given.
+        default_image_guidance: guidance scale over the source picture of an edit, used when none is given.
         other_layouts: code layouts of further sizes (height, width).
         size_ids: the token of each size, the default's among them; empty where there is one size.
         end_row_id: the token that ends a row of codes; None where there is one size.
@@ -113,6 +114,7 @@ class MultimodalVocabulary:
     size_ids: dict[Size, int] = field(default_factory=dict)
     end_row_id: int | None = None
     default_temperature: float = 1.0
+    default_image_guidance: float = 1.0
 
     def __post_init__(self) -> None:
         self._pictures: dict[Size, PictureTokens] = {}
@@ -317,6 +319,7 @@ class MultimodalVocabulary:
             "image_tokenizer_fingerprint": self.image_tokenizer_fingerprint,
             "default_guidance": self.default_guidance,
             "default_temperature": self.default_temperature,
+            "default_image_guidance": self.default_image_guidance,
             "layout": self.layout,
         }
         if self.size_ids:
@@ -365,6 +368,7 @@ class MultimodalVocabulary:
             size_ids={tuple(entry["image_size"]): entry["id"] for entry in sizes},
             end_row_id=ids.get("end_row"),
             default_temperature=values.get("default_temperature", 1.0),
+            default_image_guidance=values.get("default_image_guidance", 1.0),
         )
 
 

@@ -7,9 +7,16 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from lm.sequences import DESCRIBING
+from lm.sequences import DESCRIBING, EDITING
 from lm.vocabulary import MultimodalVocabulary
 
+EDIT = """
+It has learned to change pictures, too (`edit`):
+
+```python
+pipe.edit(Image.open("dog.png"), "make it blue").images[0].save("blue.png")
+```
+"""
 CARD = """---
 license: {license}
 library_name: tessera
@@ -34,7 +41,7 @@ from pipelines import TextToImagePipeline
 pipe = TextToImagePipeline.from_pretrained("{repo_id}")
 pipe("a dog").images[0].save("dog.png")
 {describing}```
-
+{edit}
 The weights are safetensors; loading runs no code from this repository. `lm/` alone is an ordinary
 transformers causal language model.
 {elsewhere}
@@ -85,6 +92,7 @@ def model_card(
         has_hub_files: say how to load the folder by diffusers and transformers (`pipelines.hub_files`).
     """
     height, width = vocabulary.image_size
+    edits = bool(set(EDITING) & set(vocabulary.formats))
     facts = {
         "picture": f"{height}x{width}, {vocabulary.tokens_per_image} codes out of {vocabulary.num_codes}",
         "language model": f"{type(model).__name__}, {model.num_parameters():,} parameters",
@@ -92,6 +100,7 @@ def model_card(
         "sequence formats": ", ".join(vocabulary.formats),
         "default guidance scale": vocabulary.default_guidance,
         "default temperature": vocabulary.default_temperature,
+        **({"default image guidance scale": vocabulary.default_image_guidance} if edits else {}),
         "image tokenizer's fingerprint": f"`{vocabulary.image_tokenizer_fingerprint}`",
     }
     measured = f"```\n{figures}\n```" if isinstance(figures, str) else _table(_flatten(figures or {}))
@@ -106,6 +115,7 @@ def model_card(
         facts=_table(facts),
         elsewhere=ELSEWHERE.format(repo_id=repo_id) if has_hub_files else "",
         describing=DESCRIBING_CODE.format(repo_id=repo_id) if set(vocabulary.formats) & set(DESCRIBING) else "",
+        edit=EDIT if edits else "",
         training=f"\n## Training\n\n```sh\n{commands}\n```\n" if commands else "",
         figures=f"\n## Figures\n\n{measured}\n" if figures else "",
     )

@@ -25,6 +25,7 @@ from pipelines.drawing.completion import (
     scattered_places,
     to_redraw,
 )
+from pipelines.drawing.editing import Images, edit_task
 from pipelines.drawing.likelihood import ScoreOutput, score_pictures
 from pipelines.drawing.prompts import Prompt
 from pipelines.drawing.request import DrawingRequest
@@ -179,6 +180,40 @@ class TextToImagePipeline(MultimodalPipeline):
         else:
             kept = kept_levels(layout, keep_levels)
         return self._complete(image, size, kept, request)
+
+    def edit(
+        self,
+        image: Images,
+        instruction: str | list[str],
+        *,
+        image_guidance_scale: Guidance | None = None,
+        source_prompt: Prompt = None,
+        **settings: Any,
+    ) -> TextToImageOutput:
+        """Change a picture as an instruction says: `pipe.edit(image, "make it blue")`.
+
+        The codes are drawn after those of the picture and the instruction, so what stays is copied, not kept by force:
+        `complete` keeps places unchanged. Guidance is over both (Brooks et al. 2023, eq. 3): with logits c of picture
+        and instruction, i of the picture alone and u of neither, `u + image_guidance_scale (i - u) + guidance_scale
+        (c - i)`. A result takes three rows of the model's batch then, two where image_guidance_scale is 1 or both
+        scales are equal, one where both are 1.
+
+        Args:
+            image: a picture of a size that the model draws, for all instructions, or a list with one for each.
+            instruction: what to change, one or several.
+            image_guidance_scale: how strongly to stay with the picture: 1 is off, default the model's own. A list or a
+                function is a schedule, as for `guidance_scale`, which says how strongly to follow the instruction.
+            source_prompt: what the picture shows, one text or one for each instruction, for models that have learned
+                from documents with such a text in front.
+            settings: all others of a plain call, by name; `num_images_per_prompt` is how many results of each
+                instruction, and `negative_prompt` an instruction to lead away from.
+
+        Raises:
+            TypeError, ValueError: no picture, pictures and instructions of different number, a picture of another size,
+                an empty instruction, a model that has not learned edits; and as a plain call.
+        """
+        request = DrawingRequest.from_settings("edit", instruction, settings)
+        return self._draw(request, edit_task(self, request, image, image_guidance_scale, source_prompt))
 
     def previews(self, prompt: Prompt, every: int = 16, **settings: Any) -> Iterator[TextToImageOutput]:
         """Draw, and give the pictures while they are drawn: after each `every` codes, and when they are complete.

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import gc
 import random
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+<<<<<<< HEAD
 from pipelines.machine.startup import hide_unused_packages
+=======
+from pipelines.machine.destinations import check_pictures, is_sheet
+>>>>>>> edits
 from pipelines.options.inference import GuidedSamplingOptions, ModelOptions
 from pipelines.options.option import check_values, option
 from pipelines.options.parser import run_command
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
     from lm.generation.progress import DrawingInterrupted
 
 PROMPTS = {"prompts": {"nargs": "*", "metavar": "PROMPT", "help": "what to draw, each prompt in quotes"}}
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass
@@ -66,16 +68,7 @@ class GenerateOptions(GuidedSamplingOptions, ModelOptions):
                 f"--best_of {self.best_of} is less than --num_images_per_prompt {self.num_images_per_prompt}: "
                 "draw more, or keep fewer"
             )
-        suffix = Path(self.output).suffix
-        if suffix and not self.writes_sheet and not Path(self.output).is_dir():
-            raise ValueError(
-                f"--output {self.output}: unknown kind of picture {suffix!r}; use one of {' '.join(SUFFIXES)}"
-            )
-
-    @property
-    def writes_sheet(self) -> bool:
-        """Whether all pictures go onto one sheet, and not into a folder."""
-        return Path(self.output).suffix.lower() in SUFFIXES and not Path(self.output).is_dir()
+        check_pictures(self.output, "--output")
 
 
 def main(options: GenerateOptions) -> Path:
@@ -84,7 +77,7 @@ def main(options: GenerateOptions) -> Path:
     from pipelines.text_to_image import TextToImagePipeline
 
     output = Path(options.output)  # its folder is made before any time is spent on drawing
-    (output.parent if options.writes_sheet else output).mkdir(parents=True, exist_ok=True)
+    (output.parent if is_sheet(output) else output).mkdir(parents=True, exist_ok=True)
     seed = random.randrange(2**32) if options.seed is None else options.seed
     pipe = options.load(TextToImagePipeline)
     gc.enable()
@@ -129,16 +122,12 @@ def _labelled(
 
 
 def _write(output: Path, rows: list[tuple[str, list[Image.Image]]]) -> None:
-    if not output.is_dir():
-        from pipelines.drawing.grids import labelled_grid
+    from pipelines.drawing.grids import labelled_grid, save_pictures
 
+    if is_sheet(output):
         labelled_grid(rows).save(output)
-        return
-    for number, (text, images) in enumerate(rows):
-        # The number tells prompts apart that have the same Latin letters, or none.
-        words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]
-        for picture, image in enumerate(images):
-            image.save(output / f"{number:03d}-{words}-{picture}.png".replace("--", "-"))
+    else:
+        save_pictures(rows, output)
 
 
 if __name__ == "__main__":

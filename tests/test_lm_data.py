@@ -359,7 +359,8 @@ def test_formats_come_as_often_as_asked_and_keyed_by_row(cache, vocabulary):
     shares = {name: names.count(name) / len(names) for name in FORMATS}
     assert shares == pytest.approx({
         "caption_to_image": 0.8 * 3 / 6.5, "caption_and_image": 0, "image": (0.5 + 0.2 * 3) / 6.5,
-        "image_to_caption": 2 / 6.5, "text": 1 / 6.5, "document": 0, "image_and_caption": 0,
+        "image_to_caption": 2 / 6.5, "text": 1 / 6.5, "document": 0, "image_and_caption": 0, "edit": 0,
+        "image_to_image": 0,
     }, abs=0.02)  # fmt: skip
     assert epochs[7][::-1] == source.choose(0, 7, rows[::-1])
     # Which format, which caption and whether it is dropped do not hang together.

@@ -11,6 +11,7 @@ from lm.sequences import (
     DESCRIBING,
     DRAWING_ALONE,
     DRAWING_CAPTIONS,
+    EDITING,
     FORMATS,
     IGNORED,
     Picture,
@@ -49,6 +50,7 @@ def written_out(vocabulary: MultimodalVocabulary, row: list) -> list[int]:
 
 X = IGNORED
 IMAGE = ["code 1", "code 5", "code 0", "code 7"]
+SOURCE = ["code 2", "code 4", "code 1", "code 6"]
 WRITTEN_OUT = {
     # name: text ids, input_ids, labels
     "caption_to_image": (
@@ -86,6 +88,16 @@ WRITTEN_OUT = {
         ["bos", 10, 11, "eos"],
         [X, 10, 11, "eos"],
     ),
+    "edit": (
+        [10, 11],
+        ["bos", 10, 11, "boi", *SOURCE, "eoi", "boi", *IMAGE],
+        [X] * 10 + IMAGE,
+    ),
+    "image_to_image": (
+        [10, 11],
+        ["bos", "boi", *SOURCE, "eoi", "boi", *IMAGE],
+        [X] * 8 + IMAGE,
+    ),
     "document": (
         [10, 11],
         ["bos", 10, 11, "boi", *IMAGE, "eoi", 12, "eos"],
@@ -100,7 +112,8 @@ def test_ids_labels_and_weights(vocabulary, name):
     if name == "document":
         sequence = document_sequence(vocabulary, [text_ids, Picture(CODES), [12]])
     else:
-        sequence = token_sequence(vocabulary, name.split(",")[0], text_ids, CODES)
+        source = Picture(np.array([2, 4, 1, 6], np.uint8))
+        sequence = token_sequence(vocabulary, name.split(",")[0], text_ids, CODES, source=source)
     assert sequence.input_ids.tolist() == written_out(vocabulary, input_ids)
     assert sequence.labels.tolist() == written_out(vocabulary, labels)
     assert sequence.loss_weights.tolist() == [float(label != X) for label in labels]
@@ -116,7 +129,7 @@ def test_every_format_is_written_out_here_and_in_the_table():
 
 def test_what_formats_are_good_for():
     assert [name for name, one in FORMATS.items() if one.draws] == [
-        "caption_to_image", "caption_and_image", "image", "image_and_caption", "document",
+        "caption_to_image", "caption_and_image", "image", "image_and_caption", "edit", "image_to_image", "document",
     ]  # fmt: skip
     assert [name for name, one in FORMATS.items() if one.writes] == [
         "caption_and_image", "image_to_caption", "image_and_caption", "text", "document",
@@ -125,6 +138,8 @@ def test_what_formats_are_good_for():
         ("image_to_caption", "image_and_caption"), ("image", "image_and_caption"),
         ("caption_to_image", "caption_and_image"),
     )  # fmt: skip
+    fitting = [name for name, one in FORMATS.items() if one.fits(True, True, True, edit=True)]
+    assert fitting == ["edit", "image_to_image", "document"] and EDITING == ("edit",)
     for has_text, has_codes in ((True, True), (True, False), (False, True)):
         assert [name for name, one in FORMATS.items() if one.fits(has_text, has_codes, True)] == ["document"]
     assert [name for name, one in FORMATS.items() if one.drops_captions] == ["caption_to_image", "caption_and_image"]
@@ -132,7 +147,7 @@ def test_what_formats_are_good_for():
     assert [name for name, one in FORMATS.items() if one.fits(False, True)] == ["image"]
     assert {name: one.frame for name, one in FORMATS.items()} == {
         "caption_to_image": 2, "caption_and_image": 4, "image": 2, "image_to_caption": 4, "image_and_caption": 4,
-        "text": 2, "document": 2,
+        "text": 2, "document": 2, "edit": 4, "image_to_image": 4,
     }  # fmt: skip
 
 

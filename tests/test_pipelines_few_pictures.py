@@ -24,7 +24,8 @@ from pipelines.training.language_model import choose_batch_size, choose_size
 class Rows:
     """A token cache in memory: captions, and codes of 2x2 places of two codes."""
 
-    interleaved = False
+    interleaved = is_of_edits = False
+    num_edits = 0
 
     def __init__(self, captions: list[str], seed: int = 0) -> None:
         rng = np.random.default_rng(seed)

@@ -94,13 +94,16 @@ def task_of(
     max_batch_rows: int = 128,
     codes_per_call: int | None = None,
     guess_table: GuessTable | None = None,
+    source_prompts: Sequence[Sequence[int]] | None = None,
+    sources: torch.Tensor | None = None,
     **schedule: Any,
 ) -> DrawingTask:
     """A task for the sampler, with settings of `SamplingSchedule` by name."""
     settings = SamplingSchedule(**schedule).by_position(vocabulary.picture(size).layout)
     return DrawingTask(
-        prompts, generators, settings, negative_prompts, size, forced, max_batch_rows, codes_per_call, guess_table
-    )
+        prompts, generators, settings, negative_prompts, size, forced, max_batch_rows, codes_per_call, guess_table,
+        source_prompts, sources,
+    )  # fmt: skip
 
 
 def draw_codes(

@@ -11,9 +11,18 @@ from itertools import accumulate, product
 import numpy as np
 
 from lm.data.code_noise import CodeNoise
+from lm.data.shards import EDIT_ORDERS
 from lm.data.token_cache import TokenCache
-from lm.sequences import FORMATS, Picture, TokenSequence, check_mixture, document_sequence, token_sequence
-from lm.vocabulary import MultimodalVocabulary, Size
+from lm.sequences import (
+    FORMATS,
+    Picture,
+    TokenSequence,
+    check_mixture,
+    document_sequence,
+    edit_text,
+    token_sequence,
+)
+from lm.vocabulary import MultimodalVocabulary
 
 # Streams of random numbers, each keyed by (seed, epoch, ...), so that no stream depends on how much another has drawn.
 ROW_ORDER, BLOCK_ORDER, CHOICES, BUCKETS, NOISE, VIEWS = range(6)
@@ -77,10 +86,13 @@ class SequenceSource:
     """Rows of a token cache as sequences; format, caption and dropout are keyed by (seed, epoch, row).
 
     A row that cannot take a format takes one that it can: among those of the mixture by their weights, else `image`
-    where it has no text, `text` where it has no picture, and `document` where it is interleaved.
+    where it has no text, `text` where it has no picture, and where it is interleaved `document`, or `edit` where all
+    rows are a picture, a text and a picture.
 
     Attributes:
         caption_dropout: share of rows that are drawn without their caption (the `image` format).
+        edit_dropout: share of edits that are drawn without their instruction (`image_to_image`), and as large a share
+            without instruction and source (the result's `image`), for guidance over both (Brooks et al. 2023).
         mixture: weight of each sequence format.
         max_length: most tokens of a sequence.
         drop_long: leave longer ones out, in place of cropping them: a caption loses its end, an interleaved row what
@@ -103,6 +115,7 @@ class SequenceSource:
     noise: CodeNoise | None = None
     phrase_dropout: float = 0.0
     views: Sequence[TokenCache] = ()
+    edit_dropout: float = 0.0
     cropped: int = field(default=0, init=False)
     dropped: int = field(default=0, init=False)
 
@@ -117,28 +130,45 @@ class SequenceSource:
         self._encoded: dict[str, list[int]] = {}
         self._num_cached = 0  # tokens in `_encoded`
         self._pictures_everywhere = not (self.cache.count(True, False) or self.cache.count(False, False))
-        # Names and running sums of weights, by what a row has: text, codes, an order of its own.
-        self._possible: dict[tuple[bool, bool, bool], tuple[list[str], list[float]]] = {}
-        for text, codes, interleaved in product((False, True), repeat=3):
-            possible = self.possible(text, codes, interleaved)
-            self._possible[text, codes, interleaved] = list(possible), list(accumulate(possible.values()))
+        # Names and running sums of weights, by what a row has: text, codes, an order of its own, that of an edit.
+        self._possible: dict[tuple[bool, bool, bool, bool], tuple[list[str], list[float]]] = {}
+        for text, codes, interleaved, edit in product((False, True), repeat=4):
+            possible = self.possible(text, codes, interleaved, edit)
+            self._possible[text, codes, interleaved, edit] = list(possible), list(accumulate(possible.values()))
 
-    def possible(self, has_text: bool, has_codes: bool, interleaved: bool = False) -> dict[str, float]:
-        """Formats, and their weights, that a row with or without a text and a picture, or an interleaved one, can
-        take."""
+    def possible(
+        self, has_text: bool, has_codes: bool, interleaved: bool = False, edit: bool = False
+    ) -> dict[str, float]:
+        """Formats, and their weights, that a row with or without a text and a picture, or an interleaved one, an `edit`
+        or not, can take."""
         fitting = {
             name: weight
             for name, weight in self.mixture.items()
-            if weight > 0 and FORMATS[name].fits(has_text, has_codes, interleaved)
+            if weight > 0 and FORMATS[name].fits(has_text, has_codes, interleaved, edit)
         }
-        return fitting or {"document" if interleaved else "image" if has_codes else "text": 1.0}
+        if fitting:
+            return fitting
+        if edit and self.cache.is_of_edits:
+            return {"edit": 1.0}
+        return {"document" if interleaved else "image" if has_codes else "text": 1.0}
+
+    def contents(self, row: int, texts: Sequence[str]) -> tuple[bool, bool, bool, bool]:
+        """What a row with these texts has, as `possible` takes it."""
+        order = self.cache.order(row)
+        has_codes = self._pictures_everywhere or len(self.cache.codes(row)) > 0
+        return bool(texts), has_codes, len(order) > 1, order in EDIT_ORDERS
 
     def trained_formats(self) -> list[str]:
         """The formats that rows of this cache are learned in, in the order of `FORMATS`."""
         names: set[str] = set()
+        edits = self.cache.num_edits
         for text, codes, interleaved in product((False, True), repeat=3):
-            if self.cache.count(text, codes, interleaved):
+            if self.cache.count(text, codes, interleaved) > (edits if text and codes and interleaved else 0):
                 names.update(self.possible(text, codes, interleaved))
+        if edits:
+            names.update(self.possible(True, True, True, True))
+        if self.edit_dropout > 0 and any(FORMATS[name].edits and FORMATS[name].has_text for name in names):
+            names.update(("image_to_image", "image"))
         if self.caption_dropout > 0 and any(FORMATS[name].drops_captions for name in names):
             names.add("image")
         return [name for name in FORMATS if name in names]
@@ -150,13 +180,16 @@ class SequenceSource:
             rng = keyed_generator(seed, CHOICES, epoch, row)
             dropout, choice, which = rng.random(3)
             texts = self.cache.texts(row)
-            has_codes = self._pictures_everywhere or len(self.cache.codes(row)) > 0
-            names, sums = self._possible[bool(texts), has_codes, len(self.cache.order(row)) > 1]
+            names, sums = self._possible[self.contents(row, texts)]
             name = names[bisect(sums, which * sums[-1])]  # which < 1
             if FORMATS[name].drops_captions and dropout < self.caption_dropout:
                 name = "image"
-            text = texts[int(choice * len(texts))] if FORMATS[name].has_text else None
-            if text is not None and self.phrase_dropout:
+            if FORMATS[name].edits and FORMATS[name].has_text and dropout < 2 * self.edit_dropout:
+                name = "image_to_image" if dropout < self.edit_dropout else "image"
+            text = None
+            if FORMATS[name].has_text:
+                text = edit_text(texts) if FORMATS[name].edits else texts[int(choice * len(texts))]
+            if text is not None and self.phrase_dropout and not FORMATS[name].edits:
                 text = drop_phrases(text, self.phrase_dropout, rng)
             chosen.append((name, text))
         return chosen
@@ -204,7 +237,9 @@ class SequenceSource:
     def _item(self, row: int, name: str, texts: list[list[int]]) -> tuple[Item, bool]:
         """A captioned row, its text cut to fit, and whether anything was cut."""
         layout = FORMATS[name]
-        used = layout.frame + (len(self.vocabulary.picture(self._size(row))) if layout.has_codes else 0)
+        sizes = self.cache.image_sizes(row) if layout.has_codes else []
+        read = sizes if layout.edits else sizes[-1:]
+        used = layout.frame + sum(len(self.vocabulary.picture(size)) for size in read)
         room = self.max_length - used
         if room < 0:
             raise ValueError(
@@ -238,9 +273,15 @@ class SequenceSource:
         whole = kept == order and all(len(a) == len(b) for a, b in zip(kept_texts, texts, strict=True))
         return Item(row, name, tuple(kept_texts), kept, whole, length if whole else length - 1), not whole
 
-    def _size(self, row: int) -> Size:
-        """Size of a captioned picture."""
-        return self.cache.image_sizes(row)[0]
+    def pictures(self, row: int, view: int = 0) -> list[Picture]:
+        """The pictures of a row, in order, in one of its views."""
+        cache = self.views[view - 1] if view else self.cache
+        codes, start, found = cache.codes(row), 0, []
+        for size in cache.image_sizes(row):
+            count = len(self.vocabulary.picture(size).places)
+            found.append(Picture(codes[start : start + count], size))
+            start += count
+        return found
 
     def sequence(self, item: Item) -> TokenSequence:
         """The sequence of one row, with noise on its codes where the item has a key."""
@@ -253,19 +294,10 @@ class SequenceSource:
     def _plain_sequence(self, item: Item) -> TokenSequence:
         if not FORMATS[item.format].interleaved:
             text = item.texts[0] if item.texts else None
-            cache = self.views[item.view - 1] if item.view else self.cache
-            codes = cache.codes(item.row) if FORMATS[item.format].has_codes else None
-            size = self._size(item.row) if codes is not None else None
-            return token_sequence(self.vocabulary, item.format, text, codes, size)
-        texts, codes, start = iter(item.texts), self.cache.codes(item.row), 0
-        sizes = iter(self.cache.image_sizes(item.row))
-        parts: list[list[int] | Picture] = []
-        for part in item.order:
-            if part == "t":
-                parts.append(next(texts))
-                continue
-            size = next(sizes)
-            count = len(self.vocabulary.picture(size).places)
-            parts.append(Picture(codes[start : start + count], size))
-            start += count
+            if not FORMATS[item.format].has_codes:
+                return token_sequence(self.vocabulary, item.format, text)
+            pictures = self.pictures(item.row, item.view)
+            return token_sequence(self.vocabulary, item.format, text, *pictures[-1], source=pictures[0])
+        texts, pictures_left = iter(item.texts), iter(self.pictures(item.row))
+        parts: list[list[int] | Picture] = [next(texts) if part == "t" else next(pictures_left) for part in item.order]
         return document_sequence(self.vocabulary, parts, item.whole)

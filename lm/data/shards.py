@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +21,8 @@ from lm.surrogates import replace_surrogates
 SEPARATOR = b"\0"
 ARRAYS = ("codes", "code_ends", "text_ends", "image_sizes")
 KEYS = "picture_keys.npy"
+# Orders of documents that are edits: source, instruction, result; the source's caption, or the instruction, in front.
+EDIT_ORDERS = ("iti", "titi", "tii")
 
 
 @dataclass
@@ -198,9 +201,15 @@ class Shard:
                 counts[kind_name(*has)] = int(rows.sum())
         return counts
 
+    def count_edits(self) -> dict[str, int]:
+        """How many rows there are of each of `EDIT_ORDERS`."""
+        orders = Counter((self._orders or b"").split(SEPARATOR))
+        return {order: orders[order.encode()] for order in EDIT_ORDERS}
+
     def entry(self) -> dict[str, Any]:
         """Its entry in the manifest."""
-        return {"name": self.folder.name, "rows": self.rows, "kinds": self.kinds()}
+        entry = {"name": self.folder.name, "rows": self.rows, "kinds": self.kinds()}
+        return entry if self._orders is None else {**entry, "edits": self.count_edits()}
 
 
 def kind_name(has_text: bool, has_codes: bool, interleaved: bool) -> str:

@@ -19,7 +19,9 @@ Token ids of the language model are never stored: captions are drawn, dropped an
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +187,24 @@ class TokenCache:
     def interleaved(self) -> bool:
         """Whether some rows have several parts in an order of their own."""
         return any(self.count(text, codes, True) for text in (False, True) for codes in (False, True))
+
+    @cached_property
+    def _edits(self) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for index, entry in enumerate(self._entries if self.interleaved else []):
+            found.update(entry["edits"] if "edits" in entry else self._shard(index).count_edits())
+        return found
+
+    @property
+    def num_edits(self) -> int:
+        """How many rows may be edits: a source picture, an instruction, the result (`lm.data.shards.EDIT_ORDERS`)."""
+        return self._edits.total()
+
+    @property
+    def is_of_edits(self) -> bool:
+        """Whether every row is a picture, a text and a picture, which is taken for an edit where nothing else is
+        said."""
+        return 0 < self._edits["iti"] == len(self)
 
     def document(self, row: int) -> Document:
         """Everything about a row."""

@@ -123,7 +123,7 @@ class FixedPoint:
             rows = np.flatnonzero((self._known <= token) & (token < ends) & self._open[:, token])
             if len(rows):
                 position = self._position[token]
-                self._proposed[rows, token] = self._offset + self._guesser.guess(codes[rows], position)
+                self._proposed[rows, token] = self._offset + self._guesser.guess(codes[rows], position, rows)
                 follows = rows[self._follows[rows, token]]
                 self._tokens[follows, token] = self._proposed[follows, token]
                 codes[rows, position] = self._tokens[rows, token] - self._offset

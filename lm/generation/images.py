@@ -27,7 +27,6 @@ from lm.generation.progress import Callback, DrawingInterrupted, DrawingStopped,
 from lm.generation.sampling import uniforms_of
 from lm.generation.stepper import Stepper, check_finite, evaluation_mode
 from lm.generation.task import UNDRAWN, DrawingTask
-from lm.sequences import image_prompt
 from lm.vocabulary import MultimodalVocabulary
 
 LARGE_MODEL = 64e6  # bytes of weights that no cache of the processor holds
@@ -93,15 +92,10 @@ def draw(model: Any, vocabulary: MultimodalVocabulary, task: DrawingTask) -> Ite
     task.check(model, vocabulary)
     if not task.prompts:
         return iter(())
-    negatives = task.negative_prompts
-    if not task.is_guided:
-        negatives = None
-    elif negatives is None:
-        negatives = [image_prompt(vocabulary, None, task.size)] * len(task.prompts)
     rows = PictureRows(
-        model, vocabulary, vocabulary.picture(task.size), task.settings, task.prompts, negatives,
-        uniforms=uniforms_of(task.generators, len(task.settings), model.device),
-        forced=None if task.forced is None else task.forced.to(model.device),
+        model, vocabulary, vocabulary.picture(task.size), task.settings, task.prompts,
+        task.guiding_prompts(vocabulary), uniforms=uniforms_of(task.generators, len(task.settings), model.device),
+        forced=None if task.forced is None else task.forced.to(model.device), sources=task.sources,
     )  # fmt: skip
     most = min(task.max_batch_rows, rows.that_fit() or task.max_batch_rows)
     return _draw_in_batches(rows, max(1, most // rows.rows_of_picture), task.codes_per_call, task.guess_table)
@@ -195,7 +189,8 @@ def _draw_batch(
     if codes_per_call > 1 and not stepper.goes_back:
         _say_one_by_one(type(batch.model).__name__)
     elif codes_per_call > 1:
-        guesser = Guesser(picture.layout, table)
+        sources = None if batch.sources is None else batch.sources.cpu().numpy()
+        guesser = Guesser(picture.layout, table, sources)
         yield from FixedPoint(batch, stepper, codes, first, guesser, codes_per_call).steps()
         return
     finite = torch.zeros((), device=stepper.device)

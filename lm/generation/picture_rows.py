@@ -20,9 +20,10 @@ class PictureRows:
     Attributes:
         picture: the tokens of pictures of the size that is drawn.
         settings: one for each of T positions.
-        negative_prompts: None without guidance.
+        guiding_prompts: what guidance leads away from (`DrawingTask.guiding_prompts`): no, one or two lists of B rows.
         uniforms: (B, T) numbers in [0, 1].
         forced: (B, T) codes, -1 where to draw; None draws every code.
+        sources: (B, T) codes of the pictures that edits start from, to guess by; None where nothing is edited.
     """
 
     model: Any
@@ -30,24 +31,27 @@ class PictureRows:
     picture: PictureTokens
     settings: Sequence[SamplingSettings]
     prompts: Sequence[Sequence[int]]
-    negative_prompts: Sequence[Sequence[int]] | None
+    guiding_prompts: Sequence[Sequence[Sequence[int]]]
     uniforms: torch.Tensor
     forced: torch.Tensor | None
+    sources: torch.Tensor | None = None
 
     def part(self, rows: slice) -> PictureRows:
         """Some of the pictures."""
         return replace(
             self,
             prompts=self.prompts[rows],
-            negative_prompts=None if self.negative_prompts is None else self.negative_prompts[rows],
+            guiding_prompts=[prompts[rows] for prompts in self.guiding_prompts],
             uniforms=self.uniforms[rows],
             forced=None if self.forced is None else self.forced[rows],
+            sources=None if self.sources is None else self.sources[rows],
         )
 
     @property
     def rows_of_picture(self) -> int:
-        """Rows of the model's batch that one picture takes: a second one with guidance."""
-        return 1 if self.negative_prompts is None else 2
+        """Rows of the model's batch that one picture takes: a second one with guidance, a third with guidance over an
+        edit's picture, too."""
+        return 1 + len(self.guiding_prompts)
 
     def that_fit(self) -> int | None:
         """Rows of the model's batch that the free memory has room for; None where that is not known."""
@@ -60,18 +64,27 @@ class PictureRows:
     def _lengths(self) -> tuple[int, int, int]:
         """Tokens of the longest prompt, tokens of a picture, and the most codes that one is chosen among."""
         low, high = self.picture.layout["low"], self.picture.layout["high"]
-        longest = max(map(len, [*self.prompts, *(self.negative_prompts or [])]))
+        longest = max(len(prompt) for prompts in self._all_prompts for prompt in prompts)
         return longest, len(self.picture), max(last - first for first, last in zip(low, high, strict=True))
 
+    @property
+    def _all_prompts(self) -> list[Sequence[Sequence[int]]]:
+        return [self.prompts, *self.guiding_prompts]
+
     def guided(self, logits: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
-        """Logits (k, n) with guidance: of k conditional and then k unconditional rows where there is guidance."""
-        if self.negative_prompts is None:
+        """Logits (k, n) with guidance, of k rows of each prompt: conditional, then unconditional where there is
+        guidance; of edits, with the picture alone before those with neither (Brooks et al. 2023, eq. 3)."""
+        if not self.guiding_prompts:
             return logits
-        conditional, unconditional = logits.chunk(2)
-        return unconditional + settings.guidance_scale * (conditional - unconditional)
+        conditional, *unconditional = logits.chunk(self.rows_of_picture)
+        if len(unconditional) == 1:
+            return unconditional[0] + settings.guidance_scale * (conditional - unconditional[0])
+        picture, neither = unconditional
+        by_picture = settings.image_guidance_scale * (picture - neither)
+        return neither + by_picture + settings.guidance_scale * (conditional - picture)
 
     def choose(self, position: int, logits: torch.Tensor) -> torch.Tensor:
-        """The column (b,) that each picture draws at a position, of logits (b, n), or (2 b, n) with guidance."""
+        """The column (b,) that each picture draws at a position, of logits (b x rows_of_picture, n)."""
         settings = self.settings[position]
         uniforms = None if settings.temperature == 0 else self.uniforms[:, position]
         return choose(self.guided(logits, settings), uniforms, settings)
@@ -83,7 +96,4 @@ class PictureRows:
         tokens = torch.from_numpy(picture.ids[head : picture.places[count]]).repeat(len(codes), 1)
         tokens[:, torch.from_numpy(picture.places[:count] - head)] = self.vocabulary.image_offset + codes.cpu()
         given = tokens.tolist()
-        rows = [[*prompt, *ids] for prompt, ids in zip(self.prompts, given, strict=True)]
-        if self.negative_prompts is not None:
-            rows += [[*prompt, *ids] for prompt, ids in zip(self.negative_prompts, given, strict=True)]
-        return rows
+        return [[*prompt, *ids] for prompts in self._all_prompts for prompt, ids in zip(prompts, given, strict=True)]

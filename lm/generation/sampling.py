@@ -25,6 +25,8 @@ class SamplingSettings:
         guidance_scale: s in `logits = u + s (c - u)`, c with the prompt, u without it or with the negative
             prompt (classifier-free guidance, Ho and Salimans 2022). Log-probabilities in the place of logits
             would give the same: they differ by one constant a row. 1 is off, 0 ignores the prompt.
+        image_guidance_scale: s_I in `logits = u + s_I (i - u) + s (c - i)`, of an edit with the source picture and the
+            instruction (c), the picture alone (i), and neither (u) (Brooks et al. 2023, eq. 3). 1 is off.
         temperature: divides the guided logits; 0 takes the likeliest code.
         top_k: keep the k likeliest codes; 0 keeps all.
         top_p: keep the smallest set of likeliest codes that has at least this probability; 1 keeps all.
@@ -37,16 +39,19 @@ class SamplingSettings:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    image_guidance_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("guidance_scale", "temperature", "top_p", "min_p"):
+        for name in ("guidance_scale", "temperature", "top_p", "min_p", "image_guidance_scale"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise TypeError(f"{name} must be a number, got {value!r}")
         if isinstance(self.top_k, bool) or not isinstance(self.top_k, numbers.Integral):
             raise TypeError(f"top_k must be a whole number, got {self.top_k!r}")
-        if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
-            raise ValueError(f"guidance_scale must be at least 0 (1 is no guidance), got {self.guidance_scale}")
+        for name in ("guidance_scale", "image_guidance_scale"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be at least 0 (1 is no guidance), got {value}")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"temperature must be at least 0 (0 is greedy), got {self.temperature}")
         if self.top_k < 0:
@@ -62,7 +67,8 @@ class SamplingSchedule:
     """`SamplingSettings` of a whole picture: each a value, or several along the picture.
 
     Attributes:
-        guidance_scale: a number, one for each of a picture's T codes, or a function of the position.
+        guidance_scale, image_guidance_scale: a number, one for each of a picture's T codes, or a function of the
+            position.
         temperature, top_k, top_p, min_p: a value, or a list with one for each level. Where there is one level, a list
             has one for each depth; it may also have one for each level and depth, in their order.
     """
@@ -72,6 +78,7 @@ class SamplingSchedule:
     top_k: CountByLevel = 0
     top_p: ByLevel = 1.0
     min_p: ByLevel = 0.0
+    image_guidance_scale: Guidance = 1.0
 
     def by_position(self, layout: Mapping[str, Sequence[int]]) -> list[SamplingSettings]:
         """The settings at each of a picture's T positions.
@@ -86,8 +93,9 @@ class SamplingSchedule:
         if not any(callable(value) or isinstance(value, Sequence) for value in values):
             return [SamplingSettings(*values)] * len(layout["level"])
         places = list(zip(layout["level"], layout["depth"], strict=True))
-        columns = [_scales(self.guidance_scale, len(places))]
+        columns = [_scales("guidance_scale", self.guidance_scale, len(places))]
         columns += [_spread(name, getattr(self, name), places) for name in ("temperature", "top_k", "top_p", "min_p")]
+        columns.append(_scales("image_guidance_scale", self.image_guidance_scale, len(places)))
         # Many positions share their settings: each combination is checked once. The types are part of the key, because
         # True == 1 and the check must see which it is.
         settings: dict[tuple[Any, ...], SamplingSettings] = {}
@@ -100,18 +108,17 @@ class SamplingSchedule:
         return rows
 
 
-def _scales(guidance_scale: Guidance, total: int) -> list[Any]:
-    """The guidance scale at each position."""
-    if callable(guidance_scale):
-        return [guidance_scale(position) for position in range(total)]
-    if not isinstance(guidance_scale, Sequence) or isinstance(guidance_scale, str):
-        return [guidance_scale] * total
-    if len(guidance_scale) != total:
+def _scales(name: str, scale: Guidance, total: int) -> list[Any]:
+    """A guidance scale at each position."""
+    if callable(scale):
+        return [scale(position) for position in range(total)]
+    if not isinstance(scale, Sequence) or isinstance(scale, str):
+        return [scale] * total
+    if len(scale) != total:
         raise ValueError(
-            f"guidance_scale has {len(guidance_scale)} values: give one number, or one for each of a picture's "
-            f"{total} codes"
+            f"{name} has {len(scale)} values: give one number, or one for each of a picture's {total} codes"
         )
-    return list(guidance_scale)
+    return list(scale)
 
 
 def _spread(name: str, value: Any, places: list[tuple[int, int]]) -> list[Any]:

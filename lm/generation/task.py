@@ -11,6 +11,7 @@ import torch
 from lm.generation.guess_table import GuessTable
 from lm.generation.sampling import SamplingSettings
 from lm.pretrained import max_positions
+from lm.sequences import image_prompt
 from lm.vocabulary import MultimodalVocabulary, PictureTokens, Size
 
 UNDRAWN = -1  # in a row of codes: a position that is to be drawn, or not drawn yet
@@ -26,6 +27,10 @@ class DrawingTask:
         settings: one for each of a picture's T codes (`lm.generation.sampling.SamplingSchedule.by_position`).
         negative_prompts: B rows that guidance leads away from (default: the prompt without a caption). Not read where
             every guidance scale is 1.
+        source_prompts: of edits, B rows that have the source picture and no instruction; `negative_prompts` then have
+            neither (Brooks et al. 2023). None where nothing is edited.
+        sources: (B, T) codes of the pictures that edits start from, by which codes are guessed where several are
+            computed in a call.
         size: of the pictures, (height, width), one of the vocabulary's; default: its default.
         forced: (B, T) int64 codes that are kept, -1 where to draw; None draws every code.
         max_batch_rows: most rows of the model's batch, unconditional ones included.
@@ -43,6 +48,8 @@ class DrawingTask:
     max_batch_rows: int = 128
     codes_per_call: int | None = None
     guess_table: GuessTable | None = None
+    source_prompts: Sequence[Sequence[int]] | None = None
+    sources: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.codes_per_call is not None and self.codes_per_call < 1:
@@ -51,7 +58,26 @@ class DrawingTask:
     @property
     def is_guided(self) -> bool:
         """Whether any code is drawn with guidance."""
-        return any(settings.guidance_scale != 1 for settings in self.settings)
+        edited = self.source_prompts is not None
+        return any(one.guidance_scale != 1 or (edited and one.image_guidance_scale != 1) for one in self.settings)
+
+    def guiding_prompts(self, vocabulary: MultimodalVocabulary) -> list[Sequence[Sequence[int]]]:
+        """The prompts that guidance leads away from, B rows each: none without guidance, else one list, or two for
+        edits where it is over both instruction and picture: with the picture alone, and with neither.
+
+        One list is enough for an edit where the scale of the picture is 1 at every position (the logits of neither
+        cancel out), and where both scales are equal (those of the picture alone do).
+        """
+        if not self.is_guided:
+            return []
+        negatives = self.negative_prompts or [image_prompt(vocabulary, None, self.size)] * len(self.prompts)
+        if self.source_prompts is None:
+            return [negatives]
+        if all(one.image_guidance_scale == 1 for one in self.settings):
+            return [self.source_prompts]
+        if all(one.image_guidance_scale == one.guidance_scale for one in self.settings):
+            return [negatives]
+        return [self.source_prompts, negatives]
 
     def check(self, model: Any, vocabulary: MultimodalVocabulary) -> None:
         """Raise ValueError unless the lists match in number and the pictures fit the model."""
@@ -64,10 +90,18 @@ class DrawingTask:
                 "for each code (SamplingSchedule.by_position)"
             )
         prompts = list(self.prompts)
-        if self.is_guided and self.negative_prompts is not None:
-            if len(self.negative_prompts) != count:
-                raise ValueError(f"{count} prompts need as many negative prompts, got {len(self.negative_prompts)}")
-            prompts += self.negative_prompts
+        for name, rows in (("negative", self.negative_prompts), ("source", self.source_prompts)):
+            if self.is_guided and rows is not None:
+                if len(rows) != count:
+                    raise ValueError(f"{count} prompts need as many {name} prompts, got {len(rows)}")
+                prompts += rows
+        needed = 1 + len(self.guiding_prompts(vocabulary))
+        if self.source_prompts is not None and needed > self.max_batch_rows:
+            raise ValueError(
+                f"max_batch_rows={self.max_batch_rows}: an edit takes {needed} rows of the model's batch at these "
+                "scales (one for the instruction with the picture, one for each guidance): allow as many, or give "
+                "image_guidance_scale=1 (two rows), and guidance_scale=1, too (one)"
+            )
         _check_room(model, vocabulary, prompts, self.size)
         if self.forced is not None:
             _check_forced(self.forced, picture, count)

@@ -59,5 +59,5 @@ def _codes_of(cache: TokenCache, vocabulary: MultimodalVocabulary) -> torch.Tens
     """Codes (N, T) of pictures of the default size, from rows at even distances."""
     size = (vocabulary.image_size[0], vocabulary.image_size[1])
     chosen = np.linspace(0, len(cache) - 1, min(len(cache), MOST_ROWS)).astype(np.int64)
-    rows = [cache.codes(row) for row in chosen if [tuple(one) for one in cache.image_sizes(row)] == [size]]
-    return torch.from_numpy(np.array(rows, np.int64).reshape(-1, vocabulary.tokens_per_image))
+    rows = [cache.codes(row) for row in chosen if {tuple(one) for one in cache.image_sizes(row)} == {size}]
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *rows]).reshape(-1, vocabulary.tokens_per_image))

@@ -26,7 +26,7 @@ from pipelines.options.data import CacheOptions
 from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.pictures.dataset import PictureSource, print_summary
-from tokenizer_image.pictures.loading import PictureDataset, check_captions
+from tokenizer_image.pictures.loading import BUILT_IN, PictureDataset, check_captions
 from tokenizer_image.preprocessing import preprocessing_of
 
 
@@ -145,7 +145,7 @@ class CacheOfSplit:
     def _has_changed(self) -> bool:
         """Whether the data set of a whole cache is a folder here with other pictures or texts than the cache has, and
         the cache can be updated; where it cannot, that is printed. The same in all processes."""
-        here = self.options.dataset != "sprites" and Path(self.options.dataset).expanduser().exists()
+        here = self.options.dataset not in BUILT_IN and Path(self.options.dataset).expanduser().exists()
         changed = self.accelerator.is_main_process and here and self._differs()
         return bool(broadcast_object_list([changed])[0])
 

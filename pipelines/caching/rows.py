@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tokenizer_image.pictures.documents import DocumentPictures
 from tokenizer_image.pictures.loading import PictureDataset
 
 
@@ -20,7 +20,14 @@ class CacheRow(NamedTuple):
 
 def count_rows(source: PictureDataset) -> int:
     """Captioned pictures, or documents, of a source."""
-    return len(source.documents) if isinstance(source, DocumentPictures) else len(source)
+    documents = documents_of(source)
+    return len(source) if documents is None else len(documents)
+
+
+def documents_of(source: PictureDataset) -> Sequence[Any] | None:
+    """The interleaved documents of a source (`order`, `texts` and `pictures` each), of files or of the built-in world;
+    None where its rows are captioned pictures."""
+    return getattr(source, "documents", None)
 
 
 class CacheRows:
@@ -34,7 +41,7 @@ class CacheRows:
 
     def __init__(self, source: PictureDataset, available: np.ndarray, numbers: np.ndarray | None = None) -> None:
         self._source, self._available = source, available
-        self._documents = source.documents if isinstance(source, DocumentPictures) else None
+        self._documents = documents_of(source)
         self._numbers = np.arange(count_rows(source)) if numbers is None else numbers
 
     def __getitem__(self, number: int) -> CacheRow | None:

@@ -19,12 +19,11 @@ from lm.files import published
 from pipelines.caching.earlier import EarlierCodes, picture_keys
 from pipelines.caching.encoder import check_sizes, encode_pictures
 from pipelines.caching.pixel_cache import DecodedPictures
-from pipelines.caching.rows import CacheRow, CacheRows, count_rows
+from pipelines.caching.rows import CacheRow, CacheRows, count_rows, documents_of
 from pipelines.caching.views import View, has_direction
 from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.pictures.dataset import PictureSource
-from tokenizer_image.pictures.documents import DocumentPictures
 from tokenizer_image.pictures.loading import PictureDataset, SelectedPictures
 
 PARTIAL = "building.json"  # identity of the shards until there is a manifest
@@ -67,7 +66,7 @@ class TokenCacheWriter:
         shard_rows: int | None = None,
         view: View | None = None,
     ) -> None:
-        if view is not None and isinstance(source, DocumentPictures):
+        if view is not None and documents_of(source) is not None:
             raise ValueError(
                 f"{source.name}: --crops and --random_flip are for captioned pictures, not for interleaved documents: "
                 "leave them out"
@@ -191,8 +190,8 @@ class TokenCacheWriter:
         numbers = np.concatenate([np.arange(first, first + rows) for first, rows in bounds])
         if len(numbers) == count_rows(self.source):
             return self.source, numbers
-        if isinstance(self.source, DocumentPictures):
-            return self.source.part(numbers), numbers
+        if documents_of(self.source) is not None:
+            return self.source.part(numbers), numbers  # type: ignore[attr-defined]
         return SelectedPictures(self.source, numbers), numbers
 
     def read(
@@ -248,7 +247,7 @@ class TokenCacheWriter:
         if self._rows is None:
             raise ValueError("TokenCacheWriter has no pictures: give `decoded`, or call `read`")
         rows = [row for row in (self._rows[number] for number in range(first, last)) if row is not None]
-        if not isinstance(self.source, DocumentPictures):
+        if documents_of(self.source) is None:
             self._known.clear()
         new = []
         for picture in dict.fromkeys(p for row in rows for p in row.pictures if p not in self._known):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image
 
@@ -56,6 +58,16 @@ def labelled_grid(
             sheet.paste(image, (margin + column * (cell_width + margin), below))
         top += height
     return sheet
+
+
+def save_pictures(rows: Sequence[tuple[str, Sequence[Image.Image]]], folder: Path) -> None:
+    """Write the pictures of (caption, pictures) `rows` into a folder, each a PNG with the number of its row, the
+    caption's words and its number there."""
+    for number, (text, images) in enumerate(rows):
+        # The number tells captions apart that have the same Latin letters, or none.
+        words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]
+        for place, image in enumerate(images):
+            image.save(folder / f"{number:03d}-{words}-{place}.png".replace("--", "-"))
 
 
 def _row_height(lines: list[str], images: list[Image.Image], line_height: int, margin: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lm.generation.progress import Callback
-from lm.generation.sampling import ByLevel, CountByLevel, Guidance, SamplingSchedule
+from lm.generation.sampling import ByLevel, CountByLevel, Guidance, SamplingSchedule, SamplingSettings
 from lm.generation.task import DrawingTask
 from lm.sequences import DRAWING_ALONE
 from lm.vocabulary import MultimodalVocabulary, Size
@@ -103,6 +103,19 @@ class DrawingRequest:
                 )
         return replace(self, height=size[0], width=size[1])
 
+    def settings(
+        self, vocabulary: MultimodalVocabulary, size: Size, image_guidance_scale: Guidance = 1.0
+    ) -> list[SamplingSettings]:
+        """How each of a picture's codes is drawn; what the request leaves open is the model's own.
+
+        Raises:
+            TypeError, ValueError: a setting out of range, or a list of another length.
+        """
+        scale = vocabulary.default_guidance if self.guidance_scale is None else self.guidance_scale
+        temperature = vocabulary.default_temperature if self.temperature is None else self.temperature
+        schedule = SamplingSchedule(scale, temperature, self.top_k, self.top_p, self.min_p, image_guidance_scale)
+        return schedule.by_position(vocabulary.picture(size).layout)
+
     def task(self, pipe: MultimodalPipeline) -> DrawingTask:
         """The pictures to draw, in the sampler's terms.
 
@@ -117,10 +130,7 @@ class DrawingRequest:
                 f"guidance_scale={shown(self.guidance_scale)}", *DRAWING_ALONE,
                 remedy="give guidance_scale=1, or a negative_prompt",
             )  # fmt: skip
-        scale = vocabulary.default_guidance if self.guidance_scale is None else self.guidance_scale
-        temperature = vocabulary.default_temperature if self.temperature is None else self.temperature
-        schedule = SamplingSchedule(scale, temperature, self.top_k, self.top_p, self.min_p)
-        settings = schedule.by_position(vocabulary.picture(size).layout)
+        settings = self.settings(vocabulary, size)
         negatives = negative_texts(negative, len(texts), max(one.guidance_scale for one in settings))
         if texts == [None] and negative is None:  # guidance would lead from the empty prompt to itself
             settings = [replace(one, guidance_scale=1.0) for one in settings]

@@ -15,6 +15,7 @@ from torch import Tensor
 from pipelines.evaluation.alignment import AlignmentSet, alignment_sets
 from pipelines.evaluation.class_figures import accuracy_score, own_extractor, required_classes
 from pipelines.evaluation.copies import NearestTraining, copies_report, nearest_training
+from pipelines.evaluation.edits import EditSet, edit_sets
 from pipelines.evaluation.likelihood import measure_likelihood, measure_text
 from pipelines.evaluation.perceptual_figures import PerceptualReader
 from pipelines.evaluation.pictures_compared import (
@@ -30,7 +31,7 @@ from pipelines.evaluation.probe_figures import probe_figures
 from pipelines.evaluation.reconstruction import TokenizerFigures, device_of, measure_tokenizer
 from pipelines.evaluation.result_cache import ResultCache
 from pipelines.evaluation.samples import DrawnPictures, draw_set
-from pipelines.evaluation.sprites_figures import alignment_figures, caption_figures
+from pipelines.evaluation.sprites_figures import alignment_figures, caption_figures, edit_figures
 from pipelines.evaluation.subject import EvaluatedModel, Split, load_data, load_model, load_training
 from pipelines.machine.batches import evenly_spaced
 from pipelines.machine.provenance import commit, versions
@@ -39,6 +40,7 @@ from pipelines.options.image_tokenizer_losses import CAPTIONS
 from pipelines.text_to_image import TextToImagePipeline
 from tokenizer_image.losses.extractors import Extractor, load_extractor
 from tokenizer_image.pictures.dataset import PictureDataset
+from tokenizer_image.pictures.loading import BUILT_IN
 
 FORMAT_VERSION = 1
 
@@ -52,6 +54,7 @@ class Evaluation:
         training_figures: what `tokenizer_figures` are, of so many training pictures as the split has.
         report: the figures, ready for JSON.
         sets: measured alignment sets; empty where the data set is not sprites.
+        edits: measured edits; empty where the data set is not sprites, or the model has not learned edits.
         drawn: with `--drawn_per_caption`, what was drawn, and `nearest` training pictures of it.
     """
 
@@ -62,6 +65,7 @@ class Evaluation:
     tokenizer_figures: TokenizerFigures
     training_figures: TokenizerFigures | None = None
     sets: list[AlignmentSet] = field(default_factory=list)
+    edits: list[EditSet] = field(default_factory=list)
     drawn: DrawnPictures | None = None
     nearest: NearestTraining | None = None
 
@@ -100,6 +104,9 @@ def evaluate(options: EvaluationOptions) -> Evaluation:
     _measure_classes(options, evaluation, classes)
     if extractors.features is not None or extractors.classifier is not None:
         report["compared"] = _compared_figures(evaluation, extractors, reader.result())
+    if options.dataset in BUILT_IN and model.editing is not None:
+        evaluation.edits = edit_sets(options.num_edits, options.seed)
+        report["edits"] = edit_figures(options, model, evaluation.edits)
     if options.dataset == "sprites":
         evaluation.sets = alignment_sets(options.num_captions, seed=options.seed)
         report["alignment"] = alignment_figures(options, model, evaluation.sets)

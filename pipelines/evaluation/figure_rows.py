@@ -59,6 +59,7 @@ def figure_rows(report: Report) -> list[FigureRow]:
     rows += _copy_rows(report.get("nearest_training"), report)
     rows += _alignment_rows(report.get("alignment"))
     rows += _caption_rows(report.get("captions"))
+    rows += _edit_rows(report.get("edits"))
     return rows
 
 
@@ -189,6 +190,20 @@ def _caption_rows(captions: Report | None) -> Iterator[FigureRow]:
         if "best_of" in scores:
             best = scores["best_of"]
             yield from _score_rows(f"{title}, best of {best['captions_each']}", best, "grammar of sprites")
+
+
+def _edit_rows(edits: Report | None) -> Iterator[FigureRow]:
+    """What has changed, and what has not, after edits: results, reconstructions and real pictures; results by kind."""
+    if edits is None:
+        return
+    for kind in ("results", "reconstructed", "real"):
+        groups = edits if kind == "results" else edits[kind]
+        for name in ("seen", "held_out"):
+            if name in groups:
+                title = f"edits, {kind}, {name.replace('_', '-')}"
+                yield from _score_rows(title, groups[name], "sprites probe")
+                for one, scores in groups[name]["kinds"].items() if kind == "results" else ():
+                    yield from _score_rows(f"{title}, {one}", scores, "sprites probe")
 
 
 def _score_rows(title: str, scores: Report, by: str) -> Iterator[FigureRow]:

@@ -25,6 +25,7 @@ from pipelines.evaluation.report_page import Sheet, write_report
 from pipelines.evaluation.report_sheets import (
     SIDE,
     alignment_sheet,
+    edits_sheet,
     nearest_sheet,
     pairs_sheet,
     quality_plot,
@@ -129,7 +130,14 @@ def _drawn_sheets(options: EvaluationOptions, evaluation: Evaluation) -> Iterato
             f"Under each caption, from the left: {kinds}; behind it what the probe read in the last one.",
             alignment_sheet(scene_set),
         )  # fmt: skip
-    if drawing is not None and not evaluation.sets:
+    for edit_set in evaluation.edits:
+        kinds = ", ".join(edit_set.pictures)
+        yield Sheet(
+            f"edits_{edit_set.name}.png", f"Edits, {edit_set.name.replace('_', '-')}: {kinds}",
+            f"Under each instruction, from the left: {kinds}; behind it what the probe found in the last one.",
+            edits_sheet(edit_set),
+        )  # fmt: skip
+    if drawing is not None and not evaluation.sets and not evaluation.edits:
         samples = draw_samples(drawing, evaluation.split.source, options.seed, options.sampling())
         if samples:
             grid = labelled_grid(samples, min_side=SIDE, smooth=False)

@@ -13,6 +13,7 @@ from pipelines.caching.pixel_cache import DecodedPictures
 from pipelines.drawing.grids import labelled_grid
 from pipelines.evaluation.alignment import AlignmentSet, PictureKind, is_right
 from pipelines.evaluation.copies import NearestTraining
+from pipelines.evaluation.edits import EditSet
 from pipelines.evaluation.plots import figure_image
 from pipelines.evaluation.reconstruction import TokenizerFigures, reconstruct
 from tokenizer_image.layout import ImageTokenizer
@@ -75,6 +76,22 @@ def alignment_sheet(scene_set: AlignmentSet, count: int = 16) -> Image.Image:
         wrong = [name for name, right in verdict.items() if not right and name != "all"]
         label = f"{scene_set.captions[number]} ({judged}: {'right' if not wrong else 'wrong ' + ', '.join(wrong)})"
         rows.append((label, [images[kind][number] for kind in images]))
+    columns = [rows[start : start + 4] for start in range(0, len(rows), 4)]
+    return side_by_side([labelled_grid(column, min_side=SIDE, smooth=False, font_size=13) for column in columns])
+
+
+def edits_sheet(edit_set: EditSet, count: int = 16) -> Image.Image:
+    """Under each instruction the source, the real picture after the edit, its reconstruction and the result, and
+    whether what should change, and what should stay, has."""
+    images = {kind: to_images(pictures[:count]) for kind, pictures in edit_set.pictures.items()}
+    words = {True: "yes", False: "no"}
+    rows = [
+        (
+            f"{edit_set.instructions[number]} (changed: {words[verdict['changed']]}, kept: {words[verdict['kept']]})",
+            [images[kind][number] for kind in images],
+        )
+        for number, verdict in enumerate(edit_set.verdicts[:count])
+    ]
     columns = [rows[start : start + 4] for start in range(0, len(rows), 4)]
     return side_by_side([labelled_grid(column, min_side=SIDE, smooth=False, font_size=13) for column in columns])
 

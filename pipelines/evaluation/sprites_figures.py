@@ -7,6 +7,7 @@ from typing import Any
 from pipelines.evaluation.alignment import AlignmentSet, alignment_report
 from pipelines.evaluation.captions import caption_report
 from pipelines.evaluation.drawing_comparison import best_of_report, completion_report
+from pipelines.evaluation.edits import EditSet, edit_report
 from pipelines.evaluation.probe_training import load_probe
 from pipelines.evaluation.reconstruction import device_of
 from pipelines.evaluation.subject import EvaluatedModel
@@ -35,6 +36,18 @@ def alignment_figures(options: EvaluationOptions, model: EvaluatedModel, sets: l
             sampling=sampling,
         )  # fmt: skip
     return report
+
+
+def edit_figures(options: EvaluationOptions, model: EvaluatedModel, sets: list[EditSet]) -> dict[str, Any]:
+    """What the probe reads in results of edits."""
+    assert model.pipeline is not None
+    sampling = options.sampling()
+    if options.image_guidance_scale is not None:
+        sampling["image_guidance_scale"] = options.image_guidance_scale
+    return edit_report(
+        model.pipeline, model.image_tokenizer, load_probe(device=device_of(model.image_tokenizer)), sets,
+        batch_size=options.batch_size, seed=options.seed, sampling=sampling,
+    )  # fmt: skip
 
 
 def caption_figures(options: EvaluationOptions, model: EvaluatedModel, sets: list[AlignmentSet]) -> dict[str, Any]:

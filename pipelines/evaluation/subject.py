@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lm.sequences import DESCRIBING, DRAWING_ALONE, DRAWING_CAPTIONS, FORMATS
+from lm.sequences import DESCRIBING, DRAWING_ALONE, DRAWING_CAPTIONS, EDITING, FORMATS
 from lm.vocabulary import Size
 from pipelines.caching.pixel_cache import DecodedPictures
 from pipelines.caching.sources import first_captions, load_split, read_pictures
@@ -56,6 +56,11 @@ class EvaluatedModel:
         """The pipeline if its model has learned to describe pictures."""
         return self.pipeline if self.formats & set(DESCRIBING) else None
 
+    @property
+    def editing(self) -> TextToImagePipeline | None:
+        """The pipeline if its model has learned to change a picture by an instruction."""
+        return self.pipeline if self.formats & set(EDITING) else None
+
     def captions_for_drawing(self, captions: Sequence[str | None]) -> list[str | None]:
         """The captions that pictures are drawn from: none where the model has learned to draw without."""
         return [None] * len(captions) if self.drawing_from_captions is None else list(captions)
@@ -83,6 +88,9 @@ def load_model(options: EvaluationOptions) -> EvaluatedModel:
         check_can_rank(pipeline, [""])
     if (options.describe_best_of or 1) > 1:
         check_can_rank_texts(pipeline)
+    if options.image_guidance_scale is not None:
+        use = f"--image_guidance_scale {options.image_guidance_scale:g} is for edits"
+        pipeline.vocabulary.check_trained(use, *EDITING, remedy="leave it out, or measure a model that has")
     model = EvaluatedModel(pipeline.image_tokenizer, pipeline)
     if options.dataset == "sprites" and model.formats and not any(FORMATS[name].has_text for name in model.formats):
         raise ValueError(

@@ -32,6 +32,8 @@ def figures_table(report: Report) -> str:
         lines += ["", *alignment_table(report["alignment"]), *comparison_table(report["alignment"])]
     if "captions" in report:
         lines += ["", *captions_table(report["captions"])]
+    if "edits" in report:
+        lines += ["", *edits_table(report["edits"])]
     return "\n".join(lines)
 
 
@@ -203,4 +205,20 @@ def captions_table(captions: Report) -> list[str]:
         for label, row in rows.items():
             numbers = "".join(f"{100 * row[score]:11.1f}" for score in row if score not in not_shown)
             lines.append(f"  {label:26}{numbers}{row['n']:11}")
+    return lines
+
+
+def edits_table(edits: Report) -> list[str]:
+    """Edits after which all that should change has, all that should stay has, and both, in percent: results of each
+    set, then of each kind of held-out edits, and what real pictures and reconstructions of the same edits score."""
+    columns = ("changed", "kept", "both", "n")
+    lines = [f"{'edits, %':28}" + "".join(f"{column:>11}" for column in columns)]
+    rows = {name.replace("_", "-"): edits[name] for name in ("seen", "held_out") if name in edits}
+    if "held_out" in edits:
+        rows |= {f"  {kind}": scores for kind, scores in edits["held_out"]["kinds"].items()}
+    for kind in ("reconstructed", "real"):
+        rows |= {f"{kind}, {name.replace('_', '-')}": edits[kind][name] for name in edits[kind]}
+    for label, scores in rows.items():
+        numbers = "".join(f"{100 * scores[score]:11.1f}" for score in columns[:3])
+        lines.append(f"  {label:26}{numbers}{scores['n']:11}")
     return lines

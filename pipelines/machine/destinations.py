@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
 
 def check_file(path: str | Path, option: str, example: str) -> None:
     """Raise ValueError, naming the `option`, unless a file can be written at `path`. Folders that are missing on the
@@ -22,6 +24,20 @@ def check_folder(path: str | Path, option: str) -> None:
     if path.is_file():
         raise ValueError(f"{option} {path} is a file: name a folder")
     _check_nearest(path.absolute(), path, option)
+
+
+def is_sheet(output: str | Path) -> bool:
+    """Whether all pictures go onto one sheet, the file `output`, and not into a folder."""
+    return Path(output).suffix.lower() in PICTURE_SUFFIXES and not Path(output).is_dir()
+
+
+def check_pictures(output: str | Path, option: str) -> None:
+    """Raise ValueError, naming the `option`, for a file whose name says no kind of picture."""
+    suffix = Path(output).suffix
+    if suffix and not is_sheet(output) and not Path(output).is_dir():
+        raise ValueError(
+            f"{option} {output}: unknown kind of picture {suffix!r}; use one of {' '.join(PICTURE_SUFFIXES)}"
+        )
 
 
 def make_folder(path: str | Path, option: str) -> Path:

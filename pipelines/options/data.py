@@ -14,7 +14,9 @@ from pipelines.options.option import check_values, option
 class DataOptions:
     """Which pictures."""
 
-    dataset: str = option("sprites", "'sprites', a local folder of pictures, or the name of a data set on the Hub")
+    dataset: str = option(
+        "sprites", "'sprites', 'sprites-edits', a local folder of pictures, or the name of a data set on the Hub"
+    )
     image_column: str | None = option(None, "column of the pictures (found by itself if it has a usual name)")
     caption_column: str | None = option(None, "column of the captions, one text or a list of texts a picture")
     max_examples: int | None = option(

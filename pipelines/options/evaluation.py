@@ -43,6 +43,12 @@ class EvaluationOptions(GuidedSamplingOptions, ModelOptions, DataOptions):
     num_captions: int = option(
         500, "captions of seen and of held-out pairs each; half as many of two objects", above_zero=True
     )
+    num_edits: int = option(
+        1000, "on sprites, edits of seen and of held-out pairs each, where the model has learned edits", above_zero=True
+    )
+    image_guidance_scale: float | None = option(
+        None, "how strongly edits stay with the source picture: 1 is off (default: the model's own)", not_negative=True
+    )
     best_of: int = option(
         1, "on sprites, also draw so many pictures a caption and choose one; 1: do not", above_zero=True
     )

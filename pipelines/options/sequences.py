@@ -10,6 +10,7 @@ from pipelines.options.option import option
 
 CAPTION_DROPOUT = 0.1
 GUIDANCE, TEMPERATURE = 2.0, 1.0  # by default, where they are neither given nor found
+IMAGE_GUIDANCE = 1.0  # over the source of an edit
 
 
 @dataclass
@@ -20,7 +21,8 @@ class SequenceOptions(DataOptions):
         ["caption_to_image=1"],
         "sequence formats and how often each is learned, e.g. caption_to_image=4 image_and_caption=1: "
         "caption_to_image, caption_and_image (the caption is learned too), image, image_to_caption, "
-        "image_and_caption (both learned, in place of caption dropout), text, document (interleaved rows)",
+        "image_and_caption (both learned, in place of caption dropout), text, document (interleaved rows), edit and "
+        "image_to_image (documents of a picture, an instruction and the result: by default where all rows are such)",
     )
     unconditional: bool = option(False, "learn pictures alone, without captions (--formats image)")
     caption_dropout: float | None = option(
@@ -28,6 +30,12 @@ class SequenceOptions(DataOptions):
         "share of pictures that are drawn without their caption, for guidance (default: 0.1, or 0 beside image or "
         "image_and_caption, which teach the same)",
         within="[0, 1]",
+    )
+    edit_dropout: float = option(
+        0.05,
+        "share of edits whose result is drawn without the instruction, and as large a share without instruction and "
+        "source picture, for guidance over both",
+        within="[0, 0.5]",
     )
     phrase_dropout: float = option(
         0.0,
@@ -47,6 +55,9 @@ class SequenceOptions(DataOptions):
         "which picture is meant, else 2; 1 where pictures are not learned without a caption)",
         not_negative=True,
     )
+    default_image_guidance: float | None = option(
+        None, "the same over the source picture of an edit (default: 1, which is off)", not_negative=True
+    )
     default_temperature: float | None = option(
         None,
         "the temperature that pictures are drawn at when none is given (default: found at the end of training where "
@@ -55,7 +66,9 @@ class SequenceOptions(DataOptions):
     )
     max_caption_tokens: int = option(64, "longer captions lose their end", above_zero=True)
     max_length: int | None = option(
-        None, "most tokens of a sequence (default: a picture and its caption; documents 1024)", above_zero=True
+        None,
+        "most tokens of a sequence (default: a picture and its caption; edits two pictures; documents 1024)",
+        above_zero=True,
     )
     long_sequences: str = option("crop", "what is done with longer ones: 'crop' or 'drop'", choices=("crop", "drop"))
     pack_length: int | None = option(

@@ -26,9 +26,9 @@ from lm.pretrained import (
 from lm.sequences import FORMATS
 from lm.vocabulary import MultimodalVocabulary
 from pipelines.options.language_model import BATCH_SIZE, LanguageModelOptions
-from pipelines.options.sequences import GUIDANCE, TEMPERATURE
+from pipelines.options.sequences import GUIDANCE, IMAGE_GUIDANCE, TEMPERATURE
 from pipelines.training.schedule import Budget
-from pipelines.training.sequences import longest_sequence
+from pipelines.training.sequences import learns_edits, longest_sequence
 from pipelines.training.start import count_parameters
 from pipelines.training.transfer import EXTRA_POSITIONS, ROTARY, transferred
 from pipelines.training.vocabulary import build_vocabulary, given_tokenizer, load_text_tokenizer
@@ -127,7 +127,7 @@ def build_parts(
         extend_model(model, vocabulary, known)
     else:
         vocabulary = build_vocabulary(options, tokenizer, cache)
-        positions = longest_sequence(options, vocabulary.longest_picture, cache.interleaved) + EXTRA_POSITIONS
+        positions = longest_sequence(options, vocabulary.longest_picture, cache) + EXTRA_POSITIONS
         sizes = options.sizes(vocabulary.tokens_per_image, size)
         model = build_model(build_configuration(vocabulary, max_positions=positions, **sizes))
         vectors = tokenizer.code_vectors() if hasattr(tokenizer, "code_vectors") else None
@@ -135,9 +135,13 @@ def build_parts(
             start_code_rows(model, vocabulary, vectors)
     # Guidance needs what caption dropout teaches.
     dropped = options.caption_dropout_share() > 0 and any(FORMATS[name].drops_captions for name in options.mixture())
+    edits = options.edit_dropout > 0 and learns_edits(options, cache)
     alone = dropped or any(FORMATS[name].draws_alone for name in options.mixture())
+    alone = edits or (alone and not cache.is_of_edits)
     usual = GUIDANCE if options.default_guidance is None else options.default_guidance
     vocabulary.default_guidance = usual if alone else 1.0
+    usual = IMAGE_GUIDANCE if options.default_image_guidance is None else options.default_image_guidance
+    vocabulary.default_image_guidance = usual if edits else 1.0
     vocabulary.default_temperature = TEMPERATURE if options.default_temperature is None else options.default_temperature
     return model, vocabulary
 

@@ -4,7 +4,7 @@ time."""
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from lm.data.sequence_source import SequenceSource
-from lm.sequences import DESCRIBING, DRAWING_ALONE, DRAWING_CAPTIONS, FORMATS, Picture
+from lm.data.shards import EDIT_ORDERS
+from lm.sequences import DESCRIBING, DRAWING_ALONE, DRAWING_CAPTIONS, EDITING, FORMATS, Picture, edit_text
 from lm.vocabulary import Size
 from pipelines.drawing.captions import cut_caption
 from pipelines.drawing.grids import labelled_grid
@@ -23,7 +24,17 @@ from pipelines.text_to_image import TextToImagePipeline
 from tokenizer_image.preprocessing import postprocess
 
 CAPTIONS, PICTURES, DOCUMENTS = 6, 4, 4  # captions, pictures of each, documents to continue
+EDITS, RESULTS = 12, 3  # edits, results of each
 ROWS_PER_CAPTION = 64  # rows that are searched for each caption
+
+
+@dataclass
+class EditSample:
+    """A source picture, what to change, and the result in the data."""
+
+    source: Picture
+    instruction: str
+    result: Picture
 
 
 @dataclass
@@ -34,6 +45,7 @@ class SamplePrompts:
         captions: to draw from; None draws without a caption.
         pictures: to describe.
         openings: first texts of documents, to continue.
+        edits: to follow.
         longest: most tokens of a description or of a continuation.
     """
 
@@ -41,6 +53,7 @@ class SamplePrompts:
     pictures: list[Picture]
     openings: list[str]
     longest: int
+    edits: list[EditSample] = field(default_factory=list)
 
 
 def choose_prompts(source: SequenceSource) -> SamplePrompts:
@@ -55,7 +68,8 @@ def choose_prompts(source: SequenceSource) -> SamplePrompts:
         room = source.max_length - source.vocabulary.longest_picture - frame
         cut = [cut_caption(source.vocabulary, text, room) for text in list(texts)[:CAPTIONS]]
         captions = [text for text in cut if text]
-    if not captions and formats & set(DRAWING_ALONE):
+    edits = _edits(source, rows) if formats & set(EDITING) else []
+    if not captions and not edits and formats & set(DRAWING_ALONE):
         captions = [None, None]
     pictures: list[Picture] = []
     if formats & set(DESCRIBING):
@@ -67,7 +81,21 @@ def choose_prompts(source: SequenceSource) -> SamplePrompts:
         cut = [cut_caption(source.vocabulary, text, source.max_length // 2 - 2) for text in list(texts)[:DOCUMENTS]]
         openings = [text for text in cut if text]
     frame = 4 + (source.vocabulary.longest_picture if pictures else 0)
-    return SamplePrompts(captions, pictures, openings, max(1, (source.max_length - frame) // 2))
+    return SamplePrompts(captions, pictures, openings, max(1, (source.max_length - frame) // 2), edits)
+
+
+def _edits(source: SequenceSource, rows: range) -> list[EditSample]:
+    """The first edits between pictures of one size, with instructions that leave room for them."""
+    cache = source.cache
+    found: list[EditSample] = []
+    for row in rows:
+        if cache.order(row) in EDIT_ORDERS and len(found) < EDITS:
+            before, after = source.pictures(row)
+            room = source.max_length - 2 * source.vocabulary.longest_picture - FORMATS["edit"].frame
+            text = cut_caption(source.vocabulary, edit_text(cache.texts(row)), room)
+            if text and before.size == after.size:
+                found.append(EditSample(before, text, after))
+    return found
 
 
 def _size(source: SequenceSource, row: int) -> Size | None:
@@ -85,16 +113,25 @@ def draw_samples(pipe: TextToImagePipeline, prompts: SamplePrompts, file: Path) 
         rows.append((caption or "(no caption)", output.images))
     for picture in prompts.pictures:
         codes = torch.from_numpy(picture.codes.astype(np.int64))[None].to(pipe.device)
-        image = postprocess(pipe.decode_codes(codes, picture.size), "pil")[0]
+        image = _decoded(pipe, picture)
         (text,) = ImageToTextPipeline(*parts).describe_codes(codes, prompts.longest, size=picture.size)
         rows.append((f"described: {text}", [image]))
     for opening in prompts.openings:
         written = InterleavedPipeline(*parts)([opening], prompts.longest, seed=0).parts
         texts = " ... ".join([opening, *(part for part in written if isinstance(part, str))])
         rows.append((f"continued: {texts}", [part for part in written if isinstance(part, Image.Image)]))
+    for edit in prompts.edits:
+        known = [_decoded(pipe, picture) for picture in (edit.source, edit.result)]
+        drawn = pipe.edit(known[0], edit.instruction, num_images_per_prompt=RESULTS, seed=0).images
+        rows.append((f"{edit.instruction}   (source | drawn | the data's)", [known[0], *drawn, known[1]]))
     rows = [row for row in rows if row[1]]
     if rows:
         labelled_grid(rows).save(file)
+
+
+def _decoded(pipe: TextToImagePipeline, picture: Picture) -> Image.Image:
+    codes = torch.from_numpy(picture.codes.astype(np.int64))[None].to(pipe.device)
+    return postprocess(pipe.decode_codes(codes, picture.size), "pil")[0]
 
 
 def next_commands(folder: Path, prompts: SamplePrompts) -> list[str]:
@@ -105,6 +142,9 @@ def next_commands(folder: Path, prompts: SamplePrompts) -> list[str]:
         commands.append(f"python scripts/generate.py --model {folder} {prompt} --num_images_per_prompt 4")
     if prompts.pictures:
         commands.append(f"python scripts/describe.py --model {folder} PICTURE.png")
+    if prompts.edits:
+        instruction = shlex.quote(prompts.edits[0].instruction)
+        commands.append(f"python scripts/edit.py PICTURE.png {instruction} --model {folder}")
     if prompts.openings:
         commands.append('docs/generation.md, "Texts and pictures in turn", continues documents')
     return commands

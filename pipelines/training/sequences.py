@@ -8,9 +8,10 @@ from transformers import PreTrainedModel
 
 from lm.data.code_noise import CodeNoise
 from lm.data.sequence_source import SequenceSource
+from lm.data.shards import EDIT_ORDERS
 from lm.data.token_cache import TokenCache
 from lm.pretrained import max_positions
-from lm.sequences import FORMATS
+from lm.sequences import FORMATS, edit_text
 from lm.vocabulary import MultimodalVocabulary
 from pipelines.options.language_model import LanguageModelOptions
 from tokenizer_image.layout import ImageTokenizer
@@ -18,11 +19,48 @@ from tokenizer_image.layout import ImageTokenizer
 DOCUMENT_LENGTH = 1024  # tokens of an interleaved row, where --max_length does not say
 
 
-def longest_sequence(options: LanguageModelOptions, longest_picture: int, documents: bool = False) -> int:
-    """Most tokens of a sequence: --max_length, or what a picture with the longest caption and all special tokens takes,
-    and where there are interleaved `documents` at least `DOCUMENT_LENGTH`."""
-    captioned = longest_picture + options.max_caption_tokens + max(FORMATS[name].frame for name in options.mixture())
-    return options.max_length or max(captioned, DOCUMENT_LENGTH if documents else 0)
+def longest_sequence(options: LanguageModelOptions, longest_picture: int, cache: TokenCache | None = None) -> int:
+    """Most tokens of a sequence: --max_length, or what a picture with the longest caption and all special tokens takes;
+    where the `cache` has edits, two pictures, and where it has other interleaved rows, at least `DOCUMENT_LENGTH`."""
+    mixture, text = options.mixture(), options.max_caption_tokens
+    longest = longest_picture + text + max(FORMATS[name].frame for name in mixture)
+    edits = cache is not None and learns_edits(options, cache)
+    if edits:
+        longest = max(longest, 2 * longest_picture + text + FORMATS["edit"].frame)
+    if cache is not None and cache.interleaved:
+        only_edits = edits and cache.num_edits == len(cache) and "document" not in mixture
+        longest = longest if only_edits else max(longest, DOCUMENT_LENGTH)
+    return options.max_length or longest
+
+
+def learns_edits(options: LanguageModelOptions, cache: TokenCache) -> bool:
+    """Whether rows of the cache are learned as edits: by --formats, or since all are a picture, a text, a picture."""
+    mixture = options.mixture()
+    asked = any(FORMATS[name].edits for name in mixture)
+    return cache.num_edits > 0 and (asked or (cache.is_of_edits and "document" not in mixture))
+
+
+def check_edits(options: LanguageModelOptions, cache: TokenCache) -> None:
+    """Raise ValueError where --formats asks for edits and the cache has none, or interleaved rows that are no edits and
+    are asked for in no other format."""
+    mixture = options.mixture()
+    if not any(FORMATS[name].edits for name in mixture):
+        return
+    what = "an edit is the parts picture, text, picture (source, instruction, result), or a text before these"
+    if not cache.num_edits:
+        raise ValueError(
+            f"--formats {' '.join(mixture)}: the data set has no edits; {what} in documents.jsonl (docs/editing.md)"
+        )
+    if "document" in mixture:
+        return
+    for row in range(len(cache)):
+        order = cache.order(row)
+        if len(order) > 1 and order not in EDIT_ORDERS:
+            words = ", ".join("text" if part == "t" else "picture" for part in order)
+            raise ValueError(
+                f"--formats {' '.join(mixture)}: row {row} has the parts {words}; {what}: mend the row, leave it out, "
+                "or add the format document"
+            )
 
 
 def build_source(
@@ -39,12 +77,14 @@ def build_source(
         views: caches of further views of the same rows.
         validation: with whole captions, and none dropped.
     """
-    longest = min(longest_sequence(options, vocabulary.longest_picture, cache.interleaved), max_positions(model.config))
+    check_edits(options, cache)
+    longest = min(longest_sequence(options, vocabulary.longest_picture, cache), max_positions(model.config))
     dropout = 0.0 if validation else options.caption_dropout_share()
     drop = options.long_sequences == "drop" and not validation  # validation keeps every row, and crops long ones
     return SequenceSource(
         cache, vocabulary, dropout, options.mixture(), longest, drop, options.max_caption_tokens,
         phrase_dropout=0.0 if validation else options.phrase_dropout, views=views,
+        edit_dropout=0.0 if validation else options.edit_dropout,
     )  # fmt: skip
 
 
@@ -60,7 +100,9 @@ def formats_line(source: SequenceSource) -> str:
     """What is learned, and what becomes of rows that lack a caption or a picture."""
     line = f"sequence formats: {' '.join(f'{name}={weight:g}' for name, weight in source.mixture.items())}"
     if source.cache.interleaved:
-        return f"{line}; interleaved rows are learned as document, of up to {source.max_length} tokens"
+        learned = [name for name in source.trained_formats() if FORMATS[name].edits or FORMATS[name].interleaved]
+        words = " and ".join(learned)
+        return f"{line}; interleaved rows are learned as {words}, of up to {source.max_length} tokens"
     for has_text, has_codes, what in ((False, True, "caption"), (True, False, "picture")):
         rows = source.cache.count(has_text, has_codes)
         if rows:
@@ -74,9 +116,10 @@ def first_choices(source: SequenceSource, name: str, rows: Iterable[int]) -> lis
     choices: list[tuple[str, str | None]] = []
     for row in rows:
         texts = source.cache.texts(row)
-        contents = bool(texts), len(source.cache.codes(row)) > 0, len(source.cache.order(row)) > 1
+        contents = source.contents(row, texts)
         format_name = name if FORMATS[name].fits(*contents) else next(iter(source.possible(*contents)))
-        choices.append((format_name, texts[0] if FORMATS[format_name].has_text else None))
+        text = edit_text(texts) if FORMATS[format_name].edits else texts[0] if texts else None
+        choices.append((format_name, text if FORMATS[format_name].has_text else None))
     return choices
 
 

@@ -76,7 +76,7 @@ def _allow_positions(
 ) -> None:
     """Let a model whose positions have no rows take the longest sequences of this data set."""
     if model.config.model_type in ROTARY:
-        needed = longest_sequence(options, vocabulary.longest_picture, cache.interleaved) + EXTRA_POSITIONS
+        needed = longest_sequence(options, vocabulary.longest_picture, cache) + EXTRA_POSITIONS
         model.config.max_position_embeddings = max(max_positions(model.config), needed)
 
 

@@ -30,8 +30,9 @@ __all__ = [
     "to_pixel_values",
 ]
 
+BUILT_IN = ("sprites", "sprites-edits")
 WHAT_IT_MAY_BE = (
-    "--dataset takes `sprites`, a folder or file on this machine, or `owner/name` (or "
+    "--dataset takes `sprites`, `sprites-edits`, a folder or file on this machine, or `owner/name` (or "
     "`owner/name:configuration`) on the Hub."
 )
 HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<config>[\w.-]+))?")
@@ -48,7 +49,8 @@ def load_pictures(
     seed: int = 0,
     image_size: int | None = None,
 ) -> PictureDataset:
-    """One split of the built-in world ("sprites"), of a local folder or file, or of a data set on the Hub.
+    """One split of the built-in world ("sprites", or "sprites-edits": pictures before and after an edit), of a local
+    folder or file, or of a data set on the Hub.
 
     - A folder may hold pictures with `metadata.jsonl`, `.csv`, `.tsv` or `.parquet` (a `file_name` column, relative to
       that file or to the folder, and a column of captions; lines with the same `file_name` are captions of one
@@ -79,8 +81,8 @@ def load_pictures(
     """
     if max_examples is not None and max_examples < 1:
         raise ValueError(f"--max_examples must be at least 1, got {max_examples}")
-    if dataset == "sprites":
-        return _sprites(split, max_examples, seed, image_size)
+    if dataset in BUILT_IN:
+        return _sprites(dataset, split, max_examples, seed, image_size)
     notes = ReadingNotes()
     splits = _open(dataset, Columns(image_column, caption_column), notes)
     chosen, part = choose_split(dataset, list(splits), split, notes)
@@ -114,15 +116,18 @@ def check_captions(source: PictureSource, caption_column: str | None) -> None:
     )
 
 
-def _sprites(split: str, max_examples: int | None, seed: int, image_size: int | None) -> PictureDataset:
+def _sprites(dataset: str, split: str, max_examples: int | None, seed: int, image_size: int | None) -> PictureDataset:
     from tokenizer_image.sprites.data_set import SpriteDataset
+    from tokenizer_image.sprites.edit_data_set import SpriteEditDataset
     from tokenizer_image.sprites.scenes import IMAGE_SIZE, drawn_size
 
     if split not in ("train", "validation", "held_out"):
-        raise ValueError(f"sprites have no split {split!r}; they have: train, validation, held_out")
+        raise ValueError(f"{dataset} have no split {split!r}; they have: train, validation, held_out")
     number = max_examples or (100_000 if split == "train" else 2_000)
     side = drawn_size(IMAGE_SIZE if image_size is None else image_size)
-    return SpriteDataset(split, num_examples=number, seed=seed, image_size=side)  # type: ignore[arg-type]
+    if dataset == "sprites":
+        return SpriteDataset(split, num_examples=number, seed=seed, image_size=side)  # type: ignore[arg-type]
+    return SpriteEditDataset(split, num_examples=number, seed=seed, image_size=side)  # type: ignore[arg-type]
 
 
 # ---- what `dataset` names

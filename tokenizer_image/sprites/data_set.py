@@ -21,7 +21,7 @@ from tokenizer_image.sprites.scenes import (
 )
 
 Split = Literal["train", "validation", "held_out"]
-_SPLITS: dict[str, tuple[Pairs, int]] = {  # pairs and the number of the first scene
+SPLITS: dict[str, tuple[Pairs, int]] = {  # pairs and the number of the first scene
     "train": ("seen", 0),
     "validation": ("seen", 1 << 40),
     "held_out": ("held_out", 0),
@@ -47,7 +47,7 @@ class SpriteDataset:
         captions_per_image: int = 4,
         image_size: int = IMAGE_SIZE,
     ) -> None:
-        check_choice("split", split, tuple(_SPLITS))
+        check_choice("split", split, tuple(SPLITS))
         if not 1 <= num_examples <= 1 << 40:
             raise ValueError(f"num_examples={num_examples} must be at least 1 (and at most 2**40)")
         if captions_per_image < 1:
@@ -71,7 +71,7 @@ class SpriteDataset:
     def scene(self, row: int) -> Scene:
         if not 0 <= row < self.num_examples:
             raise IndexError(f"row {row} is outside this data set of {self.num_examples} examples")
-        pairs, start = _SPLITS[self.split]
+        pairs, start = SPLITS[self.split]
         return sample_scene(start + row, seed=self.seed, pairs=pairs)
 
     def image(self, row: int) -> Image.Image:

@@ -147,6 +147,11 @@ def sample_scene(index: int, *, seed: int = 0, pairs: Pairs = "seen", num_object
         raise ValueError(f"index={index} is negative; scenes are numbered from 0")
     rng = keyed_random("scene", seed, index, pairs, num_objects)
     two = rng.random() < TWO_OBJECTS_SHARE if num_objects is None else num_objects == 2
+    return random_scene(rng, pairs, two=two)
+
+
+def random_scene(rng: random.Random, pairs: Pairs, *, two: bool) -> Scene:
+    """A scene of one or two objects, drawn from `rng` through `rng.random()` alone."""
     place = pick(rng, BACKGROUNDS)
     thing, colour = pick(rng, _PAIRS[pairs])
     if not two:
