@@ -14,11 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-<<<<<<< HEAD
-from pipelines.machine.startup import hide_unused_packages
-=======
 from pipelines.machine.destinations import check_pictures, is_sheet
->>>>>>> edits
+from pipelines.machine.startup import hide_unused_packages
 from pipelines.options.inference import GuidedSamplingOptions, ModelOptions
 from pipelines.options.option import check_values, option
 from pipelines.options.parser import run_command
