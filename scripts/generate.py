@@ -2,7 +2,8 @@
 
     python scripts/generate.py "a red dog" "a small blue house" --output pictures.png
 
-A file name writes one sheet, a row of pictures under each caption; else it is a folder of single pictures.
+A file name writes one sheet, a row of pictures under each caption; else it is a folder of single pictures. A model of
+sounds writes each as WAV: into the folder, or of a sheet into the folder of its name.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.options.inference import GuidedSamplingOptions, ModelOptions
 from pipelines.options.option import check_values, option
@@ -80,12 +81,15 @@ class GenerateOptions(GuidedSamplingOptions, ModelOptions):
 def main(options: GenerateOptions) -> Path:
     """Draw, write, and return where the pictures are."""
     from lm.generation.progress import DrawingInterrupted
-    from pipelines.text_to_image import TextToImagePipeline
+    from pipelines.text_to_signal import TextToSignalPipeline, drawing_class
 
+    kind = drawing_class(options.model)
+    if kind is TextToSignalPipeline:
+        return draw_signals(options)
     output = Path(options.output)  # its folder is made before any time is spent on drawing
     (output.parent if options.writes_sheet else output).mkdir(parents=True, exist_ok=True)
     seed = random.randrange(2**32) if options.seed is None else options.seed
-    pipe = options.load(TextToImagePipeline)
+    pipe: Any = options.load(kind)
     gc.enable()
     try:
         images = pipe(
@@ -104,6 +108,34 @@ def main(options: GenerateOptions) -> Path:
         raise
     _write(output, _labelled(options, list(enumerate(images)), options.num_images_per_prompt))
     print(f"{output} ({len(images)} pictures, seed {seed})")
+    return output
+
+
+def draw_signals(options: GenerateOptions) -> Path:
+    """Draw sounds and write each as WAV; of a sheet, into the folder of its name without the ending."""
+    from pipelines.text_to_signal import TextToSignalPipeline
+    from tokenizer_image.signals.sound_files import write_sound
+
+    given = [name for name in ("best_of", "height", "width") if getattr(options, name) is not None]
+    if given:
+        raise ValueError(f"{options.model} draws signals, which have no {', '.join(f'--{name}' for name in given)}")
+    output = Path(options.output)
+    folder = output.with_suffix("") if options.writes_sheet else output
+    folder.mkdir(parents=True, exist_ok=True)
+    seed = random.randrange(2**32) if options.seed is None else options.seed
+    pipe = options.load(TextToSignalPipeline)
+    gc.enable()
+    drawn = pipe(
+        options.prompts or None, options.negative_prompt, options.num_images_per_prompt, seed=seed,
+        codes_per_call=options.codes_per_call, **options.sampling(),
+    )  # fmt: skip
+    texts, count = options.prompts or ["(no prompt)"], options.num_images_per_prompt
+    names = [_file_name(number, text, one) for number, text in enumerate(texts) for one in range(count)]
+    for name, samples in zip(names, drawn.audio, strict=True):
+        write_sound(folder / f"{name}.wav", samples, int(pipe.settings.rate or 0))
+    if options.writes_sheet:
+        _write(output, _labelled(options, list(enumerate(drawn.images)), count))
+    print(f"{output} ({len(names)} sounds in {folder}, seed {seed})")
     return output
 
 
@@ -134,10 +166,15 @@ def _write(output: Path, rows: list[tuple[str, list[Image.Image]]]) -> None:
         labelled_grid(rows).save(output)
         return
     for number, (text, images) in enumerate(rows):
-        # The number tells prompts apart that have the same Latin letters, or none.
-        words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]
         for picture, image in enumerate(images):
-            image.save(output / f"{number:03d}-{words}-{picture}.png".replace("--", "-"))
+            image.save(output / f"{_file_name(number, text, picture)}.png")
+
+
+def _file_name(number: int, text: str, picture: int) -> str:
+    """Of a picture of a prompt, without its ending. The number tells prompts apart that have the same Latin letters, or
+    none."""
+    words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]
+    return f"{number:03d}-{words}-{picture}".replace("--", "-")
 
 
 if __name__ == "__main__":

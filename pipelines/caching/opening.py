@@ -18,7 +18,7 @@ from lm.data.token_cache import MANIFEST, TokenCache, check_fingerprint, damaged
 from pipelines.caching.encoder import check_sizes
 from pipelines.caching.pixel_cache import DecodedPictures
 from pipelines.caching.rows import count_rows
-from pipelines.caching.sources import load_source, read_pictures
+from pipelines.caching.sources import input_settings_of, open_source, read_pictures
 from pipelines.caching.views import View, directions_warning, views_of
 from pipelines.caching.writer import TokenCacheWriter, remove_replaced, same_path
 from pipelines.machine.printing import say
@@ -27,7 +27,6 @@ from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.pictures.dataset import PictureSource, print_summary
 from tokenizer_image.pictures.loading import PictureDataset, check_captions
-from tokenizer_image.preprocessing import preprocessing_of
 
 
 def open_caches(
@@ -90,7 +89,7 @@ class CacheOfSplit:
         """The split's pictures and captions. Raises ValueError where they cannot be read."""
         if self.plain is not None:
             return self.plain.source
-        return load_source(self.options, self.split, image_size=preprocessing_of(self.tokenizer).image_size)
+        return open_source(self.options, self.split, input_settings_of(self.tokenizer))
 
     def open(self) -> TokenCache:
         """The whole cache (`open_caches`)."""
@@ -185,7 +184,7 @@ class CacheOfSplit:
         )  # fmt: skip
 
         def decode(pictures: PictureDataset) -> DecodedPictures:
-            settings = preprocessing_of(self.tokenizer)
+            settings = input_settings_of(self.tokenizer)
             with self.accelerator.local_main_process_first():
                 return read_pictures(self.options, pictures, settings, writer.decoded_sizes, progress=is_main)
 
