@@ -158,9 +158,9 @@ class NetworkConfig(PretrainedConfig):
             ValueError: the downsampling does not divide it, or it is not the one size of an MLP.
         """
         size = self.example_size if image_size is None else image_size
-        height, width = (size, size) if isinstance(size, int) else size
         if self.axes.dimensions == 1:
-            return self._steps(height, width)
+            return self._steps(*(1, size) if isinstance(size, int) else size)
+        height, width = (size, size) if isinstance(size, int) else size
         if height < 1 or width < 1 or height % self.downsampling or width % self.downsampling:
             raise ValueError(
                 f"image_size {height}x{width} is not a multiple of the tokenizer's downsampling, {self.downsampling}; "

@@ -27,6 +27,7 @@ from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.pictures.dataset import PictureSource, print_summary
 from tokenizer_image.pictures.loading import PictureDataset, check_captions
+from tokenizer_image.signals.settings import signal_settings_of
 
 
 def open_caches(
@@ -47,8 +48,11 @@ def open_caches(
 
     Raises:
         ValueError: a cache belongs to another image tokenizer, other data options or other sizes, has no captions where
-            they are needed, or cannot be built.
+            they are needed, or cannot be built; options of pictures with a tokenizer of signals.
     """
+    given = [f"--{name}" for name in ("image_sizes", "crops", "random_flip") if getattr(options, name)]
+    if given and signal_settings_of(tokenizer):
+        raise ValueError(f"{', '.join(given)} concern pictures, and {options.image_tokenizer} has codes of signals")
     plain = CacheOfSplit(options, tokenizer, accelerator, "train", str(root), need_captions)
     train = plain.open()
     validation = CacheOfSplit(options, tokenizer, accelerator, "validation", str(root)).open()

@@ -1,0 +1,224 @@
+"""Sounds through the commands and the pipeline: trained, cached, drawn, written, measured, resumed."""
+
+from __future__ import annotations
+
+import json
+import sys
+import wave
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import tiny_model, tiny_pipeline, tiny_vocabulary
+
+from pipelines import ImageToTextPipeline, TextToImagePipeline, TextToSignalPipeline
+from pipelines.caching.signal_cache import decode_signals
+from pipelines.drawing.signal_panels import signal_panels
+from pipelines.evaluation.sound_probe import CLASSES, SoundProbe, halves_of
+from pipelines.options.image_tokenizer import ImageTokenizerOptions
+from pipelines.options.language_model import LanguageModelOptions
+from pipelines.text_to_signal import drawing_class
+from tokenizer_image.signals.drawn_sounds import EVENTS, DrawnSounds
+from tokenizer_image.signals.folder_signals import SignalFiles
+from tokenizer_image.signals.loading import load_signals
+from tokenizer_image.signals.settings import SignalSettings
+from tokenizer_image.signals.sound_files import write_sound
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+import evaluate
+import generate
+import train_lm
+import train_tokenizer
+from test_tokenizer_signals import sound_tokenizer
+
+SMALL = {
+    "signal": "audio", "sample_rate": 8000, "length": 1600, "max_examples": 24, "batch_size": 8, "hidden_sizes": [8, 8],
+    "patch_size": 20, "num_res_blocks": 1, "code_dim": 4, "codebook_sizes": [16, 16], "depth_dropout": 0.5,
+    "max_steps": 4, "cpu_threads": 1, "validate_every": 2, "log_every": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache_folder(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TESSERA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with tokenizer/ and model/, of sounds, trained for a few steps by the commands."""
+    folder = tmp_path_factory.mktemp("sounds")
+    train_tokenizer.main(ImageTokenizerOptions(output_dir=str(folder / "tokenizer"), **SMALL))
+    train_lm.main(
+        LanguageModelOptions(
+            image_tokenizer=str(folder / "tokenizer"),
+            output_dir=str(folder / "model"),
+            max_examples=24,
+            batch_size=8,
+            num_layers=2,
+            hidden_size=32,
+            intermediate_size=64,
+            num_heads=2,
+            max_steps=3,
+            cpu_threads=1,
+            text_vocab_size=300,
+        )  # fmt: skip
+    )
+    return folder
+
+
+def sound_pipeline(**settings: Any) -> TextToSignalPipeline:
+    tokenizer = sound_tokenizer()
+    vocabulary = tiny_vocabulary(tokenizer, sizes=[(1, 320)])
+    return TextToSignalPipeline(tokenizer, tiny_model(vocabulary, **settings), vocabulary)
+
+
+def test_the_tokenizer_learns_sounds_and_resumes_to_the_last_bit(trained, tmp_path):
+    options = {**SMALL, "output_dir": str(tmp_path)}
+    train_tokenizer.main(ImageTokenizerOptions(**{**options, "max_steps": 2}, checkpoint_every=2))
+    train_tokenizer.main(ImageTokenizerOptions(**options, resume=True, allow_changes=True))
+    lines = [json.loads(line) for line in (trained / "tokenizer" / "metrics.jsonl").read_text().splitlines()]
+    figures = {name for line in lines for name in line}
+    assert {"snr", "spectral", "share_spectral", "final_snr", "final_usage"} <= figures and "psnr" not in figures
+    assert (trained / "tokenizer" / "samples" / "final.png").is_file()
+    config = json.loads((trained / "tokenizer" / "config.json").read_text())
+    assert config["signal"] == "audio" and config["preprocessing"]["rate"] == 8000
+    assert config["quantizer_options"]["depth_dropout"] == 0.5
+
+
+def test_the_language_model_writes_the_codes_of_sounds(trained):
+    assert drawing_class(trained / "model") is TextToSignalPipeline
+    pipe = TextToSignalPipeline.from_pretrained(trained / "model")
+    drawn = pipe("a low rising tone", num_signals_per_prompt=2, seed=3)
+    assert drawn.audio.shape == (2, 1600) and np.abs(drawn.audio).max() <= 1 and drawn.codes.shape == (2, 80)
+    assert torch.equal(pipe("a low rising tone", seed=3).codes[0], drawn.codes[0])
+    assert [image.size for image in drawn.images] == [(192, 144)] * 2
+    assert (trained / "model" / "samples").is_dir() and any((trained / "model" / "samples").iterdir())
+
+
+def test_generate_writes_wav_files_and_a_sheet(trained, tmp_path):
+    options = {"model": str(trained / "model"), "num_images_per_prompt": 2, "seed": 0}
+    generate.main(generate.GenerateOptions(["a drum", "a tone"], output=str(tmp_path / "sheet.png"), **options))
+    assert Image.open(tmp_path / "sheet.png").width > 2 * 192
+    names = sorted(file.name for file in (tmp_path / "sheet").iterdir())
+    assert names == ["000-a-drum-0.wav", "000-a-drum-1.wav", "001-a-tone-0.wav", "001-a-tone-1.wav"]
+    with wave.open(str(tmp_path / "sheet" / names[0])) as stream:
+        assert (stream.getframerate(), stream.getnframes(), stream.getnchannels()) == (8000, 1600, 1)
+    with pytest.raises(ValueError, match="no --best_of, --height"):
+        generate.main(generate.GenerateOptions(["a drum"], best_of=2, height=16, **options))
+
+
+def test_evaluate_measures_depth_by_depth(trained, tmp_path):
+    output = tmp_path / "report.json"
+    report = evaluate.main(
+        evaluate.EvaluationOptions(
+            image_tokenizer=str(trained / "tokenizer"), max_examples=12, output=str(output), cpu_threads=1
+        )
+    )
+    assert json.loads(output.read_text()) == report
+    rows = report["by_depth"]
+    assert [row["bits_per_second"] for row in rows] == [40 * 4 / 0.2, 80 * 4 / 0.2] and len(rows) == 2
+    assert report["reconstruction"] == rows[1] and 0 < report["codebook"]["usage"] <= 1
+    assert "spectral_distance" in report["opus"] or "left_out" in report["opus"]
+    with pytest.raises(ValueError, match="--report makes pages of pictures"):
+        evaluate.main(
+            evaluate.EvaluationOptions(
+                image_tokenizer=str(trained / "tokenizer"), output=str(output), report=str(tmp_path / "page")
+            )
+        )
+
+
+def test_each_pipeline_refuses_the_other_kind_of_model(trained, tmp_path):
+    with pytest.raises(ValueError, match="holds a TextToSignalPipeline.*load it by pipelines.TextToSignalPipeline"):
+        TextToImagePipeline.from_pretrained(trained / "model")
+    pictures = tiny_pipeline()
+    pictures.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds a TextToImagePipeline"):
+        TextToSignalPipeline.from_pretrained(tmp_path)
+    sounds = sound_pipeline()
+    parts = sounds.image_tokenizer, sounds.model, sounds.vocabulary
+    for kind in (TextToImagePipeline, ImageToTextPipeline):
+        with pytest.raises(ValueError, match="not for codes of audio: use pipelines.TextToSignalPipeline"):
+            kind(*parts)
+    with pytest.raises(ValueError, match="not for codes of pictures: use pipelines.TextToImagePipeline"):
+        TextToSignalPipeline(pictures.image_tokenizer, pictures.model, pictures.vocabulary)
+    with pytest.raises(TypeError, match="does not draw"):
+        TextToSignalPipeline("a drum")
+
+
+def test_one_sound_does_not_depend_on_the_others_of_its_call():
+    pipe = sound_pipeline(max_positions=96)
+    together = pipe(["a red dog", "a blue cat on grass"], seed=1, guidance_scale=1.5)
+    alone = pipe("a blue cat on grass", seed=1, guidance_scale=1.5)
+    assert torch.equal(together.codes[1:], alone.codes)
+    assert torch.allclose(together.values[1:], alone.values, atol=1e-6)
+    low, high = (torch.tensor(pipe.vocabulary.layout[name]) for name in ("low", "high"))
+    assert ((together.codes >= low) & (together.codes < high)).all()
+
+
+def test_options_of_signals_and_of_pictures_do_not_mix():
+    with pytest.raises(ValueError, match="--sample_rate, --causal: for signals; give --signal audio"):
+        ImageTokenizerOptions(sample_rate=8000, causal=True)
+    with pytest.raises(ValueError, match="no use for --image_size, --random_flip"):
+        ImageTokenizerOptions(signal="audio", image_size=64, random_flip=True)
+    with pytest.raises(ValueError, match="multiple of"):
+        ImageTokenizerOptions(signal="audio", length=1000)
+    with pytest.raises(ValueError, match="takes.*--depth_dropout|depth_dropout"):
+        ImageTokenizerOptions(depth_dropout=0.5)
+    options = ImageTokenizerOptions(signal="audio")
+    config = options.configuration(photographs=False)
+    assert options.dataset == "sounds" and config.example_size == (1, 16000)
+    assert len(config.grids()) == 1 and config.grids()[0] == (1, 50) and config.codebook_sizes == [1024] * 3
+
+
+def test_views_of_pictures_are_refused(trained):
+    options = {"image_tokenizer": str(trained / "tokenizer"), "output_dir": str(trained / "other"), "max_steps": 1}
+    for given in ({"crops": 1}, {"random_flip": True}, {"image_sizes": ["16x16"]}):
+        with pytest.raises(ValueError, match="concern pictures"):
+            train_lm.main(LanguageModelOptions(**options, overwrite=True, **given))
+
+
+def test_unreadable_sounds_are_left_out_and_silence_is_told(tmp_path, capsys):
+    for split in ("train", "validation"):
+        (tmp_path / split).mkdir()
+    write_sound(tmp_path / "validation" / "v.wav", 0.5 * np.sin(np.arange(800)), 8000)
+    for number in range(4):
+        samples = np.zeros(800) if number == 0 else 0.5 * np.sin(np.arange(800) / (number + 3))
+        write_sound(tmp_path / "train" / f"{number}.wav", samples, 8000)
+    settings = SignalSettings("audio", 800, rate=8000)
+    source = load_signals(settings, str(tmp_path), "train")
+    (tmp_path / "train" / "2.wav").write_text("changed after it was listed")
+    decoded = decode_signals(source, settings, max_unreadable_share=0.3)
+    assert decoded.rows.tolist() == [0, 1, 3] and decoded.batch([1, 2]).shape == (2, 1, 800)
+    assert isinstance(source, SignalFiles)
+    assert np.allclose(decoded.batch([2])[0], source[3].values, atol=1e-3)
+    printed = capsys.readouterr().out
+    assert "1 of 4 examples are silent" in printed and "1 of 4 examples cannot be read" in printed
+    with pytest.raises(ValueError, match="raise --max_unreadable_share"):
+        decode_signals(source, settings, max_unreadable_share=0.0)
+
+
+def test_panels_show_waveform_and_spectrum():
+    time = np.arange(16000) / 16000
+    tone = torch.from_numpy(0.5 * np.sin(2 * np.pi * 2000 * time)).float()[None, None]
+    panel = np.asarray(signal_panels(tone, SignalSettings("audio", 16000, rate=16000))[0])
+    assert panel.shape == (144, 192, 3)
+    darkest = panel[49:, 96].sum(axis=1).argmin()  # of the spectrogram's middle column
+    assert darkest == pytest.approx(95 - 95 * 0.5, abs=2)  # the square root of 2000 over 8000
+    middle = panel[:48, 96].sum(axis=1) < 600
+    assert 20 <= middle.sum() <= 28  # half of full scale
+    with pytest.raises(ValueError, match="NaN"):
+        signal_panels(tone * float("nan"), SignalSettings("audio", 16000, rate=16000))
+
+
+def test_probe_reads_both_halves():
+    assert halves_of(EVENTS[:1]) == (EVENTS[0].label, f"rest of {EVENTS[0].label}")
+    assert halves_of((EVENTS[0], EVENTS[9])) == (EVENTS[0].label, EVENTS[9].label)
+    source = DrawnSounds(num_examples=3, length=4000, rate=8000)
+    values = torch.from_numpy(np.stack([source[row].values[0] for row in range(3)]))
+    found = SoundProbe().read(values)
+    assert len(found) == 3 and all(half in CLASSES for pair in found for half in pair)
