@@ -1,4 +1,4 @@
-"""Captions to signals: `TextToSignalPipeline`, which draws sounds as `TextToImagePipeline` draws pictures."""
+"""Captions to sounds: `TextToSignalPipeline`, which draws them as `TextToImagePipeline` draws pictures."""
 
 from __future__ import annotations
 
@@ -42,13 +42,7 @@ class TextToSignalOutput:
 
     @property
     def audio(self) -> np.ndarray:
-        """(B, time) float32 in [-1, 1], `settings.rate` samples a second.
-
-        Raises:
-            ValueError: the model draws another kind of signal.
-        """
-        if self.settings.signal != "audio":
-            raise ValueError(f"this model draws {self.settings.signal}: its output has no audio")
+        """(B, time) float32 in [-1, 1], `settings.rate` samples a second."""
         return self.values[:, 0].cpu().numpy()
 
     @property

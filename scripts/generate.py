@@ -132,7 +132,7 @@ def draw_signals(options: GenerateOptions) -> Path:
     texts, count = options.prompts or ["(no prompt)"], options.num_images_per_prompt
     names = [_file_name(number, text, one) for number, text in enumerate(texts) for one in range(count)]
     for name, samples in zip(names, drawn.audio, strict=True):
-        write_sound(folder / f"{name}.wav", samples, int(pipe.settings.rate or 0))
+        write_sound(folder / f"{name}.wav", samples, pipe.settings.rate)
     if options.writes_sheet:
         _write(output, _labelled(options, list(enumerate(drawn.images)), count))
     print(f"{output} ({len(names)} sounds in {folder}, seed {seed})")

@@ -102,14 +102,14 @@ def test_the_language_model_writes_the_codes_of_sounds(trained):
 
 def test_generate_writes_wav_files_and_a_sheet(trained, tmp_path):
     options = {"model": str(trained / "model"), "num_images_per_prompt": 2, "seed": 0}
-    generate.main(generate.GenerateOptions(["a drum", "a tone"], output=str(tmp_path / "sheet.png"), **options))
+    generate.main(generate.GenerateOptions(prompts=["a drum", "a tone"], output=str(tmp_path / "sheet.png"), **options))
     assert Image.open(tmp_path / "sheet.png").width > 2 * 192
     names = sorted(file.name for file in (tmp_path / "sheet").iterdir())
     assert names == ["000-a-drum-0.wav", "000-a-drum-1.wav", "001-a-tone-0.wav", "001-a-tone-1.wav"]
     with wave.open(str(tmp_path / "sheet" / names[0])) as stream:
         assert (stream.getframerate(), stream.getnframes(), stream.getnchannels()) == (8000, 1600, 1)
     with pytest.raises(ValueError, match="no --best_of, --height"):
-        generate.main(generate.GenerateOptions(["a drum"], best_of=2, height=16, **options))
+        generate.main(generate.GenerateOptions(prompts=["a drum"], best_of=2, height=16, **options))
 
 
 def test_evaluate_measures_depth_by_depth(trained, tmp_path):

@@ -28,8 +28,8 @@ PHOTOGRAPH_NETWORK = {"resampling": "overlapping"}
 # Of signals: at 16,000 samples a second, sounds get 50 positions of three codes, 1.5 kbit/s.
 SIGNAL_PRESETS: dict[str, dict[str, Any]] = {
     "audio": {
-        "patch_size": 20, "hidden_sizes": [64, 96, 128, 192, 256], "encoder_kernel_size": 3, "code_dim": 64,
-        "resampling": "overlapping", "quantizer": "residual", "codebook_sizes": [1024, 1024, 1024],
+        "patch_size": 80, "hidden_sizes": [192, 256, 256], "num_res_blocks": 1, "encoder_kernel_size": 3,
+        "code_dim": 64, "resampling": "patches", "quantizer": "residual", "codebook_sizes": [1024, 1024, 1024],
     },
 }  # fmt: skip
 

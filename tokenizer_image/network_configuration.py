@@ -10,7 +10,7 @@ from tokenizer_image.bottlenecks.denoising import InputNoise
 from tokenizer_image.networks import RESAMPLINGS, Axes, NetworkShape
 
 NETWORKS = ("conv", "mlp")
-SIGNALS = ("audio", "series", "video")
+SIGNALS = ("audio",)
 
 
 class NetworkConfig(PretrainedConfig):
@@ -34,10 +34,10 @@ class NetworkConfig(PretrainedConfig):
         input_noise, noise_amount: in training the encoder reads corrupted pictures, and the clean ones are
             reconstructed; see `InputNoise`. None: without.
         preprocessing: `Preprocessing.to_dict()` of the training pictures, `SignalSettings.to_dict()` of signals.
-        signal: None for pictures; "audio" and "series" have one axis, time: `image_size` is their length in samples,
-            what is said of sides holds for time, and 3x3 is 3. "video" is pictures, frame by frame.
-        causal: of "audio" and "series": codes depend on no later samples, and decoded samples on no later codes than
-            those of their own position.
+        signal: None for pictures; "audio" has one axis, time: `image_size` is its length in samples, what is said of
+            sides holds for time, and 3x3 is 3.
+        causal: of signals: codes depend on no later samples, and decoded samples on no later codes than those of their
+            own position.
 
     Raises:
         ValueError: a value out of range, or sizes that do not fit each other.
@@ -100,7 +100,7 @@ class NetworkConfig(PretrainedConfig):
         if self.signal not in (None, *SIGNALS):
             raise ValueError(f"unknown signal {self.signal!r}: choose one of {', '.join(SIGNALS)}")
         if self.causal and self.axes.dimensions != 1:
-            raise ValueError("causal=True is for signal='audio' and 'series': pictures have no axis of time")
+            raise ValueError("causal=True is for signal='audio': pictures have no axis of time")
         if self.network == "mlp" and self.signal is not None:
             raise ValueError(f"network='mlp' is for pictures, not for signal={self.signal!r}: use network='conv'")
 
@@ -116,7 +116,7 @@ class NetworkConfig(PretrainedConfig):
     @property
     def axes(self) -> Axes:
         """Which axes the networks convolve along."""
-        return Axes(1, self.causal) if self.signal in ("audio", "series") else Axes()
+        return Axes() if self.signal is None else Axes(1, self.causal)
 
     @property
     def network_shape(self) -> NetworkShape:
@@ -127,7 +127,7 @@ class NetworkConfig(PretrainedConfig):
 
     @property
     def example_size(self) -> tuple[int, int]:
-        """(height, width) of what the model takes by default; of signals with one axis, (1, samples)."""
+        """(height, width) of what the model takes by default; of signals, (1, samples)."""
         return (self.image_size if self.axes.dimensions == 2 else 1, self.image_size)
 
     @property
@@ -148,7 +148,7 @@ class NetworkConfig(PretrainedConfig):
         return self.patch_size * 2 ** (len(self.hidden_sizes) - 1) * self.level_scale ** (self.num_levels - 1)
 
     def grids(self, image_size: int | tuple[int, int] | None = None) -> list[tuple[int, int]]:
-        """(rows, columns) of each level's grid of positions, coarse to fine; of signals with one axis, (1, steps).
+        """(rows, columns) of each level's grid of positions, coarse to fine; of signals, (1, steps).
 
         Args:
             image_size: side, or (height, width), of the picture in pixels, of a signal (1, samples); default: the
@@ -177,7 +177,7 @@ class NetworkConfig(PretrainedConfig):
         return [(coarse[0] * scale, coarse[1] * scale) for scale in scales]
 
     def _steps(self, height: int, samples: int) -> list[tuple[int, int]]:
-        """`grids` of a signal with one axis."""
+        """`grids` of a signal."""
         if height != 1 or samples < 1 or samples % self.downsampling:
             raise ValueError(
                 f"image_size {height}x{samples}: a signal has the size 1xSAMPLES, a multiple of the tokenizer's "

@@ -52,8 +52,7 @@ def evaluate_signals(options: EvaluationOptions) -> dict[str, Any]:
     signals = read_pictures(options, source, settings)
     report: dict[str, Any] = {"signal": settings.to_dict(), "split": options.split, "n": len(signals)}
     report |= tokenizer_figures(tokenizer, settings, signals)
-    if settings.signal == "audio":
-        report["opus"] = opus_figures(signals, settings)
+    report["opus"] = opus_figures(signals, settings)
     draws = pipe is not None and set(DRAWING_CAPTIONS) & set(pipe.vocabulary.formats)
     if pipe is not None and draws and isinstance(source, DrawnSounds):
         report["alignment"] = caption_figures(pipe, options)
@@ -77,7 +76,7 @@ def tokenizer_figures(tokenizer: Any, settings: SignalSettings, signals: Any) ->
             errors[depth].add(original, decoded)
             distances[depth] += float(spectral.to(original.device).distances(original, decoded).sum())
     bits = np.log2(layout.high - layout.low)
-    seconds = settings.length / (settings.rate or 1)
+    seconds = settings.length / settings.rate
     rows = [
         {
             "depths": depth + 1,
@@ -94,7 +93,7 @@ def tokenizer_figures(tokenizer: Any, settings: SignalSettings, signals: Any) ->
 def opus_figures(signals: Any, settings: SignalSettings) -> dict[str, Any]:
     """The same sounds by Opus at its lowest rate, as libsndfile writes it: bits a second and spectral distance; or why
     there are none."""
-    rate, length = int(settings.rate or 0), settings.length
+    rate, length = settings.rate, settings.length
     count = min(len(signals), -(-OPUS_SECONDS * rate // length))
     original = signals.batch(range(count)).astype(np.float32)[:, 0]
     try:
@@ -122,10 +121,10 @@ def caption_figures(pipe: TextToSignalPipeline, options: EvaluationOptions) -> d
     """Shares of drawn sounds in which the probe reads what their captions say, for pairs of events that training had
     and for held-out ones; beside them, shares of the real sounds' reconstructions."""
     settings = pipe.settings
-    probe = train_probe(settings.length, int(settings.rate or 0))
+    probe = train_probe(settings.length, settings.rate)
     figures: dict[str, Any] = {"probe_accuracy": probe.accuracy}
     for split in ("validation", "held_out"):
-        source = DrawnSounds(split, options.num_captions, options.seed, settings.length, int(settings.rate or 0))
+        source = DrawnSounds(split, options.num_captions, options.seed, settings.length, settings.rate)
         wanted = [halves_of(source.events(row)) for row in range(len(source))]
         drawn, rebuilt = [], []
         for rows in index_batches(len(source), DRAWN_AT_ONCE):

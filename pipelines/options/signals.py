@@ -1,4 +1,4 @@
-"""Options of stage 1 that concern signals: sounds and series in place of pictures."""
+"""Options of stage 1 that concern signals: sounds in place of pictures."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class SignalOptions:
     def signal_settings(self) -> SignalSettings:
         """What a new tokenizer takes."""
         length = self.length or -(-self.sample_rate // DOWNSAMPLING) * DOWNSAMPLING
-        return SignalSettings(str(self.signal), length, rate=self.sample_rate)
+        return SignalSettings(str(self.signal), length, self.sample_rate)
 
     def signal_configuration(self, own: dict[str, Any]) -> dict[str, Any]:
         """Settings of `VQVAEConfig` for a new tokenizer of signals.

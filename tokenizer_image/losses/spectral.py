@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-WINDOWS = (1024, 512, 256, 128)  # samples; a hop is a quarter of the window
+WINDOWS = (1024, 256, 64)  # samples; a hop is a quarter of the window
 FLOOR = 1e-3  # smallest magnitude in the logarithm: what is quieter counts as silent
 
 

@@ -99,7 +99,7 @@ class SignalFiles(SelectedPictures):
         return super().key(row)
 
     def __getitem__(self, row: int) -> SignalExample:
-        file, rate = self._file(row), int(self.settings.rate or 0)
+        file, rate = self._file(row), self.settings.rate
         if self._last[0] != file:  # parts of a recording follow each other
             self._last = (file, read_sound(real_path_inside(self.root, file), rate))
         start = int(self.starts[row])
@@ -111,7 +111,7 @@ class SignalFiles(SelectedPictures):
 def _starts(info: SoundInfo, settings: SignalSettings) -> range:
     """The first samples of a recording's examples, at the settings' rate."""
     length = settings.length
-    frames = round(info.frames * int(settings.rate or info.rate) / info.rate)
+    frames = round(info.frames * settings.rate / info.rate)
     whole, rest = divmod(frames, length)
     return range(0, max(1, whole + (rest >= LEAST_PART * length)) * length, length)
 
@@ -126,5 +126,5 @@ def _tell_changes(infos: list[SoundInfo], examples: int, settings: SignalSetting
         listed = ", ".join(f"{count:,} of {rate:,} Hz" for rate, count in rates.most_common(4))
         notes.warn(f"sounds of another rate are resampled to {settings.rate:,} Hz: {listed}")
     if examples != len(infos):
-        seconds = settings.length / int(settings.rate or 1)
+        seconds = settings.length / settings.rate
         notes.warn(f"{len(infos):,} sounds become {examples:,} examples of {seconds:g} s")

@@ -35,7 +35,7 @@ def load_signals(
     """
     if dataset == BUILT_IN[settings.signal]:
         count = max_examples or (DRAWN_TRAINING if split == "train" else DRAWN_OTHERS)
-        return DrawnSounds(split, count, seed if split == "train" else 0, settings.length, int(settings.rate or 0))
+        return DrawnSounds(split, count, seed if split == "train" else 0, settings.length, settings.rate)
     path = Path(dataset).expanduser()
     if not path.exists():
         raise ValueError(

@@ -15,14 +15,10 @@ class SignalSettings:
     """How signals of any length become examples of one.
 
     Args:
-        signal: "audio" or "series".
+        signal: "audio".
         length: samples of an example.
-        num_channels: of an example; audio has 1.
-        rate: samples a second, of audio.
-        horizon: of series, the last steps of an example, which a forecast is of: series are normalised by the steps
-            before them alone, as a forecast knows no others.
-        location, scale: of series, for each channel, the median over the training examples of what they are normalised
-            by: the units of a series that is drawn from a text.
+        rate: samples a second.
+        num_channels: of an example; sounds are mono.
 
     Raises:
         ValueError: a value out of range.
@@ -30,22 +26,17 @@ class SignalSettings:
 
     signal: str
     length: int
+    rate: int
     num_channels: int = 1
-    rate: int | None = None
-    horizon: int = 0
-    location: list[float] = dataclasses.field(default_factory=list)
-    scale: list[float] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.length < 1:
             raise ValueError(f"length={self.length} must be at least 1 sample")
-        if self.signal == "audio" and (self.num_channels != 1 or self.rate is None or self.rate not in AUDIO_RATES):
+        if self.num_channels != 1 or self.rate not in AUDIO_RATES:
             raise ValueError(
-                f"rate={self.rate}, num_channels={self.num_channels}: audio is mono, of {AUDIO_RATES[0]} to "
+                f"rate={self.rate}, num_channels={self.num_channels}: sounds are mono, of {AUDIO_RATES[0]} to "
                 f"{AUDIO_RATES[-1]} samples a second"
             )
-        if not 0 <= self.horizon < self.length:
-            raise ValueError(f"horizon={self.horizon} must be at least 0 and below the length, {self.length}")
 
     @property
     def image_size(self) -> int:
@@ -53,8 +44,8 @@ class SignalSettings:
         return self.length
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, without those that are not set."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value}
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> SignalSettings:
