@@ -1,10 +1,10 @@
-"""Captions to sounds: `TextToSignalPipeline`, which draws them as `TextToImagePipeline` draws pictures."""
+"""Captions to sounds and series: `TextToSignalPipeline`, which draws them as `TextToImagePipeline` draws pictures."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from PIL import Image
 from lm.generation.images import generate_codes
 from lm.generation.progress import Callback, DrawingInterrupted, DrawingStopped
 from lm.generation.sampling import ByLevel, CountByLevel, Guidance
+from lm.generation.task import UNDRAWN
 from lm.vocabulary import MultimodalVocabulary
 from pipelines.drawing.prompts import Prompt
 from pipelines.drawing.request import DrawingRequest
@@ -23,6 +24,7 @@ from pipelines.model_folder import INDEX_FILE, local_folder
 from pipelines.multimodal import MultimodalPipeline
 from pipelines.text_to_image import TextToImagePipeline
 from tokenizer_image.layout import ImageTokenizer
+from tokenizer_image.signals.series_files import normalised
 from tokenizer_image.signals.settings import SignalSettings, signal_settings_of
 
 
@@ -31,7 +33,7 @@ class TextToSignalOutput:
     """What a call returns: signals prompt by prompt, those of one prompt side by side.
 
     Attributes:
-        values: (B, C, time) float32: sound in [-1, 1].
+        values: (B, C, time) float32: sound in [-1, 1], or normalised series.
         codes: (B, T) int64, as the language model drew them.
         settings: of the tokenizer: kind and rate.
     """
@@ -42,13 +44,52 @@ class TextToSignalOutput:
 
     @property
     def audio(self) -> np.ndarray:
-        """(B, time) float32 in [-1, 1], `settings.rate` samples a second."""
+        """(B, time) float32 in [-1, 1], `settings.rate` samples a second.
+
+        Raises:
+            ValueError: the model draws series.
+        """
+        if self.settings.signal != "audio":
+            raise ValueError(f"this model draws {self.settings.signal}: read the output's .series")
         return self.values[:, 0].cpu().numpy()
+
+    @property
+    def series(self) -> np.ndarray:
+        """(B, channels, time) float64, in the units of the training series: their medians undo the normalisation.
+
+        Raises:
+            ValueError: the model draws sounds.
+        """
+        if self.settings.signal != "series":
+            raise ValueError(f"this model draws {self.settings.signal}: read the output's .audio")
+        location, scale = (np.asarray(one)[:, None] for one in (self.settings.location, self.settings.scale))
+        return self.values.double().cpu().numpy() * scale + location
 
     @property
     def images(self) -> list[Image.Image]:
         """A picture of each, to look at."""
         return signal_panels(self.values.cpu(), self.settings)
+
+
+@dataclass
+class ForecastOutput:
+    """What `TextToSignalPipeline.forecast` returns.
+
+    Attributes:
+        samples: (n, channels, steps) float64: continuations of the past, each as likely as the others, in its units.
+    """
+
+    samples: np.ndarray
+
+    @property
+    def median(self) -> np.ndarray:
+        """(channels, steps): half of the samples are below."""
+        return np.median(self.samples, axis=0)
+
+    def interval(self, share: float = 0.8) -> tuple[np.ndarray, np.ndarray]:
+        """The ends, (channels, steps) each, of the interval that the middle `share` of the samples lies in."""
+        low, high = np.quantile(self.samples, [(1 - share) / 2, (1 + share) / 2], axis=0)
+        return low, high
 
 
 class TextToSignalPipeline(MultimodalPipeline):
@@ -107,9 +148,61 @@ class TextToSignalPipeline(MultimodalPipeline):
             try:
                 codes = generate_codes(self.model, self.vocabulary, request.task(self), after_code)
             except (DrawingStopped, DrawingInterrupted) as error:
-                error.output = self.output(error.codes)  # type: ignore[assignment]
+                error.output = self.output(error.codes)
                 raise
         return self.output(codes)
+
+    @torch.no_grad()
+    def forecast(
+        self,
+        past: np.ndarray,
+        prompt: str | None = None,
+        *,
+        num_samples: int = 100,
+        temperature: ByLevel = 1.0,
+        guidance_scale: Guidance = 1.0,
+        seed: int | None = None,
+    ) -> ForecastOutput:
+        """Continue a series by `settings.horizon` steps.
+
+        The past's last `settings.context` steps become codes, and the language model draws those that follow.
+
+        Args:
+            past: (channels, steps), or (steps,) of one channel; NaN in gaps. One that is shorter than
+                `settings.context` has a gap before it.
+            prompt: what the series does.
+            num_samples: continuations to draw.
+            temperature, guidance_scale, seed: as of a call.
+
+        Raises:
+            ValueError: the model draws sounds or has no horizon; a past of another number of channels, or without
+                values.
+        """
+        settings = self.settings
+        if settings.signal != "series" or not settings.horizon:
+            raise ValueError(
+                f"this model draws {settings.signal} with horizon {settings.horizon}: it does not forecast"
+            )
+        values = np.atleast_2d(np.asarray(past, np.float64))[:, -settings.context :]
+        if len(values) != settings.num_channels or values.ndim != 2:
+            raise ValueError(
+                f"a past of shape {np.shape(past)}: this model's series have {settings.num_channels} channels"
+            )
+        missing = ((0, 0), (settings.context - values.shape[1], settings.horizon))
+        padded = np.pad(values, missing, constant_values=np.nan)
+        known = np.isfinite(padded).all(axis=0)
+        if not known.any():
+            raise ValueError("a past without values: none of its steps has all of them")
+        normal, location, scale = normalised(np.where(known, padded, 0), known, settings.context)
+        codes = self.image_tokenizer.encode(torch.from_numpy(normal)[None].to(self.device))[0]
+        columns = torch.tensor(self.vocabulary.layout["column"], device=codes.device)
+        steps_per_code = settings.length // (int(columns.max()) + 1)
+        forced = torch.where((columns + 1) * steps_per_code <= settings.context, codes, UNDRAWN)
+        request = DrawingRequest(prompt, None, num_samples, guidance_scale, temperature, seed=seed)
+        task = request.task(self)
+        drawn = generate_codes(self.model, self.vocabulary, replace(task, forced=forced.expand(num_samples, -1)))
+        continued = self.decode_codes(drawn)[:, :, settings.context :].double().cpu().numpy()
+        return ForecastOutput(continued * scale[:, None] + location[:, None])
 
     def output(self, codes: torch.Tensor) -> TextToSignalOutput:
         """Codes (B, T) and the signals that they decode to."""

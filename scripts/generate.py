@@ -3,7 +3,7 @@
     python scripts/generate.py "a red dog" "a small blue house" --output pictures.png
 
 A file name writes one sheet, a row of pictures under each caption; else it is a folder of single pictures. A model of
-sounds writes each as WAV: into the folder, or of a sheet into the folder of its name.
+sounds writes each as WAV, one of series as CSV: into the folder, or of a sheet into the folder of its name.
 """
 
 from __future__ import annotations
@@ -112,8 +112,9 @@ def main(options: GenerateOptions) -> Path:
 
 
 def draw_signals(options: GenerateOptions) -> Path:
-    """Draw sounds and write each as WAV; of a sheet, into the folder of its name without the ending."""
+    """Draw signals and write each as WAV or CSV; of a sheet, into the folder of its name without the ending."""
     from pipelines.text_to_signal import TextToSignalPipeline
+    from tokenizer_image.signals.series_files import write_series
     from tokenizer_image.signals.sound_files import write_sound
 
     given = [name for name in ("best_of", "height", "width") if getattr(options, name) is not None]
@@ -131,11 +132,15 @@ def draw_signals(options: GenerateOptions) -> Path:
     )  # fmt: skip
     texts, count = options.prompts or ["(no prompt)"], options.num_images_per_prompt
     names = [_file_name(number, text, one) for number, text in enumerate(texts) for one in range(count)]
-    for name, samples in zip(names, drawn.audio, strict=True):
-        write_sound(folder / f"{name}.wav", samples, pipe.settings.rate)
+    if pipe.settings.signal == "audio":
+        for name, samples in zip(names, drawn.audio, strict=True):
+            write_sound(folder / f"{name}.wav", samples, pipe.settings.rate)
+    else:
+        for name, series in zip(names, drawn.series, strict=True):
+            write_series(folder / f"{name}.csv", series)
     if options.writes_sheet:
         _write(output, _labelled(options, list(enumerate(drawn.images)), count))
-    print(f"{output} ({len(names)} sounds in {folder}, seed {seed})")
+    print(f"{output} ({len(names)} files in {folder}, seed {seed})")
     return output
 
 

@@ -63,7 +63,7 @@ def main(options: ImageTokenizerOptions) -> None:
     earlier = load_init_from(options)
     settings = options.input_settings() if earlier is None else input_settings_of(earlier)
     pictures = load_split(options, settings, "train", accelerator, run)
-    validation_pictures = load_split(options, settings, "validation", accelerator, run)
+    validation_pictures = load_split(options, pictures.settings, "validation", accelerator, run)
     check_batch_size(accelerator, options.batch_size, pictures=len(pictures))
     photographs = detect_photographs(pictures, options, accelerator)
     trained = build_model(options, earlier, pictures, validation_pictures, accelerator, photographs=photographs)

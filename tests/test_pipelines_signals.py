@@ -22,8 +22,9 @@ from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from pipelines.options.language_model import LanguageModelOptions
 from pipelines.text_to_signal import drawing_class
 from tokenizer_image.signals.drawn_sounds import EVENTS, DrawnSounds
-from tokenizer_image.signals.folder_signals import SignalFiles
+from tokenizer_image.signals.folder_signals import SoundFiles
 from tokenizer_image.signals.loading import load_signals
+from tokenizer_image.signals.series_files import read_series, write_series
 from tokenizer_image.signals.settings import SignalSettings
 from tokenizer_image.signals.sound_files import write_sound
 
@@ -69,6 +70,94 @@ def trained(tmp_path_factory) -> Path:
         )  # fmt: skip
     )
     return folder
+
+
+SERIES = {
+    "signal": "series", "length": 64, "horizon": 16, "max_examples": 24, "batch_size": 8, "hidden_sizes": [8, 8],
+    "num_res_blocks": 1, "code_dim": 4, "codebook_sizes": [16, 16], "max_steps": 4, "cpu_threads": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained_series(tmp_path_factory) -> Path:
+    """As `trained`, of series of two channels in files, one of them with a gap."""
+    folder = tmp_path_factory.mktemp("series")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 24), ("validation", 4)):
+        (folder / "data" / split).mkdir(parents=True)
+        for number in range(count):
+            values = 500 + 20 * np.sin(np.arange(64) / 4 + rng.random()) + rng.normal(size=(2, 64))
+            file = folder / "data" / split / f"{number}.csv"
+            write_series(file, values)
+            file.with_suffix(".txt").write_text("a wave")
+            if number == 1:
+                lines = file.read_text().splitlines()
+                lines[60] = "59,,500"
+                file.write_text("\n".join(lines))
+    data = str(folder / "data")
+    train_tokenizer.main(ImageTokenizerOptions(dataset=data, output_dir=str(folder / "tokenizer"), **SERIES))
+    train_lm.main(
+        LanguageModelOptions(
+            dataset=data,
+            image_tokenizer=str(folder / "tokenizer"),
+            output_dir=str(folder / "model"),
+            batch_size=8,
+            num_layers=2,
+            hidden_size=32,
+            intermediate_size=64,
+            num_heads=2,
+            max_steps=3,
+            cpu_threads=1,
+            text_vocab_size=300,
+        )  # fmt: skip
+    )
+    return folder
+
+
+def test_series_are_drawn_in_their_units_and_written_as_csv(trained_series, tmp_path):
+    pipe = TextToSignalPipeline.from_pretrained(trained_series / "model")
+    settings = pipe.settings
+    assert settings.num_channels == 2 and settings.context == 48
+    assert all(490 < value < 510 for value in settings.location) and all(10 < value < 20 for value in settings.scale)
+    drawn = pipe("a wave", num_signals_per_prompt=2, seed=0)
+    assert drawn.series.shape == (2, 2, 64)
+    assert np.allclose((drawn.series - 500) / 14, drawn.values.numpy(), atol=1.5)
+    with pytest.raises(ValueError, match="read the output's .series"):
+        _ = drawn.audio
+    options = {"model": str(trained_series / "model"), "num_images_per_prompt": 1, "seed": 0}
+    generate.main(generate.GenerateOptions(prompts=["a wave"], output=str(tmp_path / "out"), **options))
+    assert np.allclose(read_series(tmp_path / "out" / "000-a-wave-0.csv"), drawn.series[0])
+
+
+def test_forecasts_keep_the_past_and_come_in_its_units(trained_series, tmp_path):
+    pipe = TextToSignalPipeline.from_pretrained(trained_series / "model")
+    past = 1e6 + 1e3 * np.sin(np.arange(200) / 4) * np.ones((2, 1))
+    forecast = pipe.forecast(past, num_samples=8, seed=1)
+    assert forecast.samples.shape == (8, 2, 16) and np.abs(forecast.median - 1e6).max() < 1e4
+    low, high = forecast.interval(0.8)
+    assert (low <= forecast.median).all() and (forecast.median <= high).all() and (low < high).any()
+    again = pipe.forecast(past[:, -48:], num_samples=8, seed=1)  # what is further back does not matter
+    assert np.array_equal(again.samples, forecast.samples)
+    past[:, -3:] = np.nan
+    assert np.isfinite(pipe.forecast(past, num_samples=2).samples).all()
+    with pytest.raises(ValueError, match="have 2 channels"):
+        pipe.forecast(past[:1])
+    with pytest.raises(ValueError, match="past without values"):
+        pipe.forecast(past * np.nan)
+    with pytest.raises(ValueError, match="does not forecast"):
+        sound_pipeline().forecast(past)
+    report = evaluate.main(
+        evaluate.EvaluationOptions(
+            model=str(trained_series / "model"),
+            dataset=str(trained_series / "data"),
+            num_captions=3,
+            cpu_threads=1,
+            output=str(tmp_path / "report.json"),
+        )  # fmt: skip
+    )
+    assert report["forecast"]["n"] == 3 and report["forecast"]["steps"] == 16
+    assert report["forecast"]["mae_over_naive"] > 0 and 0 <= report["forecast"]["coverage_80"] <= 1
+    assert report["reconstruction"]["bits_per_step"] == 1.0 and "opus" not in report
 
 
 def sound_pipeline(**settings: Any) -> TextToSignalPipeline:
@@ -161,7 +250,7 @@ def test_one_sound_does_not_depend_on_the_others_of_its_call():
 
 
 def test_options_of_signals_and_of_pictures_do_not_mix():
-    with pytest.raises(ValueError, match="--sample_rate, --causal: for signals; give --signal audio"):
+    with pytest.raises(ValueError, match="--sample_rate, --causal: for signals; give --signal"):
         ImageTokenizerOptions(sample_rate=8000, causal=True)
     with pytest.raises(ValueError, match="no use for --image_size, --random_flip"):
         ImageTokenizerOptions(signal="audio", image_size=64, random_flip=True)
@@ -169,6 +258,8 @@ def test_options_of_signals_and_of_pictures_do_not_mix():
         ImageTokenizerOptions(signal="audio", length=1000)
     with pytest.raises(ValueError, match="takes.*--depth_dropout|depth_dropout"):
         ImageTokenizerOptions(depth_dropout=0.5)
+    with pytest.raises(ValueError, match="--signal series has no use for --sample_rate, --spectral_weight"):
+        ImageTokenizerOptions(signal="series", sample_rate=8000, spectral_weight=1.0)
     options = ImageTokenizerOptions(signal="audio")
     config = options.configuration(photographs=False)
     assert options.dataset == "sounds" and config.example_size == (1, 16000)
@@ -194,7 +285,7 @@ def test_unreadable_sounds_are_left_out_and_silence_is_told(tmp_path, capsys):
     (tmp_path / "train" / "2.wav").write_text("changed after it was listed")
     decoded = decode_signals(source, settings, max_unreadable_share=0.3)
     assert decoded.rows.tolist() == [0, 1, 3] and decoded.batch([1, 2]).shape == (2, 1, 800)
-    assert isinstance(source, SignalFiles)
+    assert isinstance(source, SoundFiles)
     assert np.allclose(decoded.batch([2])[0], source[3].values, atol=1e-3)
     printed = capsys.readouterr().out
     assert "1 of 4 examples are silent" in printed and "1 of 4 examples cannot be read" in printed

@@ -20,8 +20,11 @@ from tokenizer_image.networks import CausalConv1d, TimeShuffle
 from tokenizer_image.preprocessing import preprocessing_of
 from tokenizer_image.quantizers import ResidualQuantizer
 from tokenizer_image.signals.chunks import decode_sound, encode_sound, margin_positions
+from tokenizer_image.signals.drawn_series import HELD_OUT as HELD_OUT_SERIES
+from tokenizer_image.signals.drawn_series import DrawnSeries
 from tokenizer_image.signals.drawn_sounds import EVENTS, HELD_OUT, PITCHES, SEEN, DrawnSounds
 from tokenizer_image.signals.loading import load_signals
+from tokenizer_image.signals.series_files import normalised, read_series, write_series
 from tokenizer_image.signals.settings import SignalSettings, signal_settings_of
 from tokenizer_image.signals.sound_files import read_sound, write_sound
 
@@ -184,6 +187,15 @@ def test_fewer_depths_are_decoded_as_absent_codes():
     other = codes.clone()
     other[:, 1::2] = 16 + (other[:, 1::2] - 15) % 8  # another code at the second depth
     assert torch.equal(tokenizer.decode(codes, depths=1), tokenizer.decode(other, depths=1))
+
+
+def test_gaps_do_not_count_in_the_error():
+    tokenizer, values = sound_tokenizer(), sounds()
+    known = torch.zeros(2, 1, 320, dtype=torch.bool)
+    known[..., :100] = True
+    output = tokenizer(values, known=known)
+    expected = (output.reconstruction - values)[..., :100].square().mean()
+    assert torch.allclose(output.reconstruction_loss, expected)
 
 
 def test_loss_falls():
@@ -407,3 +419,94 @@ def test_folders_of_another_kind_are_refused(tmp_path):
         load_signals(_settings(), str(tmp_path), "train")
     with pytest.raises(ValueError, match="is a file"):
         load_signals(_settings(), str(tmp_path / "b.wav"), "train")
+
+
+# ---- series
+
+
+def _series_settings(length: int = 32, horizon: int = 8) -> SignalSettings:
+    return SignalSettings("series", length, num_channels=0, horizon=horizon)
+
+
+def test_normalisation_by_the_past_alone_is_undone():
+    values = np.asarray([[9.0, 1.0, 3.0, 7.0, 5.0, 100.0, 50.0]])
+    known = np.asarray([True, True, True, False, True, True, True])
+    normal, location, scale = normalised(values, known, 5)
+    assert location.tolist() == [4.5] and scale[0] == pytest.approx(np.std([9, 1, 3, 5]))
+    assert np.allclose(normal * scale[:, None] + location[:, None], [[9, 1, 3, 3, 5, 100, 50]])  # a gap: the last value
+    constant, location, scale = normalised(np.full((1, 4), 7.0), np.ones(4, bool), 4)
+    assert not constant.any() and (location[0], scale[0]) == (7.0, 1.0)
+    late = normalised(values, np.asarray([False] * 5 + [True] * 2), 5)
+    assert not late[0].any() and late[2].tolist() == [1.0]
+    early = normalised(values, np.asarray([False, False, True, True, True, True, True]), 5)
+    assert early[0][0, 0] == early[0][0, 1] == early[0][0, 2]  # a gap at the start: the first value that is known
+
+
+def test_series_in_csv_and_parquet(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    expected = np.asarray([[1.5, np.nan, 3.0], [4.0, 5.0, 6.0]])
+    (tmp_path / "a.csv").write_text("date;x;y\n2020-01-01;1.5;4\n2020-01-02;;5\n2020-01-03;3e0;6\n")
+    (tmp_path / "b.csv").write_text("when,x,y\nmonday,1.5,4\ntuesday,NA,5\nfriday,3,6\n")
+    table = pyarrow.table({"x": [1.5, None, 3.0], "y": [4, 5, 6]})
+    pyarrow.parquet.write_table(table, tmp_path / "c.parquet")
+    write_series(tmp_path / "d.csv", np.nan_to_num(expected))
+    for name in ("a.csv", "b.csv", "c.parquet"):
+        assert np.array_equal(read_series(tmp_path / name), expected, equal_nan=True), name
+    assert np.array_equal(read_series(tmp_path / "d.csv"), np.nan_to_num(expected))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x,y\n1,2\n3,four\n", r"row 3, column 'y': 'four' is no number"),
+        ("1,2\n3,4\n", "first row has numbers"),
+        ("x,y\n", "no rows"),
+        ("x,y\n1\n", "row 2 has 1 cells"),
+        ("date\n2020\n", "no column of values"),
+    ],
+)
+def test_bad_tables_are_named(text, message, tmp_path):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_series(tmp_path / "a.csv")
+
+
+def test_series_of_any_length_become_examples(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "validation").mkdir()
+    rng = np.random.default_rng(0)
+    series = {"long": rng.normal(size=(2, 45)), "short": rng.normal(size=(2, 20)), "tiny": rng.normal(size=(2, 8)),
+              "other": rng.normal(size=(1, 40))}  # fmt: skip
+    for name, values in series.items():
+        write_series(tmp_path / "train" / f"{name}.csv", values)
+    write_series(tmp_path / "validation" / "v.csv", series["long"])
+    (tmp_path / "train" / "long.txt").write_text("a long series")
+    source = load_signals(_series_settings(), str(tmp_path), "train")
+    assert [source.key(row) for row in range(len(source))] == [
+        "train/long.csv from sample 5", "train/long.csv from sample 13", "train/short.csv",
+    ]  # fmt: skip
+    assert source.settings.num_channels == 2 and source.texts(0) == ["a long series"]
+    assert np.allclose(source[1].values, series["long"][:, 13:45], atol=1e-6) and source[1].mask.all()
+    assert np.allclose(source[2].values[:, 12:], series["short"], atol=1e-6)
+    assert source[2].mask.tolist() == [False] * 12 + [True] * 20
+    reasons = " ".join(source.notes.left_out_reasons())
+    assert "it has 8 steps" in reasons and "it has 1 columns" in reasons
+
+
+def test_drawn_series_do_what_their_captions_say():
+    source = DrawnSeries("train", 400)
+    assert np.array_equal(source[3].values, DrawnSeries("train", 500)[3].values)
+    slopes: dict[str, list[float]] = {}
+    for row in range(400):
+        kind = source.kind(row)
+        assert kind not in HELD_OUT_SERIES
+        assert ("season" in source.texts(row)[0]) == (kind.season != "no")
+        if kind.step == "no" and kind.season != "no":
+            values = source[row].values[0]
+            normal = (values - values.mean()) / values.std()
+            slopes.setdefault(kind.trend, []).append(float(np.polyfit(np.arange(192), normal, 1)[0]))
+    assert min(slopes["rising"]) > max(map(abs, slopes["flat"])) > 0 > max(slopes["falling"])
+    with pytest.raises(ValueError, match="no split 'test'"):
+        DrawnSeries("test")

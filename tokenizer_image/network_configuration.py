@@ -10,7 +10,7 @@ from tokenizer_image.bottlenecks.denoising import InputNoise
 from tokenizer_image.networks import RESAMPLINGS, Axes, NetworkShape
 
 NETWORKS = ("conv", "mlp")
-SIGNALS = ("audio",)
+SIGNALS = ("audio", "series")
 
 
 class NetworkConfig(PretrainedConfig):
@@ -34,8 +34,8 @@ class NetworkConfig(PretrainedConfig):
         input_noise, noise_amount: in training the encoder reads corrupted pictures, and the clean ones are
             reconstructed; see `InputNoise`. None: without.
         preprocessing: `Preprocessing.to_dict()` of the training pictures, `SignalSettings.to_dict()` of signals.
-        signal: None for pictures; "audio" has one axis, time: `image_size` is its length in samples, what is said of
-            sides holds for time, and 3x3 is 3.
+        signal: None for pictures; "audio" and "series" have one axis, time: `image_size` is their length in samples,
+            what is said of sides holds for time, and 3x3 is 3.
         causal: of signals: codes depend on no later samples, and decoded samples on no later codes than those of their
             own position.
 

@@ -242,7 +242,8 @@ class VQVAE(PictureModel):
     def decode(
         self, codes: torch.Tensor, image_size: int | tuple[int, int] | None = None, depths: int | None = None
     ) -> torch.Tensor:
-        """Codes (B, t <= T) int64 to pictures (B, C, H, W), or to sounds (B, 1, samples), in [-1, 1].
+        """Codes (B, t <= T) int64 to pictures (B, C, H, W), or sounds (B, 1, samples), in [-1, 1], or to
+        normalised series (B, C, steps), which have no bounds.
 
         Absent positions (t < T) are filled with the mean of their codebook, so that coarse levels alone, or a
         half-drawn picture, can be decoded. With `depths`, so are the codes of further depths: fewer bits a second,
@@ -251,7 +252,8 @@ class VQVAE(PictureModel):
         Raises:
             ValueError: too many codes, or a code outside the range of its position.
         """
-        return self.decoder(self._decoder_inputs(codes, image_size, depths)).float().clamp(-1, 1)
+        decoded = self.decoder(self._decoder_inputs(codes, image_size, depths)).float()
+        return decoded if self.config.signal == "series" else decoded.clamp(-1, 1)
 
     def _decoder_inputs(
         self, codes: torch.Tensor, image_size: int | tuple[int, int] | None, depths: int | None = None
@@ -280,12 +282,16 @@ class VQVAE(PictureModel):
                 context = self._coarser[index].decoder(inputs)
         return inputs
 
-    def forward(self, pixel_values: torch.Tensor, codes: torch.Tensor | None = None) -> VQVAEOutput:
+    def forward(
+        self, pixel_values: torch.Tensor, codes: torch.Tensor | None = None, known: torch.Tensor | None = None
+    ) -> VQVAEOutput:
         """Reconstruct pictures (B, C, H, W) in [-1, 1]; in train mode, the only call that updates the codebooks, and
         that corrupts what the encoder reads, where the configuration has input noise.
 
         Args:
             codes: (b, T) int64, of further pictures of the same size to decode; they follow the reconstructions.
+            known: bool, of a shape that broadcasts to that of `pixel_values`: where their values count in the
+                reconstruction's error; the others are gaps of series. None: everywhere.
 
         Raises:
             ValueError: another number of channels, a size that the downsampling does not divide, or codes that are out
@@ -309,7 +315,7 @@ class VQVAE(PictureModel):
                 further = self._decoder_inputs(codes, size_of(pixel_values)).to(inputs)
             inputs = torch.cat([inputs, further])
         reconstruction = self.decoder(inputs)
-        reconstruction_loss = F.mse_loss(reconstruction[: len(pixel_values)].float(), pixel_values.float())
+        reconstruction_loss = _squared_error(reconstruction[: len(pixel_values)].float(), pixel_values.float(), known)
         quantizer_loss = torch.stack([output.loss for output in outputs]).sum()
         return VQVAEOutput(
             loss=reconstruction_loss + quantizer_loss,
@@ -360,6 +366,16 @@ class VQVAE(PictureModel):
         """
         for level, quantizer in enumerate(self.quantizers):
             quantizer.refit([self.latents(pixels)[level].reshape(-1, self.config.code_dim) for pixels in batches()])
+
+
+def _squared_error(
+    reconstruction: torch.Tensor, pixel_values: torch.Tensor, known: torch.Tensor | None
+) -> torch.Tensor:
+    """Mean squared error over the values that are known."""
+    if known is None:
+        return F.mse_loss(reconstruction, pixel_values)
+    weights = known.to(reconstruction.dtype).expand_as(pixel_values)
+    return ((reconstruction - pixel_values).square() * weights).sum() / weights.sum().clamp(min=1)
 
 
 def check_codes(codes: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> None:

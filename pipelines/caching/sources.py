@@ -93,7 +93,8 @@ def read_pictures(
     """
     if isinstance(settings, SignalSettings):
         share = options.max_unreadable_share
-        return decode_signals(source, settings, max_unreadable_share=share, progress=progress)
+        signals: Any = source  # a `SignalSource`, where the settings are of signals
+        return decode_signals(signals, settings, max_unreadable_share=share, progress=progress)
     return decode_pictures(
         source,
         settings,

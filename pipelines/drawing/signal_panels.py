@@ -1,16 +1,17 @@
-"""Signals as pictures, for sheets: waveform above spectrogram."""
+"""Signals as pictures, for sheets: waveform above spectrogram of a sound, lines of a series."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tokenizer_image.signals.settings import SignalSettings
 
 WIDTH, WAVE_HEIGHT, SPECTRUM_HEIGHT = 192, 48, 96  # pixels
 PAPER, INK, AXIS = (255, 255, 255), (32, 60, 120), (200, 200, 200)
 SHADES = ((255, 255, 255), (120, 170, 220), (30, 60, 140), (10, 10, 40))  # silent to loud
+LINES = (INK, (200, 90, 30), (40, 140, 70), (140, 60, 150))  # channels of series
 RANGE_DB = 60.0  # below the loudest of full scale, a frequency is white
 WINDOW = 512  # samples of the spectrogram's window
 
@@ -23,7 +24,21 @@ def signal_panels(values: torch.Tensor, settings: SignalSettings) -> list[Image.
     """
     if torch.isnan(values).any():
         raise ValueError("a signal has NaN; the model that made it has diverged")
-    return [_sound_panel(sound) for sound in values.float().numpy()[:, 0]]
+    arrays = values.float().numpy()
+    return [_sound_panel(one[0]) if settings.signal == "audio" else _series_panel(one) for one in arrays]
+
+
+def _series_panel(series: np.ndarray) -> Image.Image:
+    """Channels (C, time), each as a line in a colour of its own, from the lowest value to the highest."""
+    height = WAVE_HEIGHT + SPECTRUM_HEIGHT
+    panel = Image.new("RGB", (WIDTH, height), PAPER)
+    pen = ImageDraw.Draw(panel)
+    low, high = float(series.min()), float(series.max())
+    across = np.linspace(2, WIDTH - 3, series.shape[1])
+    for number, channel in enumerate(series):
+        down = height - 4 - (channel - low) / max(high - low, 1e-9) * (height - 8)
+        pen.line(list(zip(across.tolist(), down.tolist(), strict=True)), fill=LINES[number % len(LINES)], width=1)
+    return panel
 
 
 def _sound_panel(samples: np.ndarray) -> Image.Image:

@@ -23,11 +23,14 @@ from tokenizer_image.metrics import CodeUsage, SignalErrors
 from tokenizer_image.picture_model import size_of
 from tokenizer_image.preprocessing import to_pixel_values
 from tokenizer_image.registry import load_tokenizer
+from tokenizer_image.signals.drawn_series import PERIOD
 from tokenizer_image.signals.drawn_sounds import DrawnSounds
+from tokenizer_image.signals.loading import example_of
 from tokenizer_image.signals.settings import SignalSettings, signal_settings_of
 
 OPUS_SECONDS = 60  # of the split's sounds in a row, so that Opus's headers do not count
 DRAWN_AT_ONCE = 50
+FORECASTS = 50  # samples of each series
 
 
 def is_of_signals(options: EvaluationOptions) -> bool:
@@ -52,7 +55,10 @@ def evaluate_signals(options: EvaluationOptions) -> dict[str, Any]:
     signals = read_pictures(options, source, settings)
     report: dict[str, Any] = {"signal": settings.to_dict(), "split": options.split, "n": len(signals)}
     report |= tokenizer_figures(tokenizer, settings, signals)
-    report["opus"] = opus_figures(signals, settings)
+    if settings.signal == "audio":
+        report["opus"] = opus_figures(signals, settings)
+    elif pipe is not None and settings.horizon:
+        report["forecast"] = forecast_figures(pipe, source, options)
     draws = pipe is not None and set(DRAWING_CAPTIONS) & set(pipe.vocabulary.formats)
     if pipe is not None and draws and isinstance(source, DrawnSounds):
         report["alignment"] = caption_figures(pipe, options)
@@ -74,15 +80,18 @@ def tokenizer_figures(tokenizer: Any, settings: SignalSettings, signals: Any) ->
         for depth in range(depths):
             decoded = tokenizer.decode(codes, size_of(original), depths=depth + 1)
             errors[depth].add(original, decoded)
-            distances[depth] += float(spectral.to(original.device).distances(original, decoded).sum())
+            if settings.signal == "audio":
+                distances[depth] += float(spectral.to(original.device).distances(original, decoded).sum())
     bits = np.log2(layout.high - layout.low)
-    seconds = settings.length / settings.rate
+    seconds = settings.length / (settings.rate or 1)
     rows = [
         {
             "depths": depth + 1,
-            "bits_per_second": float(bits[layout.depth <= depth].sum() / seconds),
+            ("bits_per_second" if settings.rate else "bits_per_step"): float(
+                bits[layout.depth <= depth].sum() / seconds
+            ),
             **errors[depth].figures(),
-            "spectral_distance": distances[depth] / len(signals),
+            **({"spectral_distance": distances[depth] / len(signals)} if settings.signal == "audio" else {}),
         }
         for depth in range(depths)
     ]
@@ -115,6 +124,38 @@ def opus_figures(signals: Any, settings: SignalSettings) -> dict[str, Any]:
         **errors.figures(),
         "spectral_distance": float(SpectralLoss().distances(*pair).mean()),
     }
+
+
+def forecast_figures(pipe: TextToSignalPipeline, source: Any, options: EvaluationOptions) -> dict[str, Any]:
+    """Forecasts of the last steps of --num_captions series: the median's mean absolute error over that of the seasonal
+    naive forecast, the value `PERIOD` steps before, and how often a value lies in the middle 80% of the samples.
+
+    Each series counts in units of its past's deviation; gaps in what is forecast do not count.
+    """
+    context, horizon = pipe.settings.context, pipe.settings.horizon
+    errors, naive_errors, covered = [], [], []
+    for row in range(min(len(source), options.num_captions)):
+        example = example_of(source, row)
+        known = np.ones(context + horizon, bool) if example.mask is None else example.mask
+        values = np.where(known, example.values, np.nan).astype(np.float64)
+        past, future = values[:, :context], values[:, context:]
+        if not known[:context].any() or not known[context:].any():
+            continue
+        drawn = pipe.forecast(past, num_samples=FORECASTS, seed=options.seed + row)
+        low, high = drawn.interval(0.8)
+        naive = np.take(past, context - PERIOD + np.arange(horizon) % PERIOD, axis=1)
+        scale = np.nanstd(past, axis=1, keepdims=True)
+        judged = np.isfinite(future) & np.isfinite(naive) & (scale > 0)
+        errors.append(np.abs(drawn.median - future)[judged] / np.broadcast_to(scale, future.shape)[judged])
+        naive_errors.append(np.abs(naive - future)[judged] / np.broadcast_to(scale, future.shape)[judged])
+        covered.append(((low <= future) & (future <= high))[judged])
+    if not errors:
+        return {"left_out": "no series has values before and in the horizon"}
+    mean, naive_mean = (float(np.concatenate(one).mean()) for one in (errors, naive_errors))
+    return {
+        "n": len(errors), "steps": horizon, "mae": mean, "naive_mae": naive_mean, "mae_over_naive": mean / naive_mean,
+        "coverage_80": float(np.concatenate(covered).mean()),
+    }  # fmt: skip
 
 
 def caption_figures(pipe: TextToSignalPipeline, options: EvaluationOptions) -> dict[str, Any]:
@@ -154,9 +195,15 @@ def signals_table(report: dict[str, Any]) -> str:
     """The main figures of a report."""
     lines = []
     for row in report["by_depth"]:
+        rate = (
+            f"{row['bits_per_second']:,.0f} bits a second"
+            if "bits_per_second" in row
+            else (f"{row['bits_per_step']:.2f} bits a step")
+        )
+        spectral = f", spectral distance {row['spectral_distance']:.3f}" if "spectral_distance" in row else ""
         lines.append(
-            f"{row['depths']} depths         {row['bits_per_second']:,.0f} bits a second: SNR {row['snr']:.2f} dB "
-            f"(mean {row['snr_mean']:.2f}), spectral distance {row['spectral_distance']:.3f} ({report['n']:,} signals)"
+            f"{row['depths']} depths         {rate}: SNR {row['snr']:.2f} dB (mean {row['snr_mean']:.2f}){spectral} "
+            f"({report['n']:,} signals)"
         )
     codebook = report["codebook"]
     lines.append(
@@ -170,6 +217,12 @@ def signals_table(report: dict[str, Any]) -> str:
         lines.append(
             f"Opus             {opus['bits_per_second']:,.0f} bits a second: SNR {opus['snr']:.2f} dB, spectral "
             f"distance {opus['spectral_distance']:.3f}"
+        )
+    forecast = report.get("forecast", {})
+    if "mae" in forecast:
+        lines.append(
+            f"forecast         MAE {forecast['mae_over_naive']:.3f} of the seasonal naive one's over "
+            f"{forecast['steps']} steps, {forecast['coverage_80']:.1%} in the 80% interval ({forecast['n']:,} series)"
         )
     for split in ("validation", "held_out"):
         if (figures := report.get("alignment", {}).get(split)) is not None:

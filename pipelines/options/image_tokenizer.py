@@ -244,11 +244,12 @@ class ImageTokenizerOptions(SignalOptions, BottleneckOptions, LossOptions, Train
         size = DEFAULT_IMAGE_SIZE if self.image_size is None else self.image_size
         return Preprocessing(size, self.num_channels, self.resize, sixteen_bit=self.sixteen_bit)
 
-    def configuration(self, photographs: bool) -> VQVAEConfig:
+    def configuration(self, photographs: bool, signals: SignalSettings | None = None) -> VQVAEConfig:
         """The configuration of a new tokenizer: what --image_size chooses, and the options that override it.
 
         Args:
             photographs: whether it is for photographs.
+            signals: with --signal, what was found in the data.
 
         Raises:
             ValueError: settings that do not fit each other; the message has the names of `VQVAEConfig`.
@@ -256,7 +257,8 @@ class ImageTokenizerOptions(SignalOptions, BottleneckOptions, LossOptions, Train
         from tokenizer_image import VQVAEConfig
 
         if self.signal:
-            return VQVAEConfig(quantizer_options=self.quantizer_options(), **self.signal_configuration(self._given()))
+            settings = self.signal_configuration(self._given(), signals)
+            return VQVAEConfig(quantizer_options=self.quantizer_options(), **settings)
         preprocessing = self.preprocessing()
         size = preprocessing.image_size
         names = self.quantizer_names()

@@ -318,7 +318,10 @@ class QuantizedModel:
 
     def arguments(self, batch: Batch, *, step: int, share: float) -> dict[str, Any]:
         """What a training step gives the model beside the pictures of its batch."""
-        return {"codes": None if self.drawn is None else self.drawn.part(step, len(batch.pictures))}
+        codes = None if self.drawn is None else self.drawn.part(step, len(batch.pictures))
+        if not self.options.signal or (known := self.pictures.known(batch.rows)) is None:  # type: ignore[attr-defined]
+            return {"codes": codes}
+        return {"codes": codes, "known": torch.from_numpy(known).to(self.device)}
 
     def step_figures(self, output: VQVAEOutput, pixel_values: torch.Tensor) -> dict[str, torch.Tensor | float]:
         """What a training step logs beside its loss."""

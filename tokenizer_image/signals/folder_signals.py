@@ -1,8 +1,10 @@
-"""A folder of sounds, with captions as of pictures, as examples of one length: `SignalFiles`."""
+"""A folder of sounds or series, with captions as of pictures, as examples of one length."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,114 +19,167 @@ from tokenizer_image.pictures.picture_files import is_picture
 from tokenizer_image.pictures.reading_notes import ReadingNotes
 from tokenizer_image.pictures.splits import SplitFiles
 from tokenizer_image.signals.examples import SignalExample
+from tokenizer_image.signals.series_files import is_series, read_series
 from tokenizer_image.signals.settings import SignalSettings
-from tokenizer_image.signals.sound_files import SOUND_SUFFIXES, SoundInfo, is_sound, read_sound, sound_info
+from tokenizer_image.signals.sound_files import SoundInfo, is_sound, read_sound, sound_info
 
 LEAST_PART = 0.5  # of an example: a shorter rest at the end of a recording is left out
+KINDS: dict[str, Callable[[str], bool]] = {"sounds": is_sound, "pictures": is_picture, "series": is_series}
+WORDS = {"audio": "sounds", "series": "series"}  # what a folder of each kind of signal holds
 
 
-def sound_splits(path: Path, name: str, columns: Columns, notes: ReadingNotes) -> dict[str, SplitFiles]:
-    """The splits of a folder of sounds; captions come from metadata files, files beside the sounds or class folders, as
-    of pictures.
+def signal_splits(path: Path, name: str, signal: str, columns: Columns, notes: ReadingNotes) -> dict[str, SplitFiles]:
+    """The splits of a folder of signals; captions come from metadata files, files beside the signals or class folders,
+    as of pictures.
 
     Raises:
-        ValueError: no folder, no sounds, or pictures beside them.
+        ValueError: no folder, none of the kind, or files of another kind beside them.
     """
     if not path.is_dir():
-        raise ValueError(f"{path} is a file: give the folder that holds the sounds")
+        raise ValueError(f"{path} is a file: give the folder that holds the {WORDS[signal]}")
     files = FolderFiles(path, files_below(path, notes))
-    sounds = [file for file in files.files if is_sound(file)]
-    pictures = [file for file in files.files if is_picture(file)]
-    if not sounds:
-        found = f"it has {len(pictures):,} pictures" if pictures else "none of its files is one"
-        raise ValueError(f"{name} holds no sounds ({' '.join(SOUND_SUFFIXES)}): {found}")
-    if pictures:
-        raise ValueError(
-            f"{name} mixes {len(sounds):,} sounds, such as {sounds[0]}, and {len(pictures):,} pictures, such as "
-            f"{pictures[0]}: give a folder that holds one kind"
-        )
     metadata = [file for file in files.files if file.rsplit("/", 1)[-1].lower() in METADATA_FILES]
+    others = [file for file in files.files if file not in metadata]
+    found = {kind: [file for file in others if belongs(file)] for kind, belongs in KINDS.items()}
+    signals = found.pop(WORDS[signal])
+    beside = {kind: names for kind, names in found.items() if names}
+    listed = " and ".join(f"{len(names):,} {kind}, such as {names[0]}" for kind, names in beside.items())
+    if not signals:
+        raise ValueError(f"{name} holds no {WORDS[signal]}: it has {listed or 'no file of a kind that is read'}")
+    if beside:
+        raise ValueError(
+            f"{name} mixes {len(signals):,} {WORDS[signal]}, such as {signals[0]}, and {listed}: give a folder that "
+            "holds one kind"
+        )
     if metadata:
         return metadata_splits(files, name, metadata, columns, notes)
-    return picture_splits(files, name, sounds, notes)
+    return picture_splits(files, name, signals, notes)
 
 
 class SignalFiles(SelectedPictures):
-    """Sounds in files as examples of one length: a longer one becomes several in a row, and a shorter one is followed
-    by silence.
+    """Signals in files as examples of one length, several in a row of a long one.
 
     Args:
-        source: the sounds, as files below a folder.
+        source: the signals, as files below a folder.
         root: that folder.
-        settings: length and rate.
+        settings: kind, length and what else is fixed.
 
     Raises:
         ValueError: none of the files can be read.
     """
 
-    row_name = "sound"
-
     def __init__(self, source: PictureSource, root: Path, settings: SignalSettings) -> None:
-        notes = source.notes
+        self.root, self.settings, self.row_name = root, settings, WORDS[settings.signal]
         found: list[tuple[int, int]] = []
-        infos: list[SoundInfo] = []
         problems: list[str] = []
         for row in range(len(source)):
             file = source.key(row)
             try:
-                infos.append(info := sound_info(real_path_inside(root, file)))
+                starts = self._starts(real_path_inside(root, file))
             except ValueError as error:
-                notes.leave_out(file, str(error))
+                source.notes.leave_out(file, str(error))
                 problems.append(f"{file}: {error}")
                 continue
-            found += [(row, start) for start in _starts(info, settings)]
+            found += [(row, start) for start in starts]
         if not found:
-            raise ValueError(f"{source.name}: none of its {len(source):,} sounds can be read: {problems[0]}")
+            raise ValueError(f"{source.name}: none of its {len(source):,} {self.row_name} can be read: {problems[0]}")
         super().__init__(source, np.asarray([row for row, _ in found], np.int64))
-        self.root, self.settings = root, settings
         self.starts = np.asarray([start for _, start in found], np.int64)
         self.split, self.split_sizes = source.split, {source.split: len(found)}
-        self.fingerprint = digest("signals", source.fingerprint, settings.to_dict(), self.rows.tobytes())
+        sizes = (settings.length, settings.rate, settings.horizon)
+        self.fingerprint = digest("signals", source.fingerprint, sizes, self.rows.tobytes(), self.starts.tobytes())
         self._last: tuple[str, np.ndarray] = ("", np.zeros(0, np.float32))
-        _tell_changes(infos, len(found), settings, notes)
+        self._tell_changes(len(source) - len(problems), source.notes)
+
+    def _starts(self, file: Path) -> Iterable[int]:
+        """The first samples of a file's examples. ValueError for one that cannot be read."""
+        raise NotImplementedError
+
+    def _read(self, file: Path) -> np.ndarray:
+        """A whole file, (channels, time)."""
+        raise NotImplementedError
+
+    def _example(self, part: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """At most `length` samples (channels, time) as values of an example, and which of them are known."""
+        raise NotImplementedError
+
+    def _tell_changes(self, files: int, notes: ReadingNotes) -> None:
+        """Note once what is done to signals of another form."""
+        if len(self) != files:
+            notes.warn(f"{files:,} {self.row_name} become {len(self):,} examples of {self.settings.length:,} samples")
 
     def key(self, row: int) -> str:
         start = int(self.starts[row])
-        return self._file(row) + (f" from sample {start:,}" if start else "")
+        return super().key(row) + (f" from sample {start:,}" if start else "")
 
     def picture_key(self, row: int) -> int:
         return hash64(self.source.picture_key(int(self.rows[row])), int(self.starts[row]))  # type: ignore[attr-defined]
 
-    def _file(self, row: int) -> str:
-        return super().key(row)
-
     def __getitem__(self, row: int) -> SignalExample:
-        file, rate = self._file(row), self.settings.rate
+        file, start = super().key(row), int(self.starts[row])
         if self._last[0] != file:  # parts of a recording follow each other
-            self._last = (file, read_sound(real_path_inside(self.root, file), rate))
-        start = int(self.starts[row])
-        part = self._last[1][start : start + self.settings.length]
-        values = np.pad(part, (0, self.settings.length - len(part)))[None]
-        return SignalExample("audio", values, None, rate, tuple(self.texts(row)), self.key(row))
+            self._last = (file, self._read(real_path_inside(self.root, file)))
+        values, known = self._example(self._last[1][:, start : start + self.settings.length])
+        rate = self.settings.rate or None
+        kind = "audio" if self.settings.signal == "audio" else "series"
+        return SignalExample(kind, values, known, rate, tuple(self.texts(row)), self.key(row))  # type: ignore[arg-type]
 
 
-def _starts(info: SoundInfo, settings: SignalSettings) -> range:
-    """The first samples of a recording's examples, at the settings' rate."""
-    length = settings.length
-    frames = round(info.frames * settings.rate / info.rate)
-    whole, rest = divmod(frames, length)
-    return range(0, max(1, whole + (rest >= LEAST_PART * length)) * length, length)
+class SoundFiles(SignalFiles):
+    """Sounds: a rest of less than half an example is left out, and a short sound is followed by silence."""
+
+    def __init__(self, source: PictureSource, root: Path, settings: SignalSettings) -> None:
+        self.infos: list[SoundInfo] = []
+        super().__init__(source, root, settings)
+
+    def _starts(self, file: Path) -> Iterable[int]:
+        info, length = sound_info(file), self.settings.length
+        self.infos.append(info)
+        whole, rest = divmod(round(info.frames * self.settings.rate / info.rate), length)
+        return range(0, max(1, whole + (rest >= LEAST_PART * length)) * length, length)
+
+    def _read(self, file: Path) -> np.ndarray:
+        return read_sound(file, self.settings.rate)[None]
+
+    def _example(self, part: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        return np.pad(part, ((0, 0), (0, self.settings.length - part.shape[1]))), None
+
+    def _tell_changes(self, files: int, notes: ReadingNotes) -> None:
+        super()._tell_changes(files, notes)
+        several = sum(info.channels > 1 for info in self.infos)
+        if several:
+            notes.warn(f"{several:,} of {files:,} sounds have several channels, which are mixed down to one")
+        rates = Counter(info.rate for info in self.infos if info.rate != self.settings.rate)
+        if rates:
+            listed = ", ".join(f"{count:,} of {rate:,} Hz" for rate, count in rates.most_common(4))
+            notes.warn(f"sounds of another rate are resampled to {self.settings.rate:,} Hz: {listed}")
 
 
-def _tell_changes(infos: list[SoundInfo], examples: int, settings: SignalSettings, notes: ReadingNotes) -> None:
-    """Note once what is done to sounds of another form."""
-    several = sum(info.channels > 1 for info in infos)
-    if several:
-        notes.warn(f"{several:,} of {len(infos):,} sounds have several channels, which are mixed down to one")
-    rates = Counter(info.rate for info in infos if info.rate != settings.rate)
-    if rates:
-        listed = ", ".join(f"{count:,} of {rate:,} Hz" for rate, count in rates.most_common(4))
-        notes.warn(f"sounds of another rate are resampled to {settings.rate:,} Hz: {listed}")
-    if examples != len(infos):
-        seconds = settings.length / settings.rate
-        notes.warn(f"{len(infos):,} sounds become {examples:,} examples of {seconds:g} s")
+class SeriesFiles(SignalFiles):
+    """Series: examples follow each other by the horizon; a short one has a gap before its first step.
+
+    Settings without a number of channels get that of the first file; a file of another number is left out.
+    """
+
+    def _starts(self, file: Path) -> Iterable[int]:
+        series, settings = read_series(file), self.settings
+        if settings.num_channels == 0:
+            self.settings = settings = dataclasses.replace(settings, num_channels=len(series))
+        if len(series) != settings.num_channels:
+            raise ValueError(f"it has {len(series)} columns of values, and others have {settings.num_channels}")
+        steps = series.shape[1]
+        if steps <= settings.horizon:
+            raise ValueError(f"it has {steps} steps: an example needs more than the horizon, {settings.horizon}")
+        if not np.isfinite(series).all(axis=0).any():
+            raise ValueError("none of its steps has all its values")
+        last = max(0, steps - settings.length)
+        return range(last % max(1, settings.horizon), last + 1, max(1, settings.horizon))
+
+    def _read(self, file: Path) -> np.ndarray:
+        return read_series(file)
+
+    def _example(self, part: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        missing = self.settings.length - part.shape[1]
+        values = np.pad(part, ((0, 0), (missing, 0)), constant_values=np.nan)
+        known = np.isfinite(values).all(axis=0)
+        return np.where(known, values, 0).astype(np.float32), known

@@ -8,9 +8,10 @@ from tokenizer_image.pictures.columns import Columns
 from tokenizer_image.pictures.dataset import SelectedPictures
 from tokenizer_image.pictures.loading import choose_rows
 from tokenizer_image.pictures.reading_notes import ReadingNotes
+from tokenizer_image.signals.drawn_series import DrawnSeries
 from tokenizer_image.signals.drawn_sounds import DrawnSounds
 from tokenizer_image.signals.examples import SignalExample, SignalSource
-from tokenizer_image.signals.folder_signals import SignalFiles, sound_splits
+from tokenizer_image.signals.folder_signals import SeriesFiles, SignalFiles, SoundFiles, signal_splits
 from tokenizer_image.signals.settings import BUILT_IN, SignalSettings
 
 DRAWN_TRAINING, DRAWN_OTHERS = 20_000, 1_000  # drawn examples of a split
@@ -35,7 +36,10 @@ def load_signals(
     """
     if dataset == BUILT_IN[settings.signal]:
         count = max_examples or (DRAWN_TRAINING if split == "train" else DRAWN_OTHERS)
-        return DrawnSounds(split, count, seed if split == "train" else 0, settings.length, settings.rate)
+        drawn_seed = seed if split == "train" else 0
+        if settings.signal == "series":
+            return DrawnSeries(split, count, drawn_seed, settings.length)
+        return DrawnSounds(split, count, drawn_seed, settings.length, settings.rate)
     path = Path(dataset).expanduser()
     if not path.exists():
         raise ValueError(
@@ -43,12 +47,13 @@ def load_signals(
             f"({settings.signal})"
         )
     notes = ReadingNotes()
-    splits = sound_splits(path, dataset, Columns(None, caption_column), notes)
-    return SignalFiles(choose_rows(splits, dataset, split, max_examples, seed, notes), path, settings)
+    splits = signal_splits(path, dataset, settings.signal, Columns(None, caption_column), notes)
+    kind = SoundFiles if settings.signal == "audio" else SeriesFiles
+    return kind(choose_rows(splits, dataset, split, max_examples, seed, notes), path, settings)
 
 
 def example_of(source: SignalSource | SelectedPictures, row: int) -> SignalExample:
     """An example of a source, or of a choice of its rows."""
     while isinstance(source, SelectedPictures) and not isinstance(source, SignalFiles):
         source, row = source.source, int(source.rows[row])  # type: ignore[assignment]
-    return source[row]  # type: ignore[index]
+    return source[row]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 AUDIO_RATES = range(8_000, 24_001)
-BUILT_IN = {"audio": "sounds"}  # the names of the built-in worlds, by kind
+BUILT_IN = {"audio": "sounds", "series": "seasons"}  # the names of the built-in worlds, by kind
 
 
 @dataclass(frozen=True)
@@ -15,10 +15,14 @@ class SignalSettings:
     """How signals of any length become examples of one.
 
     Args:
-        signal: "audio".
+        signal: "audio" or "series".
         length: samples of an example.
-        rate: samples a second.
-        num_channels: of an example; sounds are mono.
+        rate: samples a second; 0 of series.
+        num_channels: of an example; sounds are mono. 0 of series in files: as many as the first has.
+        horizon: of series, the last steps of an example, which a forecast is of: a series is normalised by the steps
+            before them.
+        location, scale: of series, for each channel, the median over training of the means and deviations that they
+            are normalised by: the units of a series that is drawn from a text.
 
     Raises:
         ValueError: a value out of range.
@@ -26,17 +30,29 @@ class SignalSettings:
 
     signal: str
     length: int
-    rate: int
+    rate: int = 0
     num_channels: int = 1
+    horizon: int = 0
+    location: list[float] = dataclasses.field(default_factory=list)
+    scale: list[float] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.length < 1:
             raise ValueError(f"length={self.length} must be at least 1 sample")
+        if not 0 <= self.horizon < self.length:
+            raise ValueError(f"horizon={self.horizon} must be at least 0 and below the length, {self.length}")
+        if self.signal != "audio":
+            return
         if self.num_channels != 1 or self.rate not in AUDIO_RATES:
             raise ValueError(
                 f"rate={self.rate}, num_channels={self.num_channels}: sounds are mono, of {AUDIO_RATES[0]} to "
                 f"{AUDIO_RATES[-1]} samples a second"
             )
+
+    @property
+    def context(self) -> int:
+        """The steps of an example before its horizon."""
+        return self.length - self.horizon
 
     @property
     def image_size(self) -> int:
