@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from tiny import tiny_model, tiny_pipeline, tiny_vocabulary
 
+from lm.data.token_cache import TokenCache
 from pipelines import ImageToTextPipeline, TextToImagePipeline, TextToSignalPipeline
 from pipelines.caching.signal_cache import decode_signals
 from pipelines.drawing.signal_panels import signal_panels
@@ -29,6 +30,7 @@ from tokenizer_image.signals.settings import SignalSettings
 from tokenizer_image.signals.sound_files import write_sound
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+import cache_tokens
 import evaluate
 import generate
 import train_lm
@@ -177,6 +179,27 @@ def test_the_tokenizer_learns_sounds_and_resumes_to_the_last_bit(trained, tmp_pa
     config = json.loads((trained / "tokenizer" / "config.json").read_text())
     assert config["signal"] == "audio" and config["preprocessing"]["rate"] == 8000
     assert config["quantizer_options"]["depth_dropout"] == 0.5
+
+
+def test_a_trained_tokenizer_goes_on_with_sounds_alone(trained, tmp_path):
+    options = {name: SMALL[name] for name in ("max_examples", "batch_size", "cpu_threads")}
+    options |= {"init_from": str(trained / "tokenizer"), "output_dir": str(tmp_path), "max_steps": 1}
+    with pytest.raises(ValueError, match="has codes of audio: give --signal audio"):
+        train_tokenizer.main(ImageTokenizerOptions(**options))
+    with pytest.raises(ValueError, match="fixes --length"):
+        train_tokenizer.main(ImageTokenizerOptions(**options, signal="audio", length=800))
+    train_tokenizer.main(ImageTokenizerOptions(**options, signal="audio"))
+    assert json.loads((tmp_path / "config.json").read_text())["image_size"] == 1600
+
+
+def test_token_caches_of_sounds_are_written_by_their_own_command(trained, tmp_path):
+    options = {"image_tokenizer": str(trained / "tokenizer"), "token_cache": str(tmp_path), "max_examples": 24}
+    cache_tokens.main(cache_tokens.Options(**options, cpu_threads=1, splits=["train"]))
+    ours, other = TokenCache(tmp_path / "train"), TokenCache(trained / "model" / "token_cache" / "train")
+    assert len(ours) == 24 and all(np.array_equal(ours.codes(row), other.codes(row)) for row in range(24))
+    assert ours.texts(0) == other.texts(0) and ours.image_sizes(0) == [(1, 1600)]
+    with pytest.raises(ValueError, match="--crops concern pictures"):
+        cache_tokens.main(cache_tokens.Options(**options, crops=1))
 
 
 def test_the_language_model_writes_the_codes_of_sounds(trained):

@@ -50,9 +50,7 @@ def open_caches(
         ValueError: a cache belongs to another image tokenizer, other data options or other sizes, has no captions where
             they are needed, or cannot be built; options of pictures with a tokenizer of signals.
     """
-    given = [f"--{name}" for name in ("image_sizes", "crops", "random_flip") if getattr(options, name)]
-    if given and signal_settings_of(tokenizer):
-        raise ValueError(f"{', '.join(given)} concern pictures, and {options.image_tokenizer} has codes of signals")
+    check_picture_options(options, tokenizer)
     plain = CacheOfSplit(options, tokenizer, accelerator, "train", str(root), need_captions)
     train = plain.open()
     validation = CacheOfSplit(options, tokenizer, accelerator, "validation", str(root)).open()
@@ -63,6 +61,13 @@ def open_caches(
     if not is_remote(root) and accelerator.is_main_process:
         remove_replaced(Path(root))  # not before: a picture may have moved to the other split
     return train, validation, views
+
+
+def check_picture_options(options: CacheOptions, tokenizer: ImageTokenizer) -> None:
+    """Raise ValueError for options of pictures with a tokenizer of signals."""
+    given = [f"--{name}" for name in ("image_sizes", "crops", "random_flip") if getattr(options, name)]
+    if given and signal_settings_of(tokenizer):
+        raise ValueError(f"{', '.join(given)} concern pictures, and {options.image_tokenizer} has codes of signals")
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def load_earlier(options: ImageTokenizerOptions) -> VQVAE:
     """
     tokenizer = _load_vqvae(str(options.init_from))
     fixed = {name: getattr(tokenizer.config, name) for name in FIXED_SETTINGS}
-    fixed |= {name: getattr(preprocessing_of(tokenizer), name) for name in ("resize", "sixteen_bit")}
+    fixed |= _fixed_inputs(options, tokenizer)
     before, given = tokenizer.config.quantizer_options, options.quantizer_options()
     fixed |= {name: before.get(name) for name in FIXED_QUANTIZER_OPTIONS}
     defaults = {option.name: option.default for option in fields(options)}
@@ -147,6 +147,23 @@ def load_earlier(options: ImageTokenizerOptions) -> VQVAE:
         raise ValueError(
             f"--init_from {options.init_from}: {error}".replace("codebook_sizes=", "--codebook_sizes ")
         ) from error
+
+
+def _fixed_inputs(options: ImageTokenizerOptions, tokenizer: VQVAE) -> dict[str, Any]:
+    """What the tokenizer in --init_from takes, by the options that would change it.
+
+    Raises:
+        ValueError: it takes signals and --signal names no such, or the other way round.
+    """
+    signals = signal_settings_of(tokenizer)
+    if signals is None and options.signal is None:
+        return {name: getattr(preprocessing_of(tokenizer), name) for name in ("resize", "sixteen_bit")}
+    if signals is None or signals.signal != options.signal:
+        kind = "pictures" if signals is None else signals.signal
+        remedy = "leave --signal out" if signals is None else f"give --signal {kind}"
+        raise ValueError(f"--init_from {options.init_from} has codes of {kind}: {remedy}")
+    names = {"audio": ("length", "rate"), "series": ("length", "horizon")}[signals.signal]
+    return {{"rate": "sample_rate"}.get(name, name): getattr(signals, name) for name in names}
 
 
 def _more_codes(options: ImageTokenizerOptions, before: list[int]) -> list[int] | None:
