@@ -133,6 +133,8 @@ def forecast_figures(pipe: TextToSignalPipeline, source: Any, options: Evaluatio
     Each series counts in units of its past's deviation; gaps in what is forecast do not count.
     """
     context, horizon = pipe.settings.context, pipe.settings.horizon
+    if context < PERIOD:
+        return {"left_out": f"the {context} steps before the horizon have no season of {PERIOD}"}
     errors, naive_errors, covered = [], [], []
     for row in range(min(len(source), options.num_captions)):
         example = example_of(source, row)
@@ -219,7 +221,9 @@ def signals_table(report: dict[str, Any]) -> str:
             f"distance {opus['spectral_distance']:.3f}"
         )
     forecast = report.get("forecast", {})
-    if "mae" in forecast:
+    if "left_out" in forecast:
+        lines.append(f"forecast         {forecast['left_out']}")
+    elif forecast:
         lines.append(
             f"forecast         MAE {forecast['mae_over_naive']:.3f} of the seasonal naive one's over "
             f"{forecast['steps']} steps, {forecast['coverage_80']:.1%} in the 80% interval ({forecast['n']:,} series)"

@@ -75,5 +75,5 @@ class SignalSettings:
 
 def signal_settings_of(image_tokenizer: Any) -> SignalSettings | None:
     """The settings of a tokenizer of signals; None for one of pictures."""
-    stored = image_tokenizer.config.preprocessing or {}
+    stored = getattr(image_tokenizer.config, "preprocessing", None) or {}
     return SignalSettings.from_dict(stored) if "signal" in stored else None
