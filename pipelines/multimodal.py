@@ -25,6 +25,7 @@ from tokenizer_image.preprocessing import preprocess, preprocessing_of, to_pixel
 from tokenizer_image.signals.settings import signal_settings_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CLASS_NAME = "TextToImagePipeline"  # in the index of every model folder of pictures, whatever the model learned
 Pipeline = TypeVar("Pipeline", bound="MultimodalPipeline")
 
 
@@ -37,7 +38,7 @@ class MultimodalPipeline:
 
     # For the error message of a call of the class itself: what a pipeline does, and how to call one.
     action, example = "work", "pipe(...)"
-    class_name = "TextToImagePipeline"  # in the index of the folder of any model of pictures, whatever it learned
+    class_name = CLASS_NAME
     draws_signals = False
 
     def __init__(
