@@ -330,7 +330,8 @@ def test_panels_show_waveform_and_spectrum():
 
 
 def test_probe_reads_both_halves():
-    assert halves_of(EVENTS[:1]) == (EVENTS[0].label, f"rest of {EVENTS[0].label}")
+    assert halves_of(EVENTS[:1]) == ("low steady tone", "low steady tone")
+    assert halves_of(EVENTS[1:2]) == ("low rising tone", "rest of low rising tone")
     assert halves_of((EVENTS[0], EVENTS[9])) == (EVENTS[0].label, EVENTS[9].label)
     source = DrawnSounds(num_examples=3, length=4000, rate=8000)
     values = torch.from_numpy(np.stack([source[row].values[0] for row in range(3)]))

@@ -16,14 +16,18 @@ from tokenizer_image.signals.drawn_sounds import EVENTS, DrawnSounds, SoundEvent
 
 WINDOW, BANDS = 512, 48  # samples of the STFT's window; frequencies that it is read at
 BATCH_SIZE, LEARNING_RATE = 64, 2e-3
-# What a half of a sound is: an event of its own, or the rest of one that fills the whole sound.
-CLASSES = [event.label for event in EVENTS] + [f"rest of {event.label}" for event in EVENTS]
 
 
 def halves_of(events: Sequence[SoundEvent]) -> tuple[str, str]:
-    """The classes of both halves of a sound of one event or two."""
-    first = events[0].label
-    return (first, f"rest of {first}") if len(events) == 1 else (first, events[1].label)
+    """The classes of both halves of a sound of one event or two: an event, or the rest of one that fills the whole
+    sound. What does not change in time, a steady tone or a noise, is its own rest."""
+    first, changes = events[0].label, events[0].kind == "drum" or events[0].motion in ("rising", "falling")
+    if len(events) > 1:
+        return first, events[1].label
+    return first, f"rest of {first}" if changes else first
+
+
+CLASSES = list(dict.fromkeys(half for event in EVENTS for half in halves_of([event])))
 
 
 class SoundProbe(nn.Module):
