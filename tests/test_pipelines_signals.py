@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import wave
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from lm.data.token_cache import TokenCache
 from pipelines import ImageToTextPipeline, TextToImagePipeline, TextToSignalPipeline
 from pipelines.caching.signal_cache import decode_signals
 from pipelines.drawing.signal_panels import signal_panels
-from pipelines.evaluation.sound_probe import CLASSES, SoundProbe, halves_of
+from pipelines.evaluation import signals
+from pipelines.evaluation.sound_probe import CLASSES, SoundProbe, halves_of, train_probe
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from pipelines.options.language_model import LanguageModelOptions
 from pipelines.text_to_signal import drawing_class
@@ -242,6 +244,24 @@ def test_evaluate_measures_depth_by_depth(trained, tmp_path):
                 image_tokenizer=str(trained / "tokenizer"), output=str(output), report=str(tmp_path / "page")
             )
         )
+
+
+def test_evaluate_reads_what_captions_drew(trained, tmp_path, monkeypatch):
+    options = evaluate.EvaluationOptions(
+        model=str(trained / "model"),
+        max_examples=4,
+        num_captions=3,
+        output=str(tmp_path / "report.json"),
+        cpu_threads=1,
+    )
+    quick = partial(train_probe, sounds=64, epochs=1)
+    monkeypatch.setattr(signals, "train_probe", quick)
+    assert "must read 95%" in evaluate.main(options)["alignment"]["left_out"]
+    monkeypatch.setattr(signals, "train_probe", partial(quick, required_accuracy=0.0))
+    alignment = evaluate.main(options)["alignment"]
+    for split in ("validation", "held_out"):
+        assert alignment[split]["n"] == 3 and 0 <= alignment[split]["right"] <= 1
+        assert set(alignment[split]["interval"]) == {"right", "reconstructions_right"}
 
 
 def test_each_pipeline_refuses_the_other_kind_of_model(trained, tmp_path):
