@@ -455,6 +455,8 @@ def test_series_in_csv_and_parquet(tmp_path):
     for name in ("a.csv", "b.csv", "c.parquet"):
         assert np.array_equal(read_series(tmp_path / name), expected, equal_nan=True), name
     assert np.array_equal(read_series(tmp_path / "d.csv"), np.nan_to_num(expected))
+    (tmp_path / "e.csv").write_text("x,y\n,1\n2,\n")  # gaps at both ends
+    assert np.array_equal(read_series(tmp_path / "e.csv"), [[np.nan, 2], [1, np.nan]], equal_nan=True)
 
 
 @pytest.mark.parametrize(

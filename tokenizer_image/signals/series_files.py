@@ -24,7 +24,7 @@ def is_series(file: str) -> bool:
 
 def read_series(file: Path) -> np.ndarray:
     """A file's series, float64 (channels, time), NaN in gaps. A column of one of `TIME_NAMES` is no channel, nor is the
-    first where its values are no numbers.
+    first where none of its values is a number.
 
     Raises:
         ValueError: no rows, no channels, rows of different lengths, or text among numbers, with its row and column.
@@ -34,7 +34,7 @@ def read_series(file: Path) -> np.ndarray:
     else:
         names, columns = _csv_columns(file)
     chosen = [number for number, name in enumerate(names) if name.strip().lower() not in TIME_NAMES]
-    if len(chosen) > 1 and chosen[0] == 0 and not _is_number(columns[0][0]):
+    if len(chosen) > 1 and chosen[0] == 0 and not any(map(_is_number, columns[0])):
         chosen = chosen[1:]
     if not chosen:
         raise ValueError(f"it has no column of values; its columns are {', '.join(names)}")
