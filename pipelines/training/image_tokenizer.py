@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 REFIT_PICTURES = 16384
 VALIDATION_REFIT_PICTURES = 4096  # fewer, since training waits
+SIGNALS_SHARE = 4  # a signal counts as so many of these pictures, since it takes longer
 EXAMINED = 1000  # pictures that decide whether a data set is of photographs
 SHOWN = 12  # pictures in a reconstruction grid
 # Settings that --init_from brings along: another value would make its weights mean something else.
@@ -270,7 +271,7 @@ def refit(
     stay as they are."""
     if tokenizer.has_frozen_codes:
         return
-    rows = evenly_spaced(len(pictures), most_pictures)
+    rows = evenly_spaced(len(pictures), most_pictures // (SIGNALS_SHARE if tokenizer.config.signal else 1))
     parts = np.array_split(rows, -(-len(rows) // pictures_at_once(*example_size(tokenizer.config))))
     tokenizer.refit_codebook(lambda: (to_pixel_values(pictures.batch(part)).to(device) for part in parts))
 
@@ -317,7 +318,8 @@ class QuantizedModel:
     @property
     def rows_validated(self) -> int:
         """Pictures that a validation sends through the model: those that codebooks are refitted to, and its own."""
-        return min(VALIDATION_REFIT_PICTURES, len(self.pictures)) + len(self.validation_pictures)
+        most = VALIDATION_REFIT_PICTURES // (SIGNALS_SHARE if self.model.config.signal else 1)
+        return min(most, len(self.pictures)) + len(self.validation_pictures)
 
     def prepare(self, loss: StageOneLoss) -> None:
         """What has to be ready before the first step, once the loss is known."""
