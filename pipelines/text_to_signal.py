@@ -190,7 +190,7 @@ class TextToSignalPipeline(MultimodalPipeline):
             )
         missing = ((0, 0), (settings.context - values.shape[1], settings.horizon))
         padded = np.pad(values, missing, constant_values=np.nan)
-        known: np.ndarray = np.isfinite(padded).all(axis=0)
+        known = np.asarray(np.isfinite(padded).all(axis=0))
         if not known.any():
             raise ValueError("a past without values: none of its steps has all of them")
         normal, location, scale = normalised(np.where(known, padded, 0), known, settings.context)
