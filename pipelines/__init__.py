@@ -13,6 +13,8 @@ _PUBLIC = {
     "PictureEncoder": "caching.encoder",
     "TextToImageOutput": "text_to_image",
     "TextToImagePipeline": "text_to_image",
+    "TextToSignalOutput": "text_to_signal",
+    "TextToSignalPipeline": "text_to_signal",
 }
 __all__ = sorted(_PUBLIC)
 

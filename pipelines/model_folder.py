@@ -114,7 +114,7 @@ def read_index(folder: Path, class_name: str, *, parts: Sequence[str]) -> dict[s
             f"{file} has format_version {version}, this version reads up to {FORMAT_VERSION}: upgrade tessera"
         )
     if kind != class_name:
-        raise ValueError(f"{folder} holds a {kind}, not a {class_name}")
+        raise ValueError(f"{folder} holds a {kind}, not a {class_name}: load it by pipelines.{kind}.from_pretrained")
     for part in parts:
         if not (folder / part / "config.json").is_file():
             raise ValueError(f"{folder} is incomplete, it has no {part}/config.json: copy or save the model again")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from PIL import Image
 
 from lm.generation.guess_table import FILE_NAME as TABLE_FILE
 from lm.generation.guess_table import GuessTable
+from lm.generation.progress import Callback
 from lm.vocabulary import MultimodalVocabulary, Size
 from pipelines.drawing.arguments import each_image, shown
 from pipelines.model_card import model_card
@@ -22,9 +24,10 @@ from pipelines.model_folder import INDEX_FILE, local_folder, read_index, write_i
 from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.preprocessing import preprocess, preprocessing_of, to_pixel_values
+from tokenizer_image.signals.settings import signal_settings_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CLASS_NAME = "TextToImagePipeline"  # in the index of every model folder, whatever the model was trained for
+CLASS_NAME = "TextToImagePipeline"  # in the index of every model folder of pictures, whatever the model learned
 Pipeline = TypeVar("Pipeline", bound="MultimodalPipeline")
 
 
@@ -37,6 +40,8 @@ class MultimodalPipeline:
 
     # For the error message of a call of the class itself: what a pipeline does, and how to call one.
     action, example = "work", "pipe(...)"
+    class_name = CLASS_NAME
+    draws_signals = False
 
     def __init__(
         self,
@@ -55,6 +60,7 @@ class MultimodalPipeline:
             )
         from lm.model import check_vocabulary
 
+        self._check_kind(image_tokenizer)
         check_vocabulary(model.config, vocabulary)
         if not accepts_fingerprint(image_tokenizer, vocabulary.image_tokenizer_fingerprint):
             raise ValueError(
@@ -68,6 +74,14 @@ class MultimodalPipeline:
         self.guess_table = guess_table
         self.max_batch_rows = 128
         self._progress_bar: dict[str, Any] = {"disable": None}  # None: shown on a terminal
+
+    def _check_kind(self, image_tokenizer: ImageTokenizer) -> None:
+        """Raise ValueError unless the tokenizer's codes are what the pipeline is for, pictures or signals."""
+        settings = signal_settings_of(image_tokenizer)
+        if (settings is not None) != self.draws_signals:
+            codes = "pictures" if settings is None else settings.signal
+            remedy = "TextToImagePipeline" if settings is None else "TextToSignalPipeline"
+            raise ValueError(f"{type(self).__name__} is not for codes of {codes}: use pipelines.{remedy}")
 
     @classmethod
     def from_pretrained(
@@ -96,7 +110,7 @@ class MultimodalPipeline:
 
         dtype = _dtype(dtype)
         path = local_folder(folder, revision, token)
-        index = read_index(path, CLASS_NAME, parts=("image_tokenizer", "lm"))
+        index = read_index(path, cls.class_name, parts=("image_tokenizer", "lm"))
         image_tokenizer = load_tokenizer(path / "image_tokenizer")
         vocabulary = MultimodalVocabulary.from_pretrained(path / "lm")
         if index.get("image_tokenizer_fingerprint") != vocabulary.image_tokenizer_fingerprint:
@@ -120,7 +134,7 @@ class MultimodalPipeline:
         if self.guess_table is not None:
             self.guess_table.save(folder / "lm")
         # Last: a folder with an index is whole. Index and vocabulary have the same fingerprint, a legacy one, too.
-        write_index(folder, CLASS_NAME, self.vocabulary.image_tokenizer_fingerprint)
+        write_index(folder, self.class_name, self.vocabulary.image_tokenizer_fingerprint)
 
     def rounded(self: Pipeline, dtype: torch.dtype | str) -> Pipeline:
         """A copy whose weights, also the image tokenizer's, have another dtype: for `save_pretrained`, whose files have
@@ -216,12 +230,13 @@ class MultimodalPipeline:
 
     @torch.no_grad()
     def decode_codes(self, codes: torch.Tensor, size: Size | None = None) -> torch.Tensor:
-        """Codes (B, T) of pictures of a size (default: the default one) to pixel_values (B, C, H, W) in [-1, 1].
+        """Codes (B, T) of pictures of a size (default: the default one) to pixel_values (B, C, H, W) in [-1, 1];
+        codes of signals to (B, C, time).
 
         At most `max_batch_rows` are decoded at once. Of a row with codes that are not drawn (-1), those before the
         first of them are decoded.
         """
-        height, width = size or self.vocabulary.image_size
+        height, width = size or self.vocabulary.image_size  # 1 and the samples of a signal
         drawn = (codes >= 0).long().cumprod(-1).sum(-1)
         counts, runs = drawn.unique_consecutive(return_counts=True)
         parts: list[torch.Tensor] = []
@@ -254,6 +269,21 @@ class MultimodalPipeline:
             self.model.to(device)
             self.image_tokenizer.to(device)
         return self
+
+    @contextmanager
+    def progress_bar(self, callback: Callback | None) -> Iterator[Callback]:
+        """A callback for the sampler that advances the progress bar, then calls the user's callback."""
+        from tqdm import tqdm
+
+        with tqdm(unit="code", leave=False, **self._progress_bar) as bar:
+
+            def after_code(step: int, total_steps: int, codes: torch.Tensor) -> None:
+                bar.total = total_steps
+                bar.update(step - bar.n)
+                if callback is not None:
+                    callback(step, total_steps, codes)
+
+            yield after_code
 
     def set_progress_bar_config(self, **settings: Any) -> None:
         """Settings of the tqdm bar, `disable=True` above all. By default it shows on a terminal only."""

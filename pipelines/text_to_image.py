@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -258,7 +257,7 @@ class TextToImagePipeline(MultimodalPipeline):
         """Draw the task, and choose the best where the request says so."""
         if request.best_of is not None and request.ranker is None:
             check_can_rank(self, request.texts)
-        with self._bar(request.callback) as after_code:
+        with self.progress_bar(request.callback) as after_code:
             try:
                 codes = generate_codes(self.model, self.vocabulary, task, after_code)
             except (DrawingStopped, DrawingInterrupted) as error:
@@ -290,18 +289,3 @@ class TextToImagePipeline(MultimodalPipeline):
                 match, or a model that has not learned to draw.
         """
         return score_pictures(self, prompt, image)
-
-    @contextmanager
-    def _bar(self, callback: Callback | None) -> Iterator[Callback]:
-        """A callback for the sampler that advances the progress bar, then calls the user's callback."""
-        from tqdm import tqdm
-
-        with tqdm(unit="code", leave=False, **self._progress_bar) as bar:
-
-            def after_code(step: int, total_steps: int, codes: torch.Tensor) -> None:
-                bar.total = total_steps
-                bar.update(step - bar.n)
-                if callback is not None:
-                    callback(step, total_steps, codes)
-
-            yield after_code

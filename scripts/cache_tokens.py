@@ -60,7 +60,8 @@ def main(options: Options) -> None:
     import torch
     import transformers
 
-    from pipelines.caching.sources import load_source
+    from pipelines.caching.opening import check_picture_options
+    from pipelines.caching.sources import input_settings_of, open_source
     from pipelines.caching.views import views_of
     from pipelines.caching.writer import remove_replaced
     from pipelines.machine.devices import choose_device
@@ -71,8 +72,9 @@ def main(options: Options) -> None:
     torch.set_num_threads(options.cpu_threads or usable_cores())
     device = choose_device(options.device)
     tokenizer = load_tokenizer(options.image_tokenizer).to(device)
+    check_picture_options(options, tokenizer)
     for split in options.splits:
-        source = load_source(options, split, image_size=tokenizer.config.image_size)
+        source = open_source(options, split, input_settings_of(tokenizer))
         print_summary(source)
         views = views_of(options.crops, options.random_flip) if split == "train" else []
         for view in (None, *views):
@@ -126,13 +128,12 @@ def read_shards(options: Options, writer: TokenCacheWriter, tokenizer: ImageToke
     import numpy as np
 
     from pipelines.caching.opening import report_update
-    from pipelines.caching.sources import read_pictures
-    from tokenizer_image.preprocessing import preprocessing_of
+    from pipelines.caching.sources import input_settings_of, read_pictures
 
     whole = writer.finished  # then only what is to be repaired
     shards = range(len(writer.shards))[options.shard_index :: options.num_shards]
     part, numbers = writer.part(writer.missing(options.shard_index, options.num_shards) if whole else list(shards))
-    settings = preprocessing_of(tokenizer)
+    settings = input_settings_of(tokenizer)
     sizes = writer.decoded_sizes
     writer.read(part, np.asarray(numbers), lambda pictures: read_pictures(options, pictures, settings, sizes))
     if writer.updates:

@@ -26,12 +26,20 @@ def main(options: EvaluationOptions) -> dict[str, Any]:
 
     from pipelines.evaluation.evaluation import evaluate
     from pipelines.evaluation.report_contents import write_page
+    from pipelines.evaluation.signals import evaluate_signals, is_of_signals, signals_table
     from pipelines.evaluation.tables import figures_table
 
     transformers.logging.disable_progress_bar()  # models load in seconds
     torch.set_num_threads(options.cpu_threads or usable_cores())
     output = Path(options.output)
     make_folder(output.parent, "--output")
+    if is_of_signals(options):
+        if options.report is not None:
+            raise ValueError("--report makes pages of pictures: of signals, leave it out, and read --output")
+        report = evaluate_signals(options)
+        output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        print(f"\n{signals_table(report)}\n\nall figures: {output}")
+        return report
     if options.report is not None:
         make_folder(options.report, "--report")
     evaluation = evaluate(options)

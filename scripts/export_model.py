@@ -45,7 +45,7 @@ class ExportOptions(ModelOptions):
                 raise ValueError(
                     f"--output_dir {folder} holds a model: name another folder, or write over it by --overwrite"
                 )
-        if folder.resolve() == Path(self.model_name).resolve():
+        if folder.resolve() == Path(self.chosen_model).resolve():
             raise ValueError(f"--output_dir {folder} is the folder of --model: name another one")
 
 
@@ -64,7 +64,7 @@ def main(options: ExportOptions) -> Path:
         folder.name,
         license=options.license,
         figures=figures,
-        training=training_of(Path(options.model_name)),
+        training=training_of(Path(options.chosen_model)),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -2,7 +2,8 @@
 
     python scripts/generate.py "a red dog" "a small blue house" --output pictures.png
 
-A file name writes one sheet, a row of pictures under each caption; else it is a folder of single pictures.
+A file name writes one sheet, a row of pictures under each caption; else it is a folder of single pictures. A model of
+sounds writes each as WAV, one of series as CSV: into the folder, or of a sheet into the folder of its name.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import random
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.machine.destinations import check_pictures, is_sheet
 from pipelines.machine.startup import hide_unused_packages
@@ -71,12 +72,15 @@ class GenerateOptions(GuidedSamplingOptions, ModelOptions):
 def main(options: GenerateOptions) -> Path:
     """Draw, write, and return where the pictures are."""
     from lm.generation.progress import DrawingInterrupted
-    from pipelines.text_to_image import TextToImagePipeline
+    from pipelines.text_to_signal import TextToSignalPipeline, drawing_class
 
+    kind = drawing_class(options.chosen_model)
+    if kind is TextToSignalPipeline:
+        return draw_signals(options)
     output = Path(options.output)  # its folder is made before any time is spent on drawing
     (output.parent if is_sheet(output) else output).mkdir(parents=True, exist_ok=True)
     seed = random.randrange(2**32) if options.seed is None else options.seed
-    pipe = options.load(TextToImagePipeline)
+    pipe: Any = options.load(kind)
     gc.enable()
     try:
         images = pipe(
@@ -95,6 +99,40 @@ def main(options: GenerateOptions) -> Path:
         raise
     _write(output, _labelled(options, list(enumerate(images)), options.num_images_per_prompt))
     print(f"{output} ({len(images)} pictures, seed {seed})")
+    return output
+
+
+def draw_signals(options: GenerateOptions) -> Path:
+    """Draw signals and write each as WAV or CSV; of a sheet, into the folder of its name without the ending."""
+    from pipelines.drawing.grids import file_name
+    from pipelines.text_to_signal import TextToSignalPipeline
+    from tokenizer_image.signals.series_files import write_series
+    from tokenizer_image.signals.sound_files import write_sound
+
+    given = [name for name in ("best_of", "height", "width") if getattr(options, name) is not None]
+    if given:
+        raise ValueError(f"{options.chosen_model} draws signals, which have no {', '.join(f'--{name}' for name in given)}")
+    output = Path(options.output)
+    folder = output.with_suffix("") if is_sheet(output) else output
+    folder.mkdir(parents=True, exist_ok=True)
+    seed = random.randrange(2**32) if options.seed is None else options.seed
+    pipe = options.load(TextToSignalPipeline)
+    gc.enable()
+    drawn = pipe(
+        options.prompts or None, options.negative_prompt, options.num_images_per_prompt, seed=seed,
+        codes_per_call=options.codes_per_call, **options.sampling(),
+    )  # fmt: skip
+    texts, count = options.prompts or ["(no prompt)"], options.num_images_per_prompt
+    names = [file_name(number, text, one) for number, text in enumerate(texts) for one in range(count)]
+    if pipe.settings.signal == "audio":
+        for name, samples in zip(names, drawn.audio, strict=True):
+            write_sound(folder / f"{name}.wav", samples, pipe.settings.rate)
+    else:
+        for name, series in zip(names, drawn.series, strict=True):
+            write_series(folder / f"{name}.csv", series)
+    if is_sheet(output):
+        _write(output, _labelled(options, list(enumerate(drawn.images)), count))
+    print(f"{output} ({len(names)} files in {folder}, seed {seed})")
     return output
 
 

@@ -64,7 +64,7 @@ def main(options: ServingOptions) -> None:
     with DrawingEngine(pipe, limits) as engine:
         application = create_application(engine, settings)
         if options.page:
-            mount_page(application, engine, settings, example_prompts(options.model))
+            mount_page(application, engine, settings, example_prompts(options.chosen_model))
         address = "http://{}:{}".format(*listener.getsockname()[:2])
         print(f"serving {options.served_name} at {address}/v1 (Ctrl-C ends)", flush=True)
         if options.page:

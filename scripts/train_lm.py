@@ -18,6 +18,7 @@ from pipelines.options.parser import run_command
 
 if TYPE_CHECKING:
     from lm.generation.guess_table import GuessTable
+    from pipelines.training.captions_drawn import CaptionsDrawn
     from pipelines.training.loop import Loop
 
 BETAS = (0.9, 0.95)
@@ -42,7 +43,7 @@ def main(options: LanguageModelOptions) -> None:
     from lm.training.losses import NextTokenLoss
     from pipelines.caching.opening import open_caches
     from pipelines.machine.printing import say
-    from pipelines.text_to_image import TextToImagePipeline
+    from pipelines.text_to_signal import drawing_pipeline
     from pipelines.training.averages import AveragedWeights
     from pipelines.training.captions_drawn import choose_captions
     from pipelines.training.compilation import compile_layers
@@ -71,6 +72,7 @@ def main(options: LanguageModelOptions) -> None:
     from pipelines.training.text_check import held_out_text
     from pipelines.training.throughput import Throughput, total_peak
     from tokenizer_image.registry import load_tokenizer
+    from tokenizer_image.signals.settings import signal_settings_of
 
     accelerator, run = start_run(options)
     if run.finished:
@@ -136,30 +138,33 @@ def main(options: LanguageModelOptions) -> None:
     optimizers = optimizers_of(options, model, default_learning_rate(options, model), BETAS)
     prepared = prepare(accelerator, loss_module, optimizers)
     shares = options.loss_shares(vocabulary.formats)
-    prompts = choose_prompts(validation_source)
+    prompts = choose_prompts(validation_source, only_drawing=signal_settings_of(tokenizer) is not None)
 
-    captions = None
-    if recipe.is_repetitive and not is_sharded(accelerator):
-        captions = choose_captions(cache, validation_cache, vocabulary, DRAWN_CAPTIONS)
+    def find_captions() -> CaptionsDrawn | None:
+        if signal_settings_of(tokenizer):  # drawn pictures are compared by their pixels
+            return None
+        return choose_captions(cache, validation_cache, vocabulary, DRAWN_CAPTIONS)
+
+    captions = find_captions() if recipe.is_repetitive and not is_sharded(accelerator) else None
 
     def measure() -> dict[str, float]:
         figures = validate(loss_module, validation_source, accelerator)
         if captions:
-            figures |= drawn_figures(captions, accelerator, lambda: TextToImagePipeline(tokenizer, model, vocabulary))
+            figures |= drawn_figures(captions, accelerator, lambda: drawing_pipeline(tokenizer, model, vocabulary))
         return figures
 
     def score(figures: dict[str, float]) -> float:
         return kept_score(figures, mean_loss(figures, shares))
 
     def sample(plain: Any, step: int) -> None:
-        pipe = TextToImagePipeline(tokenizer, plain, vocabulary)
+        pipe = drawing_pipeline(tokenizer, plain, vocabulary)
         try:
             draw_samples(pipe, prompts, run.sample_file(f"step-{step:06d}.png"))
         except (ValueError, RuntimeError) as error:  # a picture to look at is not worth a run
             say(accelerator, f"no samples of step {step}: {error}")
 
     def write(plain: Any, folder: Path, table: GuessTable | None = None) -> None:
-        TextToImagePipeline(tokenizer, plain, vocabulary, table).save_pretrained(folder)
+        drawing_pipeline(tokenizer, plain, vocabulary, table).save_pretrained(folder)
 
     def keep(plain: Any, folder: Path) -> None:
         save_trained(plain, folder) if adapted else write(plain, folder)
@@ -173,8 +178,8 @@ def main(options: LanguageModelOptions) -> None:
         with torch.autocast(device.type, enabled=False):
             plain = (adapted.merge() if adapted else plain).to(device)
             settle_defaults(
-                options, TextToImagePipeline(tokenizer, plain, vocabulary),
-                lambda: captions or choose_captions(cache, validation_cache, vocabulary, DRAWN_CAPTIONS),
+                options, drawing_pipeline(tokenizer, plain, vocabulary),
+                lambda: captions or find_captions(),
                 loop.progress.step * options.batch_size, partial(say, accelerator),
             )  # fmt: skip
         with run.writing(run.folder):

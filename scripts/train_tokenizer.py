@@ -1,6 +1,7 @@
 """Stage 1: train an image tokenizer on a data set of pictures.
 
     python scripts/train_tokenizer.py --dataset sprites --output_dir runs/tokenizer
+    python scripts/train_tokenizer.py --signal audio --dataset sounds --output_dir runs/sound_tokenizer
 
 leaves a loadable `VQVAE` in --output_dir, or with --bottleneck another than quantizer an `Autoencoder`, with
 reconstructions in samples/ and figures in metrics.jsonl.
@@ -31,11 +32,12 @@ def main(options: ImageTokenizerOptions) -> None:
     """Train, then leave the tokenizer in `options.output_dir`."""
     import torch
 
+    from pipelines.caching.sources import input_settings_of
     from pipelines.machine.allocator import keep_freed_memory
     from pipelines.machine.printing import say
     from pipelines.training.averages import AveragedWeights
     from pipelines.training.image_models import build_model, load_init_from
-    from pipelines.training.image_tokenizer import detect_photographs, training_batches
+    from pipelines.training.image_tokenizer import as_input, detect_photographs, training_batches
     from pipelines.training.image_tokenizer_losses import build_loss
     from pipelines.training.loop import Loop, Validation
     from pipelines.training.metrics_log import MetricsLog
@@ -51,7 +53,7 @@ def main(options: ImageTokenizerOptions) -> None:
         warn_small_data_set,
     )
     from pipelines.training.state import TrainingState
-    from tokenizer_image.preprocessing import preprocessing_of, to_pixel_values
+    from tokenizer_image.layout import example_size
 
     keep_freed_memory()
     accelerator, run = start_run(options, plain=True)
@@ -59,9 +61,9 @@ def main(options: ImageTokenizerOptions) -> None:
         return
     device = accelerator.device
     earlier = load_init_from(options)
-    settings = options.preprocessing() if earlier is None else preprocessing_of(earlier)
+    settings = options.input_settings() if earlier is None else input_settings_of(earlier)
     pictures = load_split(options, settings, "train", accelerator, run)
-    validation_pictures = load_split(options, settings, "validation", accelerator, run)
+    validation_pictures = load_split(options, pictures.settings, "validation", accelerator, run)
     check_batch_size(accelerator, options.batch_size, pictures=len(pictures))
     photographs = detect_photographs(pictures, options, accelerator)
     trained = build_model(options, earlier, pictures, validation_pictures, accelerator, photographs=photographs)
@@ -69,15 +71,16 @@ def main(options: ImageTokenizerOptions) -> None:
     train_own = partial(own_extractor, options, pictures, settings.image_size, accelerator)
     stage_loss = build_loss(
         options, accelerator, photographs and options.is_quantized, tokenizer.config, train_own, seed=options.seed,
-        reconstruction_loss=options.reconstruction_loss,
+        reconstruction_loss=options.reconstruction_loss, spectral_weight=options.spectral_weight,
     )  # fmt: skip
     trained.prepare(stage_loss)
     run.begin()
     parameters = count_parameters(tokenizer)
     config = tokenizer.config
+    height, width = example_size(config)
     say(
         accelerator,
-        f"image tokenizer: {parameters / 1e6:.2f}M parameters; {config.image_size}x{config.image_size} pictures become "
+        f"image tokenizer: {parameters / 1e6:.2f}M parameters; {height}x{width} {config.signal or 'pictures'} become "
         f"{trained.describe()}; {len(pictures)} training pictures; "
         f"{accelerator.mixed_precision} precision, {torch.get_num_threads()} threads",
     )
@@ -117,7 +120,7 @@ def main(options: ImageTokenizerOptions) -> None:
     with loop.ends_resumable():
         for step in loop.steps():
             batch = next(batches)
-            pixel_values = to_pixel_values(batch.pictures).to(device).contiguous(memory_format=torch.channels_last)
+            pixel_values = as_input(batch.pictures, device)
             output = prepared(pixel_values, **trained.arguments(batch, step=step, share=loop.share))
             loss, figures = stage_loss(pixel_values, output, share=loop.share, step=step)
             accelerator.backward(loss)

@@ -571,7 +571,7 @@ def test_config_round_trip(tmp_path):
         code_dim=8, num_levels=1, level_dropout=0.2, codebook_sizes=[9, 8], quantizer="grouped", encoder_kernel_size=3,
         resampling="overlapping", input_noise="masking", noise_amount=0.3,
         quantizer_options={"commitment_weight": 0.3},
-        preprocessing=Preprocessing(image_size=24, num_channels=1).to_dict(),
+        preprocessing=Preprocessing(image_size=24, num_channels=1).to_dict(), signal=None, causal=False,
     )  # fmt: skip
     assert settings.keys() == config_fields()
     config = VQVAEConfig(**settings)

@@ -25,6 +25,18 @@ PHOTOGRAPH_PRESETS: dict[int, dict[str, Any]] = {
     256: {"patch_size": 4, "hidden_sizes": [96, 128, 192], "codebook_sizes": [8192]},
 }
 PHOTOGRAPH_NETWORK = {"resampling": "overlapping"}
+# Of signals: at 16,000 samples a second, sounds get 50 positions of three codes, 1.5 kbit/s. A forecast encodes what
+# comes before it, whose codes must not depend on what comes after.
+SIGNAL_PRESETS: dict[str, dict[str, Any]] = {
+    "audio": {
+        "patch_size": 80, "hidden_sizes": [192, 256, 256], "num_res_blocks": 1, "encoder_kernel_size": 3,
+        "code_dim": 64, "resampling": "patches", "quantizer": "residual", "codebook_sizes": [1024, 1024, 1024],
+    },
+    "series": {
+        "patch_size": 4, "hidden_sizes": [96, 128], "encoder_kernel_size": 3, "resampling": "patches",
+        "quantizer": "residual", "codebook_sizes": [256, 256], "causal": True,
+    },
+}  # fmt: skip
 
 
 class VQVAEConfig(NetworkConfig):

@@ -23,6 +23,7 @@ FIELDS = (
     "codebook_sizes",
     "preprocessing",
 )
+SIGNAL_FIELDS = ("signal", "causal")  # of signals alone: those of pictures keep the fingerprint that they had
 # Quantizer options that decide codes; the others set how the quantizer learns.
 QUANTIZER_OPTIONS = ("shared_codebook", "num_groups", "codebook_dim", "levels")
 
@@ -33,6 +34,7 @@ def fingerprint_of(config: VQVAEConfig, state: Mapping[str, torch.Tensor]) -> st
     settings = {name: getattr(config, name) for name in FIELDS}
     options = config.quantizer_options
     settings |= {name: options[name] for name in QUANTIZER_OPTIONS if name in options}
+    settings |= {name: value for name in SIGNAL_FIELDS if (value := getattr(config, name))}
     digest.update(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(state.items()):
         digest.update(name.encode())

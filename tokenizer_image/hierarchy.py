@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tokenizer_image.networks import Decoder, Encoder, NetworkShape
+from tokenizer_image.networks import Axes, Decoder, Encoder, NetworkShape
 from tokenizer_image.quantizers import Quantizer
 
 
@@ -21,19 +21,20 @@ class CoarseLevel(nn.Module):
         has_context: whether there is a coarser level, whose decoder output this level is conditioned on.
         num_res_blocks: residual blocks in the encoder and in the decoder.
         quantizer: of latents (..., code_dim).
+        axes: of pictures or of signals.
     """
 
     outer_layers = ("head",)
 
-    def __init__(self, channels: int, has_context: bool, num_res_blocks: int, quantizer: Quantizer) -> None:
+    def __init__(self, channels: int, has_context: bool, num_res_blocks: int, quantizer: Quantizer, axes: Axes) -> None:
         super().__init__()
         context_channels = channels if has_context else 0
         # Normalised, unlike the finest level: a coarse level gets small gradients at the start of training, and an
         # optimizer whose step does not shrink with the gradient (Muon, Adam) lets its residual stream grow without
         # bound.
-        shape = NetworkShape(channels, 2, [channels], num_res_blocks)
+        shape = NetworkShape(channels, 2, [channels], num_res_blocks, axes=axes)
         self.encoder = Encoder(shape, channels, normalize=True)
-        self.head = nn.Conv2d(channels + context_channels, quantizer.code_dim, 1)
+        self.head = axes.conv(channels + context_channels, quantizer.code_dim, 1)
         self.quantizer = quantizer
         self.decoder = Decoder(shape, quantizer.code_dim + context_channels, channels, normalize=True)
 

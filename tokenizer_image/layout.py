@@ -65,6 +65,13 @@ def build_layout(
     return CodeLayout(**{name: np.concatenate(arrays) for name, arrays in parts.items()})
 
 
+def example_size(config: Any) -> tuple[int, int]:
+    """(height, width) of what a tokenizer with this configuration takes by default: the `example_size` that it names,
+    (1, samples) of signals, else its square."""
+    size: tuple[int, int] = getattr(config, "example_size", (config.image_size, config.image_size))
+    return size
+
+
 @runtime_checkable
 class ImageTokenizer(Protocol):
     """The interface of an image tokenizer for stage 2 and the pipelines, which `VQVAE` has.

@@ -1,4 +1,4 @@
-"""Reconstruction error (MSE, PSNR, SSIM) and codebook use (usage, perplexity).
+"""Reconstruction error (MSE, PSNR, SSIM, of signals SNR) and codebook use (usage, perplexity).
 
 Picture metrics take float tensors (B, C, H, W) in [0, 1] and return one number per picture, (B,) float32: the mean over
 a whole set is not the mean of batch means if the last batch is smaller.
@@ -123,6 +123,42 @@ def _gaussian(side: int) -> tuple[float, ...]:
     size = min(_SSIM_WINDOW, side if side % 2 else side - 1) if side > 1 else 1
     weights = [math.exp(-((i - size // 2) ** 2) / (2 * _SSIM_SIGMA**2)) for i in range(size)]
     return tuple(weight / sum(weights) for weight in weights)
+
+
+def snr(reconstruction: Tensor, target: Tensor) -> Tensor:
+    """Signal-to-noise ratio of each signal in dB, 10 log10(sum x^2 / sum (y - x)^2): two (B, C, time) -> (B,) float32.
+
+    Between -100 and 100: an exact reconstruction, or one of silence, would be infinite.
+    """
+    if reconstruction.shape != target.shape or target.ndim != 3:
+        raise ValueError(
+            f"Reconstruction and target must be two tensors (B, C, time), but are {tuple(reconstruction.shape)} and "
+            f"{tuple(target.shape)}."
+        )
+    power, error = (one.float().square().sum(dim=(1, 2)) for one in (target, reconstruction - target))
+    return (10 * (power.clamp(min=1e-12) / error.clamp(min=1e-12)).log10()).clamp(-100, 100)
+
+
+class SignalErrors:
+    """Errors over a whole set of signals, batch by batch."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._error = self._power = 0.0
+        self._ratios: list[Tensor] = []
+
+    def add(self, original: Tensor, decoded: Tensor) -> None:
+        """Add signals and their reconstructions, (B, C, time) both."""
+        self._count += original.numel()
+        self._error += float((decoded - original).double().square().sum())
+        self._power += float(original.double().square().sum())
+        self._ratios.append(snr(decoded, original).cpu())
+
+    def figures(self) -> dict[str, float]:
+        """`mse`; `snr` in dB of all samples together, sum x^2 over sum (y - x)^2; `snr_mean`, that of each example,
+        averaged, in which quiet ones count as much as loud ones."""
+        ratio = 10 * math.log10(max(self._power, 1e-12) / max(self._error, 1e-12))
+        return {"mse": self._error / self._count, "snr": ratio, "snr_mean": torch.cat(self._ratios).mean().item()}
 
 
 class CodeUsage:

@@ -7,9 +7,10 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from tokenizer_image.bottlenecks.denoising import InputNoise
-from tokenizer_image.networks import RESAMPLINGS, NetworkShape
+from tokenizer_image.networks import RESAMPLINGS, Axes, NetworkShape
 
 NETWORKS = ("conv", "mlp")
+SIGNALS = ("audio", "series")
 
 
 class NetworkConfig(PretrainedConfig):
@@ -32,7 +33,11 @@ class NetworkConfig(PretrainedConfig):
         num_levels: 1, or 2 or 3: each coarser level has half the height and width of the next finer one.
         input_noise, noise_amount: in training the encoder reads corrupted pictures, and the clean ones are
             reconstructed; see `InputNoise`. None: without.
-        preprocessing: `Preprocessing.to_dict()` of the training pictures.
+        preprocessing: `Preprocessing.to_dict()` of the training pictures, `SignalSettings.to_dict()` of signals.
+        signal: None for pictures; "audio" and "series" have one axis, time: `image_size` is their length in samples,
+            what is said of sides holds for time, and 3x3 is 3.
+        causal: of signals: codes depend on no later samples, and decoded samples on no later codes than those of their
+            own position.
 
     Raises:
         ValueError: a value out of range, or sizes that do not fit each other.
@@ -53,6 +58,8 @@ class NetworkConfig(PretrainedConfig):
         input_noise: str | None = None,
         noise_amount: float | None = None,
         preprocessing: dict[str, Any] | None = None,
+        signal: str | None = None,
+        causal: bool = False,
         **kwargs: Any,
     ) -> None:
         self.image_size = image_size
@@ -67,6 +74,7 @@ class NetworkConfig(PretrainedConfig):
         self.num_levels = num_levels
         self.input_noise, self.noise_amount = input_noise, noise_amount
         self.preprocessing = preprocessing
+        self.signal, self.causal = signal, causal
         self._check_networks()
         self._check_levels()
         self.noise()
@@ -89,6 +97,12 @@ class NetworkConfig(PretrainedConfig):
         for name, choices in known.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(choices)}")
+        if self.signal not in (None, *SIGNALS):
+            raise ValueError(f"unknown signal {self.signal!r}: choose one of {', '.join(SIGNALS)}")
+        if self.causal and self.axes.dimensions != 1:
+            raise ValueError("causal=True is for signal='audio': pictures have no axis of time")
+        if self.network == "mlp" and self.signal is not None:
+            raise ValueError(f"network='mlp' is for pictures, not for signal={self.signal!r}: use network='conv'")
 
     def _check_levels(self) -> None:
         """Raise ValueError unless what stands between encoder and decoder fits its levels."""
@@ -100,11 +114,21 @@ class NetworkConfig(PretrainedConfig):
         return InputNoise.of(self.input_noise, self.noise_amount)
 
     @property
+    def axes(self) -> Axes:
+        """Which axes the networks convolve along."""
+        return Axes() if self.signal is None else Axes(1, self.causal)
+
+    @property
     def network_shape(self) -> NetworkShape:
         """Of the convolutional networks."""
         return NetworkShape(
-            self.num_channels, self.patch_size, self.hidden_sizes, self.num_res_blocks, self.resampling
+            self.num_channels, self.patch_size, self.hidden_sizes, self.num_res_blocks, self.resampling, self.axes
         )  # fmt: skip
+
+    @property
+    def example_size(self) -> tuple[int, int]:
+        """(height, width) of what the model takes by default; of signals, (1, samples)."""
+        return (self.image_size if self.axes.dimensions == 2 else 1, self.image_size)
 
     @property
     def has_fixed_size(self) -> bool:
@@ -124,15 +148,18 @@ class NetworkConfig(PretrainedConfig):
         return self.patch_size * 2 ** (len(self.hidden_sizes) - 1) * self.level_scale ** (self.num_levels - 1)
 
     def grids(self, image_size: int | tuple[int, int] | None = None) -> list[tuple[int, int]]:
-        """(rows, columns) of each level's grid of positions, coarse to fine.
+        """(rows, columns) of each level's grid of positions, coarse to fine; of signals, (1, steps).
 
         Args:
-            image_size: side, or (height, width), of the picture in pixels; default: the configuration's.
+            image_size: side, or (height, width), of the picture in pixels, of a signal (1, samples); default: the
+                configuration's.
 
         Raises:
             ValueError: the downsampling does not divide it, or it is not the one size of an MLP.
         """
-        size = self.image_size if image_size is None else image_size
+        size = self.example_size if image_size is None else image_size
+        if self.axes.dimensions == 1:
+            return self._steps(*(1, size) if isinstance(size, int) else size)
         height, width = (size, size) if isinstance(size, int) else size
         if height < 1 or width < 1 or height % self.downsampling or width % self.downsampling:
             raise ValueError(
@@ -148,3 +175,13 @@ class NetworkConfig(PretrainedConfig):
         coarse = height // self.downsampling, width // self.downsampling
         scales = [self.level_scale**level for level in range(self.num_levels)]
         return [(coarse[0] * scale, coarse[1] * scale) for scale in scales]
+
+    def _steps(self, height: int, samples: int) -> list[tuple[int, int]]:
+        """`grids` of a signal."""
+        if height != 1 or samples < 1 or samples % self.downsampling:
+            raise ValueError(
+                f"image_size {height}x{samples}: a signal has the size 1xSAMPLES, a multiple of the tokenizer's "
+                f"downsampling, {self.downsampling}; choose one, or other --patch_size and --hidden_sizes"
+            )
+        coarse = samples // self.downsampling
+        return [(1, coarse * self.level_scale**level) for level in range(self.num_levels)]

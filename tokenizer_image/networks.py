@@ -17,18 +17,67 @@ HEAD_CHANNELS = 16
 RESAMPLINGS = ("patches", "overlapping")
 
 
+class CausalConv1d(nn.Conv1d):
+    """A convolution along time whose output at step t depends on no input after the last one of that step."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, C, t * stride) to (B, channels, t)."""
+        return super().forward(F.pad(hidden, (self.kernel_size[0] - self.stride[0], 0)))
+
+
+class TimeShuffle(nn.Module):
+    """Channels to time steps, as a pixel shuffle in one dimension."""
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, C * factor, t) to (B, C, t * factor)."""
+        return hidden.unflatten(1, (-1, self.factor)).mT.flatten(2)
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Which axes the networks convolve along.
+
+    Args:
+        dimensions: 2: height and width of a picture; 1: time of a signal.
+        causal: of a signal: nothing depends on what is later than its own step of the hidden channels.
+    """
+
+    dimensions: int = 2
+    causal: bool = False
+
+    def conv(self, before: int, after: int, kernel_size: int, stride: int = 1) -> nn.Conv1d | nn.Conv2d:
+        """(B, before, ...) to (B, after, ...), each axis shorter by the factor `stride`, which is 1 or at most half of
+        an even kernel, or the kernel itself."""
+        if self.causal:
+            return CausalConv1d(before, after, kernel_size, stride=stride)
+        kind = nn.Conv2d if self.dimensions == 2 else nn.Conv1d
+        return kind(before, after, kernel_size, stride=stride, padding=(kernel_size - stride + 1) // 2)
+
+    def shuffle(self, factor: int) -> nn.Module:
+        """(B, C * factor ** dimensions, ...) to (B, C, ...), each axis longer by the factor."""
+        return nn.PixelShuffle(factor) if self.dimensions == 2 else TimeShuffle(factor)
+
+
+IMAGE_AXES = Axes()
+
+
 @dataclass(frozen=True)
 class NetworkShape:
     """What encoder and decoder have in common.
 
     Args:
-        num_channels: of a picture, C.
+        num_channels: of a picture or a signal, C.
         patch_size: factor between a picture's resolution and the finest one of the hidden channels.
         hidden_sizes: channels at each resolution, fine to coarse; each further one halves height and width.
         num_res_blocks: per resolution.
         resampling: "patches": patches that do not overlap, by convolutions whose kernel is their stride and, upward, by
             a pixel shuffle (Shi et al. 2016). "overlapping": convolutions with a kernel of twice their stride and,
             upward, nearest neighbours and a 3x3 convolution (Odena et al. 2016), which leaves no grid in flat areas.
+        axes: of pictures, or of signals, for which 3x3 is 3 and pixels are samples in time.
     """
 
     num_channels: int
@@ -36,6 +85,7 @@ class NetworkShape:
     hidden_sizes: list[int]
     num_res_blocks: int
     resampling: str = "patches"
+    axes: Axes = IMAGE_AXES
 
     @property
     def overlaps(self) -> bool:
@@ -47,50 +97,51 @@ class ResidualBlock(nn.Module):
     """x + conv(silu(conv(silu(x)))). The second convolution is initialised to zero, so that every block starts as the
     identity and needs no normalisation (Zhang et al. 2019, Fixup)."""
 
-    def __init__(self, channels: int, kernel_sizes: tuple[int, int] = (3, 3)) -> None:
+    def __init__(self, axes: Axes, channels: int, kernel_sizes: tuple[int, int] = (3, 3)) -> None:
         super().__init__()
         first, second = kernel_sizes
-        self.conv1 = nn.Conv2d(channels, channels, first, padding=first // 2)
-        self.conv2 = nn.Conv2d(channels, channels, second, padding=second // 2)
+        self.conv1 = axes.conv(channels, channels, first)
+        self.conv2 = axes.conv(channels, channels, second)
         self.conv2.starts_at_zero = True  # type: ignore[assignment]  # read by VQVAE._init_weights
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(B, channels, h, w) to the same shape."""
+        """(B, channels, ...) to the same shape."""
         return hidden + self.conv2(F.silu(self.conv1(F.silu(hidden))))
 
 
-def residual_blocks(channels: int, count: int, kernel_sizes: tuple[int, int] = (3, 3)) -> nn.Sequential:
+def residual_blocks(axes: Axes, channels: int, count: int, kernel_sizes: tuple[int, int] = (3, 3)) -> nn.Sequential:
     """`count` residual blocks in a row."""
-    return nn.Sequential(*(ResidualBlock(channels, kernel_sizes) for _ in range(count)))
+    return nn.Sequential(*(ResidualBlock(axes, channels, kernel_sizes) for _ in range(count)))
 
 
 class ChannelNorm(nn.Module):
     """Zero mean and unit variance over the channels of each position; no learned scale (Ba et al. 2016)."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) to the same shape."""
-        return F.layer_norm(hidden.permute(0, 2, 3, 1), hidden.shape[1:2]).permute(0, 3, 1, 2)
+        """(B, C, ...) to the same shape."""
+        return F.layer_norm(hidden.movedim(1, -1), hidden.shape[1:2]).movedim(-1, 1)
 
 
-def downsampling(before: int, after: int, factor: int, overlaps: bool) -> nn.Module:
+def downsampling(axes: Axes, before: int, after: int, factor: int, overlaps: bool) -> nn.Module:
     """(B, before, h, w) to (B, after, h / factor, w / factor)."""
     if not overlaps:
-        return nn.Conv2d(before, after, factor, stride=factor)
+        return axes.conv(before, after, factor, factor)
     if factor == 1:
-        return nn.Conv2d(before, after, 3, padding=1)
+        return axes.conv(before, after, 3)
     # A kernel of twice the stride sees each pixel four times; half a stride of padding keeps the grids aligned.
-    return nn.Conv2d(before, after, 2 * factor, stride=factor, padding=(factor + 1) // 2)
+    return axes.conv(before, after, 2 * factor, factor)
 
 
-def upsampling(before: int, after: int, factor: int, overlaps: bool) -> list[nn.Module]:
+def upsampling(axes: Axes, before: int, after: int, factor: int, overlaps: bool) -> list[nn.Module]:
     """(B, before, h, w) to (B, after, h * factor, w * factor)."""
     if not overlaps:
-        return [nn.Conv2d(before, after * factor**2, 1), nn.PixelShuffle(factor)]
-    return [nn.Upsample(scale_factor=factor), nn.Conv2d(before, after, 3, padding=1)]
+        return [axes.conv(before, after * factor**axes.dimensions, 1), axes.shuffle(factor)]
+    return [nn.Upsample(scale_factor=factor), axes.conv(before, after, 3)]
 
 
 class Encoder(nn.Module):
-    """Pictures (B, C, H, W) to latents (B, code_dim, H / downsampling, W / downsampling).
+    """Pictures (B, C, H, W) to latents (B, code_dim, H / downsampling, W / downsampling), or with the axes of signals,
+    (B, C, T) to (B, code_dim, T / downsampling).
 
     A patch embedding, then residual blocks at each resolution, with a strided convolution between resolutions.
 
@@ -112,17 +163,17 @@ class Encoder(nn.Module):
 
     def __init__(self, shape: NetworkShape, code_dim: int, kernel_size: int = 1, normalize: bool = False) -> None:
         super().__init__()
-        sizes, overlaps = shape.hidden_sizes, shape.overlaps
+        sizes, overlaps, axes = shape.hidden_sizes, shape.overlaps, shape.axes
         self.norm = ChannelNorm() if normalize else nn.Identity()
-        self.stem = downsampling(shape.num_channels, sizes[0], shape.patch_size, overlaps)
+        self.stem = downsampling(axes, shape.num_channels, sizes[0], shape.patch_size, overlaps)
         kernels = (kernel_size, 1)
-        stages: list[nn.Module] = [residual_blocks(sizes[0], shape.num_res_blocks, kernels)]
+        stages: list[nn.Module] = [residual_blocks(axes, sizes[0], shape.num_res_blocks, kernels)]
         for fine, coarse in zip(sizes[:-1], sizes[1:], strict=True):
-            stages.append(downsampling(fine, coarse, 2, overlaps))
+            stages.append(downsampling(axes, fine, coarse, 2, overlaps))
             kernels = (kernel_size if overlaps else 1, 1)
-            stages.append(residual_blocks(coarse, shape.num_res_blocks, kernels))
+            stages.append(residual_blocks(axes, coarse, shape.num_res_blocks, kernels))
         self.stages = nn.Sequential(*stages)
-        self.head = nn.Conv2d(sizes[-1], code_dim, 1)
+        self.head = axes.conv(sizes[-1], code_dim, 1)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) to (B, code_dim, H / downsampling, W / downsampling)."""
@@ -130,7 +181,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Quantized latents (B, code_dim, h, w) to pictures (B, C, h * downsampling, w * downsampling).
+    """Quantized latents (B, code_dim, h, w) to pictures (B, C, h * downsampling, w * downsampling), or with the axes of
+    signals, (B, code_dim, t) to (B, C, t * downsampling).
 
     The stages of the encoder in reverse order, with 3x3 convolutions; a last 3x3 convolution at full resolution
     smooths the edges between patches.
@@ -145,18 +197,18 @@ class Decoder(nn.Module):
         self, shape: NetworkShape, code_dim: int, head_channels: int = HEAD_CHANNELS, normalize: bool = False
     ) -> None:
         super().__init__()
-        sizes, overlaps, blocks = shape.hidden_sizes, shape.overlaps, shape.num_res_blocks
+        sizes, overlaps, blocks, axes = shape.hidden_sizes, shape.overlaps, shape.num_res_blocks, shape.axes
         self.norm = ChannelNorm() if normalize else nn.Identity()
-        self.stem = nn.Conv2d(code_dim, sizes[-1], 3, padding=1)
-        stages: list[nn.Module] = [residual_blocks(sizes[-1], blocks)]
+        self.stem = axes.conv(code_dim, sizes[-1], 3)
+        stages: list[nn.Module] = [residual_blocks(axes, sizes[-1], blocks)]
         for fine, coarse in reversed(list(zip(sizes[:-1], sizes[1:], strict=True))):
-            stages += upsampling(coarse, fine, 2, overlaps)
-            stages.append(residual_blocks(fine, blocks))
+            stages += upsampling(axes, coarse, fine, 2, overlaps)
+            stages.append(residual_blocks(axes, fine, blocks))
         self.stages = nn.Sequential(*stages)
-        head = upsampling(sizes[0], head_channels, shape.patch_size, overlaps)
+        head = upsampling(axes, sizes[0], head_channels, shape.patch_size, overlaps)
         self.head, self.shuffle = (head[1], head[0]) if overlaps else (head[0], head[1])
         self.overlaps = overlaps
-        self.to_pixels = nn.Conv2d(head_channels, shape.num_channels, 3, padding=1)
+        self.to_pixels = axes.conv(head_channels, shape.num_channels, 3)
 
     def forward(self, quantized: torch.Tensor) -> torch.Tensor:
         """(B, code_dim, h, w) to (B, C, h * downsampling, w * downsampling), not clipped."""

@@ -27,7 +27,7 @@ class PictureModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         # transformers' default, N(0, 0.02), lets activations vanish in deep convolutional networks. transformers
         # calls this only for modules that hold parameters directly, so a ResidualBlock never arrives here itself.
-        if not isinstance(module, (nn.Linear, nn.Conv2d)):
+        if not isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             return
         if getattr(module, "starts_at_zero", False):
             nn.init.zeros_(module.weight)
@@ -37,14 +37,22 @@ class PictureModel(PreTrainedModel):
             nn.init.zeros_(module.bias)
 
     def corrupted(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What the encoder reads of pictures (B, C, H, W): in train mode with the configuration's input noise."""
+        """What the encoder reads of pictures (B, C, H, W) or signals (B, C, T): in train mode with the configuration's
+        input noise."""
         noise = self.config.noise() if self.training else None
         return pixel_values if noise is None else noise(pixel_values)
 
     def _check_pictures(self, pixel_values: torch.Tensor) -> None:
         """Raise ValueError for another number of channels, or a size that the model does not take."""
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+        axes = "T" if self.config.axes.dimensions == 1 else "H, W"
+        if pixel_values.ndim != 2 + self.config.axes.dimensions or pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
-                f"pixel_values of shape {tuple(pixel_values.shape)}: expected (B, {self.config.num_channels}, H, W)"
+                f"pixel_values of shape {tuple(pixel_values.shape)}: expected (B, {self.config.num_channels}, {axes})"
             )
-        self.config.grids((pixel_values.shape[2], pixel_values.shape[3]))
+        self.config.grids(size_of(pixel_values))
+
+
+def size_of(pixel_values: torch.Tensor) -> tuple[int, int]:
+    """(height, width) of pictures (B, C, H, W); (1, T) of signals (B, C, T)."""
+    height, width = pixel_values.shape[2:] if pixel_values.ndim == 4 else (1, pixel_values.shape[2])
+    return int(height), int(width)

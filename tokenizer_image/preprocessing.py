@@ -91,9 +91,17 @@ def preprocessing_of(image_tokenizer: Any) -> Preprocessing:
 
     Args:
         image_tokenizer: an `ImageTokenizer`.
+
+    Raises:
+        ValueError: a tokenizer of signals (`signals.settings.signal_settings_of`).
     """
     config = image_tokenizer.config
     stored = config.preprocessing
+    if stored and "signal" in stored:
+        raise ValueError(
+            f"this tokenizer has codes of {stored['signal']}, not of pictures: pipelines.TextToSignalPipeline, "
+            "scripts/generate.py and scripts/evaluate.py take them"
+        )
     if stored:
         return Preprocessing.from_dict(stored)
     return Preprocessing(image_size=config.image_size, num_channels=config.num_channels)
@@ -237,13 +245,15 @@ def _resized(image: Image.Image, settings: Preprocessing, target: tuple[int, int
 def to_pixel_values(pictures: torch.Tensor | np.ndarray) -> torch.Tensor:
     """uint8 (..., C, H, W), tensor or array -> float32 tensor of that shape in [-1, 1], on the same device.
 
-    0 -> -1 and 255 -> 1 exactly. Raises TypeError for another dtype.
+    0 -> -1 and 255 -> 1 exactly. float16, as signals are kept, keeps its values. Raises TypeError for another dtype.
     """
     import torch
 
     if isinstance(pictures, np.ndarray):
         # torch cannot share memory that is read-only, such as a memory map's
         pictures = torch.from_numpy(pictures if pictures.flags.writeable else np.array(pictures))
+    if pictures.dtype == torch.float16:
+        return pictures.to(torch.float32)
     if pictures.dtype != torch.uint8:
         raise TypeError(f"to_pixel_values needs uint8 pictures 0..255, got {pictures.dtype}")
     return pictures.to(torch.float32).div_(127.5).sub_(1.0)

@@ -15,7 +15,7 @@ from tokenizer_image.fingerprint import fingerprint_of
 from tokenizer_image.hierarchy import CoarseLevel, with_context
 from tokenizer_image.layout import CodeLayout, build_layout
 from tokenizer_image.networks import Decoder, Encoder, MLPDecoder, MLPEncoder
-from tokenizer_image.picture_model import PictureModel
+from tokenizer_image.picture_model import PictureModel, size_of
 from tokenizer_image.quantizers import Quantizer, QuantizerOutput
 from tokenizer_image.quantizers.kinds import build_levels
 
@@ -98,10 +98,10 @@ class VQVAE(PictureModel):
         features = channels if coarser else config.code_dim
         self.encoder = Encoder(shape, features, kernel_size=config.encoder_kernel_size)
         self.coarser = nn.ModuleList(
-            CoarseLevel(channels, index > 0, config.num_res_blocks, quantizer)
+            CoarseLevel(channels, index > 0, config.num_res_blocks, quantizer, config.axes)
             for index, quantizer in enumerate(coarser)
         )
-        self.head = nn.Conv2d(channels + context_channels, config.code_dim, 1) if coarser else nn.Identity()
+        self.head = config.axes.conv(channels + context_channels, config.code_dim, 1) if coarser else nn.Identity()
         self.decoder = Decoder(shape, config.code_dim + context_channels)
 
     @property
@@ -186,15 +186,15 @@ class VQVAE(PictureModel):
             features.append(level.encoder(features[-1]))
         context = None
         for level in self._coarser:
-            latents = level.head(with_context(features.pop(), context)).permute(0, 2, 3, 1)
+            latents = level.head(with_context(features.pop(), context)).movedim(1, -1)
             quantized = self._channels_first(quantize(level.quantizer, latents))
             context = level.decoder(with_context(quantized, context))
-        latents = self.head(with_context(features.pop(), context)).permute(0, 2, 3, 1)
+        latents = self.head(with_context(features.pop(), context)).movedim(1, -1)
         return with_context(self._channels_first(quantize(self.quantizer, latents)), context), latents
 
     def _channels_first(self, quantized: torch.Tensor) -> torch.Tensor:
-        """(B, h, w, D) float32 to (B, D, h, w) in the dtype of the weights."""
-        return quantized.permute(0, 3, 1, 2).to(next(self.decoder.parameters()).dtype)
+        """(B, ..., D) float32 to (B, D, ...) in the dtype of the weights."""
+        return quantized.movedim(-1, 1).to(next(self.decoder.parameters()).dtype)
 
     @torch.no_grad()
     def latents(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
@@ -222,7 +222,7 @@ class VQVAE(PictureModel):
             return quantizer.decode(codes[-1]) if quantizer is not self.quantizer else latents
 
         self._quantize_levels(pixel_values, quantize)
-        return self._code_row(codes, (pixel_values.shape[2], pixel_values.shape[3]))
+        return self._code_row(codes, size_of(pixel_values))
 
     @torch.no_grad()
     def quantize_latents(
@@ -239,18 +239,25 @@ class VQVAE(PictureModel):
         return row + torch.from_numpy(low).to(row.device)
 
     @torch.no_grad()
-    def decode(self, codes: torch.Tensor, image_size: int | tuple[int, int] | None = None) -> torch.Tensor:
-        """Codes (B, t <= T) int64 to pictures (B, C, H, W) in [-1, 1].
+    def decode(
+        self, codes: torch.Tensor, image_size: int | tuple[int, int] | None = None, depths: int | None = None
+    ) -> torch.Tensor:
+        """Codes (B, t <= T) int64 to pictures (B, C, H, W), or sounds (B, 1, samples), in [-1, 1], or to
+        normalised series (B, C, steps), which have no bounds.
 
         Absent positions (t < T) are filled with the mean of their codebook, so that coarse levels alone, or a
-        half-drawn picture, can be decoded.
+        half-drawn picture, can be decoded. With `depths`, so are the codes of further depths: fewer bits a second,
+        of a tokenizer that was trained with depth dropout.
 
         Raises:
             ValueError: too many codes, or a code outside the range of its position.
         """
-        return self.decoder(self._decoder_inputs(codes, image_size)).float().clamp(-1, 1)
+        decoded = self.decoder(self._decoder_inputs(codes, image_size, depths)).float()
+        return decoded if self.config.signal == "series" else decoded.clamp(-1, 1)
 
-    def _decoder_inputs(self, codes: torch.Tensor, image_size: int | tuple[int, int] | None) -> torch.Tensor:
+    def _decoder_inputs(
+        self, codes: torch.Tensor, image_size: int | tuple[int, int] | None, depths: int | None = None
+    ) -> torch.Tensor:
         """What the finest decoder reads for codes (B, t <= T): (B, code_dim + context channels, h, w)."""
         layout = self.layout(image_size)
         total = len(layout)
@@ -261,11 +268,13 @@ class VQVAE(PictureModel):
         low = torch.from_numpy(layout.low).to(codes.device)
         check_codes(codes, low, torch.from_numpy(layout.high).to(codes.device))
         absent = torch.arange(total, device=codes.device) >= codes.shape[1]
+        if depths is not None:
+            absent = absent | (torch.from_numpy(layout.depth).to(codes.device) >= depths)
         local = torch.where(absent, 0, F.pad(codes, (0, total - codes.shape[1])) - low)
         context, first = None, 0
         grids = self.config.grids(image_size)
         for index, (quantizer, (rows, columns)) in enumerate(zip(self.quantizers, grids, strict=True)):
-            shape = (rows, columns, quantizer.codes_per_position)
+            shape = (*(rows, columns)[-self.config.axes.dimensions :], quantizer.codes_per_position)
             level = slice(first, first := first + rows * columns * quantizer.codes_per_position)
             quantized = quantizer.decode(local[:, level].reshape(-1, *shape), absent[level].view(shape))
             inputs = with_context(self._channels_first(quantized), context)
@@ -273,12 +282,16 @@ class VQVAE(PictureModel):
                 context = self._coarser[index].decoder(inputs)
         return inputs
 
-    def forward(self, pixel_values: torch.Tensor, codes: torch.Tensor | None = None) -> VQVAEOutput:
+    def forward(
+        self, pixel_values: torch.Tensor, codes: torch.Tensor | None = None, known: torch.Tensor | None = None
+    ) -> VQVAEOutput:
         """Reconstruct pictures (B, C, H, W) in [-1, 1]; in train mode, the only call that updates the codebooks, and
         that corrupts what the encoder reads, where the configuration has input noise.
 
         Args:
             codes: (b, T) int64, of further pictures of the same size to decode; they follow the reconstructions.
+            known: bool, of a shape that broadcasts to that of `pixel_values`: where their values count in the
+                reconstruction's error; the others are gaps of series. None: everywhere.
 
         Raises:
             ValueError: another number of channels, a size that the downsampling does not divide, or codes that are out
@@ -294,21 +307,20 @@ class VQVAE(PictureModel):
                 return output.quantized
             absent = kept < len(outputs)
             filling = quantizer.decode(output.codes, torch.ones_like(output.codes, dtype=torch.bool)).detach()
-            return torch.where(absent[:, None, None, None], filling, output.quantized)
+            return torch.where(absent.view(-1, *[1] * (latents.ndim - 1)), filling, output.quantized)
 
         inputs, latents = self._quantize_levels(self.corrupted(pixel_values), quantize)
         if codes is not None:
-            size = (int(pixel_values.shape[2]), int(pixel_values.shape[3]))
             with torch.no_grad():
-                further = self._decoder_inputs(codes, size).to(inputs)
+                further = self._decoder_inputs(codes, size_of(pixel_values)).to(inputs)
             inputs = torch.cat([inputs, further])
         reconstruction = self.decoder(inputs)
-        reconstruction_loss = F.mse_loss(reconstruction[: len(pixel_values)].float(), pixel_values.float())
+        reconstruction_loss = _squared_error(reconstruction[: len(pixel_values)].float(), pixel_values.float(), known)
         quantizer_loss = torch.stack([output.loss for output in outputs]).sum()
         return VQVAEOutput(
             loss=reconstruction_loss + quantizer_loss,
             reconstruction=reconstruction,
-            codes=self._code_row([output.codes for output in outputs], (pixel_values.shape[2], pixel_values.shape[3])),
+            codes=self._code_row([output.codes for output in outputs], size_of(pixel_values)),
             reconstruction_loss=reconstruction_loss,
             commitment_loss=quantizer_loss,
             dead=sum(output.dead for output in outputs),
@@ -354,6 +366,16 @@ class VQVAE(PictureModel):
         """
         for level, quantizer in enumerate(self.quantizers):
             quantizer.refit([self.latents(pixels)[level].reshape(-1, self.config.code_dim) for pixels in batches()])
+
+
+def _squared_error(
+    reconstruction: torch.Tensor, pixel_values: torch.Tensor, known: torch.Tensor | None
+) -> torch.Tensor:
+    """Mean squared error over the values that are known."""
+    if known is None:
+        return F.mse_loss(reconstruction, pixel_values)
+    weights = known.to(reconstruction.dtype).expand_as(pixel_values)
+    return ((reconstruction - pixel_values).square() * weights).sum() / weights.sum().clamp(min=1)
 
 
 def check_codes(codes: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> None:

@@ -15,7 +15,7 @@ from lm.data.shards import Document
 from pipelines.machine.batches import index_batches, pictures_at_once
 from pipelines.machine.devices import choose_device
 from pipelines.options.data import parse_image_sizes
-from tokenizer_image.layout import ImageTokenizer
+from tokenizer_image.layout import ImageTokenizer, example_size
 from tokenizer_image.preprocessing import preprocess, preprocessing_of, to_pixel_values
 
 IMAGE_KEYS = ("image", "bytes", "path")
@@ -42,7 +42,7 @@ def check_sizes(tokenizer: ImageTokenizer, sizes: Sequence[tuple[int, int]]) -> 
                 f"--image_sizes {height}x{width}: the image tokenizer's downsampling, {config.downsampling}, does not "
                 f"divide it; the nearest that work are {', '.join(near)}"
             ) from error
-    return tuple(sizes) or ((config.image_size, config.image_size),)
+    return tuple(sizes) or (example_size(config),)
 
 
 def _multiple(side: int, step: int, up: int) -> int:

@@ -18,7 +18,7 @@ from lm.data.token_cache import MANIFEST, TokenCache, check_fingerprint, damaged
 from pipelines.caching.encoder import check_sizes
 from pipelines.caching.pixel_cache import DecodedPictures
 from pipelines.caching.rows import count_rows
-from pipelines.caching.sources import load_source, read_pictures
+from pipelines.caching.sources import input_settings_of, open_source, read_pictures
 from pipelines.caching.views import View, directions_warning, views_of
 from pipelines.caching.writer import TokenCacheWriter, remove_replaced, same_path
 from pipelines.machine.printing import say
@@ -28,6 +28,7 @@ from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.pictures.dataset import PictureSource, print_summary
 from tokenizer_image.pictures.loading import BUILT_IN, PictureDataset, check_captions
 from tokenizer_image.preprocessing import preprocessing_of
+from tokenizer_image.signals.settings import signal_settings_of
 
 
 def open_caches(
@@ -48,8 +49,9 @@ def open_caches(
 
     Raises:
         ValueError: a cache belongs to another image tokenizer, other data options or other sizes, has no captions where
-            they are needed, or cannot be built.
+            they are needed, or cannot be built; options of pictures with a tokenizer of signals.
     """
+    check_picture_options(options, tokenizer)
     plain = CacheOfSplit(options, tokenizer, accelerator, "train", str(root), need_captions)
     train = plain.open()
     validation = CacheOfSplit(options, tokenizer, accelerator, "validation", str(root)).open()
@@ -60,6 +62,13 @@ def open_caches(
     if not is_remote(root) and accelerator.is_main_process:
         remove_replaced(Path(root))  # not before: a picture may have moved to the other split
     return train, validation, views
+
+
+def check_picture_options(options: CacheOptions, tokenizer: ImageTokenizer) -> None:
+    """Raise ValueError for options of pictures with a tokenizer of signals."""
+    given = [f"--{name}" for name in ("image_sizes", "crops", "random_flip") if getattr(options, name)]
+    if given and signal_settings_of(tokenizer):
+        raise ValueError(f"{', '.join(given)} concern pictures, and {options.image_tokenizer} has codes of signals")
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ class CacheOfSplit:
         """The split's pictures and captions. Raises ValueError where they cannot be read."""
         if self.plain is not None:
             return self.plain.source
-        return load_source(self.options, self.split, image_size=preprocessing_of(self.tokenizer).image_size)
+        return open_source(self.options, self.split, input_settings_of(self.tokenizer))
 
     def open(self) -> TokenCache:
         """The whole cache (`open_caches`)."""
@@ -185,7 +194,7 @@ class CacheOfSplit:
         )  # fmt: skip
 
         def decode(pictures: PictureDataset) -> DecodedPictures:
-            settings = preprocessing_of(self.tokenizer)
+            settings = input_settings_of(self.tokenizer)
             with self.accelerator.local_main_process_first():
                 return read_pictures(self.options, pictures, settings, writer.decoded_sizes, progress=is_main)
 

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-from pipelines.caching.pixel_cache import DecodedPictures, decode_pictures
+from pipelines.caching.pixel_cache import decode_pictures
+from pipelines.caching.signal_cache import decode_signals
 from pipelines.options.data import DataOptions
 from tokenizer_image.pictures.loading import PictureDataset, load_pictures
-from tokenizer_image.preprocessing import Preprocessing
+from tokenizer_image.preprocessing import Preprocessing, preprocessing_of
+from tokenizer_image.signals.loading import load_signals
+from tokenizer_image.signals.settings import BUILT_IN, SignalSettings, signal_settings_of
 
 VALIDATION_PICTURES = 2000
+InputSettings = Preprocessing | SignalSettings
+
+
+def input_settings_of(image_tokenizer: Any) -> InputSettings:
+    """What a tokenizer takes: pictures or signals."""
+    return signal_settings_of(image_tokenizer) or preprocessing_of(image_tokenizer)
+
+
+def open_source(options: DataOptions, split: str, settings: InputSettings) -> Any:
+    """`load_source` of pictures or, as the settings say, of signals, for which the name of the built-in pictures stands
+    for that of the built-in signals."""
+    if not isinstance(settings, SignalSettings):
+        return load_source(options, split, image_size=settings.image_size)
+    most, seed = (options.max_examples, options.seed) if split == "train" else (None, 0)
+    dataset = BUILT_IN[settings.signal] if options.dataset == DataOptions.dataset else options.dataset
+    return load_signals(
+        settings, dataset, split, caption_column=options.caption_column, max_examples=most, seed=seed
+    )  # fmt: skip
 
 
 def load_source(options: DataOptions, split: str, *, image_size: int) -> PictureDataset:
@@ -55,12 +77,12 @@ def load_split(
 def read_pictures(
     options: DataOptions,
     source: PictureDataset,
-    settings: Preprocessing,
+    settings: InputSettings,
     sizes: Sequence[tuple[int, int]] = (),
     *,
     progress: bool = True,
-) -> DecodedPictures:
-    """Every picture of a source, decoded by --num_workers processes, with a progress bar if `progress`.
+) -> Any:
+    """Every picture (or signal) of a source, decoded by --num_workers processes, with a progress bar if `progress`.
 
     Args:
         sizes: (height, width) that pictures are decoded at, each at the nearest in shape; default: the square of
@@ -69,6 +91,10 @@ def read_pictures(
     Raises:
         ValueError: more than --max_unreadable_share of the pictures cannot be read.
     """
+    if isinstance(settings, SignalSettings):
+        share = options.max_unreadable_share
+        signals: Any = source  # a `SignalSource`, where the settings are of signals
+        return decode_signals(signals, settings, max_unreadable_share=share, progress=progress)
     return decode_pictures(
         source,
         settings,

@@ -61,13 +61,19 @@ def labelled_grid(
 
 
 def save_pictures(rows: Sequence[tuple[str, Sequence[Image.Image]]], folder: Path) -> None:
-    """Write the pictures of (caption, pictures) `rows` into a folder, each a PNG with the number of its row, the
-    caption's words and its number there."""
+    """Write the pictures of (caption, pictures) `rows` into a folder, each a PNG named by `file_name`."""
     for number, (text, images) in enumerate(rows):
-        # The number tells captions apart that have the same Latin letters, or none.
-        words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]
         for place, image in enumerate(images):
-            image.save(folder / f"{number:03d}-{words}-{place}.png".replace("--", "-"))
+            image.save(folder / f"{file_name(number, text, place)}.png")
+
+
+def file_name(number: int, text: str, place: int) -> str:
+    """A file's name without its ending: the number of a caption, its words, and the number of what was drawn for it.
+
+    The first number tells captions apart that have the same Latin letters, or none.
+    """
+    words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]
+    return f"{number:03d}-{words}-{place}".replace("--", "-")
 
 
 def _row_height(lines: list[str], images: list[Image.Image], line_height: int, margin: int) -> int:

@@ -240,7 +240,7 @@ def _provenance(options: EvaluationOptions, model: EvaluatedModel, source: Pictu
     alone = options.image_tokenizer is not None
     return {
         "format_version": FORMAT_VERSION,
-        **({"image_tokenizer": options.image_tokenizer} if alone else {"model": options.model_name}),
+        **({"image_tokenizer": options.image_tokenizer} if alone else {"model": options.chosen_model}),
         "image_tokenizer_fingerprint": model.image_tokenizer.fingerprint,
         "dataset": options.dataset,
         "split": options.split,

@@ -94,8 +94,8 @@ def load_model(options: EvaluationOptions) -> EvaluatedModel:
     model = EvaluatedModel(pipeline.image_tokenizer, pipeline)
     if options.dataset == "sprites" and model.formats and not any(FORMATS[name].has_text for name in model.formats):
         raise ValueError(
-            f"--model {options.model_name} has learned no captions, and the figures of sprites are about captions: "
-            f"measure its tokenizer alone with --image_tokenizer {options.model_name}/image_tokenizer, or give another "
+            f"--model {options.chosen_model} has learned no captions, and the figures of sprites are about captions: "
+            f"measure its tokenizer alone with --image_tokenizer {options.chosen_model}/image_tokenizer, or give another "
             "--dataset"
         )
     return model

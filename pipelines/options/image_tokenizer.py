@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pipelines.options.bottlenecks import BOTTLENECK_OPTIONS, BottleneckOptions
 from pipelines.options.image_tokenizer_losses import LossOptions
 from pipelines.options.option import option, with_option_names
+from pipelines.options.signals import SignalOptions
 from pipelines.options.training import TrainingOptions
 from tokenizer_image.preprocessing import RESIZE_MODES, SIXTEEN_BIT_RANGES, Preprocessing
+from tokenizer_image.signals.settings import BUILT_IN, SignalSettings
 
 if TYPE_CHECKING:
     from tokenizer_image import AutoencoderConfig, VQVAEConfig
@@ -27,7 +29,7 @@ QUANTIZER_OPTIONS = {
     "commitment_weight": "commitment_weight", "ema_decay": "codebook_decay", "revival_threshold": "revival_threshold",
     "kmeans_start": "kmeans_start", "rotation_trick": "rotation_trick", "temperature": "code_temperature",
     "shared_codebook": "shared_codebook", "num_groups": "num_groups", "codebook_dim": "codebook_dim",
-    "entropy_weight": "entropy_weight",
+    "entropy_weight": "entropy_weight", "depth_dropout": "depth_dropout",
 }  # fmt: skip
 # Further options that other bottlenecks have no use for.
 CODE_OPTIONS = ("quantizer", "codebook_sizes", "level_dropout", "train", "codes_from", "drawn_pictures")
@@ -44,7 +46,7 @@ AUTOENCODER_SETTINGS = {
 
 
 @dataclass
-class ImageTokenizerOptions(BottleneckOptions, LossOptions, TrainingOptions):
+class ImageTokenizerOptions(SignalOptions, BottleneckOptions, LossOptions, TrainingOptions):
     """Options of `scripts/train_tokenizer.py`."""
 
     script: ClassVar[str | None] = "train_tokenizer.py"
@@ -139,6 +141,9 @@ class ImageTokenizerOptions(BottleneckOptions, LossOptions, TrainingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_signal()
+        if self.signal and self.dataset == type(self).dataset:
+            self.dataset = BUILT_IN[self.signal]
         self.check_bottleneck()
         self._check_codes()
         self._check_loss()
@@ -146,7 +151,7 @@ class ImageTokenizerOptions(BottleneckOptions, LossOptions, TrainingOptions):
         if self.init_from:  # whose settings they have to fit, once it is loaded
             return
         if self.is_quantized:
-            self.check_quantizer(self.quantizer_names())
+            self.check_quantizer(self.configuration(False).level_quantizers if self.signal else self.quantizer_names())
         self._check_settings()
 
     def _check_settings(self) -> None:
@@ -230,22 +235,30 @@ class ImageTokenizerOptions(BottleneckOptions, LossOptions, TrainingOptions):
         """One name for all levels, or what commas separate: one for each."""
         return [name.strip() for name in self.quantizer.split(",")]
 
+    def input_settings(self) -> Preprocessing | SignalSettings:
+        """What a new tokenizer takes: pictures, or signals with --signal."""
+        return self.signal_settings() if self.signal else self.preprocessing()
+
     def preprocessing(self) -> Preprocessing:
         """How pictures become a new tokenizer's pixels."""
         size = DEFAULT_IMAGE_SIZE if self.image_size is None else self.image_size
         return Preprocessing(size, self.num_channels, self.resize, sixteen_bit=self.sixteen_bit)
 
-    def configuration(self, photographs: bool) -> VQVAEConfig:
+    def configuration(self, photographs: bool, signals: SignalSettings | None = None) -> VQVAEConfig:
         """The configuration of a new tokenizer: what --image_size chooses, and the options that override it.
 
         Args:
             photographs: whether it is for photographs.
+            signals: with --signal, what was found in the data.
 
         Raises:
             ValueError: settings that do not fit each other; the message has the names of `VQVAEConfig`.
         """
         from tokenizer_image import VQVAEConfig
 
+        if self.signal:
+            settings = self.signal_configuration(self._given(), signals)
+            return VQVAEConfig(quantizer_options=self.quantizer_options(), **settings)
         preprocessing = self.preprocessing()
         size = preprocessing.image_size
         names = self.quantizer_names()
@@ -255,6 +268,12 @@ class ImageTokenizerOptions(BottleneckOptions, LossOptions, TrainingOptions):
             input_noise=self.input_noise, noise_amount=self.noise_amount,
             **{name: getattr(self, name) for name in OWN_SETTINGS}, **self._preset(size, photographs),
         )  # fmt: skip
+
+    def _given(self) -> dict[str, Any]:
+        """The settings of `VQVAEConfig` that the command line gives, without those that it leaves at their defaults."""
+        defaults = {one.name: one.default for one in fields(self)}
+        names = ("quantizer", *PRESET_SETTINGS, *OWN_SETTINGS)
+        return {name: value for name in names if (value := getattr(self, name)) != defaults[name]}
 
     def autoencoder_configuration(self, photographs: bool, class_names: Sequence[str] = ()) -> AutoencoderConfig:
         """The configuration of a new autoencoder whose bottleneck is no quantizer.

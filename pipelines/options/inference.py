@@ -28,7 +28,7 @@ class ModelOptions:
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the language model")
 
     @property
-    def model_name(self) -> str:
+    def chosen_model(self) -> str:
         """The model's name or folder: the default's, where the option is not given."""
         return default_model() if self.model is None else self.model
 
@@ -43,7 +43,7 @@ class ModelOptions:
         from pipelines.machine.devices import choose_device
 
         transformers.logging.disable_progress_bar()  # loading takes too little time for one
-        name = self.model_name
+        name = self.chosen_model
         print(f"model: {model_origin(name)}", file=sys.stderr)
         return kind.from_pretrained(name, dtype=self.dtype, device=choose_device(self.device))
 

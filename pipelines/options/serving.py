@@ -53,7 +53,7 @@ class ServingOptions(ModelOptions):
     @property
     def served_name(self) -> str:
         """What clients call the model."""
-        return self.model_name or os.path.basename(os.path.normpath(self.model)) or "model"
+        return self.model_name or os.path.basename(os.path.normpath(self.chosen_model)) or "model"
 
     @property
     def body_bytes(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from accelerate import Accelerator
 
 from pipelines.caching.pixel_cache import DecodedPictures
@@ -40,7 +42,8 @@ def build_model(
         ValueError: a conditional bottleneck whose pictures have no classes.
     """
     if options.is_quantized:
-        model = VQVAE(options.configuration(photographs)) if earlier is None else earlier
+        signals: Any = pictures.settings if options.signal else None
+        model = VQVAE(options.configuration(photographs, signals)) if earlier is None else earlier
         assert isinstance(model, VQVAE)
         return QuantizedModel(options, model, pictures, validation_pictures, accelerator)
     classes, names = None, []

@@ -14,17 +14,21 @@ from accelerate import Accelerator
 
 from pipelines.caching.pixel_cache import DecodedPictures
 from pipelines.drawing.grids import labelled_grid
+from pipelines.drawing.signal_panels import signal_panels
 from pipelines.machine.batches import evenly_spaced, index_batches, pictures_at_once
 from pipelines.machine.printing import say
 from pipelines.options.image_tokenizer import OWN_SETTINGS, PRESET_SETTINGS, ImageTokenizerOptions
 from pipelines.training.image_tokenizer_losses import StageOneLoss
 from tokenizer_image import VQVAE
 from tokenizer_image.extension import with_more_codes
+from tokenizer_image.layout import example_size
 from tokenizer_image.losses.perceptual import PerceptualLoss
-from tokenizer_image.metrics import CodeUsage, mse, psnr
+from tokenizer_image.metrics import CodeUsage, SignalErrors, mse, psnr
+from tokenizer_image.picture_model import size_of
 from tokenizer_image.pictures.photographs import are_photographs
 from tokenizer_image.preprocessing import postprocess, preprocessing_of, to_pixel_values
 from tokenizer_image.registry import load_tokenizer
+from tokenizer_image.signals.settings import signal_settings_of
 from tokenizer_image.vqvae import VQVAEOutput
 
 if TYPE_CHECKING:
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 
 REFIT_PICTURES = 16384
 VALIDATION_REFIT_PICTURES = 4096  # fewer, since training waits
+SIGNALS_SHARE = 4  # a signal counts as so many of these pictures, since it takes longer
 EXAMINED = 1000  # pictures that decide whether a data set is of photographs
 SHOWN = 12  # pictures in a reconstruction grid
 # Settings that --init_from brings along: another value would make its weights mean something else.
@@ -81,8 +86,8 @@ class ReconstructionErrors:
 
 def detect_photographs(pictures: DecodedPictures, options: ImageTokenizerOptions, accelerator: Accelerator) -> bool:
     """Whether networks and losses are those for photographs: as the options say, else as the pictures look."""
-    if options.photographs is not None:
-        return options.photographs
+    if options.photographs is not None or options.signal:
+        return bool(options.photographs)
     photographs, share = are_photographs(pictures.batch(evenly_spaced(len(pictures), EXAMINED)))
     kind = "photographs" if photographs else "drawings"
     say(
@@ -91,6 +96,13 @@ def detect_photographs(pictures: DecodedPictures, options: ImageTokenizerOptions
         "decides)",
     )
     return photographs
+
+
+def as_input(pictures: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A batch of pictures, uint8, or of signals, float16, as the model reads it: float32 on the device, pictures
+    channels last."""
+    values = to_pixel_values(pictures).to(device)
+    return values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values
 
 
 def clashing_options(options: ImageTokenizerOptions, fixed: Mapping[str, Any]) -> list[str]:
@@ -108,7 +120,7 @@ def load_earlier(options: ImageTokenizerOptions) -> VQVAE:
     """
     tokenizer = _load_vqvae(str(options.init_from))
     fixed = {name: getattr(tokenizer.config, name) for name in FIXED_SETTINGS}
-    fixed |= {name: getattr(preprocessing_of(tokenizer), name) for name in ("resize", "sixteen_bit")}
+    fixed |= _fixed_inputs(options, tokenizer)
     before, given = tokenizer.config.quantizer_options, options.quantizer_options()
     fixed |= {name: before.get(name) for name in FIXED_QUANTIZER_OPTIONS}
     defaults = {option.name: option.default for option in fields(options)}
@@ -136,6 +148,23 @@ def load_earlier(options: ImageTokenizerOptions) -> VQVAE:
         raise ValueError(
             f"--init_from {options.init_from}: {error}".replace("codebook_sizes=", "--codebook_sizes ")
         ) from error
+
+
+def _fixed_inputs(options: ImageTokenizerOptions, tokenizer: VQVAE) -> dict[str, Any]:
+    """What the tokenizer in --init_from takes, by the options that would change it.
+
+    Raises:
+        ValueError: it takes signals and --signal names no such, or the other way round.
+    """
+    signals = signal_settings_of(tokenizer)
+    if signals is None and options.signal is None:
+        return {name: getattr(preprocessing_of(tokenizer), name) for name in ("resize", "sixteen_bit")}
+    if signals is None or signals.signal != options.signal:
+        kind = "pictures" if signals is None else signals.signal
+        remedy = "leave --signal out" if signals is None else f"give --signal {kind}"
+        raise ValueError(f"--init_from {options.init_from} has codes of {kind}: {remedy}")
+    names = {"audio": ("length", "rate"), "series": ("length", "horizon")}[signals.signal]
+    return {{"rate": "sample_rate"}.get(name, name): getattr(signals, name) for name in names}
 
 
 def _more_codes(options: ImageTokenizerOptions, before: list[int]) -> list[int] | None:
@@ -187,15 +216,15 @@ def validate(
     tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device, perceptual: PerceptualLoss | None = None
 ) -> dict[str, float]:
     """Figures over the validation pictures: mse on [0, 1], psnr (mean over pictures), codebook usage, perplexity, and
-    the perceptual distance where it is learned from."""
-    usage, errors = CodeUsage(tokenizer.num_codes), ReconstructionErrors(perceptual)
-    side = tokenizer.config.image_size
+    the perceptual distance where it is learned from; of signals, those of `SignalErrors` in place of mse and psnr."""
+    usage = CodeUsage(tokenizer.num_codes)
+    errors = ReconstructionErrors(perceptual) if tokenizer.config.axes.dimensions == 2 else SignalErrors()
     with torch.inference_mode():
-        for batch in index_batches(len(pictures), pictures_at_once(side, side)):
+        for batch in index_batches(len(pictures), pictures_at_once(*example_size(tokenizer.config))):
             original = to_pixel_values(pictures.batch(batch)).to(device)
             codes = tokenizer.encode(original)
             usage.update(codes.cpu())
-            errors.add(original, tokenizer.decode(codes, tuple(original.shape[2:])))
+            errors.add(original, tokenizer.decode(codes, size_of(original)))
     return errors.figures() | {"usage": usage.usage, "perplexity": usage.perplexity}
 
 
@@ -219,14 +248,19 @@ def step_figures(output: VQVAEOutput, num_codes: int) -> dict[str, torch.Tensor 
 def draw_reconstructions(tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device, file: Path) -> None:
     """A grid of validation pictures over their reconstructions: from the coarsest level alone, from two, from all."""
     original = to_pixel_values(pictures.batch(range(min(SHOWN, len(pictures))))).to(device)
-    size = (int(original.shape[2]), int(original.shape[3]))
-    rows = [("validation pictures", postprocess(original.cpu()))]
+    size = size_of(original)
+
+    def shown(values: torch.Tensor) -> list[Any]:
+        return signal_panels(values.cpu(), settings) if settings else postprocess(values.cpu())
+
+    settings = signal_settings_of(tokenizer)
+    rows = [(f"validation {tokenizer.config.signal or 'pictures'}", shown(original))]
     with torch.inference_mode():
         codes, levels = tokenizer.encode(original), tokenizer.layout(size).level
         for last in range(tokenizer.config.num_levels):
             count = int((levels <= last).sum())
             title = "reconstructions" if count == len(levels) else f"from the first {count} of {len(levels)} codes"
-            rows.append((title, postprocess(tokenizer.decode(codes[:, :count], size).cpu())))
+            rows.append((title, shown(tokenizer.decode(codes[:, :count], size))))
     labelled_grid(rows).save(file)
 
 
@@ -237,9 +271,8 @@ def refit(
     stay as they are."""
     if tokenizer.has_frozen_codes:
         return
-    side = tokenizer.config.image_size
-    rows = evenly_spaced(len(pictures), most_pictures)
-    parts = np.array_split(rows, -(-len(rows) // pictures_at_once(side, side)))
+    rows = evenly_spaced(len(pictures), most_pictures // (SIGNALS_SHARE if tokenizer.config.signal else 1))
+    parts = np.array_split(rows, -(-len(rows) // pictures_at_once(*example_size(tokenizer.config))))
     tokenizer.refit_codebook(lambda: (to_pixel_values(pictures.batch(part)).to(device) for part in parts))
 
 
@@ -285,7 +318,8 @@ class QuantizedModel:
     @property
     def rows_validated(self) -> int:
         """Pictures that a validation sends through the model: those that codebooks are refitted to, and its own."""
-        return min(VALIDATION_REFIT_PICTURES, len(self.pictures)) + len(self.validation_pictures)
+        most = VALIDATION_REFIT_PICTURES // (SIGNALS_SHARE if self.model.config.signal else 1)
+        return min(most, len(self.pictures)) + len(self.validation_pictures)
 
     def prepare(self, loss: StageOneLoss) -> None:
         """What has to be ready before the first step, once the loss is known."""
@@ -303,11 +337,20 @@ class QuantizedModel:
 
     def arguments(self, batch: Batch, *, step: int, share: float) -> dict[str, Any]:
         """What a training step gives the model beside the pictures of its batch."""
-        return {"codes": None if self.drawn is None else self.drawn.part(step, len(batch.pictures))}
+        codes = None if self.drawn is None else self.drawn.part(step, len(batch.pictures))
+        if not self.options.signal or (known := self.pictures.known(batch.rows)) is None:  # type: ignore[attr-defined]
+            return {"codes": codes}
+        return {"codes": codes, "known": torch.from_numpy(known).to(self.device)}
 
     def step_figures(self, output: VQVAEOutput, pixel_values: torch.Tensor) -> dict[str, torch.Tensor | float]:
         """What a training step logs beside its loss."""
-        return step_figures(output, self.model.num_codes)
+        figures = step_figures(output, self.model.num_codes)
+        if self.model.config.axes.dimensions == 1:
+            assert output.reconstruction_loss is not None
+            power = pixel_values.square().mean().clamp(min=1e-12)
+            figures["snr"] = 10 * torch.log10(power / output.reconstruction_loss.detach())
+            del figures["psnr"]
+        return figures
 
     def measure(self) -> dict[str, float]:
         """The figures of a validation."""

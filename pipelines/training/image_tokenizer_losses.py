@@ -18,12 +18,14 @@ from tokenizer_image.losses.balance import GradientBalancer
 from tokenizer_image.losses.extractors import INSTALL, load_extractor, missing_package
 from tokenizer_image.losses.perceptual import PerceptualLoss
 from tokenizer_image.losses.reconstruction import ReconstructionLoss
+from tokenizer_image.losses.spectral import SpectralLoss
 from tokenizer_image.network_configuration import NetworkConfig
 from tokenizer_image.vqvae import VQVAEOutput
 
 TERMS = ("pixels", "perceptual", "adversarial", "matching")
 ADVERSARIAL = {"adversarial", "matching"}  # those of the discriminator
 PHOTOGRAPH_WEIGHTS = {"perceptual": 4.0, "adversarial": 0.5}  # beside 1 for pixels
+SPECTRAL_WEIGHT = 0.3  # of sounds
 MATCHING_WEIGHT = 1.0  # of the discriminator's features, where they stand in for an extractor's
 ADVICE_STEPS = 1000  # between two pieces of advice about the discriminator
 Output = VQVAEOutput | AutoencoderOutput
@@ -37,7 +39,7 @@ class StageOneLoss(nn.Module):
 
     Args:
         pixels: error of the pixels; weight 1.
-        weights: of the terms `perceptual`, `adversarial` and `matching`; one of 0 is left out.
+        weights: of the terms `perceptual`, `adversarial`, `matching` and `spectral`; one of 0 is left out.
         perceptual: for the term of that name.
         adversary: for the other two.
         adversarial_start: share of the budget after which the discriminator learns. The decoder learns from it as soon
@@ -62,8 +64,10 @@ class StageOneLoss(nn.Module):
         self.accelerator, self.pixels, self.adversary = accelerator, pixels, adversary
         self.weights = {"pixels": 1.0} | {name: weight for name, weight in weights.items() if weight}
         self._perceptual = (perceptual,)  # frozen: no part of this module's state
+        self.spectral = SpectralLoss() if "spectral" in self.weights else None
         self.adversarial_start = adversarial_start
-        self.balancer = GradientBalancer(TERMS, fixed=not balanced)
+        terms = TERMS if self.spectral is None else (*TERMS, "spectral")
+        self.balancer = GradientBalancer(terms, fixed=not balanced)
         shares = {"squared": 0.0, "absolute": 1.0}  # cross-entropy stands alone
         is_own = pixels.absolute_share == shares.get(own_error, pixels.absolute_share) and not pixels.frequency_weight
         self.is_plain = list(self.weights) == ["pixels"] and is_own
@@ -153,6 +157,8 @@ class StageOneLoss(nn.Module):
         terms = {"pixels": self.pixels(pixel_values, paired)}
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(pixel_values, paired)
+        if self.spectral is not None:
+            terms["spectral"] = self.spectral(pixel_values, paired)
         if self.adversary is not None and ADVERSARIAL & weights.keys():
             found = self.adversary.terms(pixel_values, reconstruction, match_features="matching" in weights, step=step)
             terms |= {name: term for name, term in found.items() if name in weights}
@@ -178,6 +184,7 @@ def build_loss(
     *,
     seed: int,
     reconstruction_loss: str = "squared",
+    spectral_weight: float | None = None,
 ) -> StageOneLoss:
     """What the options ask for, and where they leave it open, what suits photographs or drawings; it is told.
 
@@ -187,6 +194,7 @@ def build_loss(
         own_extractor: trains the classifier of --extractor captions, and returns its name.
         seed: of the discriminator.
         reconstruction_loss: the pixels' error, by name.
+        spectral_weight: of the STFT's magnitudes, of sounds (default `SPECTRAL_WEIGHT`).
     """
     defaults = PHOTOGRAPH_WEIGHTS if photographs else dict.fromkeys(PHOTOGRAPH_WEIGHTS, 0.0)
     if options.extractor != LossOptions.extractor:
@@ -221,10 +229,13 @@ def build_loss(
             lecam_weight=options.lecam_weight, seed=seed,
         )  # fmt: skip
     weights = {"perceptual": perceptual, "adversarial": adversarial, "matching": matching}
+    if config.signal == "audio":
+        weights["spectral"] = SPECTRAL_WEIGHT if spectral_weight is None else spectral_weight
     said = [f"{name} {weight:g}" for name, weight in {"pixels": 1.0, **weights}.items() if weight]
     if len(said) > 1:
         unit = "shares of the gradient" if options.balance_gradients else "weights"
-        say(accelerator, f"loss: {', '.join(said)} ({unit}); discriminator from {options.adversarial_start:.0%} on")
+        start = f"; discriminator from {options.adversarial_start:.0%} on" if config.signal is None else ""
+        say(accelerator, f"loss: {', '.join(said)} ({unit}){start}")
     own_error = config.reconstruction_loss if isinstance(config, AutoencoderConfig) else "squared"
     absolute_share = 1.0 if reconstruction_loss == "absolute" else options.absolute_share
     return StageOneLoss(

@@ -21,6 +21,7 @@ from pipelines.drawing.grids import labelled_grid
 from pipelines.image_to_text import ImageToTextPipeline
 from pipelines.interleaved import InterleavedPipeline
 from pipelines.text_to_image import TextToImagePipeline
+from pipelines.text_to_signal import TextToSignalPipeline
 from tokenizer_image.preprocessing import postprocess
 
 CAPTIONS, PICTURES, DOCUMENTS = 6, 4, 4  # captions, pictures of each, documents to continue
@@ -56,8 +57,12 @@ class SamplePrompts:
     edits: list[EditSample] = field(default_factory=list)
 
 
-def choose_prompts(source: SequenceSource) -> SamplePrompts:
-    """Choose from the first rows of a cache, for the formats that `source.vocabulary` lists as learned."""
+def choose_prompts(source: SequenceSource, *, only_drawing: bool = False) -> SamplePrompts:
+    """Choose from the first rows of a cache, for the formats that `source.vocabulary` lists as learned.
+
+    Args:
+        only_drawing: nothing to describe or to continue, of signals.
+    """
     formats, cache = set(source.vocabulary.formats), source.cache
     rows = range(min(ROWS_PER_CAPTION * CAPTIONS, len(cache)))
     single = [row for row in rows if len(cache.order(row)) <= 1]
@@ -72,11 +77,11 @@ def choose_prompts(source: SequenceSource) -> SamplePrompts:
     if not captions and not edits and formats & set(DRAWING_ALONE):
         captions = [None, None]
     pictures: list[Picture] = []
-    if formats & set(DESCRIBING):
+    if formats & set(DESCRIBING) and not only_drawing:
         with_codes = [row for row in single if len(cache.codes(row))][:CAPTIONS]
         pictures = [Picture(cache.codes(row), _size(source, row)) for row in with_codes]
     openings = []
-    if "document" in formats:
+    if "document" in formats and not only_drawing:
         texts = dict.fromkeys(cache.texts(row)[0] for row in rows if cache.order(row)[1:] and cache.texts(row))
         cut = [cut_caption(source.vocabulary, text, source.max_length // 2 - 2) for text in list(texts)[:DOCUMENTS]]
         openings = [text for text in cut if text]
@@ -103,13 +108,13 @@ def _size(source: SequenceSource, row: int) -> Size | None:
 
 
 @torch.no_grad()
-def draw_samples(pipe: TextToImagePipeline, prompts: SamplePrompts, file: Path) -> None:
+def draw_samples(pipe: TextToImagePipeline | TextToSignalPipeline, prompts: SamplePrompts, file: Path) -> None:
     """Write a grid: pictures drawn from the captions, each from its own random stream; reconstructions of the pictures
     under their descriptions; and the continuations of the openings."""
     parts = pipe.image_tokenizer, pipe.model, pipe.vocabulary
     rows: list[tuple[str, Any]] = []
     for caption in prompts.captions:
-        output = pipe(caption, num_images_per_prompt=PICTURES, seed=0)
+        output = pipe(caption, None, PICTURES, seed=0)
         rows.append((caption or "(no caption)", output.images))
     for picture in prompts.pictures:
         codes = torch.from_numpy(picture.codes.astype(np.int64))[None].to(pipe.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 import transformers
@@ -11,8 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
-from pipelines.caching.pixel_cache import DecodedPictures
-from pipelines.caching.sources import load_source, read_pictures
+from pipelines.caching.sources import InputSettings, open_source, read_pictures
 from pipelines.machine.devices import computes_bf16
 from pipelines.machine.printing import say
 from pipelines.machine.processors import usable_cores
@@ -21,7 +21,6 @@ from pipelines.training.distribution import check_distribution, refuse_deepspeed
 from pipelines.training.run_folder import Run
 from pipelines.training.termination import end_with_launcher
 from tokenizer_image.pictures.dataset import print_summary
-from tokenizer_image.preprocessing import Preprocessing
 
 SMALL_DATA_SET = 1000
 
@@ -73,11 +72,11 @@ def start_run(options: TrainingOptions, *, plain: bool = False) -> tuple[Acceler
 
 
 def load_split(
-    options: TrainingOptions, settings: Preprocessing, split: str, accelerator: Accelerator, run: Run
-) -> DecodedPictures:
+    options: TrainingOptions, settings: InputSettings, split: str, accelerator: Accelerator, run: Run
+) -> Any:
     """The pictures of one split of the data set, decoded (once a machine, by its first process); run.json gets what it
     holds."""
-    source = load_source(options, split, image_size=settings.image_size)
+    source = open_source(options, split, settings)
     if accelerator.is_main_process:
         run.info.setdefault("data", {})[split] = print_summary(source)
     with accelerator.local_main_process_first():

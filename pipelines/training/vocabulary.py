@@ -8,7 +8,7 @@ from lm.data.token_cache import TokenCache
 from lm.pretrained import load_own_tokenizer
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from pipelines.options.language_model import LanguageModelOptions
-from tokenizer_image.layout import ImageTokenizer
+from tokenizer_image.layout import ImageTokenizer, example_size
 
 BPE_ROWS = 50_000  # whose captions a BPE is trained on; more change it little, and take longer
 
@@ -28,8 +28,7 @@ def joint_vocabulary(
     text: PreTrainedTokenizerBase, options: LanguageModelOptions, tokenizer: ImageTokenizer
 ) -> MultimodalVocabulary:
     """A text tokenizer, extended by the image codes."""
-    side = tokenizer.config.image_size
-    first, *others = options.picture_sizes() or [(side, side)]
+    first, *others = options.picture_sizes() or [example_size(tokenizer.config)]
     return MultimodalVocabulary.build(
         text, num_codes=tokenizer.num_codes, layout=tokenizer.layout(first).to_dict(), image_size=list(first),
         image_tokenizer_fingerprint=tokenizer.fingerprint,

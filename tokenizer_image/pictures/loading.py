@@ -85,6 +85,21 @@ def load_pictures(
         return _sprites(dataset, split, max_examples, seed, image_size)
     notes = ReadingNotes()
     splits = _open(dataset, Columns(image_column, caption_column), notes)
+    source = choose_rows(splits, dataset, split, max_examples, seed, notes)
+    if need_captions:
+        check_captions(source, caption_column)
+    return source
+
+
+def choose_rows(
+    splits: dict[str, SplitFiles],
+    dataset: str,
+    split: str,
+    max_examples: int | None,
+    seed: int,
+    notes: ReadingNotes,
+) -> PictureSource:
+    """At most `max_examples` rows of one of a data set's splits, chosen by `seed` (`load_pictures` says how)."""
     chosen, part = choose_split(dataset, list(splits), split, notes)
     whole = splits[chosen].open()
     rows = part_rows(whole, part)
@@ -98,8 +113,6 @@ def load_pictures(
         source.data_set_size = sum(source.split_sizes.values())
         unknown = [files for name, files in splits.items() if name not in source.split_sizes]
         source.count_rest = partial(count_rest, [files.count_rows for files in unknown if files.count_rows is not None])
-    if need_captions:
-        check_captions(source, caption_column)
     return source
 
 

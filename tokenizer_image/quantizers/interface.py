@@ -136,6 +136,7 @@ RANGES: dict[str, Range] = {
     "diversity": NOT_NEGATIVE,
     "entropy_temperature": (lambda value: value > 0, "above 0"),
     "codebook_dim": POSITIVE_COUNT,
+    "depth_dropout": (lambda value: 0 <= value <= 1, "in [0, 1]: a share of the examples"),
 }
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from tokenizer_image.quantizers.distributed import check_finite
 from tokenizer_image.quantizers.estimators import rotate, straight_through
-from tokenizer_image.quantizers.interface import Quantizer, QuantizerOutput
+from tokenizer_image.quantizers.interface import Quantizer, QuantizerOutput, check_values
 from tokenizer_image.quantizers.vector import VectorQuantizer
 
 
@@ -26,6 +26,9 @@ class ResidualQuantizer(Quantizer):
         codebook_sizes: size of each depth's codebook, first to last.
         code_dim: size of a latent.
         shared_codebook: one codebook for all depths, as in the paper; the sizes must then be equal.
+        depth_dropout: share of training examples that are quantized by fewer depths, 1 to all but one with equal
+            probability, so that the first depths stand alone (Zeghidour et al. 2021, SoundStream, section III-C).
+            Every depth's codebook learns from all examples.
         options: keyword arguments of each `VectorQuantizer`.
 
     Raises:
@@ -33,9 +36,16 @@ class ResidualQuantizer(Quantizer):
     """
 
     def __init__(
-        self, codebook_sizes: list[int], code_dim: int, *, shared_codebook: bool = False, **options: Any
+        self,
+        codebook_sizes: list[int],
+        code_dim: int,
+        *,
+        shared_codebook: bool = False,
+        depth_dropout: float = 0.0,
+        **options: Any,
     ) -> None:
         super().__init__()
+        check_values({"depth_dropout": depth_dropout})
         if shared_codebook and len(set(codebook_sizes)) > 1:
             raise ValueError(
                 f"codebook_sizes {codebook_sizes}: depths that share a codebook have one size; make them equal, or "
@@ -44,6 +54,7 @@ class ResidualQuantizer(Quantizer):
         self.code_dim = code_dim
         self.shares_codebook = shared_codebook
         self.num_depths = len(codebook_sizes)
+        self.depth_dropout = depth_dropout
         distinct = codebook_sizes[:1] if shared_codebook else codebook_sizes
         self.depths = nn.ModuleList(VectorQuantizer(size, code_dim, **options) for size in distinct)
 
@@ -81,16 +92,27 @@ class ResidualQuantizer(Quantizer):
             check_finite(latents)
         residual, quantized, codes = latents, torch.zeros_like(latents), []
         loss, dead, revived = latents.new_zeros(()), 0, 0
-        for quantizer in self.quantizers:
+        kept = self._kept_depths(latents)
+        for depth, quantizer in enumerate(self.quantizers):
             output = quantizer(residual)
             # Detached: with the straight-through gradient of `rows`, the next residual's gradient would cancel to zero.
             rows = output.quantized.detach()
-            residual, quantized = residual - rows, quantized + rows
+            residual = residual - rows
+            quantized = quantized + (rows if kept is None else torch.where(kept > depth, rows, 0))
             loss, dead, revived = loss + output.loss, dead + output.dead, revived + output.revived
             codes.append(output.codes)
         estimator = rotate if self.quantizers[0].rotation_trick else straight_through
         quantized = estimator(latents, quantized)
         return QuantizerOutput(quantized, torch.cat(codes, dim=-1), loss / len(codes), dead, revived)
+
+    def _kept_depths(self, latents: torch.Tensor) -> torch.Tensor | None:
+        """How many depths each example of latents (B, ..., code_dim) is quantized by, int64 (B, 1, ...); None: all."""
+        if not self.training or not self.depth_dropout or self.num_depths == 1:
+            return None
+        count, device = len(latents), latents.device
+        fewer = torch.randint(1, self.num_depths, (count,), device=device)
+        kept = torch.where(torch.rand(count, device=device) < self.depth_dropout, fewer, self.num_depths)
+        return kept.view(-1, *[1] * (latents.ndim - 1))
 
     @torch.no_grad()
     def refit(self, batches: Sequence[torch.Tensor]) -> None:

@@ -1,0 +1,78 @@
+"""Options of stage 1 that concern signals: sounds and series in place of pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
+
+from pipelines.options.option import option
+from tokenizer_image.signals.settings import SignalSettings
+
+# Options of pictures that have no meaning for signals.
+PICTURE_OPTIONS = (
+    "image_size", "num_channels", "resize", "sixteen_bit", "random_flip", "image_column", "max_image_pixels", "network",
+    "num_levels", "photographs", "codes_from", "perceptual_weight", "adversarial_weight", "feature_matching_weight",
+    "extractor", "frequency_weight", "bottleneck",
+)  # fmt: skip
+RATE, DOWNSAMPLING = 16_000, 320  # of audio by default: 50 positions a second
+SERIES_LENGTH = 192
+
+
+@dataclass
+class SignalOptions:
+    """What is learned from in place of pictures."""
+
+    signal: str | None = option(
+        None, "'audio' or 'series': sounds or time series in place of pictures", choices=("audio", "series")
+    )
+    sample_rate: int = option(RATE, "audio: samples a second", within="[8000, 24000]")
+    length: int | None = option(
+        None, "signals: samples of an example (default: one second; 192 steps of series)", above_zero=True
+    )
+    horizon: int = option(24, "series: the last steps of an example, which forecasts are of", not_negative=True)
+    causal: bool = option(False, "audio: codes depend on no later samples, as streaming needs (series: always)")
+    depth_dropout: float | None = option(
+        None, "residual: share of examples that are quantized by fewer depths, so that the first ones stand alone"
+    )
+    spectral_weight: float | None = option(
+        None, "audio: share of the gradient that the STFT's magnitudes get, beside 1 for samples (default 0.3)",
+        not_negative=True,
+    )  # fmt: skip
+
+    signal_names: ClassVar[tuple[str, ...]] = ("sample_rate", "length", "horizon", "causal", "spectral_weight")
+
+    def check_signal(self) -> None:
+        """Raise ValueError for options of signals without --signal, or of pictures with it."""
+        defaults = {one.name: one.default for one in fields(self)}
+        foreign = {None: (), "audio": ("horizon",), "series": ("sample_rate", "causal", "spectral_weight")}
+        names = self.signal_names if self.signal is None else (*PICTURE_OPTIONS, *foreign[self.signal])
+        given = [f"--{name}" for name in names if getattr(self, name) != defaults[name]]
+        if not given:
+            return
+        if self.signal is None:
+            raise ValueError(f"{', '.join(given)}: for signals; give --signal, too")
+        raise ValueError(f"--signal {self.signal} has no use for {', '.join(given)}, which concern others: leave out")
+
+    def signal_settings(self) -> SignalSettings:
+        """What a new tokenizer takes."""
+        if self.signal == "series":
+            return SignalSettings("series", self.length or SERIES_LENGTH, num_channels=0, horizon=self.horizon)
+        length = self.length or -(-self.sample_rate // DOWNSAMPLING) * DOWNSAMPLING
+        return SignalSettings(str(self.signal), length, self.sample_rate)
+
+    def signal_configuration(self, own: dict[str, Any], settings: SignalSettings | None) -> dict[str, Any]:
+        """Settings of `VQVAEConfig` for a new tokenizer of signals.
+
+        Args:
+            settings: with what was found in the data (default: what the options say, and one channel).
+            own: those that the command line gives for any kind of tokenizer, which override the preset's.
+        """
+        from tokenizer_image.configuration import SIGNAL_PRESETS
+
+        settings = settings or replace(self.signal_settings(), num_channels=1)
+        causal = {"causal": True} if self.causal else {}
+        return {
+            **SIGNAL_PRESETS[settings.signal], **own, "image_size": settings.length,
+            "num_channels": settings.num_channels, "signal": settings.signal, **causal,
+            "preprocessing": settings.to_dict(),
+        }  # fmt: skip

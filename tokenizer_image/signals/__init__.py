@@ -1,0 +1,1 @@
+"""Sounds and other signals: examples, built-in drawn ones, and readers of folders."""

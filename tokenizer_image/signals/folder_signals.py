@@ -1,0 +1,185 @@
+"""A folder of sounds or series, with captions as of pictures, as examples of one length."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from tokenizer_image.pictures.columns import Columns
+from tokenizer_image.pictures.dataset import PictureSource, SelectedPictures
+from tokenizer_image.pictures.fingerprints import digest, hash64
+from tokenizer_image.pictures.folder_files import FolderFiles, files_below, real_path_inside
+from tokenizer_image.pictures.folder_pictures import metadata_splits, picture_splits
+from tokenizer_image.pictures.metadata import METADATA_FILES
+from tokenizer_image.pictures.picture_files import is_picture
+from tokenizer_image.pictures.reading_notes import ReadingNotes
+from tokenizer_image.pictures.splits import SplitFiles
+from tokenizer_image.signals.examples import SignalExample
+from tokenizer_image.signals.series_files import is_series, read_series
+from tokenizer_image.signals.settings import SignalSettings
+from tokenizer_image.signals.sound_files import SoundInfo, is_sound, read_sound, sound_info
+
+LEAST_PART = 0.5  # of an example: a shorter rest at the end of a recording is left out
+KINDS: dict[str, Callable[[str], bool]] = {"sounds": is_sound, "pictures": is_picture, "series": is_series}
+WORDS = {"audio": "sounds", "series": "series"}  # what a folder of each kind of signal holds
+
+
+def signal_splits(path: Path, name: str, signal: str, columns: Columns, notes: ReadingNotes) -> dict[str, SplitFiles]:
+    """The splits of a folder of signals; captions come from metadata files, files beside the signals or class folders,
+    as of pictures.
+
+    Raises:
+        ValueError: no folder, none of the kind, or files of another kind beside them.
+    """
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file: give the folder that holds the {WORDS[signal]}")
+    files = FolderFiles(path, files_below(path, notes))
+    metadata = [file for file in files.files if file.rsplit("/", 1)[-1].lower() in METADATA_FILES]
+    others = [file for file in files.files if file not in metadata]
+    found = {kind: [file for file in others if belongs(file)] for kind, belongs in KINDS.items()}
+    signals = found.pop(WORDS[signal])
+    beside = {kind: names for kind, names in found.items() if names}
+    listed = " and ".join(f"{len(names):,} {kind}, such as {names[0]}" for kind, names in beside.items())
+    if not signals:
+        raise ValueError(f"{name} holds no {WORDS[signal]}: it has {listed or 'no file of a kind that is read'}")
+    if beside:
+        raise ValueError(
+            f"{name} mixes {len(signals):,} {WORDS[signal]}, such as {signals[0]}, and {listed}: give a folder that "
+            "holds one kind"
+        )
+    if metadata:
+        return metadata_splits(files, name, metadata, columns, notes)
+    return picture_splits(files, name, signals, notes)
+
+
+class SignalFiles(SelectedPictures):
+    """Signals in files as examples of one length, several in a row of a long one.
+
+    Args:
+        source: the signals, as files below a folder.
+        root: that folder.
+        settings: kind, length and what else is fixed.
+
+    Raises:
+        ValueError: none of the files can be read.
+    """
+
+    def __init__(self, source: PictureSource, root: Path, settings: SignalSettings) -> None:
+        self.root, self.settings, self.row_name = root, settings, WORDS[settings.signal]
+        found: list[tuple[int, int]] = []
+        problems: list[str] = []
+        for row in range(len(source)):
+            file = source.key(row)
+            try:
+                starts = self._starts(real_path_inside(root, file))
+            except ValueError as error:
+                source.notes.leave_out(file, str(error))
+                problems.append(f"{file}: {error}")
+                continue
+            found += [(row, start) for start in starts]
+        if not found:
+            raise ValueError(f"{source.name}: none of its {len(source):,} {self.row_name} can be read: {problems[0]}")
+        super().__init__(source, np.asarray([row for row, _ in found], np.int64))
+        self.starts = np.asarray([start for _, start in found], np.int64)
+        self.split, self.split_sizes = source.split, {source.split: len(found)}
+        sizes = (settings.length, settings.rate, settings.horizon)
+        self.fingerprint = digest("signals", source.fingerprint, sizes, self.rows.tobytes(), self.starts.tobytes())
+        self._last: tuple[str, np.ndarray] = ("", np.zeros(0, np.float32))
+        self._tell_changes(len(source) - len(problems), source.notes)
+
+    def _starts(self, file: Path) -> Iterable[int]:
+        """The first samples of a file's examples. ValueError for one that cannot be read."""
+        raise NotImplementedError
+
+    def _read(self, file: Path) -> np.ndarray:
+        """A whole file, (channels, time)."""
+        raise NotImplementedError
+
+    def _example(self, part: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """At most `length` samples (channels, time) as values of an example, and which of them are known."""
+        raise NotImplementedError
+
+    def _tell_changes(self, files: int, notes: ReadingNotes) -> None:
+        """Note once what is done to signals of another form."""
+        if len(self) != files:
+            notes.warn(f"{files:,} {self.row_name} become {len(self):,} examples of {self.settings.length:,} samples")
+
+    def key(self, row: int) -> str:
+        start = int(self.starts[row])
+        return super().key(row) + (f" from sample {start:,}" if start else "")
+
+    def picture_key(self, row: int) -> int:
+        return hash64(self.source.picture_key(int(self.rows[row])), int(self.starts[row]))  # type: ignore[attr-defined]
+
+    def __getitem__(self, row: int) -> SignalExample:
+        file, start = super().key(row), int(self.starts[row])
+        if self._last[0] != file:  # parts of a recording follow each other
+            self._last = (file, self._read(real_path_inside(self.root, file)))
+        values, known = self._example(self._last[1][:, start : start + self.settings.length])
+        rate = self.settings.rate or None
+        kind = "audio" if self.settings.signal == "audio" else "series"
+        return SignalExample(kind, values, known, rate, tuple(self.texts(row)), self.key(row))  # type: ignore[arg-type]
+
+
+class SoundFiles(SignalFiles):
+    """Sounds: a rest of less than half an example is left out, and a short sound is followed by silence."""
+
+    def __init__(self, source: PictureSource, root: Path, settings: SignalSettings) -> None:
+        self.infos: list[SoundInfo] = []
+        super().__init__(source, root, settings)
+
+    def _starts(self, file: Path) -> Iterable[int]:
+        info, length = sound_info(file), self.settings.length
+        self.infos.append(info)
+        whole, rest = divmod(round(info.frames * self.settings.rate / info.rate), length)
+        return range(0, max(1, whole + (rest >= LEAST_PART * length)) * length, length)
+
+    def _read(self, file: Path) -> np.ndarray:
+        return read_sound(file, self.settings.rate)[None]
+
+    def _example(self, part: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        return np.pad(part, ((0, 0), (0, self.settings.length - part.shape[1]))), None
+
+    def _tell_changes(self, files: int, notes: ReadingNotes) -> None:
+        super()._tell_changes(files, notes)
+        several = sum(info.channels > 1 for info in self.infos)
+        if several:
+            notes.warn(f"{several:,} of {files:,} sounds have several channels, which are mixed down to one")
+        rates = Counter(info.rate for info in self.infos if info.rate != self.settings.rate)
+        if rates:
+            listed = ", ".join(f"{count:,} of {rate:,} Hz" for rate, count in rates.most_common(4))
+            notes.warn(f"sounds of another rate are resampled to {self.settings.rate:,} Hz: {listed}")
+
+
+class SeriesFiles(SignalFiles):
+    """Series: examples follow each other by the horizon; a short one has a gap before its first step.
+
+    Settings without a number of channels get that of the first file; a file of another number is left out.
+    """
+
+    def _starts(self, file: Path) -> Iterable[int]:
+        series, settings = read_series(file), self.settings
+        if settings.num_channels == 0:
+            self.settings = settings = dataclasses.replace(settings, num_channels=len(series))
+        if len(series) != settings.num_channels:
+            raise ValueError(f"it has {len(series)} columns of values, and others have {settings.num_channels}")
+        steps = series.shape[1]
+        if steps <= settings.horizon:
+            raise ValueError(f"it has {steps} steps: an example needs more than the horizon, {settings.horizon}")
+        if not np.isfinite(series).all(axis=0).any():
+            raise ValueError("none of its steps has all its values")
+        last = max(0, steps - settings.length)
+        return range(last % max(1, settings.horizon), last + 1, max(1, settings.horizon))
+
+    def _read(self, file: Path) -> np.ndarray:
+        return read_series(file)
+
+    def _example(self, part: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        missing = self.settings.length - part.shape[1]
+        values = np.pad(part, ((0, 0), (missing, 0)), constant_values=np.nan)
+        known = np.isfinite(values).all(axis=0)
+        return np.where(known, values, 0).astype(np.float32), known
