@@ -37,7 +37,7 @@ def is_of_signals(options: EvaluationOptions) -> bool:
     """Whether the options name a model, or a tokenizer, of signals."""
     if options.image_tokenizer is not None:
         return signal_settings_of(load_tokenizer(options.image_tokenizer)) is not None
-    return drawing_class(options.model) is TextToSignalPipeline
+    return drawing_class(options.chosen_model) is TextToSignalPipeline
 
 
 def evaluate_signals(options: EvaluationOptions) -> dict[str, Any]:
