@@ -70,9 +70,12 @@ def decode_pictures(
     if manifest is None or not _worth_reusing(manifest, source, folder, reading, max_bytes, max_unreadable_share):
         manifest = _fill(folder, source, reading, num_workers, max_bytes, progress)
     decoded = DecodedPictures(folder, reading, manifest, source, num_workers)
-    _check_unreadable(decoded, source, max_unreadable_share, progress)
+    check_unreadable(
+        [(picture_name(source, row), reason) for row, reason in decoded.unreadable], len(decoded), source,
+        max_unreadable_share, listing=decoded.folder / "unreadable.txt", progress=progress,
+    )  # fmt: skip
     if progress:
-        _warn_of_dark(decoded, source)
+        warn_of_dark(decoded.dark, settings, source)
     return decoded
 
 
@@ -275,33 +278,45 @@ def _write_unreadable(path: Path, source: PictureDataset, unreadable: Unreadable
     path.write_text(shown("".join(lines)), encoding="utf-8")
 
 
-def _check_unreadable(decoded: DecodedPictures, source: PictureDataset, max_share: float, progress: bool) -> None:
-    """Print how many pictures were skipped; ValueError if they are too large a share of the data set."""
-    count = len(decoded.unreadable)
+def check_unreadable(
+    unreadable: Sequence[tuple[str, str]],
+    num_read: int,
+    source: PictureDataset,
+    max_share: float,
+    *,
+    listing: Path | None = None,
+    progress: bool = True,
+) -> None:
+    """Print how many pictures were skipped; ValueError if they are too large a share of the data set.
+
+    Args:
+        unreadable: (name, reason) of each.
+        num_read: how many could be read.
+        listing: the file that lists them all.
+    """
+    count = len(unreadable)
     if count == 0:
         return
     total = data_set_size(source)
-    listing = decoded.folder / "unreadable.txt"
     summary = f"{shown(source.name)}: {count:,} of {total:,} pictures ({count / total:.1%}) cannot be read"
-    if too_many_unreadable(count, total, max_share) or len(decoded) == 0:
-        examples = "\n".join(
-            f"  {shown(picture_name(source, row))}: {shown(why)}" for row, why in decoded.unreadable[:3]
-        )
+    if too_many_unreadable(count, total, max_share) or num_read == 0:
+        examples = "\n".join(f"  {shown(name)}: {shown(why)}" for name, why in unreadable[:3])
+        listed = f"All are listed in {listing}. " if listing else ""
         remedy = (
             f"Repair or remove them, or raise --max_unreadable_share (now {max_share:g}) to go on without."
-            if len(decoded)
+            if num_read
             else "Nothing is left to train on: check the files and --image_column."
         )
-        raise ValueError(f"{summary}:\n{examples}\nAll are listed in {listing}. {remedy}")
+        raise ValueError(f"{summary}:\n{examples}\n{listed}{remedy}")
     if progress:
-        print(f"{summary} and are left out; listed in {listing}", flush=True)
+        print(f"{summary} and are left out{f'; listed in {listing}' if listing else ''}", flush=True)
 
 
-def _warn_of_dark(decoded: DecodedPictures, source: PictureDataset) -> None:
-    """Print that 16-bit pictures are nearly black, if their files do not state how many bits they use."""
-    if decoded.dark and decoded.settings.sixteen_bit == "full":
+def warn_of_dark(dark: int, settings: Preprocessing, source: PictureDataset) -> None:
+    """Print that so many 16-bit pictures are nearly black, if their files do not state how many bits they use."""
+    if dark and settings.sixteen_bit == "full":
         print(
-            f"WARNING: {shown(source.name)}: {decoded.dark:,} pictures of 16 bits use a sixteenth of that range "
+            f"WARNING: {shown(source.name)}: {dark:,} pictures of 16 bits use a sixteenth of that range "
             "at most and are nearly black; --sixteen_bit data stretches each by its own brightest pixel",
             flush=True,
         )

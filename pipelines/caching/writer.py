@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,20 @@ from tokenizer_image.pictures.loading import PictureDataset, SelectedPictures
 
 PARTIAL = "building.json"  # identity of the shards until there is a manifest
 SHARD_ROWS = 8192
+BATCH_ROWS = 256  # encoded at once
+
+
+class ReadPictures(Protocol):
+    """The pictures of a data set's rows that can be read, as uint8, by position (`DecodedPictures`)."""
+
+    rows: np.ndarray  # int64, the row of each, increasing
+    which: np.ndarray  # uint8, the size of each, by its number
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: np.ndarray) -> np.ndarray:
+        """Pictures of one size -> uint8 (b, C, H, W)."""
+        ...
 
 
 class TokenCacheWriter:
@@ -184,10 +198,19 @@ class TokenCacheWriter:
         numbers = range(len(names))[process_index::num_processes]
         return [number for number in numbers if damage(self.folder / names[number], rows.get(names[number]))]
 
-    def part(self, shards: Sequence[int]) -> tuple[PictureDataset, np.ndarray]:
-        """The rows of some shards as a data set, and their numbers in the whole one."""
-        bounds = [(shard * self.shard_rows, self.shards[shard]["rows"]) for shard in shards]
-        numbers = np.concatenate([np.arange(first, first + rows) for first, rows in bounds])
+    def rows_of(self, shard: int) -> tuple[int, int]:
+        """Numbers of a shard's first row in the data set, and of the one behind its last."""
+        first = shard * self.shard_rows
+        return first, first + self.shards[shard]["rows"]
+
+    def row_batches(self, shard: int, batch_size: int = BATCH_ROWS) -> list[tuple[int, int]]:
+        """The rows of a shard that are encoded at once, as `rows_of`."""
+        first, end = self.rows_of(shard)
+        return [(start, min(start + batch_size, end)) for start in range(first, end, batch_size)]
+
+    def part(self, bounds: Sequence[tuple[int, int]]) -> tuple[PictureDataset, np.ndarray]:
+        """Some rows (`rows_of`) as a data set, and their numbers in the whole one."""
+        numbers = np.concatenate([np.arange(first, end) for first, end in bounds])
         if len(numbers) == count_rows(self.source):
             return self.source, numbers
         if documents_of(self.source) is not None:
@@ -195,7 +218,7 @@ class TokenCacheWriter:
         return SelectedPictures(self.source, numbers), numbers
 
     def read(
-        self, part: PictureDataset, numbers: np.ndarray, decode: Callable[[PictureDataset], DecodedPictures | None]
+        self, part: PictureDataset, numbers: np.ndarray, decode: Callable[[PictureDataset], ReadPictures | None]
     ) -> None:
         """Decode the pictures of a `part`, for `write`: those that have no codes yet."""
         self._numbers = numbers
@@ -225,7 +248,7 @@ class TokenCacheWriter:
         *,
         process_index: int = 0,
         num_processes: int = 1,
-        batch_size: int = 256,
+        batch_size: int = BATCH_ROWS,
         device: str | torch.device = "cpu",
     ) -> None:
         """Encode this process's shards, with a progress bar."""
@@ -233,14 +256,25 @@ class TokenCacheWriter:
         total = sum(self.shards[number]["rows"] for number in missing)
         with tqdm(total=total, desc="encoding pictures", unit="row", disable=process_index > 0 or not total) as bar:
             for number in missing:
-                self._known.clear()
-                start, rows = number * self.shard_rows, self.shards[number]["rows"]
+                batches = self.row_batches(number, batch_size)
                 documents: list[Document] = []
-                for first in range(start, start + rows, batch_size):
-                    last = min(first + batch_size, start + rows)
-                    documents += self._encode(first, last, device)
-                    bar.update(last - first)
-                write_shard(self.folder / self.shards[number]["name"], documents, code_dtype(self.tokenizer.num_codes))
+                for (first, end), part in zip(batches, self.encoded(batches, device), strict=True):
+                    documents += part
+                    bar.update(end - first)
+                self.write_documents(number, documents)
+
+    def encoded(
+        self, batches: Sequence[tuple[int, int]], device: str | torch.device = "cpu"
+    ) -> Iterator[list[Document]]:
+        """Each batch's rows, less those that are left out. A picture that several documents of these batches name is
+        encoded once."""
+        self._known.clear()
+        for first, end in batches:
+            yield self._encode(first, end, device)
+
+    def write_documents(self, shard: int, documents: Sequence[Document]) -> None:
+        """Write a shard: the rows that `encoded` gives for all of its batches."""
+        write_shard(self.folder / self.shards[shard]["name"], documents, code_dtype(self.tokenizer.num_codes))
 
     def _encode(self, first: int, last: int, device: str | torch.device) -> list[Document]:
         """Rows `first` .. `last` - 1 of the data set, less those that are left out."""

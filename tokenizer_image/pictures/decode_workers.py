@@ -144,6 +144,18 @@ def _decode_shard(source: PictureDataset, reading: Reading, target: Path | None,
 
     Written, not mapped: pages of a map would count as this process's memory.
     """
+    block, result = decode_rows(source, reading, start, stop)
+    if target is not None:
+        with open(target, "r+b") as file:
+            from_end = (start - len(source)) * reading.picture_bytes  # the pixels are the end of the file
+            file.seek(from_end, os.SEEK_END)
+            file.write(block.data)
+    return result
+
+
+def decode_rows(source: PictureDataset, reading: Reading, start: int, stop: int) -> tuple[np.ndarray, DecodeResult]:
+    """Decode rows start..stop-1 -> uint8 (stop - start, bytes of the largest), each picture's values at the start of
+    its line, and what this gave."""
     block = np.zeros((stop - start, reading.picture_bytes), dtype=np.uint8)
     result = DecodeResult(np.zeros(stop - start, np.uint8))
     with warnings.catch_warnings():
@@ -158,12 +170,7 @@ def _decode_shard(source: PictureDataset, reading: Reading, target: Path | None,
             result.dark += is_dark_16_bit(image)
             result.size_numbers[row - start] = reading.sizes.index((picture.shape[1], picture.shape[2]))
             block[row - start, : picture.size] = picture.reshape(-1)
-    if target is not None:
-        with open(target, "r+b") as file:
-            from_end = (start - len(source)) * reading.picture_bytes  # the pixels are the end of the file
-            file.seek(from_end, os.SEEK_END)
-            file.write(block.data)
-    return result
+    return block, result
 
 
 def decode_one(source: PictureDataset, row: int, reading: Reading) -> np.ndarray:
