@@ -172,7 +172,7 @@ def test_an_update_is_that_of_one_process(folder, answered, tmp_path, capsys):
         cache_tokens.main(asked)
         lines = capsys.readouterr().out.splitlines()
         said.append([line.split("token cache")[1].split("cache/")[1] for line in lines if "keep their codes" in line])
-    assert said[0] == said[1] and len(said[0]) == 2 and "26 pictures keep their codes, 3 are encoded" in said[0][0]
+    assert said[0] == said[1] and len(said[0]) == 2 and "27 pictures keep their codes, 3 are encoded" in said[0][0]
     assert content(tmp_path / "ours") == content(tmp_path / "one")
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from lm.data.remote import is_remote, joined
@@ -22,6 +21,7 @@ from pipelines.caching.sources import input_settings_of, open_source, read_pictu
 from pipelines.caching.views import View, directions_warning, views_of
 from pipelines.caching.writer import TokenCacheWriter, remove_replaced, same_path
 from pipelines.machine.printing import say
+from pipelines.machine.processes import all_see, from_all, from_main
 from pipelines.options.data import CacheOptions
 from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import ImageTokenizer
@@ -124,10 +124,12 @@ class CacheOfSplit:
         damaged = damaged_shards(Path(self.folder)) if whole else {}
         if whole:
             self._check(read_manifest(Path(self.folder)))
-        changed = whole and self._has_changed()
-        self.accelerator.wait_for_everyone()  # every process has read the folder before any changes it
-        if whole and not damaged and not changed:
+        changed = from_main(whole and self.accelerator.is_main_process and self._has_changed())
+        is_ready = from_all(self.accelerator, whole and not damaged and not changed)
+        if all(is_ready):  # every process has read the folder before any changes it
+            self._check_copies()
             return
+        self._check_shared(is_ready)
         for problem in damaged.values():
             say(self.accelerator, f"token cache: {problem}; writing it again")
         try:
@@ -139,6 +141,25 @@ class CacheOfSplit:
                 raise ValueError(f"token cache: {problems}; and cannot be repaired: {error}") from error
             raise
         self._write(writer)
+
+    def _check_copies(self) -> None:
+        """Raise ValueError, in all processes, unless whole caches on several nodes have the same rows."""
+        manifest = read_manifest(Path(self.folder))
+        found = from_all(self.accelerator, [manifest["image_tokenizer_fingerprint"], manifest["shards"]])
+        if any(other != found[0] for other in found):
+            raise ValueError(
+                f"the token cache {self.folder} has other rows on one node than on another: copy that of one node to "
+                "all, or give one --token_cache that they share"
+            )
+
+    def _check_shared(self, is_ready: Sequence[bool]) -> None:
+        """Raise ValueError, in all processes, where a cache is to be written into a folder that not all of them see."""
+        if not all_see(Path(self.folder), self.accelerator):
+            where = "is whole on some nodes alone" if any(is_ready) else "is to be built"
+            raise ValueError(
+                f"the token cache {self.folder} {where}, and the nodes do not share this folder: give a --token_cache "
+                "that they share, or encode first by scripts/cache_tokens.py and copy the whole cache to each node"
+            )
 
     def _write(self, writer: TokenCacheWriter) -> None:
         process = self.accelerator
@@ -153,10 +174,9 @@ class CacheOfSplit:
 
     def _has_changed(self) -> bool:
         """Whether the data set of a whole cache is a folder here with other pictures or texts than the cache has, and
-        the cache can be updated; where it cannot, that is printed. The same in all processes."""
+        the cache can be updated; where it cannot, that is printed."""
         here = self.options.dataset not in BUILT_IN and Path(self.options.dataset).expanduser().exists()
-        changed = self.accelerator.is_main_process and here and self._differs()
-        return bool(broadcast_object_list([changed])[0])
+        return here and self._differs()
 
     def _differs(self) -> bool:
         before = read_manifest(Path(self.folder)).get("source")

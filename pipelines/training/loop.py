@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from pipelines.machine.printing import say
+from pipelines.machine.processes import from_main
 from pipelines.options.training import TrainingOptions
 from pipelines.training import best_kept
 from pipelines.training.best_kept import Best
@@ -105,7 +106,7 @@ class Loop:
             ) from None
         progress = self.state.progress = Progress.from_dict(values)
         if self.validation.keep_best is not None:
-            progress.best = best_kept.after_resume(self.run, progress.best)
+            progress.best = from_main(best_kept.after_resume(self.run, progress.best))
         self._last_saved = progress.step
         self.log.load(values.get("log", {}))
         minutes = f"{progress.seconds / 60:.1f} minutes of training"
@@ -331,8 +332,9 @@ class Loop:
         return True
 
     def kept_best(self) -> Path | None:
-        """The folder with the model of the best validation, where there is one that is to be left to the user."""
-        return best_kept.kept_folder(self.run) if self.validation.keep_best is not None else None
+        """The folder with the model of the best validation, where there is one that is to be left to the user. To be
+        called in all processes."""
+        return from_main(best_kept.kept_folder(self.run)) if self.validation.keep_best is not None else None
 
     def end_figures(self) -> dict[str, Any]:
         """What run.json says of the best validation, beside its figures, and of the last."""

@@ -13,6 +13,7 @@ from lm.files import published
 from pipelines.caching.pixel_cache import DecodedPictures
 from pipelines.caching.sources import class_numbers, first_captions, load_source
 from pipelines.machine.printing import say
+from pipelines.machine.processes import all_see
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from pipelines.options.image_tokenizer_losses import CAPTIONS
 from pipelines.training.schedule import Budget
@@ -52,6 +53,11 @@ def own_extractor(
             f"{1 / len(captions):.1%}, after {seconds:.0f} s; its features compare pictures ({folder})",
         )
     accelerator.wait_for_everyone()
+    if not all_see(folder, accelerator):
+        raise ValueError(
+            f"--extractor {CAPTIONS} on several nodes: {folder}, which the first one has trained, must be on a disk "
+            "that all of them see: give such an --output_dir, or take another --extractor"
+        )
     return f"{PREFIX}{folder}"
 
 

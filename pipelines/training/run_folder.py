@@ -33,6 +33,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from lm.files import published
+from pipelines.machine.processes import from_main, tensors_from_main
 from pipelines.machine.provenance import commit, versions
 from pipelines.options.training import DEFAULT_MINUTES, TrainingOptions
 
@@ -76,7 +77,8 @@ class Run:
             command the run is of.
         resume: go on from the last whole checkpoint, or start if there is none.
         overwrite: delete an earlier run in this folder first.
-        is_main: only the main process writes.
+        is_main: only the main process reads and writes the folder. It tells the others what is there, so that they may
+            be on nodes that do not see it.
 
     Raises:
         ValueError: the folder holds a run and neither `resume` nor `overwrite` is set, or a run of another command
@@ -103,14 +105,16 @@ class Run:
         nearest = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
         if not nearest.is_dir():
             raise ValueError(f"--output_dir {self.folder}: {nearest} is a file; name a folder")
-        if self.info_file.exists() and not (resume or overwrite):
+        exists = from_main(self.info_file.exists())
+        if exists and not (resume or overwrite):
             raise ValueError(
                 f"--output_dir {self.folder} already holds a run: pass --resume to go on with it, --overwrite to "
                 "delete it, or name another folder"
             )
         self.overwrite = overwrite
-        resuming = resume and self.info_file.exists()
-        self.info: dict[str, Any] = json.loads(self.info_file.read_text()) if resuming else {}
+        resuming = resume and exists
+        reads = resuming and self.info_file.exists()
+        self.info: dict[str, Any] = from_main(json.loads(self.info_file.read_text()) if reads else {})
         self._check_options()
         self._good: int | None = None  # step of the last checkpoint that was written or read whole
 
@@ -308,11 +312,22 @@ class Run:
         return bool(self._steps())
 
     def load_checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """Tensors and state of the newest checkpoint that is whole, or None. Cuts metrics.jsonl back to it.
+        """Tensors and state of the newest checkpoint that is whole, or None. Cuts metrics.jsonl back to it. To be
+        called in all processes; the main one reads, and the others are told.
 
         Raises:
             ValueError: there are checkpoints, and none of them can be read.
         """
+        loaded, problem = self._read_checkpoint() if self.is_main else (None, "")
+        if problem := from_main(problem):
+            raise ValueError(problem)
+        state = from_main(loaded and loaded[1])
+        if state is None:
+            return None
+        return tensors_from_main(loaded[0] if loaded else {}), state
+
+    def _read_checkpoint(self) -> tuple[tuple[dict[str, torch.Tensor], dict[str, Any]] | None, str]:
+        """Tensors and state of the newest checkpoint that is whole, if there is one, and why none of several is."""
         steps, damaged = self._steps(), ""
         for step in reversed(steps):
             folder = self.checkpoints / f"checkpoint-{step}"
@@ -320,16 +335,15 @@ class Run:
                 loaded = load_file(folder / "state.safetensors"), json.loads((folder / "state.json").read_text())
             except (OSError, SafetensorError, ValueError) as error:
                 damaged = f"{folder} is damaged ({' '.join(str(error).split())})"
-                if self.is_main:
-                    tqdm.write(f"{damaged}: looking for an older checkpoint")
+                tqdm.write(f"{damaged}: looking for an older checkpoint")
                 continue
             self._cut_metrics(step)
             self._good = step
-            return loaded
+            return loaded, ""
         if damaged:
-            raise ValueError(f"{damaged}, and there is no older one: start again with --overwrite")
+            return None, f"{damaged}, and there is no older one: start again with --overwrite"
         self._cut_metrics(0)
-        return None
+        return None, ""
 
     def _cut_metrics(self, last_step: int) -> None:
         """Drop what was logged after the checkpoint, and a line that was cut off in the middle."""
