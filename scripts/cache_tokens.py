@@ -98,9 +98,9 @@ def main(options: Options) -> None:
     from pipelines.caching.views import views_of
     from pipelines.caching.writer import remove_replaced
     from pipelines.machine.devices import choose_device
-    from tokenizer_image.signals.settings import signal_settings_of
     from tokenizer_image.pictures.dataset import print_summary
     from tokenizer_image.registry import load_tokenizer
+    from tokenizer_image.signals.settings import signal_settings_of
 
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(options.cpu_threads or usable_cores())

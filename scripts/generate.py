@@ -111,7 +111,9 @@ def draw_signals(options: GenerateOptions) -> Path:
 
     given = [name for name in ("best_of", "height", "width") if getattr(options, name) is not None]
     if given:
-        raise ValueError(f"{options.chosen_model} draws signals, which have no {', '.join(f'--{name}' for name in given)}")
+        raise ValueError(
+            f"{options.chosen_model} draws signals, which have no {', '.join(f'--{name}' for name in given)}"
+        )
     output = Path(options.output)
     folder = output.with_suffix("") if is_sheet(output) else output
     folder.mkdir(parents=True, exist_ok=True)

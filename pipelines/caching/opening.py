@@ -27,7 +27,6 @@ from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.pictures.dataset import PictureSource, print_summary
 from tokenizer_image.pictures.loading import BUILT_IN, PictureDataset, check_captions
-from tokenizer_image.preprocessing import preprocessing_of
 from tokenizer_image.signals.settings import signal_settings_of
 
 

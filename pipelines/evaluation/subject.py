@@ -95,8 +95,8 @@ def load_model(options: EvaluationOptions) -> EvaluatedModel:
     if options.dataset == "sprites" and model.formats and not any(FORMATS[name].has_text for name in model.formats):
         raise ValueError(
             f"--model {options.chosen_model} has learned no captions, and the figures of sprites are about captions: "
-            f"measure its tokenizer alone with --image_tokenizer {options.chosen_model}/image_tokenizer, or give another "
-            "--dataset"
+            f"measure its tokenizer alone with --image_tokenizer {options.chosen_model}/image_tokenizer, or give "
+            "another --dataset"
         )
     return model
 
