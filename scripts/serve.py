@@ -21,10 +21,10 @@ def main(options: ServingOptions) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # prompts come one by one
     try:
         from pipelines.serving.application import create_application
-        from pipelines.serving.context import ServingSettings
-        from pipelines.serving.engine import DrawingEngine, EngineLimits
+        from pipelines.serving.engine import DrawingEngine
         from pipelines.serving.example_prompts import example_prompts
         from pipelines.serving.running import hold_weights, listening_socket, serve
+        from pipelines.serving.settings import engine_limits, serving_settings
         from pipelines.serving.sharing import public_address
 
         if options.page:  # gradio takes seconds to import
@@ -45,23 +45,8 @@ def main(options: ServingOptions) -> None:
     gc.enable()
     if not set(pipe.vocabulary.formats) & {*DRAWING_ALONE, *DRAWING_CAPTIONS}:
         logging.warning("this model has learned to describe alone: requests for pictures are refused")
-    limits = EngineLimits(
-        pictures_at_once=options.pictures_at_once,
-        images_per_request=options.images_per_request,
-        prompt_tokens=options.prompt_tokens,
-        description_tokens=options.description_tokens,
-        waiting_requests=options.waiting_requests,
-        seconds=options.request_seconds,
-    )
-    settings = ServingSettings(
-        model_name=options.served_name,
-        api_key=options.api_key,
-        allowed_origins=tuple(options.allowed_origins),
-        body_bytes=options.body_bytes,
-        upload_pixels=options.upload_pixels,
-        body_seconds=options.request_seconds,
-    )
-    with DrawingEngine(pipe, limits) as engine:
+    settings = serving_settings(options)
+    with DrawingEngine(pipe, engine_limits(options)) as engine:
         application = create_application(engine, settings)
         if options.page:
             mount_page(application, engine, settings, example_prompts(options.chosen_model))

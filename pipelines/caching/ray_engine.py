@@ -7,7 +7,7 @@ died to another, and starts a new worker in its place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,8 +135,9 @@ def _answers(
         num_cpus=workers.cores,
         num_gpus=workers.gpus or None,
     )  # by default, Ray Data starts a worker that dies again, and gives its task out again, as often as it takes
-    for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from batch.to_pylist()
+    tables: Iterable[Any] = answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    for table in tables:
+        yield from table.to_pylist()
 
 
 def _write_shards(

@@ -7,10 +7,12 @@ dashboard is started.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 INSTALL = "pip install 'tessera[ray]' (in the repository: pip install -e '.[ray]')"
 OBJECT_STORE_BYTES = 200 * 2**20  # of a cluster that is started here; codes are small
@@ -36,16 +38,16 @@ def ray_cluster(address: str | None, cores: int) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the later default, without its warning
     import ray
 
-    quiet = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         try:
             if address is None:
                 ray.init(
                     address="local", num_cpus=cores, object_store_memory=OBJECT_STORE_BYTES, _temp_dir=folder,
-                    _node_ip_address="127.0.0.1", **quiet,
+                    _node_ip_address="127.0.0.1", include_dashboard=False, **quiet,
                 )  # fmt: skip
             else:
-                ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+                ray.init(address=address, **quiet)
         except ConnectionError as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"--ray_address {address}: no Ray cluster answers there ({reason})") from error

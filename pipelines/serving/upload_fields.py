@@ -35,7 +35,7 @@ class Canvases(dict[str, Any]):
 def picture_field(**settings: Any) -> gr.Image:
     """A `gr.Image` whose value is the content of the file, None where there is none."""
     field = gr.Image(**settings)
-    field.preprocess = _content  # type: ignore[method-assign]
+    field.preprocess = _content  # type: ignore[assignment, method-assign]
     return field
 
 

@@ -111,27 +111,35 @@ def _size(source: SequenceSource, row: int) -> Size | None:
 def draw_samples(pipe: TextToImagePipeline | TextToSignalPipeline, prompts: SamplePrompts, file: Path) -> None:
     """Write a grid: pictures drawn from the captions, each from its own random stream; reconstructions of the pictures
     under their descriptions; and the continuations of the openings."""
-    parts = pipe.image_tokenizer, pipe.model, pipe.vocabulary
     rows: list[tuple[str, Any]] = []
     for caption in prompts.captions:
         output = pipe(caption, None, PICTURES, seed=0)
         rows.append((caption or "(no caption)", output.images))
+    if isinstance(pipe, TextToImagePipeline):
+        rows += _samples_of_pictures(pipe, prompts)
+    rows = [row for row in rows if row[1]]
+    if rows:
+        labelled_grid(rows).save(file)
+
+
+def _samples_of_pictures(pipe: TextToImagePipeline, prompts: SamplePrompts) -> list[tuple[str, list[Image.Image]]]:
+    """What is written of pictures, after texts, and what becomes of pictures that are edited."""
+    parts = pipe.image_tokenizer, pipe.model, pipe.vocabulary
+    rows = []
     for picture in prompts.pictures:
         codes = torch.from_numpy(picture.codes.astype(np.int64))[None].to(pipe.device)
-        image = _decoded(pipe, picture)
         (text,) = ImageToTextPipeline(*parts).describe_codes(codes, prompts.longest, size=picture.size)
-        rows.append((f"described: {text}", [image]))
+        rows.append((f"described: {text}", [_decoded(pipe, picture)]))
     for opening in prompts.openings:
         written = InterleavedPipeline(*parts)([opening], prompts.longest, seed=0).parts
         texts = " ... ".join([opening, *(part for part in written if isinstance(part, str))])
         rows.append((f"continued: {texts}", [part for part in written if isinstance(part, Image.Image)]))
     for edit in prompts.edits:
         known = [_decoded(pipe, picture) for picture in (edit.source, edit.result)]
-        drawn = pipe.edit(known[0], edit.instruction, num_images_per_prompt=RESULTS, seed=0).images
+        output = pipe.edit(known[0], edit.instruction, num_images_per_prompt=RESULTS, seed=0)
+        drawn: Any = output.images
         rows.append((f"{edit.instruction}   (source | drawn | the data's)", [known[0], *drawn, known[1]]))
-    rows = [row for row in rows if row[1]]
-    if rows:
-        labelled_grid(rows).save(file)
+    return rows
 
 
 def _decoded(pipe: TextToImagePipeline, picture: Picture) -> Image.Image:
