@@ -64,6 +64,15 @@ def add_noise(module: nn.Module, scale: float) -> Any:
     return module
 
 
+def with_codes(tokenizer: VQVAE, seed: int = 0) -> VQVAE:
+    """The tokenizer with random code vectors, so that other codes are other pictures: they start at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, buffer in tokenizer.named_buffers():
+        if name.endswith("codebook"):
+            buffer.normal_(generator=generator)
+    return tokenizer
+
+
 def tiny_pipeline(
     seed: int = 0,
     kind: type[MultimodalPipeline] = TextToImagePipeline,
@@ -74,7 +83,7 @@ def tiny_pipeline(
     **model: Any,
 ) -> Any:
     """A pipeline of such parts; `model` has settings of `tiny_model`."""
-    tokenizer = tokenizer or tiny_tokenizer(seed)
+    tokenizer = tokenizer or with_codes(tiny_tokenizer(seed))
     vocabulary = tiny_vocabulary(tokenizer, texts, sizes, formats)
     return kind(tokenizer, tiny_model(vocabulary, **model), vocabulary)
 

@@ -50,7 +50,8 @@ def build(args: Mapping[str, Any]) -> Any:
     def application() -> FastAPI:
         return replica_application(given)
 
-    return serve.deployment(serve.ingress(application)(), name=NAME).bind()
+    deployment: Any = serve.deployment(serve.ingress(application)(), name=NAME)
+    return deployment.bind()
 
 
 def options_of(args: Mapping[str, Any]) -> ServingOptions:
