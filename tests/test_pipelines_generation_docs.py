@@ -69,7 +69,7 @@ def test_from_transformers_alone_and_as_a_client(model):
         )
         return found[0, len(ids) :].tolist()
 
-    client = block_with("urllib").split("ids = list(prompt)")
+    client = block_with("ids = list(prompt)").split("ids = list(prompt)")
     names["complete"] = complete
     run("import itertools\nids = list(prompt)" + client[1], folder, names)
     assert names["codes"].equal(expected.codes)

@@ -93,6 +93,7 @@ def set_number(page: Any, name: str, value: str) -> None:
     field = page.locator(f"#{name} input[type=number]").first
     field.fill(value)
     field.press("Tab")
+    page.wait_for_timeout(300)  # until the page's state has it
 
 
 def open_tab(page: Any, name: str) -> None:

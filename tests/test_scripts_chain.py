@@ -869,7 +869,15 @@ def test_every_option_of_stage_1_is_applied_or_refused_beside_init_from(tokenize
     own = {field.name for field in fields(ImageTokenizerOptions)} - {field.name for field in fields(TrainingOptions)}
     losses = {field.name for field in fields(LossOptions)} | {field.name for field in fields(BottleneckOptions)}
     others = {"random_flip", "photographs", "train", "codes_from", "drawn_pictures"}
-    assert own == changes.keys() | losses | others, "which concern batches, losses and other bottlenecks alone"
+    of_signals = dict(
+        signal="audio", sample_rate=8000, length=8000, horizon=8, causal=True, depth_dropout=0.3, spectral_weight=0.2
+    )
+    for name, value in of_signals.items():  # of a tokenizer of pictures
+        with pytest.raises(ValueError, match=f"--{name}"):
+            built(ImageTokenizerOptions(init_from=str(tokenizer_folder), **{name: value}))
+    assert own == changes.keys() | of_signals.keys() | losses | others, (
+        "which concern batches, losses and other bottlenecks alone"
+    )
     applied = {
         "level_dropout": ("level_dropout", 0.3), "commitment_weight": ("commitment_weight", 0.5),
         "codebook_decay": ("ema_decay", 0.9), "revival_threshold": ("revival_threshold", 0.2),

@@ -874,6 +874,7 @@ EDGES = {
     # name: values that are just allowed, values that are just refused
     **dict.fromkeys(("commitment_weight", "temperature", "epsilon", "entropy_weight", "diversity"), ([0], [-0.01])),
     **dict.fromkeys(("ema_decay", "revival_threshold"), ([0, 0.999], [-0.01, 1])),
+    "depth_dropout": ([0, 1], [-0.01, 1.01]),
     "entropy_temperature": ([0.001], [0]),
     "codebook_dim": ([1], [0]),
 }

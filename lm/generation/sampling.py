@@ -89,7 +89,9 @@ class SamplingSchedule:
         Raises:
             TypeError, ValueError: a list of another length (the message says which), or a setting out of range.
         """
-        values: tuple[Any, ...] = (self.guidance_scale, self.temperature, self.top_k, self.top_p, self.min_p)
+        values: tuple[Any, ...] = (
+            self.guidance_scale, self.temperature, self.top_k, self.top_p, self.min_p, self.image_guidance_scale
+        )  # fmt: skip
         if not any(callable(value) or isinstance(value, Sequence) for value in values):
             return [SamplingSettings(*values)] * len(layout["level"])
         places = list(zip(layout["level"], layout["depth"], strict=True))

@@ -9,12 +9,14 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 INSTALL = "pip install 'tessera[ray]' (in the repository: pip install -e '.[ray]')"
+CONNECT_SECONDS = 10
 OBJECT_STORE_BYTES = 200 * 2**20  # of a cluster that is started here; codes are small
 
 
@@ -38,6 +40,8 @@ def ray_cluster(address: str | None, cores: int) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the later default, without its warning
     import ray
 
+    if address is not None:
+        _check_answers(address)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         try:
@@ -55,6 +59,17 @@ def ray_cluster(address: str | None, cores: int) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raise ValueError where nothing listens at HOST:PORT. Ray itself tries for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "://" in address or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"--ray_address {address}: no Ray cluster answers there ({error})") from error
 
 
 def workers_that_fit(cores: int, gpus: float) -> int:

@@ -44,8 +44,9 @@ class ModelOptions:
 
         transformers.logging.disable_progress_bar()  # loading takes too little time for one
         name = self.chosen_model
+        pipeline = kind.from_pretrained(name, dtype=self.dtype, device=choose_device(self.device))
         print(f"model: {model_origin(name)}", file=sys.stderr)
-        return kind.from_pretrained(name, dtype=self.dtype, device=choose_device(self.device))
+        return pipeline
 
 
 @dataclass
