@@ -91,6 +91,8 @@ def set_number(page: Any, name: str, value: str) -> None:
     if not page.is_visible("#number"):
         page.click("#settings button")
     field = page.locator(f"#{name} input[type=number]").first
+    field.wait_for()
+    page.wait_for_timeout(300)  # until the settings have unfolded
     field.fill(value)
     field.press("Tab")
     page.wait_for_timeout(300)  # until the page's state has it
@@ -128,7 +130,7 @@ def test_a_picture_appears_tile_by_tile_and_its_seed_draws_it_again(open_page, e
     page.fill("#prompt textarea", "a red dog")
     set_number(page, "number", "2")
     page.click("#draw-button")
-    page.wait_for_selector("#stage .stage[data-state=busy] img")
+    page.wait_for_function("() => window.seen.some((state) => state.split('|')[2])")
     screenshot(page, "drawing")
     assert "2 pictures" in wait_until_done(page)
     states = [state.split("|") for state in page.evaluate("() => window.seen")]

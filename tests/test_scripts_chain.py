@@ -863,15 +863,16 @@ def test_every_option_of_stage_1_is_applied_or_refused_beside_init_from(tokenize
         codebook_sizes=[8, 8], quantizer="ema", encoder_kernel_size=3, num_res_blocks=3, code_dim=5,
         sixteen_bit="data",
         shared_codebook=True, num_groups=3, codebook_dim=3, level_dropout=0.3, commitment_weight=0.5,
+        depth_dropout=0.3,
         codebook_decay=0.9, revival_threshold=0.2, kmeans_start=False, rotation_trick=True, code_temperature=0.5,
         entropy_weight=0.2, resampling="overlapping",
     )  # fmt: skip
     own = {field.name for field in fields(ImageTokenizerOptions)} - {field.name for field in fields(TrainingOptions)}
     losses = {field.name for field in fields(LossOptions)} | {field.name for field in fields(BottleneckOptions)}
     others = {"random_flip", "photographs", "train", "codes_from", "drawn_pictures"}
-    of_signals = dict(
-        signal="audio", sample_rate=8000, length=8000, horizon=8, causal=True, depth_dropout=0.3, spectral_weight=0.2
-    )
+    of_signals = {
+        "signal": "audio", "sample_rate": 8000, "length": 8000, "horizon": 8, "causal": True, "spectral_weight": 0.2,
+    }  # fmt: skip
     for name, value in of_signals.items():  # of a tokenizer of pictures
         with pytest.raises(ValueError, match=f"--{name}"):
             built(ImageTokenizerOptions(init_from=str(tokenizer_folder), **{name: value}))
@@ -882,7 +883,7 @@ def test_every_option_of_stage_1_is_applied_or_refused_beside_init_from(tokenize
         "level_dropout": ("level_dropout", 0.3), "commitment_weight": ("commitment_weight", 0.5),
         "codebook_decay": ("ema_decay", 0.9), "revival_threshold": ("revival_threshold", 0.2),
         "kmeans_start": ("kmeans_start", False), "rotation_trick": ("rotation_trick", True),
-        "code_temperature": ("temperature", 0.5),
+        "code_temperature": ("temperature", 0.5), "depth_dropout": ("depth_dropout", 0.3),
     }  # fmt: skip
     for name, value in changes.items():
         options = ImageTokenizerOptions(init_from=str(tokenizer_folder), **{name: value})
