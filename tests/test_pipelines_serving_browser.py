@@ -160,7 +160,7 @@ def test_a_picture_appears_tile_by_tile_and_its_seed_draws_it_again(open_page, e
 def test_cancel_frees_the_engine(open_page, engine):
     page = open_page()
     page.fill("#prompt textarea", "a blue cat")
-    set_number(page, "number", "8")
+    set_number(page, "number", "16")
     assert not page.is_visible("#cancel-button")
     page.click("#draw-button")
     page.wait_for_selector("#stage .stage[data-state=busy] img")
@@ -174,7 +174,7 @@ def test_cancel_frees_the_engine(open_page, engine):
 def test_closing_the_tab_frees_the_engine(open_page, engine):
     page = open_page()
     page.fill("#prompt textarea", "a blue cat")
-    set_number(page, "number", "8")
+    set_number(page, "number", "16")
     page.click("#draw-button")
     page.wait_for_selector("#stage .stage[data-state=busy] img")
     page.close()
