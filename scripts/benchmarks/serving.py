@@ -1,6 +1,6 @@
 """The server under load: how fast it draws for many, how long one waits, and whether it grows.
 
-    python scripts/benchmarks/serving.py --model runs/model --output rows.json
+    python scripts/benchmarks/serving.py --output rows.json
     python scripts/benchmarks/serving.py --model runs/model --load_minutes 10
 
 The server runs in a process of its own. Its pictures a second, and the time of one client alone, are over those of the
@@ -36,7 +36,7 @@ START_SECONDS = 120.0
 class Options(BenchmarkOptions):
     """The server under load."""
 
-    model: str = option("runs/demo", "model folder")
+    model: str = option("sprites", "model folder, or the name of one that comes with Tessera")
     rounds: int = option(5, "how often each is measured; the rows are medians", above_zero=True)
     requests: int = option(8, "of each client, one after the other, in a round", above_zero=True)
     load_minutes: float = option(0.0, "how long to send mixed requests afterwards", not_negative=True)
