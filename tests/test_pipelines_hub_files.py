@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_pipeline, tiny_tokenizer
+from tiny import tiny_pipeline
 
 from pipelines import TextToImagePipeline
 from pipelines.hub_files import write_hub_files
@@ -189,4 +189,4 @@ def test_a_tokenizer_of_another_class_gets_no_files(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     assert not write_hub_files(tmp_path, other, pipe.model, pipe.vocabulary)
     assert not (tmp_path / "pipeline.py").exists() and not (tmp_path / "vocabulary").exists()
-    assert torch.equal(load_tokenizer(tmp_path).code_vectors(), tiny_tokenizer().code_vectors())
+    assert torch.equal(load_tokenizer(tmp_path).code_vectors(), pipe.image_tokenizer.code_vectors())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,7 @@ def test_the_backbone_of_lpips_that_is_missing_is_told_in_one_sentence(monkeypat
         load_extractor("lpips=absent.pth")
     # Not in torchvision's cache, and a download that no machine answers.
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(urllib.request, "_opener", None)  # made by an earlier download, it would keep its proxies
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
