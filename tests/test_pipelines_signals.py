@@ -53,6 +53,12 @@ def cache_folder(tmp_path_factory):
         yield
 
 
+STAGE_2 = {
+    "batch_size": 8, "num_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "max_steps": 3,
+    "cpu_threads": 1, "text_vocab_size": 300,
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """A folder with tokenizer/ and model/, of sounds, trained for a few steps by the commands."""
@@ -63,14 +69,7 @@ def trained(tmp_path_factory) -> Path:
             image_tokenizer=str(folder / "tokenizer"),
             output_dir=str(folder / "model"),
             max_examples=24,
-            batch_size=8,
-            num_layers=2,
-            hidden_size=32,
-            intermediate_size=64,
-            num_heads=2,
-            max_steps=3,
-            cpu_threads=1,
-            text_vocab_size=300,
+            **STAGE_2,
         )  # fmt: skip
     )
     return folder
@@ -105,14 +104,7 @@ def trained_series(tmp_path_factory) -> Path:
             dataset=data,
             image_tokenizer=str(folder / "tokenizer"),
             output_dir=str(folder / "model"),
-            batch_size=8,
-            num_layers=2,
-            hidden_size=32,
-            intermediate_size=64,
-            num_heads=2,
-            max_steps=3,
-            cpu_threads=1,
-            text_vocab_size=300,
+            **STAGE_2,
         )  # fmt: skip
     )
     return folder

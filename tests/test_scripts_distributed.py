@@ -45,8 +45,8 @@ class Killed(BaseException):
     """Takes the place of SIGKILL."""
 
 
-def train(options: train_lm.LanguageModelOptions, kill_at: int = 0) -> None:
-    """The script's main; with `kill_at`, stopped after so many steps with nothing cleaned up or saved."""
+def is_killed(script, options, kill_at: int = 0) -> bool:
+    """Run a script's main; with `kill_at`, it stops after so many steps with nothing cleaned up or saved."""
     AcceleratorState._reset_state(reset_partial_state=True)
     original = Loop.finish_step
 
@@ -57,11 +57,17 @@ def train(options: train_lm.LanguageModelOptions, kill_at: int = 0) -> None:
 
     Loop.finish_step = finish_step
     try:
-        train_lm.main(options)
+        script.main(options)
     except Killed:
-        pass
+        return True
     finally:
         Loop.finish_step = original
+    return False
+
+
+def train(options: train_lm.LanguageModelOptions, kill_at: int = 0) -> None:
+    """Run stage 2, as `is_killed` does."""
+    is_killed(train_lm, options, kill_at)
 
 
 def on_two_processes(rank: int, port: int, runs: list) -> None:

@@ -12,38 +12,22 @@ from pathlib import Path
 import pytest
 import torch
 import two_nodes
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from test_scripts_distributed import STAGE_1, STAGE_2, Killed
+from test_scripts_distributed import STAGE_1, STAGE_2, is_killed
 from tiny import tiny_tokenizer
 
 from pipelines.caching import sources
-from pipelines.training.loop import Loop
 from scripts import cache_tokens, train_lm, train_tokenizer
 
 LM = dict(image_tokenizer="tokenizer", token_cache="cache", output_dir="model")
 
 
 def run_as(script, options, kill_at: int = 0) -> str:
-    """A script's main, stopped after so many steps with nothing cleaned up; what a user could get wrong is returned."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    original = Loop.finish_step
-
-    def finish_step(self, *args, **kwargs):
-        original(self, *args, **kwargs)
-        if self.progress.step == kill_at:
-            raise Killed
-
-    Loop.finish_step = finish_step
+    """ "killed" where `is_killed`, or what a user got wrong."""
     try:
-        script.main(options)
-    except Killed:
-        return "killed"
+        return "killed" if is_killed(script, options, kill_at) else ""
     except ValueError as error:
         return str(error)
-    finally:
-        Loop.finish_step = original
-    return ""
 
 
 def on_a_node(rank: int, port: int, folder: str) -> None:
