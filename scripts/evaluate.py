@@ -1,7 +1,8 @@
-"""Measure a trained model, or an image tokenizer alone.
+"""Measure a trained model, an image tokenizer alone, or an autoencoder without codes.
 
     python scripts/evaluate.py --model runs/model --output report.json --report runs/model/report
     python scripts/evaluate.py --image_tokenizer runs/tokenizer --dataset path/to/pictures
+    python scripts/evaluate.py --autoencoder runs/vae --report runs/vae/report
 
 Writes the figures as JSON, prints a table, and with --report makes a page to look at. On sprites it also
 counts how many samples show what their captions say, and how many captions say what their pictures show.
@@ -24,16 +25,20 @@ def main(options: EvaluationOptions) -> dict[str, Any]:
     import torch
     import transformers
 
+    from pipelines.evaluation.autoencoder_page import write_autoencoder_page
+    from pipelines.evaluation.autoencoders import evaluate_autoencoder
     from pipelines.evaluation.evaluation import evaluate
     from pipelines.evaluation.report_contents import write_page
     from pipelines.evaluation.signals import evaluate_signals, is_of_signals, signals_table
+    from pipelines.evaluation.subject import check_has_codes
     from pipelines.evaluation.tables import figures_table
 
     transformers.logging.disable_progress_bar()  # models load in seconds
     torch.set_num_threads(options.cpu_threads or usable_cores())
     output = Path(options.output)
     make_folder(output.parent, "--output")
-    if is_of_signals(options):
+    check_has_codes(options)
+    if options.autoencoder is None and is_of_signals(options):
         if options.report is not None:
             raise ValueError("--report makes pages of pictures: of signals, leave it out, and read --output")
         report = evaluate_signals(options)
@@ -42,13 +47,14 @@ def main(options: EvaluationOptions) -> dict[str, Any]:
         return report
     if options.report is not None:
         make_folder(options.report, "--report")
-    evaluation = evaluate(options)
+    measured: Any = evaluate(options) if options.autoencoder is None else evaluate_autoencoder(options)
     # The figures come first: drawing samples or plotting may fail after everything has been measured.
-    output.write_text(json.dumps(evaluation.report, indent=2) + "\n", encoding="utf-8")
-    print(f"\n{figures_table(evaluation.report)}\n\nall figures: {output}")
+    output.write_text(json.dumps(measured.report, indent=2) + "\n", encoding="utf-8")
+    print(f"\n{figures_table(measured.report)}\n\nall figures: {output}")
     if options.report is not None:
-        print(f"pictures:    {write_page(options, evaluation, options.report)}")
-    return evaluation.report
+        page = write_page if options.autoencoder is None else write_autoencoder_page
+        print(f"pictures:    {page(options, measured, options.report)}")
+    return measured.report
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def chosen_pictures(
     import numpy as np
     import torch
 
-    from pipelines.caching.sources import class_numbers, first_captions, load_split
+    from pipelines.caching.sources import classes_of_rows, load_split
     from tokenizer_image.preprocessing import preprocess, preprocessing_of, to_pixel_values
 
     side, config = model.config.image_size, model.config
@@ -95,12 +95,8 @@ def chosen_pictures(
     pixels = to_pixel_values(np.stack([preprocess(source.image(row), settings) for row in rows])).to(model.device)
     if not config.class_names:
         return pixels, None
-    if config.condition == "caption":
-        found = first_captions(source, rows)
-    else:
-        names = [*(source.label_names or []), None]
-        found = [names[source.label(row)] for row in rows]
-    return pixels, torch.from_numpy(class_numbers(found, config.class_names)).to(model.device)
+    classes = classes_of_rows(source, rows, config.condition, config.class_names)
+    return pixels, torch.from_numpy(classes).to(model.device)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pipelines.evaluation.latent_map import (
     shown_labels,
     tsne_map,
 )
-from pipelines.evaluation.reconstruction import measure_tokenizer
+from pipelines.evaluation.reconstruction import measure_tokenizer, reconstruct
 from pipelines.evaluation.report_page import Sheet, write_report
 from pipelines.evaluation.report_sheets import pairs_sheet, quality_plot, worst_sheet
 from pipelines.options.evaluation import MAP_PACKAGES, EvaluationOptions
@@ -96,7 +96,7 @@ def test_the_worst_reconstructions_come_first(pictures):
     made = figures.reconstructions[order]
     labels = [f"{', '.join(f'{psnr[row]:.1f}' for row in part)} dB PSNR; below, the reconstructions"
               for part in (order[:8], order[8:])]  # fmt: skip
-    found = worst_sheet(tokenizer, pictures, figures, 10)
+    found = worst_sheet(lambda originals, _: reconstruct(tokenizer, originals)[0], pictures, figures, 10)
     assert found.tobytes() == pairs_sheet(originals, made, labels).tobytes()
     plot = quality_plot(figures, figures, tokenizer.num_codes)
     assert plot.width > 900 and plot.tobytes() != quality_plot(figures, None, tokenizer.num_codes).tobytes()

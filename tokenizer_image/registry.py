@@ -92,10 +92,19 @@ def load_autoencoder(folder: str | Path, **settings: Any) -> Autoencoder:
     return _load(Autoencoder, path, folder, settings)
 
 
+def is_autoencoder(folder: str | Path) -> bool:
+    """Whether a folder has an autoencoder whose bottleneck is no quantizer, for `load_autoencoder`.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    return _find(folder)[1] == AUTOENCODER
+
+
 def load_image_model(folder: str | Path, **settings: Any) -> Any:
     """What scripts/train_tokenizer.py has left in a folder: an `ImageTokenizer` (`load_tokenizer`) or an `Autoencoder`
     (`load_autoencoder`)."""
-    return (load_autoencoder if _find(folder)[1] == AUTOENCODER else load_tokenizer)(folder, **settings)
+    return (load_autoencoder if is_autoencoder(folder) else load_tokenizer)(folder, **settings)
 
 
 def _find(folder: str | Path) -> tuple[Path, str | None]:

@@ -116,3 +116,17 @@ def class_numbers(texts: Iterable[str | None], names: Sequence[str]) -> np.ndarr
     """Where each text is among the names of classes, int64; -1 where it is none of them."""
     numbers = {name: number for number, name in enumerate(names)}
     return np.asarray([-1 if text is None else numbers.get(text, -1) for text in texts], np.int64)
+
+
+def classes_of_rows(
+    source: PictureDataset, rows: Sequence[int], condition: str | None, names: Sequence[str]
+) -> np.ndarray:
+    """Where the class of each of `rows` is among the class names of a conditional model, int64; -1 where it is none.
+
+    Args:
+        condition: "caption": the first caption is the class; else it is the label.
+    """
+    if condition == "caption":
+        return class_numbers(first_captions(source, rows), names)
+    known = [*(source.label_names or []), None]
+    return class_numbers([known[source.label(row)] for row in rows], names)

@@ -38,6 +38,7 @@ from pipelines.machine.provenance import commit, versions
 from pipelines.options.evaluation import EvaluationOptions
 from pipelines.options.image_tokenizer_losses import CAPTIONS
 from pipelines.text_to_image import TextToImagePipeline
+from tokenizer_image.fingerprint import weights_hash
 from tokenizer_image.losses.extractors import Extractor, load_extractor
 from tokenizer_image.pictures.dataset import PictureDataset
 from tokenizer_image.pictures.loading import BUILT_IN
@@ -78,8 +79,9 @@ def evaluate(options: EvaluationOptions) -> Evaluation:
     """
     started = time.monotonic()
     model = load_model(options)
-    seen = PerceptualReader.load(options.perceptual, model.image_tokenizer)
-    split, training = load_data(options, model), load_training(options, model)
+    seen = PerceptualReader.load(options.perceptual, device_of(model.image_tokenizer))
+    seen_as = (model.image_tokenizer, model.picture_size)
+    split, training = load_data(options, *seen_as), load_training(options, *seen_as)
     classes = required_classes(options, split, training)
     extractors = load_extractors(options, training, classes, device_of(model.image_tokenizer))
     reader = FeatureReader(extractors)
@@ -90,7 +92,7 @@ def evaluate(options: EvaluationOptions) -> Evaluation:
             seen.update(originals, made)
 
     figures = measure_tokenizer(model.image_tokenizer, split.pictures, batch_size=options.batch_size, watch=watch)
-    report = {**_provenance(options, model, split.source), **figures.figures}
+    report = {**provenance(options, model.image_tokenizer, split.source), **figures.figures}
     if isinstance(training, str):
         report["notes"].append(training)
     evaluation = Evaluation(model, split, None if isinstance(training, str) else training, report, figures)
@@ -103,7 +105,7 @@ def evaluate(options: EvaluationOptions) -> Evaluation:
     _compare_with_training(evaluation, relearned)
     _measure_classes(options, evaluation, classes)
     if extractors.features is not None or extractors.classifier is not None:
-        report["compared"] = _compared_figures(evaluation, extractors, reader.result())
+        report["compared"] = compared_figures(split, evaluation.drawn, extractors, reader.result())
     if options.dataset in BUILT_IN and model.editing is not None:
         evaluation.edits = edit_sets(options.num_edits, options.seed)
         report["edits"] = edit_figures(options, model, evaluation.edits)
@@ -217,11 +219,11 @@ def _compare_with_training(evaluation: Evaluation, reconstructed: Tensor | None)
     report["nearest_training"] = copies_report(sets, len(training))
 
 
-def _compared_figures(
-    evaluation: Evaluation, extractors: ExtractorPair, reconstructed: PictureFeatures
+def compared_figures(
+    split: Split, drawn: DrawnPictures | None, extractors: ExtractorPair, reconstructed: PictureFeatures
 ) -> dict[str, Any]:
     """Distances and classes of reconstructed and drawn pictures; what is wanting is printed, too."""
-    cache, split, drawn = ResultCache(), evaluation.split, evaluation.drawn
+    cache = ResultCache()
     key = {"pictures": split.pictures.folder.name, "rows": len(split)}
     real = extractors.cached(cache, key, lambda: batches_of(split.pictures))
     others = {"reconstructed": PictureSet(reconstructed, split.captions)}
@@ -235,13 +237,15 @@ def _compared_figures(
     return {**figures, "split": split.name}
 
 
-def _provenance(options: EvaluationOptions, model: EvaluatedModel, source: PictureDataset) -> dict[str, Any]:
+def provenance(options: EvaluationOptions, image_model: Any, source: PictureDataset) -> dict[str, Any]:
     """What was measured, on which pictures, by which code; `notes` say what was not, and why."""
-    alone = options.image_tokenizer is not None
+    alone = {"image_tokenizer": options.image_tokenizer, "autoencoder": options.autoencoder}
+    named = {name: folder for name, folder in alone.items() if folder is not None}
+    fingerprint = getattr(image_model, "fingerprint", None) or weights_hash(image_model)
     return {
         "format_version": FORMAT_VERSION,
-        **({"image_tokenizer": options.image_tokenizer} if alone else {"model": options.chosen_model}),
-        "image_tokenizer_fingerprint": model.image_tokenizer.fingerprint,
+        **(named or {"model": options.chosen_model}),
+        f"{'autoencoder' if options.autoencoder else 'image_tokenizer'}_fingerprint": fingerprint,
         "dataset": options.dataset,
         "split": options.split,
         "dataset_fingerprint": source.fingerprint,

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.evaluation.tables import LATENT_FACTS
+
 Report = Mapping[str, Any]
 COLUMNS = ["figure", "value", "95% interval", "over", "split", "by"]
 SHARE, PLAIN = ".1%", ".4g"
@@ -87,9 +89,16 @@ def _network(figures: Report, role: str) -> str:
 
 def _tokenizer_rows(figures: Report, split: str) -> Iterator[FigureRow]:
     """Reconstruction, use of codes, and rate, of all and of each level."""
-    quality, codebook, rate = figures["reconstruction"], figures["codebook"], figures["rate"]
+    quality = figures["reconstruction"]
     over = _pictures(quality["n"])
     yield from _rows("reconstruction", quality, RECONSTRUCTION, over, split)
+    if "latents" in figures:
+        latents = figures["latents"]
+        own = {name: PLAIN for name in latents if name not in LATENT_FACTS}
+        yield from _rows(f"{latents['values']:,} latents of {latents['bottleneck']}", latents, own, over, split)
+    if "codebook" not in figures:
+        return
+    codebook, rate = figures["codebook"], figures["rate"]
     use = {"usage": SHARE, "perplexity": ".1f"}
     yield from _rows(f"{codebook['num_codes']:,} codes", codebook, use, over, split)
     for part in codebook.get("parts", []):

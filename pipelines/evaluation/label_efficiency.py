@@ -16,6 +16,7 @@ from pipelines.evaluation.linear_classifiers import softmax_regression
 from pipelines.evaluation.neighbours import nearest_neighbours
 from pipelines.evaluation.reconstruction import device_of
 from pipelines.machine.batches import index_batches
+from tokenizer_image.autoencoder import Autoencoder
 from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.preprocessing import to_pixel_values
 
@@ -38,7 +39,7 @@ class LabelledFeatures:
 
 
 @torch.inference_mode()
-def latents_of(image_tokenizer: ImageTokenizer, pictures: Tensor, batch_size: int = 100) -> Tensor | None:
+def latents_of(image_model: ImageTokenizer | Autoencoder, pictures: Tensor, batch_size: int = 100) -> Tensor | None:
     """Latents of all levels in front of quantization, a row each: (n, D) float32; None where there is no such thing.
 
     Where a level has more than its share of `MOST_FEATURES` values, its map is averaged to fewer places.
@@ -46,12 +47,12 @@ def latents_of(image_tokenizer: ImageTokenizer, pictures: Tensor, batch_size: in
     Args:
         pictures: uint8 (n, C, H, W).
     """
-    latents = getattr(image_tokenizer, "latents", None)
+    latents = getattr(image_model, "latents", None)
     if latents is None:
         return None
     rows = []
     for indices in index_batches(len(pictures), batch_size):
-        pixels = to_pixel_values(pictures[indices.start : indices.stop]).to(device_of(image_tokenizer))
+        pixels = to_pixel_values(pictures[indices.start : indices.stop]).to(device_of(image_model))
         levels = [level.permute(0, 3, 1, 2) for level in latents(pixels)]
         rows.append(torch.cat([_pooled(level, MOST_FEATURES // len(levels)) for level in levels], dim=1).float().cpu())
     return torch.cat(rows)

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from pipelines.evaluation.intervals import mean_with_interval
-from pipelines.evaluation.reconstruction import device_of
 from tokenizer_image.fingerprint import weights_hash
-from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.losses.extractors import Extractor, load_extractor
 from tokenizer_image.losses.perceptual import picture_distances
 from tokenizer_image.preprocessing import to_pixel_values
@@ -27,13 +25,13 @@ class PerceptualReader:
     _distances: list[Tensor] = field(default_factory=list)
 
     @classmethod
-    def load(cls, name: str | None, image_tokenizer: ImageTokenizer) -> PerceptualReader | None:
-        """The reader by the extractor of this name, on the tokenizer's device; None without a name.
+    def load(cls, name: str | None, device: torch.device) -> PerceptualReader | None:
+        """The reader by the extractor of this name; None without a name.
 
         Raises:
             ValueError: the extractor is not here.
         """
-        return None if name is None else cls(load_extractor(name).to(device_of(image_tokenizer)))
+        return None if name is None else cls(load_extractor(name).to(device))
 
     @torch.inference_mode()
     def update(self, originals: Tensor, reconstructions: Tensor) -> None:

@@ -22,6 +22,7 @@ from pipelines.evaluation.label_efficiency import (
 from pipelines.evaluation.reconstruction import encode
 from pipelines.evaluation.subject import Split
 from pipelines.options.evaluation import EvaluationOptions
+from tokenizer_image.autoencoder import Autoencoder
 from tokenizer_image.layout import ImageTokenizer
 
 LABELS_PER_CLASS = (10, 100, 1000)  # by default
@@ -37,7 +38,11 @@ class ProbeFigures:
 
 
 def probe_figures(
-    options: EvaluationOptions, image_tokenizer: ImageTokenizer, split: Split, training: Split, captions: list[str]
+    options: EvaluationOptions,
+    image_model: ImageTokenizer | Autoencoder,
+    split: Split,
+    training: Split,
+    captions: list[str],
 ) -> ProbeFigures:
     """`label_efficiency` of the latents, the code histograms and the pixels, tested on the split.
 
@@ -56,20 +61,20 @@ def probe_figures(
     if counts:
         rows = rows_of_each_class(known.labels, len(captions), max(counts), options.seed)
         learned = LabelledPictures(known.pictures[torch.from_numpy(rows)], known.labels[rows])
-        found.rows = _rows(options, image_tokenizer, asked, learned, len(captions), counts)
+        found.rows = _rows(options, image_model, asked, learned, len(captions), counts)
     return found
 
 
 def _rows(
     options: EvaluationOptions,
-    image_tokenizer: ImageTokenizer,
+    image_model: ImageTokenizer | Autoencoder,
     test: LabelledPictures,
     training: LabelledPictures,
     num_classes: int,
     counts: list[int],
 ) -> list[dict[str, Any]]:
     sets = {"test": test, "training": training}
-    features = _features(image_tokenizer, {name: one.pictures for name, one in sets.items()}, options.batch_size)
+    features = _features(image_model, {name: one.pictures for name, one in sets.items()}, options.batch_size)
     labelled = {
         name: {kind: LabelledFeatures(values, one.labels) for kind, values in features[name].items()}
         for name, one in sets.items()
@@ -77,17 +82,18 @@ def _rows(
     return label_efficiency(labelled["test"], labelled["training"], num_classes, counts, seed=options.seed)
 
 
-def _features(image_tokenizer: ImageTokenizer, pictures: dict[str, Tensor], batch_size: int) -> Features:
-    """Pixels, code histograms and, of tokenizers that have some, latents of pictures uint8 (n, C, H, W)."""
+def _features(image_model: ImageTokenizer | Autoencoder, pictures: dict[str, Tensor], batch_size: int) -> Features:
+    """Pixels and, of models that have some, code histograms and latents of pictures uint8 (n, C, H, W)."""
     features: Features = {name: {"pixels": pixels_of(one)} for name, one in pictures.items()}
-    codes = {
-        name: torch.cat([encode(image_tokenizer, part) for part in one.split(batch_size)])
-        for name, one in pictures.items()
-    }
-    histograms = code_histograms(codes["test"], codes["training"], image_tokenizer.num_codes)
-    features["test"]["code histograms"], features["training"]["code histograms"] = histograms
+    if not isinstance(image_model, Autoencoder):
+        codes = {
+            name: torch.cat([encode(image_model, part) for part in one.split(batch_size)])
+            for name, one in pictures.items()
+        }
+        histograms = code_histograms(codes["test"], codes["training"], image_model.num_codes)
+        features["test"]["code histograms"], features["training"]["code histograms"] = histograms
     for name, one in pictures.items():
-        latents = latents_of(image_tokenizer, one, batch_size)
+        latents = latents_of(image_model, one, batch_size)
         if latents is not None:
             features[name]["latents"] = latents
     return features

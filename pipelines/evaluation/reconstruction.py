@@ -26,23 +26,33 @@ NUM_EXAMPLES = 32  # pictures that are kept to show beside their reconstructions
 
 
 @dataclass
-class TokenizerFigures:
-    """What `measure_tokenizer` measures.
+class ReconstructionFigures:
+    """How near reconstructions are to their pictures.
 
     Attributes:
         figures: `reconstruction` (`mse` on [0, 1], `psnr` in dB, `ssim`: means over pictures; `n`;
-            `grid_ratio`, see `tokenizer_image.metrics`; `interval`: 95%, of the means) and `codebook` (`usage`,
-            `perplexity` of all codes; `parts`: of each level and depth, if several) and `rate` (`rate_figures`).
-        codes: (n, T) int64, the codes of every picture, in the pictures' order.
+            `grid_ratio`, see `tokenizer_image.metrics`; `interval`: 95%, of the means).
         pictures, reconstructions: (k, C, H, W) uint8, the first k pictures.
         per_picture: `mse`, `psnr` and `ssim` of each picture, (n,) float32.
     """
 
     figures: dict[str, Any]
-    codes: Tensor
     pictures: Tensor
     reconstructions: Tensor
     per_picture: dict[str, Tensor]
+
+
+@dataclass
+class TokenizerFigures(ReconstructionFigures):
+    """What `measure_tokenizer` measures.
+
+    Attributes:
+        figures: also `codebook` (`usage`, `perplexity` of all codes; `parts`: of each level and depth, if several) and
+            `rate` (`rate_figures`).
+        codes: (n, T) int64, the codes of every picture, in the pictures' order.
+    """
+
+    codes: Tensor
 
 
 def as_8_bit(pixel_values: Tensor) -> Tensor:
@@ -64,25 +74,31 @@ def encode(image_tokenizer: ImageTokenizer, pictures: Tensor) -> Tensor:
         return image_tokenizer.encode(to_pixel_values(pictures).to(device_of(image_tokenizer))).cpu()
 
 
-def device_of(image_tokenizer: ImageTokenizer) -> torch.device:
-    """The device of a tokenizer's parameters; the CPU for a tokenizer that is no module."""
-    parameters = image_tokenizer.parameters() if isinstance(image_tokenizer, torch.nn.Module) else ()
+def device_of(image_model: object) -> torch.device:
+    """The device of a model's parameters; the CPU for a tokenizer that is no module."""
+    parameters = image_model.parameters() if isinstance(image_model, torch.nn.Module) else ()
     return next((parameter.device for parameter in parameters), torch.device("cpu"))
 
 
-def measure_tokenizer(
-    image_tokenizer: ImageTokenizer,
+Rows = Sequence[int] | np.ndarray
+
+
+def measure_reconstructions(
+    reconstruct_rows: Callable[[Tensor, np.ndarray], Tensor],
     pictures: DecodedPictures,
     *,
+    tile: int,
     batch_size: int = 100,
     num_examples: int = NUM_EXAMPLES,
-    rows: Sequence[int] | np.ndarray | None = None,
+    rows: Rows | None = None,
     watch: Callable[[Tensor, Tensor], None] | None = None,
     progress: bool = True,
-) -> TokenizerFigures:
-    """Reconstruct every picture, and measure reconstructions and codes. The tokenizer is put in eval mode.
+) -> ReconstructionFigures:
+    """Reconstruct every picture, and measure how near the reconstructions are.
 
     Args:
+        reconstruct_rows: pictures uint8 (B, C, H, W) and their positions (B,) to reconstructions uint8 (B, C, H, W).
+        tile: side in pixels of what one position of the latents stands for.
         rows: positions of the pictures to measure (default: all).
         watch: called with the originals and the reconstructions of each batch, uint8 (B, C, H, W) each, so that
             whatever else is measured of reconstructions needs no second pass.
@@ -90,22 +106,18 @@ def measure_tokenizer(
     Raises:
         ValueError: `batch_size` is below 1.
     """
-    if isinstance(image_tokenizer, torch.nn.Module):
-        image_tokenizer.eval()
-    usage = CodeUsage(image_tokenizer.num_codes)
     measures = {"mse": mse, "psnr": psnr, "ssim": ssim}
     values: dict[str, list[Tensor]] = {name: [] for name in measures}
-    codes, examples, powers = [], [], []
+    examples, powers = [], []
     rows = np.arange(len(pictures)) if rows is None else np.asarray(rows)
     batches = [*index_batches(len(rows), batch_size)]
     for indices in tqdm(batches, desc="reconstruction", unit=" batches", disable=not progress, leave=False):
-        originals = torch.from_numpy(np.ascontiguousarray(pictures.batch(rows[indices.start : indices.stop])))
-        reconstructions, batch_codes = reconstruct(image_tokenizer, originals)
-        usage.update(batch_codes)
-        codes.append(batch_codes)
+        chosen = rows[indices.start : indices.stop]
+        originals = torch.from_numpy(np.ascontiguousarray(pictures.batch(chosen)))
+        reconstructions = reconstruct_rows(originals, chosen)
         for name, measure in measures.items():
             values[name].append(measure(reconstructions / 255, originals / 255))
-        if min(originals.shape[-2:]) >= 2 * (tile := _tile(image_tokenizer, originals)) > 2:
+        if min(originals.shape[-2:]) >= 2 * tile > 2:
             powers.append(tile_powers(reconstructions / 255, originals / 255, tile))
         if watch is not None:
             watch(originals, reconstructions)
@@ -117,29 +129,45 @@ def measure_tokenizer(
         drawn, real, variance = (torch.cat(parts).flatten() for parts in zip(*powers, strict=True))
         means["grid_ratio"] = grid_ratio(drawn, real, variance)
     shown = torch.cat(examples, dim=1)[:, :num_examples]
-    height, width = shown.shape[-2:]
-    shape, all_codes = (int(shown.shape[2]), int(height), int(width)), torch.cat(codes)
-    return TokenizerFigures(
-        figures={
-            "reconstruction": {
-                **means,
-                "n": len(rows),
-                "interval": {name: mean_interval(numbers) for name, numbers in per_picture.items()},
-            },
-            "codebook": _codebook_figures(usage, image_tokenizer.layout((height, width))),
-            "rate": rate_figures(all_codes, image_tokenizer.layout((height, width)), shape),
-        },
-        codes=all_codes,
-        pictures=shown[0],
-        reconstructions=shown[1],
-        per_picture=per_picture,
-    )
+    intervals = {name: mean_interval(numbers) for name, numbers in per_picture.items()}
+    figures = {"reconstruction": {**means, "n": len(rows), "interval": intervals}}
+    return ReconstructionFigures(figures, shown[0], shown[1], per_picture)
 
 
-def _tile(image_tokenizer: ImageTokenizer, pictures: Tensor) -> int:
-    """Side in pixels of what the codes of one position stand for, on the finest level."""
-    layout = image_tokenizer.layout((int(pictures.shape[-2]), int(pictures.shape[-1])))
-    return int(pictures.shape[-2]) // (int(layout.row.max()) + 1)
+def measure_tokenizer(
+    image_tokenizer: ImageTokenizer,
+    pictures: DecodedPictures,
+    *,
+    batch_size: int = 100,
+    num_examples: int = NUM_EXAMPLES,
+    rows: Rows | None = None,
+    watch: Callable[[Tensor, Tensor], None] | None = None,
+    progress: bool = True,
+) -> TokenizerFigures:
+    """`measure_reconstructions` of a tokenizer, which is put in eval mode, and how it uses its codes."""
+    if isinstance(image_tokenizer, torch.nn.Module):
+        image_tokenizer.eval()
+    usage, codes = CodeUsage(image_tokenizer.num_codes), []
+
+    def reconstruct_rows(originals: Tensor, _: np.ndarray) -> Tensor:
+        made, batch_codes = reconstruct(image_tokenizer, originals)
+        usage.update(batch_codes)
+        codes.append(batch_codes)
+        return made
+
+    height, width = pictures.batch([0]).shape[-2:]
+    layout = image_tokenizer.layout((height, width))
+    measured = measure_reconstructions(
+        reconstruct_rows, pictures, tile=height // (int(layout.row.max()) + 1), batch_size=batch_size,
+        num_examples=num_examples, rows=rows, watch=watch, progress=progress,
+    )  # fmt: skip
+    all_codes, shape = torch.cat(codes), (int(measured.pictures.shape[1]), int(height), int(width))
+    figures = {
+        **measured.figures,
+        "codebook": _codebook_figures(usage, layout),
+        "rate": rate_figures(all_codes, layout, shape),
+    }
+    return TokenizerFigures(figures, measured.pictures, measured.reconstructions, measured.per_picture, codes=all_codes)
 
 
 def _codebook_figures(usage: CodeUsage, layout: CodeLayout) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from lm.sequences import DRAWING_ALONE
 from pipelines.caching.sources import first_captions
@@ -20,7 +22,7 @@ from pipelines.evaluation.codebook_plot import codebook_figure, codebook_views
 from pipelines.evaluation.evaluation import Evaluation
 from pipelines.evaluation.label_efficiency import latents_of
 from pipelines.evaluation.latent_map import MAPS, POINTS, latent_map_figure, shown_labels
-from pipelines.evaluation.reconstruction import device_of
+from pipelines.evaluation.reconstruction import ReconstructionFigures, device_of, reconstruct
 from pipelines.evaluation.report_page import Sheet, write_report
 from pipelines.evaluation.report_sheets import (
     SIDE,
@@ -31,7 +33,7 @@ from pipelines.evaluation.report_sheets import (
     quality_plot,
     worst_sheet,
 )
-from pipelines.evaluation.subject import EvaluatedModel
+from pipelines.evaluation.subject import EvaluatedModel, Split
 from pipelines.evaluation.tables import figures_table
 from pipelines.machine.batches import evenly_spaced
 from pipelines.options.evaluation import EvaluationOptions
@@ -55,17 +57,7 @@ def _stage_one_sheets(options: EvaluationOptions, evaluation: Evaluation) -> Ite
     """Reconstructions, codes and latents."""
     tokenizer, figures, split = evaluation.model.image_tokenizer, evaluation.tokenizer_figures, evaluation.split
     pictures = split.pictures
-    yield Sheet(
-        "reconstructions.png", "Pictures and their reconstructions",
-        f"The first pictures of {split.name}, each above its reconstruction.",
-        pairs_sheet(figures.pictures, figures.reconstructions),
-    )  # fmt: skip
-    yield Sheet(
-        "worst_reconstructions.png", "Worst reconstructions",
-        f"The pictures with the lowest PSNR among all {len(split):,} of {split.name}, the worst first, each above its "
-        "reconstruction.",
-        worst_sheet(tokenizer, pictures, figures),
-    )  # fmt: skip
+    yield from reconstruction_sheets(figures, split, lambda originals, _: reconstruct(tokenizer, originals)[0])
     yield Sheet(
         "codes.png", "Gallery of codes",
         "A row for each of the most frequent codes. From the left: the grid of its places, white where most pictures "
@@ -86,6 +78,44 @@ def _stage_one_sheets(options: EvaluationOptions, evaluation: Evaluation) -> Ite
     yield from _plots(options, evaluation)
 
 
+def reconstruction_sheets(
+    figures: ReconstructionFigures, split: Split, reconstruct_rows: Callable[[Tensor, np.ndarray], Tensor]
+) -> Iterator[Sheet]:
+    """The first pictures beside their reconstructions, and those that are reconstructed worst.
+
+    Args:
+        reconstruct_rows: as of `measure_reconstructions`.
+    """
+    yield Sheet(
+        "reconstructions.png", "Pictures and their reconstructions",
+        f"The first pictures of {split.name}, each above its reconstruction.",
+        pairs_sheet(figures.pictures, figures.reconstructions),
+    )  # fmt: skip
+    yield Sheet(
+        "worst_reconstructions.png", "Worst reconstructions",
+        f"The pictures with the lowest PSNR among all {len(split):,} of {split.name}, the worst first, each above its "
+        "reconstruction.",
+        worst_sheet(reconstruct_rows, split.pictures, figures),
+    )  # fmt: skip
+
+
+def latent_map_sheet(options: EvaluationOptions, image_model: Any, split: Split) -> Iterator[Sheet]:
+    """Pictures as points, by their latents; none where the model has no latents, or the pictures are too few."""
+    rows = evenly_spaced(len(split), POINTS)
+    latents = latents_of(image_model, torch.from_numpy(split.pictures.batch(rows)), options.batch_size)
+    if latents is None or len(rows) <= 2:
+        return
+    captions = [split.captions[row] for row in rows.tolist()]
+    colours = " and coloured by its caption" if shown_labels(captions) else "; most captions are of few pictures"
+    maps = [MAPS[name](latents, options.seed) for name in options.latent_maps or ["pca"]]
+    yield Sheet(
+        "latent_map.png", "Maps of latents by caption",
+        f"Each point is one of {len(rows):,} pictures of {split.name}, placed by its latents ({latents.shape[1]:,} "
+        f"values){colours}.",
+        latent_map_figure(maps, captions),
+    )  # fmt: skip
+
+
 def _plots(options: EvaluationOptions, evaluation: Evaluation) -> Iterator[Sheet]:
     """Plots of stage 1; none, and a message, where matplotlib is missing."""
     if importlib.util.find_spec("matplotlib") is None:
@@ -98,18 +128,7 @@ def _plots(options: EvaluationOptions, evaluation: Evaluation) -> Iterator[Sheet
         "occurs, which is level where all are used alike.",
         quality_plot(figures, evaluation.training_figures, evaluation.report["codebook"]["num_codes"]),
     )  # fmt: skip
-    rows = evenly_spaced(len(split), POINTS)
-    latents = latents_of(tokenizer, torch.from_numpy(split.pictures.batch(rows)), options.batch_size)
-    if latents is not None and len(rows) > 2:
-        captions = [split.captions[row] for row in rows.tolist()]
-        colours = " and coloured by its caption" if shown_labels(captions) else "; most captions are of few pictures"
-        maps = [MAPS[name](latents, options.seed) for name in options.latent_maps or ["pca"]]
-        yield Sheet(
-            "latent_map.png", "Maps of latents by caption",
-            f"Each point is one of {len(rows):,} pictures of {split.name}, placed by its latents ({latents.shape[1]:,} "
-            f"values){colours}.",
-            latent_map_figure(maps, captions),
-        )  # fmt: skip
+    yield from latent_map_sheet(options, tokenizer, split)
     codebooks = codebook_views(tokenizer, figures.codes, split.pictures)
     if codebooks:
         yield Sheet(

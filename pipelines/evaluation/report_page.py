@@ -21,12 +21,14 @@ _ABOUT = (
     "settings",
     "guidance_scale",
     "image_tokenizer_fingerprint",
+    "autoencoder_fingerprint",
     "dataset",
     "dataset_fingerprint",
     "versions",
     "commit",
     "created",
 )
+_SUBJECTS = ("model", "image_tokenizer", "autoencoder")
 _STYLE = """
 body { font-family: sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 img { max-width: 100% } pre { overflow-x: auto; background: #f5f5f5; padding: 1rem }
@@ -63,7 +65,7 @@ def write_report(folder: str | Path, report: Mapping[str, Any], sheets: Sequence
     folder.mkdir(parents=True, exist_ok=True)
     for sheet in sheets:
         sheet.image.save(folder / sheet.file)
-    title = f"Evaluation of {report.get('model') or report.get('image_tokenizer')}"
+    title = f"Evaluation of {next(report[name] for name in _SUBJECTS if name in report)}"
     about = json.dumps({name: report[name] for name in _ABOUT if name in report}, indent=2)
     rows, notes = figure_rows(report), [*report.get("notes", []), *report.get("compared", {}).get("warnings", [])]
     page = folder / "report.html"

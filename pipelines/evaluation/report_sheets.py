@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -15,8 +15,7 @@ from pipelines.evaluation.alignment import AlignmentSet, PictureKind, is_right
 from pipelines.evaluation.copies import NearestTraining
 from pipelines.evaluation.edits import EditSet
 from pipelines.evaluation.plots import figure_image
-from pipelines.evaluation.reconstruction import TokenizerFigures, reconstruct
-from tokenizer_image.layout import ImageTokenizer
+from pipelines.evaluation.reconstruction import ReconstructionFigures, TokenizerFigures
 
 SIDE = 96  # pixels of a picture on a sheet, at least
 WORST, COLUMNS = 16, 8
@@ -53,9 +52,16 @@ def pairs_sheet(upper: Tensor, lower: Tensor, labels: Sequence[str] = ()) -> Ima
 
 
 def worst_sheet(
-    image_tokenizer: ImageTokenizer, pictures: DecodedPictures, figures: TokenizerFigures, count: int = WORST
+    reconstruct_rows: Callable[[Tensor, np.ndarray], Tensor],
+    pictures: DecodedPictures,
+    figures: ReconstructionFigures,
+    count: int = WORST,
 ) -> Image.Image:
-    """The pictures with the lowest PSNR, the worst first, above their reconstructions; the label has each one's dB."""
+    """The pictures with the lowest PSNR, the worst first, above their reconstructions; the label has each one's dB.
+
+    Args:
+        reconstruct_rows: as of `measure_reconstructions`.
+    """
     psnr = figures.per_picture["psnr"]
     worst = psnr.argsort(stable=True)[:count]
     originals = torch.from_numpy(np.ascontiguousarray(pictures.batch(worst.numpy())))
@@ -63,7 +69,7 @@ def worst_sheet(
         f"{', '.join(f'{value:.1f}' for value in part.tolist())} dB PSNR; below, the reconstructions"
         for part in psnr[worst].split(COLUMNS)
     ]
-    return pairs_sheet(originals, reconstruct(image_tokenizer, originals)[0], labels)
+    return pairs_sheet(originals, reconstruct_rows(originals, worst.numpy()), labels)
 
 
 def alignment_sheet(scene_set: AlignmentSet, count: int = 16) -> Image.Image:
@@ -108,27 +114,32 @@ def nearest_sheet(drawn: Tensor, nearest: NearestTraining, training: DecodedPict
     return pairs_sheet(drawn[order], found)
 
 
-def quality_plot(figures: TokenizerFigures, training: TokenizerFigures | None, num_codes: int) -> Image.Image:
-    """How the PSNR of pictures is distributed, of training pictures too, and how often each code is used.
+def quality_plot(
+    figures: ReconstructionFigures, training: ReconstructionFigures | None, num_codes: int = 0
+) -> Image.Image:
+    """How the PSNR of pictures is distributed, of training pictures too; of `TokenizerFigures` with `num_codes`, also
+    how often each code is used.
 
     Raises:
         ImportError: matplotlib is missing.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3), layout="tight")
-    quality, codes = figure.subplots(1, 2)
+    has_codes = isinstance(figures, TokenizerFigures)
+    figure = Figure(figsize=(9 if has_codes else 4.5, 3), layout="tight")
+    axes = figure.subplots(1, 2 if has_codes else 1, squeeze=False)[0]
     sets = {"measured split": figures} | ({} if training is None else {"training pictures": training})
     values = {label: one.per_picture["psnr"].numpy() for label, one in sets.items()}
     bins = np.histogram_bin_edges(np.concatenate([*values.values()]), bins=40).tolist()
     for label, one in values.items():
-        quality.hist(
+        axes[0].hist(
             one, bins=bins, weights=np.full(len(one), 1 / len(one)), histtype="step", linewidth=1.5, label=label
         )
-    quality.set(xlabel="PSNR of a picture (dB)", ylabel="share of pictures")
-    quality.legend(fontsize=8)
-    counts = torch.bincount(figures.codes.reshape(-1), minlength=num_codes)
-    share = np.sort(counts.numpy())[::-1] / max(1, int(counts.sum()))
-    codes.plot(np.arange(1, len(share) + 1), np.maximum(share, 0.1 / max(1, int(counts.sum()))))
-    codes.set(xlabel="code, most frequent first", ylabel="share of all codes", yscale="log")
+    axes[0].set(xlabel="PSNR of a picture (dB)", ylabel="share of pictures")
+    axes[0].legend(fontsize=8)
+    if isinstance(figures, TokenizerFigures):
+        counts = torch.bincount(figures.codes.reshape(-1), minlength=num_codes)
+        share = np.sort(counts.numpy())[::-1] / max(1, int(counts.sum()))
+        axes[1].plot(np.arange(1, len(share) + 1), np.maximum(share, 0.1 / max(1, int(counts.sum()))))
+        axes[1].set(xlabel="code, most frequent first", ylabel="share of all codes", yscale="log")
     return figure_image(figure)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from pipelines.text_to_image import TextToImagePipeline
 from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.pictures.dataset import PictureDataset, print_summary
 from tokenizer_image.preprocessing import preprocessing_of
-from tokenizer_image.registry import load_tokenizer
+from tokenizer_image.registry import is_autoencoder, load_tokenizer
 
 TRAINING_PICTURES = 10_000  # by default
 
@@ -74,6 +75,15 @@ class EvaluatedModel:
         return height, width
 
 
+def check_has_codes(options: EvaluationOptions) -> None:
+    """Raise ValueError where --image_tokenizer names an autoencoder without codes, or no folder."""
+    if options.image_tokenizer is not None and is_autoencoder(options.image_tokenizer):
+        raise ValueError(
+            f"--image_tokenizer {options.image_tokenizer} is an autoencoder without codes: measure it by --autoencoder "
+            f"{options.image_tokenizer}"
+        )
+
+
 def load_model(options: EvaluationOptions) -> EvaluatedModel:
     """The model, or the image tokenizer alone, that the options name.
 
@@ -123,13 +133,20 @@ class Split:
         return torch.from_numpy(self.pictures.batch(np.arange(len(self))))
 
 
-def load_data(options: EvaluationOptions, model: EvaluatedModel) -> Split:
-    """The split that is measured."""
-    return _load(options, model, options.split, options.max_examples)
+def load_data(options: EvaluationOptions, image_model: Any, size: Size | None = None) -> Split:
+    """The split that is measured, as an image tokenizer or an autoencoder takes it.
+
+    Args:
+        size: (height, width) of the pictures (default: the square that the model was trained on).
+    """
+    return _load(options, image_model, options.split, options.max_examples, size)
 
 
-def load_training(options: EvaluationOptions, model: EvaluatedModel) -> Split | str:
+def load_training(options: EvaluationOptions, image_model: Any, size: Size | None = None) -> Split | str:
     """The training pictures that figures are compared with, or why there are none.
+
+    Args:
+        size: as of `load_data`.
 
     Raises:
         ValueError: the data set lacks the split that --train_split names.
@@ -138,17 +155,19 @@ def load_training(options: EvaluationOptions, model: EvaluatedModel) -> Split | 
     if name == options.split:
         return f"the measured split is that of the training pictures, {name!r}"
     try:
-        return _load(options, model, name, options.train_examples or TRAINING_PICTURES)
+        return _load(options, image_model, name, options.train_examples or TRAINING_PICTURES, size)
     except ValueError as error:
         if options.train_split is not None:
             raise
         return f"no training pictures ({error}); name their split by --train_split"
 
 
-def _load(options: EvaluationOptions, model: EvaluatedModel, name: str, max_examples: int | None) -> Split:
-    side = model.image_tokenizer.config.image_size
+def _load(
+    options: EvaluationOptions, image_model: Any, name: str, max_examples: int | None, size: Size | None
+) -> Split:
+    side = image_model.config.image_size
     source = load_split(options, name, max_examples, options.seed, image_size=side)
     print_summary(source)
-    sizes = [] if model.picture_size == (side, side) else [model.picture_size]
-    pictures = read_pictures(options, source, preprocessing_of(model.image_tokenizer), sizes)
+    sizes = [] if size in (None, (side, side)) else [size]
+    pictures = read_pictures(options, source, preprocessing_of(image_model), sizes)
     return Split(name, source, pictures, first_captions(source, pictures.rows))

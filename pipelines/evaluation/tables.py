@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Report = Mapping[str, Any]
+LATENT_FACTS = ("bottleneck", "n", "values", "level_values")  # what latents are; the rest is measured
 
 
 def figures_table(report: Report) -> str:
@@ -38,13 +39,12 @@ def figures_table(report: Report) -> str:
 
 
 def tokenizer_table(report: Report) -> list[str]:
-    """Reconstruction, and use of the codebook: of all codes, and of each level and depth where there are several."""
-    quality, codebook = report["reconstruction"], report["codebook"]
+    """Reconstruction, and use of the codebook: of all codes, and of each level and depth where there are several; of an
+    autoencoder its latents in their place."""
+    quality = report["reconstruction"]
     lines = [
         f"reconstruction   PSNR {quality['psnr']:.2f} dB, SSIM {quality['ssim']:.4f}, "
-        f"MSE {quality['mse']:.6f} ({quality['n']:,} pictures)",
-        f"codebook         {codebook['usage']:.1%} of {codebook['num_codes']:,} codes in use, "
-        f"perplexity {codebook['perplexity']:.0f}, {codebook['tokens_per_image']} codes a picture",
+        f"MSE {quality['mse']:.6f} ({quality['n']:,} pictures)"
     ]
     if "training" in report:
         learned = report["training"]["reconstruction"]
@@ -54,6 +54,15 @@ def tokenizer_table(report: Report) -> list[str]:
         )
     if "grid_ratio" in quality:
         lines.append(f"grid of tiles    power {quality['grid_ratio']:.2f} of the real pictures' in flat places")
+    if "latents" in report:
+        latents = report["latents"]
+        own = [f", {name} {value:.4g}" for name, value in latents.items() if name not in LATENT_FACTS]
+        return [*lines, f"latents          {latents['values']:,} values of {latents['bottleneck']}{''.join(own)}"]
+    codebook = report["codebook"]
+    lines.append(
+        f"codebook         {codebook['usage']:.1%} of {codebook['num_codes']:,} codes in use, "
+        f"perplexity {codebook['perplexity']:.0f}, {codebook['tokens_per_image']} codes a picture"
+    )
     for part in codebook.get("parts", []):
         lines.append(
             f"                 level {part['level']} depth {part['depth']}: {part['usage']:.1%} of "

@@ -20,6 +20,9 @@ class EvaluationOptions(GuidedSamplingOptions, ModelOptions, DataOptions):
     """Measure a model, or an image tokenizer alone."""
 
     image_tokenizer: str | None = option(None, "measure this image tokenizer alone, instead of a model")
+    autoencoder: str | None = option(
+        None, "measure this autoencoder without codes (train_tokenizer.py --bottleneck), instead of a model"
+    )
     split: str = option("validation", "split of the data set")
     max_examples: int | None = option(
         None, "measure on this many pictures (default: all of the split)", above_zero=True
@@ -89,8 +92,8 @@ class EvaluationOptions(GuidedSamplingOptions, ModelOptions, DataOptions):
     )  # fmt: skip
     drawn_per_caption: int = option(
         0,
-        "pictures to draw for each caption of the split, to compare with real ones: how near to training pictures, "
-        "and by --extractor and --classifier",
+        "pictures to draw for each caption of the split (of an --autoencoder: for each class, or in all), to compare "
+        "with real ones: how near to training pictures, and by --extractor and --classifier",
         not_negative=True,
     )
     classification_accuracy: bool = option(
@@ -121,6 +124,7 @@ class EvaluationOptions(GuidedSamplingOptions, ModelOptions, DataOptions):
             raise ValueError("--latent_maps are shown in the folder of --report: give that, too")
         elif self.overwrite:
             raise ValueError("--overwrite says what may happen to the folder of --report: give that, too")
+        self._check_alone()
         if self.classification_accuracy and self.image_tokenizer is None and not self.drawn_per_caption:
             raise ValueError(
                 "--classification_accuracy trains a classifier on drawn pictures: say how many of each class by "
@@ -131,6 +135,17 @@ class EvaluationOptions(GuidedSamplingOptions, ModelOptions, DataOptions):
                 f"--drawn_per_caption {self.drawn_per_caption} needs a model that draws, and --image_tokenizer is "
                 "measured alone: give --model instead"
             )
+
+    def _check_alone(self) -> None:
+        """Raise ValueError for two things to measure, and for options that an autoencoder has no use for."""
+        if self.autoencoder is None:
+            return
+        if self.image_tokenizer is not None:
+            raise ValueError(
+                f"--autoencoder {self.autoencoder} and --image_tokenizer {self.image_tokenizer}: measure one at a time"
+            )
+        if self.classification_accuracy:
+            raise ValueError("--classification_accuracy is for --model and --image_tokenizer, not for --autoencoder")
 
     def _check_report_is_new(self, folder: Path) -> None:
         """Raise ValueError for a report's folder that has files, unless --overwrite."""
