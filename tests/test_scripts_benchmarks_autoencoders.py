@@ -1,4 +1,4 @@
-"""The benchmark of the autoencoder family: every member is trained and measured, and its table and sheet are written."""
+"""The benchmark of the autoencoder family: every member trains and is measured; its table and sheet are written."""
 
 from __future__ import annotations
 
