@@ -12,20 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pipelines.drawing.captions import caption_room, cut_caption
 from pipelines.drawing.streams import scene_streams
 from pipelines.evaluation.intervals import shares
+from pipelines.evaluation.probe_readings import SAMPLED, PictureKind, judged_kinds, read_sets, real_pictures
 from pipelines.evaluation.reconstruction import NUM_EXAMPLES, as_8_bit, reconstruct
 from pipelines.evaluation.sprites_probe import SpritesProbe, answers
-from pipelines.machine.batches import index_batches
 from pipelines.text_to_image import TextToImagePipeline
 from tokenizer_image.layout import ImageTokenizer
-from tokenizer_image.preprocessing import Preprocessing, preprocess, preprocessing_of, to_pixel_values
+from tokenizer_image.preprocessing import preprocessing_of
 from tokenizer_image.sprites import scenes as sprites
 from tokenizer_image.sprites.captions import describe
 
@@ -46,7 +43,6 @@ TWO_OBJECTS = {
     "num_objects": ("num_objects",),
     "all": ("axis", "first_thing", "second_thing", "first_colour", "second_colour", "num_objects"),
 }
-PictureKind = Literal["real", "reconstructed", "sampled"]
 
 
 @dataclass
@@ -124,32 +120,28 @@ def alignment_report(
     """
     if sets is None:
         sets = alignment_sets(num_captions, num_relation_captions=num_relation_captions, seed=seed)
-    kinds: list[PictureKind] = ["real", "reconstructed"] if pipeline is None else ["real", "reconstructed", "sampled"]
+    kinds = judged_kinds(pipeline is not None)
     report: dict[str, Any] = {kind: {} for kind in kinds}
     settings = preprocessing_of(image_tokenizer)
-    total = sum(len(scene_set.scenes) for scene_set in sets)
-    with tqdm(total=total, desc="alignment", unit=" captions", disable=not progress) as bar:
-        for number, scene_set in enumerate(sets):
-            readings: dict[PictureKind, list[dict[str, str]]] = {kind: [] for kind in kinds}
-            examples: dict[PictureKind, list[Tensor]] = {kind: [] for kind in kinds}
-            for rows in index_batches(len(scene_set.scenes), batch_size):
-                real = real_pictures(scene_set.scenes[rows.start : rows.stop], settings)
-                pictures: dict[PictureKind, Tensor] = {"real": real}
-                pictures["reconstructed"] = reconstruct(image_tokenizer, real)[0]
-                if pipeline is not None:
-                    # Each scene draws from its own streams, so that samples do not depend on the batches.
-                    keys = [(seed, number, row) for row in rows]
-                    captions = scene_set.captions[rows.start : rows.stop]
-                    pictures["sampled"] = _samples(pipeline, captions, keys, sampling or {})
-                for kind in kinds:
-                    readings[kind] += probe.read(to_pixel_values(pictures[kind]))
-                    examples[kind].append(pictures[kind][: max(0, NUM_EXAMPLES - rows.start)])
-                bar.update(len(real))
-            scene_set.pictures = {kind: torch.cat(examples[kind]) for kind in kinds}
-            scene_set.readings = {kind: readings[kind][:NUM_EXAMPLES] for kind in kinds}
-            for kind in kinds:
-                report[kind][scene_set.name] = score(scene_set, readings[kind])
-    sampled = report.pop("sampled", {})
+
+    def make(number: int, rows: range) -> dict[str, Tensor]:
+        scene_set = sets[number]
+        real = real_pictures(scene_set.scenes[rows.start : rows.stop], settings)
+        pictures = {"real": real, "reconstructed": reconstruct(image_tokenizer, real)[0]}
+        if pipeline is not None:
+            # Each scene draws from its own streams, so that samples do not depend on the batches.
+            keys = [(seed, number, row) for row in rows]
+            pictures[SAMPLED] = _samples(pipeline, scene_set.captions[rows.start : rows.stop], keys, sampling or {})
+        return pictures
+
+    sizes = {scene_set.name: len(scene_set.scenes) for scene_set in sets}
+    found = read_sets(sizes, make, kinds, probe, batch_size=batch_size, unit="captions", progress=progress)
+    for scene_set, read in zip(sets, found, strict=True):
+        scene_set.pictures = {kind: read.pictures[kind] for kind in kinds}
+        scene_set.readings = {kind: read.readings[kind][:NUM_EXAMPLES] for kind in kinds}
+        for kind in kinds:
+            report[kind][scene_set.name] = score(scene_set, read.readings[kind])
+    sampled = report.pop(SAMPLED, {})
     return {**sampled, **report, "probe": {"accuracies": probe.accuracies}}
 
 
@@ -169,12 +161,6 @@ def is_right(scene: sprites.Scene, reading: Mapping[str, str]) -> dict[str, bool
     """For each score that applies to the scene: whether all questions that it takes were answered right."""
     expected = answers(scene)
     return {name: all(reading[q] == expected[q] for q in questions) for name, questions in scores_of(scene).items()}
-
-
-def real_pictures(scenes: Sequence[sprites.Scene], settings: Preprocessing) -> Tensor:
-    """uint8 (B, C, H, W), preprocessed as the tokenizer's training pictures are."""
-    side = sprites.drawn_size(settings.image_size)
-    return torch.from_numpy(np.stack([preprocess(sprites.draw_scene(scene, side), settings) for scene in scenes]))
 
 
 def _samples(

@@ -12,22 +12,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
-from tqdm import tqdm
 
 from pipelines.drawing.captions import cut_caption
 from pipelines.drawing.editing import instruction_room
 from pipelines.drawing.streams import scene_streams
-from pipelines.evaluation.alignment import PictureKind, real_pictures
 from pipelines.evaluation.intervals import shares
+from pipelines.evaluation.probe_readings import SAMPLED, judged_kinds, read_sets, real_pictures
 from pipelines.evaluation.reconstruction import NUM_EXAMPLES, as_8_bit, reconstruct
 from pipelines.evaluation.sprites_probe import SpritesProbe, answers
-from pipelines.machine.batches import index_batches
 from pipelines.text_to_image import TextToImagePipeline
 from tokenizer_image.layout import ImageTokenizer
-from tokenizer_image.preprocessing import Preprocessing, preprocessing_of, to_pixel_values
+from tokenizer_image.preprocessing import Preprocessing, preprocessing_of
 from tokenizer_image.sprites.edits import KINDS, Edit, sample_edit
 from tokenizer_image.sprites.instructions import instruct
 
@@ -110,30 +107,23 @@ def edit_report(
         over `n` edits, the shares `changed` (all that should change has), `kept` (all that should not has not) and
         `both`, under `interval` a 95% Wilson interval for each, and under `kinds` the same for each kind of edit.
     """
-    kinds: list[PictureKind] = ["real", "reconstructed"] if pipeline is None else ["real", "reconstructed", "sampled"]
+    kinds = judged_kinds(pipeline is not None)
     report: dict[str, Any] = {kind: {} for kind in kinds}
     settings = preprocessing_of(image_tokenizer)
-    total = sum(len(one.edits) for one in sets)
-    with tqdm(total=total, desc="edits", unit=" edits", disable=not progress) as bar:
-        for number, edit_set in enumerate(sets):
-            readings: dict[PictureKind, list[dict[str, str]]] = {kind: [] for kind in kinds}
-            examples: dict[str, list[Tensor]] = {kind: [] for kind in ["source", *kinds]}
-            for rows in index_batches(len(edit_set.edits), batch_size):
-                pictures = _pictures(
-                    pipeline, image_tokenizer, settings, edit_set, rows, [(seed, number, row) for row in rows],
-                    sampling or {},
-                )  # fmt: skip
-                for kind in kinds:
-                    readings[kind] += probe.read(to_pixel_values(pictures[kind]))
-                for name, parts in examples.items():
-                    parts.append(pictures[name][: max(0, NUM_EXAMPLES - rows.start)])
-                bar.update(len(rows))
-            edit_set.pictures = {name: torch.cat(parts) for name, parts in examples.items()}
-            shown = zip(edit_set.edits, readings[kinds[-1]][:NUM_EXAMPLES], strict=False)
-            edit_set.verdicts = [verdict(edit, reading) for edit, reading in shown]
-            for kind in kinds:
-                report[kind][edit_set.name] = scored(edit_set.edits, readings[kind])
-    return {**report.pop("sampled", {}), **report}
+
+    def make(number: int, rows: range) -> dict[str, Tensor]:
+        keys = [(seed, number, row) for row in rows]
+        return _pictures(pipeline, image_tokenizer, settings, sets[number], rows, keys, sampling or {})
+
+    sizes = {edit_set.name: len(edit_set.edits) for edit_set in sets}
+    found = read_sets(sizes, make, kinds, probe, batch_size=batch_size, unit="edits", progress=progress)
+    for edit_set, read in zip(sets, found, strict=True):
+        edit_set.pictures = read.pictures
+        shown = zip(edit_set.edits, read.readings[kinds[-1]][:NUM_EXAMPLES], strict=False)
+        edit_set.verdicts = [verdict(edit, reading) for edit, reading in shown]
+        for kind in kinds:
+            report[kind][edit_set.name] = scored(edit_set.edits, read.readings[kind])
+    return {**report.pop(SAMPLED, {}), **report}
 
 
 def scored(edits: Sequence[Edit], readings: Sequence[Mapping[str, str]]) -> dict[str, Any]:
@@ -178,5 +168,5 @@ def _pictures(
             **sampling,
         ).images  # fmt: skip
         assert isinstance(images, Tensor)  # [0, 1]
-        pictures["sampled"] = as_8_bit(images * 2 - 1).cpu()
+        pictures[SAMPLED] = as_8_bit(images * 2 - 1).cpu()
     return pictures

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from pipelines.caching.pixel_cache import DecodedPictures
 from pipelines.drawing.grids import labelled_grid
-from pipelines.evaluation.alignment import AlignmentSet, PictureKind, is_right
+from pipelines.evaluation.alignment import AlignmentSet, is_right
 from pipelines.evaluation.copies import NearestTraining
 from pipelines.evaluation.edits import EditSet
 from pipelines.evaluation.plots import figure_image
+from pipelines.evaluation.probe_readings import PictureKind
 from pipelines.evaluation.reconstruction import ReconstructionFigures, TokenizerFigures
 
 SIDE = 96  # pixels of a picture on a sheet, at least
