@@ -52,14 +52,15 @@ def _draw(first: int, count: int, progress: bool) -> tuple[Tensor, Tensor]:
 
 
 def _soften(pixel_values: Tensor, generator: torch.Generator) -> Tensor:
-    """Degrade pictures (B, 3, 32, 32) as tokenizers do: half of them are blurred, by up to about a pixel, and all get
+    """Degrade pictures (B, C, 32, 32) as tokenizers do: half of them are blurred, by up to about a pixel, and all get
     a smooth noise, stronger where a picture has more detail."""
     device, half = pixel_values.device, len(pixel_values) // 2
     blurred = _blur(pixel_values)
     detail = _blur(_blur((pixel_values - blurred).abs().amax(dim=1, keepdim=True)))
     share = torch.rand(half, 1, 1, 1, generator=generator).to(device) * 1.5
     softened = pixel_values[:half].lerp(blurred[:half], share.clamp(max=1))
-    noise = torch.randn(len(pixel_values), 4, 16, 16, generator=generator).to(device)
+    channels = pixel_values.shape[1]
+    noise = torch.randn(len(pixel_values), channels + 1, 16, 16, generator=generator).to(device)
     noise = 0.18 * (noise[:, :1] + noise[:, 1:]).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     strength = torch.rand(len(pixel_values), 1, 1, 1, generator=generator).square().to(device)
     return torch.cat([softened, pixel_values[half:]]) + noise * strength * (0.1 + 4 * detail)
@@ -96,7 +97,7 @@ def train_probe(
         first = TEST_PICTURES + round_number * num_pictures
         more = _draw(first, num_pictures, progress)
         pictures, numbers = torch.cat([pictures, more[0]]), torch.cat([numbers, more[1]])
-        _fit(probe, pictures, numbers, epochs, progress)
+        fit(probe, pictures, numbers, epochs, progress)
         probe.accuracies = _accuracies(probe, *test)
         if min(probe.accuracies.values()) >= required_accuracy:
             return probe
@@ -107,7 +108,7 @@ def train_probe(
     )
 
 
-def _fit(probe: SpritesProbe, pictures: Tensor, numbers: Tensor, epochs: int, progress: bool) -> None:
+def fit(probe: SpritesProbe, pictures: Tensor, numbers: Tensor, epochs: int, progress: bool) -> None:
     """One cycle of the learning rate over all pictures, `epochs` times."""
     device, in_bf16 = next(probe.parameters()).device, computes_bf16()
     generator = torch.Generator().manual_seed(len(pictures))

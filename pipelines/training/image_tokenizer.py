@@ -163,7 +163,7 @@ def _fixed_inputs(options: ImageTokenizerOptions, tokenizer: VQVAE) -> dict[str,
         kind = "pictures" if signals is None else signals.signal
         remedy = "leave --signal out" if signals is None else f"give --signal {kind}"
         raise ValueError(f"--init_from {options.init_from} has codes of {kind}: {remedy}")
-    names = {"audio": ("length", "rate"), "series": ("length", "horizon")}[signals.signal]
+    names = {"audio": ("length", "rate"), "series": ("length", "horizon"), "video": ("length",)}[signals.signal]
     return {{"rate": "sample_rate"}.get(name, name): getattr(signals, name) for name in names}
 
 
@@ -216,7 +216,7 @@ def validate(
     tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device, perceptual: PerceptualLoss | None = None
 ) -> dict[str, float]:
     """Figures over the validation pictures: mse on [0, 1], psnr (mean over pictures), codebook usage, perplexity, and
-    the perceptual distance where it is learned from; of signals, those of `SignalErrors` in place of mse and psnr."""
+    the perceptual distance where it is learned from; of sounds and series, those of `SignalErrors` in place of mse and psnr."""
     usage = CodeUsage(tokenizer.num_codes)
     errors = ReconstructionErrors(perceptual) if tokenizer.config.axes.dimensions == 2 else SignalErrors()
     with torch.inference_mode():
