@@ -1,4 +1,4 @@
-"""Captions to sounds, series and videos: `TextToSignalPipeline`, which draws them as `TextToImagePipeline` draws pictures."""
+"""Captions to sounds, series, videos: `TextToSignalPipeline`, which draws as `TextToImagePipeline` draws pictures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.preprocessing import postprocess
 from tokenizer_image.signals.series_files import normalised
 from tokenizer_image.signals.settings import SignalSettings, signal_settings_of
-
 
 VALUES = {"audio": "audio", "series": "series", "video": "frames"}  # where an output has what was drawn
 

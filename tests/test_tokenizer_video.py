@@ -289,7 +289,10 @@ def test_frame_folders_of_classes_and_in_metadata(tmp_path):
             for frame, pixels in enumerate(frames_of(4, 8, 8)):
                 Image.fromarray(pixels).save(folder / f"{frame}.png")
     source = load_signals(SETTINGS, str(tmp_path / "classes"), "train")
-    assert source.label_names == ["cat", "dog"] and {source.texts(row)[0] for row in range(len(source))} <= {"cat", "dog"}
+    assert source.label_names == ["cat", "dog"] and {source.texts(row)[0] for row in range(len(source))} <= {
+        "cat",
+        "dog",
+    }
     (tmp_path / "classes" / "metadata.jsonl").write_text(
         "".join(f'{{"file_name": "dog/{number}", "text": "dog {number} walks"}}\n' for number in range(3))
     )

@@ -39,8 +39,8 @@ class NetworkConfig(PretrainedConfig):
             frames, whose side is `image_size`.
         num_frames: of videos: frames of one by default.
         frame_patch: of videos: frames that become one grid of latents together; it divides `num_frames`.
-        causal: of sounds and series: codes depend on no later samples, and decoded samples on no later codes than those of their
-            own position.
+        causal: of sounds and series: codes depend on no later samples, and decoded samples on no later codes than those
+            of their own position.
 
     Raises:
         ValueError: a value out of range, or sizes that do not fit each other.
@@ -130,7 +130,8 @@ class NetworkConfig(PretrainedConfig):
     def network_shape(self) -> NetworkShape:
         """Of the convolutional networks."""
         return NetworkShape(
-            self.num_channels * self.frame_patch, self.patch_size, self.hidden_sizes, self.num_res_blocks, self.resampling, self.axes
+            self.num_channels * self.frame_patch, self.patch_size, self.hidden_sizes, self.num_res_blocks,
+            self.resampling, self.axes,
         )  # fmt: skip
 
     @property

@@ -30,7 +30,8 @@ class DecodedSignals:
     side, side), their frames below each other.
 
     Attributes:
-        sizes: the one size, (1, T), of videos (T * side, side). which: int64 (n,), zeros, each example's place in `sizes`.
+        sizes: the one size, (1, T), of videos (T * side, side). which: int64 (n,), zeros, each example's place in
+            `sizes`.
         rows: int64 (n,), the row of the source that each came from, increasing.
         unreadable: [(row, reason), ...].
         settings: with the number of channels and, of series, the medians of what they are normalised by.

@@ -231,12 +231,11 @@ def signals_table(report: dict[str, Any]) -> str:
     for row in report["by_depth"]:
         unit = UNITS[report["signal"]["signal"]]
         rate = f"{row[f'bits_per_{unit}']:,.{2 if unit == 'step' else 0}f} bits a {unit}"
-        quality = f"PSNR {row['psnr']:.2f} dB" if "psnr" in row else f"SNR {row['snr']:.2f} dB (mean {row['snr_mean']:.2f})"
-        spectral = f", spectral distance {row['spectral_distance']:.3f}" if "spectral_distance" in row else ""
-        lines.append(
-            f"{row['depths']} depths         {rate}: {quality}{spectral} "
-            f"({report['n']:,} signals)"
+        quality = (
+            f"PSNR {row['psnr']:.2f} dB" if "psnr" in row else f"SNR {row['snr']:.2f} dB (mean {row['snr_mean']:.2f})"
         )
+        spectral = f", spectral distance {row['spectral_distance']:.3f}" if "spectral_distance" in row else ""
+        lines.append(f"{row['depths']} depths         {rate}: {quality}{spectral} ({report['n']:,} signals)")
     codebook = report["codebook"]
     lines.append(
         f"codebook         {codebook['usage']:.1%} of {codebook['num_codes']:,} codes in use, "

@@ -29,7 +29,9 @@ class SignalOptions:
     """What is learned from in place of pictures."""
 
     signal: str | None = option(
-        None, "'audio', 'series' or 'video': sounds, time series or videos in place of pictures", choices=tuple(BUILT_IN)
+        None,
+        "'audio', 'series' or 'video': sounds, time series or videos in place of pictures",
+        choices=tuple(BUILT_IN),
     )
     sample_rate: int = option(RATE, "audio: samples a second", within="[8000, 24000]")
     length: int | None = option(

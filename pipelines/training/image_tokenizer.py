@@ -216,7 +216,8 @@ def validate(
     tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device, perceptual: PerceptualLoss | None = None
 ) -> dict[str, float]:
     """Figures over the validation pictures: mse on [0, 1], psnr (mean over pictures), codebook usage, perplexity, and
-    the perceptual distance where it is learned from; of sounds and series, those of `SignalErrors` in place of mse and psnr."""
+    the perceptual distance where it is learned from; of sounds and series, those of `SignalErrors` in place of mse and
+    psnr."""
     usage = CodeUsage(tokenizer.num_codes)
     errors = ReconstructionErrors(perceptual) if tokenizer.config.axes.dimensions == 2 else SignalErrors()
     with torch.inference_mode():

@@ -126,7 +126,9 @@ class SignalFiles(SelectedPictures):
     def _tell_changes(self, files: int, notes: ReadingNotes) -> None:
         """Note once what is done to signals of another form."""
         if len(self) != files:
-            notes.warn(f"{files:,} {self.row_name} become {len(self):,} examples of {self.settings.length:,} {self.step_name}s")
+            notes.warn(
+                f"{files:,} {self.row_name} become {len(self):,} examples of {self.settings.length:,} {self.step_name}s"
+            )
 
     step_name = "sample"
 

@@ -51,7 +51,9 @@ def load_signals(
     return FILES[settings.signal](choose_rows(splits, dataset, split, max_examples, seed, notes), path, settings)
 
 
-def drawn_signals(settings: SignalSettings, split: str, count: int, seed: int) -> DrawnSounds | DrawnSeries | MovingSprites:
+def drawn_signals(
+    settings: SignalSettings, split: str, count: int, seed: int
+) -> DrawnSounds | DrawnSeries | MovingSprites:
     """`count` examples of a split of the built-in world of the settings' kind."""
     if settings.signal == "series":
         return DrawnSeries(split, count, seed, settings.length)

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 AUDIO_RATES = range(8_000, 24_001)
-BUILT_IN = {"audio": "sounds", "series": "seasons", "video": "moving-sprites"}  # the names of the built-in worlds, by kind
+BUILT_IN = {
+    "audio": "sounds",
+    "series": "seasons",
+    "video": "moving-sprites",
+}  # the names of the built-in worlds, by kind
 
 
 @dataclass(frozen=True)
