@@ -247,8 +247,8 @@ class VQVAE(PictureModel):
     def decode(
         self, codes: torch.Tensor, image_size: int | tuple[int, int] | None = None, depths: int | None = None
     ) -> torch.Tensor:
-        """Codes (B, t <= T) int64 to pictures (B, C, H, W), or sounds (B, 1, samples), in [-1, 1], or to
-        normalised series (B, C, steps), which have no bounds.
+        """Codes (B, t <= T) int64 to pictures (B, C, H, W), columns of frames or sounds (B, 1, samples), in [-1, 1], or
+        to normalised series (B, C, steps), which have no bounds.
 
         Absent positions (t < T) are filled with the mean of their codebook, so that coarse levels alone, or a
         half-drawn picture, can be decoded. With `depths`, so are the codes of further depths: fewer bits a second,

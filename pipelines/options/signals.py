@@ -57,7 +57,7 @@ class SignalOptions:
     def check_signal(self) -> None:
         """Raise ValueError for options of signals without --signal, or of pictures with it."""
         defaults = {one.name: one.default for one in fields(self)}
-        names = self.signal_names if self.signal is None else (*PICTURE_OPTIONS, *FOREIGN_OPTIONS[self.signal])
+        names = self.signal_names if self.signal is None else (*FOREIGN_OPTIONS[self.signal], *PICTURE_OPTIONS)
         given = [f"--{name}" for name in names if getattr(self, name) != defaults[name]]
         if not given:
             return
