@@ -18,7 +18,7 @@ DRAWING_SEED = 1_000_000  # far from the data sets' small seeds
 
 
 def train_video_probe(
-    length: int, *, videos: int = 8_000, epochs: int = 6, required_accuracy: float = 0.95
+    length: int, *, videos: int = 16_000, epochs: int = 4, required_accuracy: float = 0.95
 ) -> SpritesProbe:
     """A probe of real videos, half of them of held-out combinations; its accuracies are measured on others.
 

@@ -111,7 +111,7 @@ def _draw(move: Move, length: int, image_size: int, rng: np.random.Generator) ->
         canvas = backdrop(move.background, image_size * SUPERSAMPLING)
         pen, night = ImageDraw.Draw(canvas), move.background == "night"
         draw_thing(pen, move.thing, move.colour, centre=(x, y), diameter=diameter, night=night)
-        frame[:] = canvas.reduce(SUPERSAMPLING)
+        frame[:] = np.asarray(canvas.reduce(SUPERSAMPLING))
     return frames
 
 
