@@ -39,7 +39,7 @@ class SignalOptions:
     )
     horizon: int = option(24, "series: the last steps of an example, which forecasts are of", not_negative=True)
     frame_patch: int | None = option(
-        None, "video: frames that one position of the codes stands for (default: 4)", above_zero=True
+        None, "video: frames that one position of the codes stands for (default: 8)", above_zero=True
     )
     causal: bool = option(False, "audio: codes depend on no later samples, as streaming needs (series: always)")
     depth_dropout: float | None = option(

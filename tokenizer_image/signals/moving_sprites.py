@@ -16,10 +16,10 @@ from tokenizer_image.sprites.things import THINGS
 
 VERSION = 1  # of the drawing and the wording
 FRAME_RATE = 8  # frames a second
-DIAMETERS = (14.0, 16.0)  # pixels of a 32 x 32 picture, as all lengths here
+DIAMETERS = (16.0, 18.0)  # pixels of a 32 x 32 picture, as all lengths here
 DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
-SPEEDS = {"slowly": (6.0, 8.0), "quickly": (13.0, 16.0)}  # way from the first frame to the last
-ACROSS, ALONG = 5.0, 1.0  # how far the way's middle may lie from the picture's: across the way and along it
+SPEEDS = {"slowly": (5.0, 7.0), "quickly": (10.0, 13.0)}  # way from the first frame to the last
+ACROSS, ALONG = 5.0, 0.5  # how far the way's middle may lie from the picture's: across the way and along it
 DIRECTION_WORDS = {
     "right": ("to the right", "right"), "left": ("to the left", "left"), "up": ("up", "upwards"),
     "down": ("down", "downwards"),
