@@ -15,7 +15,7 @@ from tiny import tiny_pipeline
 
 from lm.data.token_cache import TokenCache
 from pipelines import TextToImagePipeline, TextToSignalPipeline
-from pipelines.evaluation import signals
+from pipelines.evaluation import video_probe
 from pipelines.evaluation.video_probe import QUESTIONS, read_videos, train_video_probe
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from pipelines.options.language_model import LanguageModelOptions
@@ -90,13 +90,15 @@ def test_evaluate_reads_what_captions_drew(trained, tmp_path, monkeypatch):
         model=str(trained / "model"), max_examples=4, num_captions=3, output=str(tmp_path / "r.json"), cpu_threads=1
     )
     quick = partial(train_video_probe, videos=64, epochs=1)
-    monkeypatch.setattr(signals, "train_video_probe", quick)
+    monkeypatch.setattr(video_probe, "train_video_probe", quick)
     report = evaluate.main(options)
     assert "must read 95% of each of real videos right" in report["alignment"]["left_out"]
     assert [row["bits_per_frame"] for row in report["by_depth"]] == [8 * 4 / 4, 16 * 4 / 4]
     assert report["reconstruction"]["psnr"] > 0 and "opus" not in report
-    monkeypatch.setattr(signals, "train_video_probe", partial(quick, required_accuracy=0.0))
+    monkeypatch.setattr(video_probe, "train_video_probe", partial(quick, required_accuracy=0.0))
     alignment = evaluate.main(options)["alignment"]
+    monkeypatch.setattr(video_probe, "train_video_probe", quick)
+    assert evaluate.main(options)["alignment"] == alignment  # the probe was kept
     assert set(alignment["probe_accuracy"]) == set(QUESTIONS)
     for split in ("validation", "held_out"):
         names = {*QUESTIONS, "right"}

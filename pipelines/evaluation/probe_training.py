@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -167,10 +167,16 @@ def load_probe(
     The probe is in `probe-<hash>` of the cache folder (default: `cache_root`).
     """
     folder = cache_root(cache_folder) / f"probe-{probe_hash()}"
+    return kept_probe(folder, SpritesProbe(), lambda: train_probe(device=device, progress=progress)).to(device)
+
+
+def kept_probe(folder: Path, untrained: SpritesProbe, train: Callable[[], SpritesProbe]) -> SpritesProbe:
+    """The probe in `folder`, of the same form as `untrained`; what `train` returns, which is kept there, where there is
+    none yet."""
     if (folder / "probe.json").is_file() and (folder / "model.safetensors").is_file():
-        return _read_probe(folder).to(device)
+        return _read_probe(folder, untrained)
     started = time.monotonic()
-    probe = train_probe(device=device, progress=progress)
+    probe = train()
     _write_probe(probe, folder, seconds=time.monotonic() - started)
     return probe
 
@@ -189,8 +195,7 @@ def _write_probe(probe: SpritesProbe, folder: Path, seconds: float) -> None:
         (aside / "probe.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
-def _read_probe(folder: Path) -> SpritesProbe:
-    probe = SpritesProbe()
+def _read_probe(folder: Path, probe: SpritesProbe) -> SpritesProbe:
     probe.load_state_dict(load_file(folder / "model.safetensors"))
     probe.accuracies = json.loads((folder / "probe.json").read_text(encoding="utf-8"))["accuracies"]
     return probe.eval()

@@ -14,7 +14,7 @@ from lm.sequences import DRAWING_CAPTIONS
 from pipelines.caching.sources import open_source, read_pictures
 from pipelines.evaluation.intervals import shares
 from pipelines.evaluation.sound_probe import halves_of, train_probe
-from pipelines.evaluation.video_probe import QUESTIONS, read_videos, train_video_probe
+from pipelines.evaluation.video_probe import QUESTIONS, load_video_probe, read_videos
 from pipelines.machine.batches import index_batches, pictures_at_once
 from pipelines.machine.devices import choose_device
 from pipelines.options.evaluation import EvaluationOptions
@@ -203,7 +203,7 @@ def caption_figures(pipe: TextToSignalPipeline, options: EvaluationOptions) -> d
 def _trained_reader(settings: SignalSettings) -> tuple[Any, Callable[[torch.Tensor], list[dict[str, Any]]]]:
     """A trained probe's accuracy, and what it reads in sounds (B, 1, time) or videos."""
     if settings.signal == "video":
-        video_probe = train_video_probe(settings.length)
+        video_probe = load_video_probe(settings.length)
         return video_probe.accuracies, partial(read_videos, video_probe)
     probe = train_probe(settings.length, settings.rate)
     return probe.accuracy, lambda values: [{"events": halves} for halves in probe.read(values[:, 0].cpu())]

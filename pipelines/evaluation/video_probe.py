@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pipelines.evaluation.probe_training import fit
+from lm.files import cache_root
+from pipelines.evaluation.probe_training import PROBE_VERSION, fit, kept_probe
 from pipelines.evaluation.sprites_probe import SpritesProbe
 from tokenizer_image.frame_networks import frames_to_channels
 from tokenizer_image.preprocessing import to_pixel_values
@@ -42,6 +43,19 @@ def train_video_probe(
             f"videos it reads {found}"
         )
     return probe
+
+
+def load_video_probe(length: int) -> SpritesProbe:
+    """The probe of videos of `length` frames of this version of the built-in world, trained on first use and kept in
+    the cache folder, as that of sprites is.
+
+    Raises:
+        RuntimeError: as `train_video_probe`.
+    """
+    identity = MovingSprites(length=length).fingerprint
+    folder = cache_root(None) / f"video-probe-{PROBE_VERSION}-{identity}"
+    untrained = SpritesProbe(QUESTIONS, num_channels=3 * length)
+    return kept_probe(folder, untrained, lambda: train_video_probe(length))
 
 
 def read_videos(probe: SpritesProbe, values: torch.Tensor) -> list[dict[str, str]]:

@@ -40,7 +40,12 @@ SIGNALS_SHARE = 4  # a signal counts as so many of these pictures, since it take
 EXAMINED = 1000  # pictures that decide whether a data set is of photographs
 SHOWN = 12  # pictures in a reconstruction grid
 # Settings that --init_from brings along: another value would make its weights mean something else.
-FIXED_SETTINGS = ("image_size", "frame_patch", *PRESET_SETTINGS, *(name for name in OWN_SETTINGS if name != "level_dropout"))
+FIXED_SETTINGS = (
+    "image_size",
+    "frame_patch",
+    *PRESET_SETTINGS,
+    *(name for name in OWN_SETTINGS if name != "level_dropout"),
+)
 FIXED_QUANTIZER_OPTIONS = ("shared_codebook", "num_groups", "codebook_dim")
 
 
