@@ -191,6 +191,7 @@ def test_frames_are_ordered_by_their_numbers(tmp_path):
     for number, frame in zip((1, 2, 10, 11), frames, strict=True):
         Image.fromarray(frame).save(tmp_path / "walk" / f"{number}.png")
     (tmp_path / "walk" / "notes.txt").write_text("no frame")
+    (tmp_path / "walk" / "._1.png").write_text("what macOS keeps beside a picture")
     found = [file.name for file in frames_in(tmp_path / "walk")]
     assert found == ["1.png", "2.png", "10.png", "11.png"]
     assert [is_frame(name) for name in ("walk/1.png", "alone.png", "walk/a.gif")] == [True, False, False]
@@ -298,6 +299,18 @@ def test_frame_folders_of_classes_and_in_metadata(tmp_path):
     )
     source = load_signals(SETTINGS, str(tmp_path / "classes"), "train")
     assert {source.texts(row)[0] for row in range(len(source))} < {f"dog {number} walks" for number in range(3)}
+
+
+def test_frames_outside_of_the_folder_are_refused(tmp_path):
+    for number in range(2):
+        (tmp_path / "data" / f"{number}").mkdir(parents=True)
+        for frame, pixels in enumerate(frames_of(4, 8, 8)):
+            Image.fromarray(pixels).save(tmp_path / "data" / f"{number}" / f"{frame}.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "outside.png")
+    (tmp_path / "data" / "0" / "4.png").symlink_to(tmp_path / "outside.png")
+    with pytest.raises(ValueError, match="none of its 1 videos can be read: 0.*outside of the data set's folder"):
+        for split in ("train", "validation"):
+            load_signals(SETTINGS, str(tmp_path / "data"), split)
 
 
 def test_folders_that_hold_other_kinds(tmp_path):

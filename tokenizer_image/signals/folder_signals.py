@@ -194,18 +194,23 @@ class VideoFiles(SignalFiles):
         return self.settings.frame_size, self._frames
 
     def _starts(self, file: Path) -> Iterable[int]:
-        frames = read_video(file).frames
-        self._sizes[frames.shape[1:3]] += 1
         if file.is_dir():  # whose own time of change does not tell that of its frames
             self._frames += [(one.name, *file_identity(one)) for one in frames_in(file)]
+        frames = self._frames_of(file)
+        self._sizes[frames.shape[1:3]] += 1
         whole, rest = divmod(len(frames), length := self.settings.length)
         return range(0, max(1, whole + (rest >= LEAST_PART * length)) * length, length)
 
     def _read(self, file: Path) -> np.ndarray:
         side = self.settings.frame_size
         settings = Preprocessing(side)
-        frames = [preprocess(Image.fromarray(frame), settings, ((side, side),)) for frame in read_video(file).frames]
+        frames = [preprocess(Image.fromarray(frame), settings, ((side, side),)) for frame in self._frames_of(file)]
         return np.stack(frames, axis=1)
+
+    def _frames_of(self, file: Path) -> np.ndarray:
+        for frame in frames_in(file) if file.is_dir() else ():
+            real_path_inside(self.root, str(frame.relative_to(self.root)))  # no link out of the folder
+        return read_video(file).frames
 
     def _example(self, part: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         missing = self.settings.length - part.shape[1]

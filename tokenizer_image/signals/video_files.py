@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageSequence
 
+from tokenizer_image.pictures.folder_files import is_hidden, is_of_system
 from tokenizer_image.pictures.picture_files import is_picture, open_picture
 from tokenizer_image.pictures.reading_notes import ending, shown
 
@@ -46,8 +47,12 @@ def is_frame(file: str) -> bool:
 
 def frames_in(folder: Path) -> list[Path]:
     """The still pictures in a folder, in the order of their names; numbers count as numbers: "2.png" comes before
-    "10.png"."""
-    found = [file for file in folder.iterdir() if is_frame(f"{folder.name}/{file.name}")]
+    "10.png". Hidden files are none."""
+    found = [
+        file
+        for file in folder.iterdir()
+        if is_frame(f"{folder.name}/{file.name}") and not is_hidden(file.name) and not is_of_system(file.name)
+    ]
     return sorted(found, key=lambda file: _natural(file.name))
 
 
