@@ -231,7 +231,7 @@ class MultimodalPipeline:
     @torch.no_grad()
     def decode_codes(self, codes: torch.Tensor, size: Size | None = None) -> torch.Tensor:
         """Codes (B, T) of pictures of a size (default: the default one) to pixel_values (B, C, H, W) in [-1, 1];
-        codes of signals to (B, C, time).
+        codes of sounds and series to (B, C, time), of videos to columns of frames (B, 3, frames * side, side).
 
         At most `max_batch_rows` are decoded at once. Of a row with codes that are not drawn (-1), those before the
         first of them are decoded.

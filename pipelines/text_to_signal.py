@@ -1,4 +1,4 @@
-"""Captions to sounds and series: `TextToSignalPipeline`, which draws them as `TextToImagePipeline` draws pictures."""
+"""Captions to sounds, series, videos: `TextToSignalPipeline`, which draws as `TextToImagePipeline` draws pictures."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ from pipelines.model_folder import INDEX_FILE, local_folder
 from pipelines.multimodal import MultimodalPipeline
 from pipelines.text_to_image import TextToImagePipeline
 from tokenizer_image.layout import ImageTokenizer
+from tokenizer_image.preprocessing import postprocess
 from tokenizer_image.signals.series_files import normalised
 from tokenizer_image.signals.settings import SignalSettings, signal_settings_of
+
+VALUES = {"audio": "audio", "series": "series", "video": "frames"}  # where an output has what was drawn
 
 
 @dataclass
@@ -33,7 +36,8 @@ class TextToSignalOutput:
     """What a call returns: signals prompt by prompt, those of one prompt side by side.
 
     Attributes:
-        values: (B, C, time) float32: sound in [-1, 1], or normalised series.
+        values: (B, C, time) float32: sound in [-1, 1], or normalised series; of videos (B, 3, frames * side, side) in
+            [-1, 1], the frames below each other.
         codes: (B, T) int64, as the language model drew them.
         settings: of the tokenizer: kind and rate.
     """
@@ -47,10 +51,9 @@ class TextToSignalOutput:
         """(B, time) float32 in [-1, 1], `settings.rate` samples a second.
 
         Raises:
-            ValueError: the model draws series.
+            ValueError: the model draws something else.
         """
-        if self.settings.signal != "audio":
-            raise ValueError(f"this model draws {self.settings.signal}: read the output's .series")
+        self._check("audio")
         return self.values[:, 0].cpu().numpy()
 
     @property
@@ -58,17 +61,38 @@ class TextToSignalOutput:
         """(B, channels, time) float64, in the units of the training series: their medians undo the normalisation.
 
         Raises:
-            ValueError: the model draws sounds.
+            ValueError: the model draws something else.
         """
-        if self.settings.signal != "series":
-            raise ValueError(f"this model draws {self.settings.signal}: read the output's .audio")
+        self._check("series")
         location, scale = (np.asarray(one)[:, None] for one in (self.settings.location, self.settings.scale))
         return self.values.double().cpu().numpy() * scale + location
+
+    @property
+    def frames(self) -> np.ndarray:
+        """(B, frames, height, width, 3) uint8.
+
+        Raises:
+            ValueError: the model draws something else.
+        """
+        self._check("video")
+        pictures = postprocess(self.values, "np")  # (B, frames * side, side, 3)
+        return np.rint(pictures * 255).astype(np.uint8).reshape(len(pictures), -1, *[self.settings.frame_size] * 2, 3)
+
+    @property
+    def signals(self) -> np.ndarray:
+        """`audio`, `series` or `frames`: what the model draws."""
+        found: np.ndarray = getattr(self, VALUES[self.settings.signal])
+        return found
 
     @property
     def images(self) -> list[Image.Image]:
         """A picture of each, to look at."""
         return signal_panels(self.values.cpu(), self.settings)
+
+    def _check(self, signal: str) -> None:
+        drawn = self.settings.signal
+        if drawn != signal:
+            raise ValueError(f"this model draws {drawn}: read the output's .{VALUES[drawn]}")
 
 
 @dataclass

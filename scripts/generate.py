@@ -3,7 +3,8 @@
     python scripts/generate.py "a red dog" "a small blue house" --output pictures.png
 
 A file name writes one sheet, a row of pictures under each caption; else it is a folder of single pictures. A model of
-sounds writes each as WAV, one of series as CSV: into the folder, or of a sheet into the folder of its name.
+sounds writes each as WAV, one of series as CSV, one of videos as GIF: into the folder, or of a sheet into the folder of
+its name.
 """
 
 from __future__ import annotations
@@ -103,11 +104,12 @@ def main(options: GenerateOptions) -> Path:
 
 
 def draw_signals(options: GenerateOptions) -> Path:
-    """Draw signals and write each as WAV or CSV; of a sheet, into the folder of its name without the ending."""
+    """Draw signals and write each as WAV, CSV or GIF; of a sheet, into the folder of its name without the ending."""
     from pipelines.drawing.grids import file_name
     from pipelines.text_to_signal import TextToSignalPipeline
     from tokenizer_image.signals.series_files import write_series
     from tokenizer_image.signals.sound_files import write_sound
+    from tokenizer_image.signals.video_files import write_gif
 
     given = [name for name in ("best_of", "height", "width") if getattr(options, name) is not None]
     if given:
@@ -126,12 +128,13 @@ def draw_signals(options: GenerateOptions) -> Path:
     )  # fmt: skip
     texts, count = options.prompts or ["(no prompt)"], options.num_images_per_prompt
     names = [file_name(number, text, one) for number, text in enumerate(texts) for one in range(count)]
-    if pipe.settings.signal == "audio":
-        for name, samples in zip(names, drawn.audio, strict=True):
-            write_sound(folder / f"{name}.wav", samples, pipe.settings.rate)
-    else:
-        for name, series in zip(names, drawn.series, strict=True):
-            write_series(folder / f"{name}.csv", series)
+    for name, values in zip(names, drawn.signals, strict=True):
+        if pipe.settings.signal == "audio":
+            write_sound(folder / f"{name}.wav", values, pipe.settings.rate)
+        elif pipe.settings.signal == "series":
+            write_series(folder / f"{name}.csv", values)
+        else:
+            write_gif(folder / f"{name}.gif", values)
     if is_sheet(output):
         _write(output, _labelled(options, list(enumerate(drawn.images)), count))
     print(f"{output} ({len(names)} files in {folder}, seed {seed})")

@@ -36,6 +36,10 @@ SIGNAL_PRESETS: dict[str, dict[str, Any]] = {
         "patch_size": 4, "hidden_sizes": [96, 128], "encoder_kernel_size": 3, "resampling": "patches",
         "quantizer": "residual", "codebook_sizes": [256, 256], "causal": True,
     },
+    "video": {
+        "patch_size": 4, "frame_patch": 8, "hidden_sizes": [96, 160], "resampling": "patches", "quantizer": "grouped",
+        "codebook_sizes": [512, 512, 512, 512],
+    },
 }  # fmt: skip
 
 

@@ -23,7 +23,8 @@ FIELDS = (
     "codebook_sizes",
     "preprocessing",
 )
-SIGNAL_FIELDS = ("signal", "causal")  # of signals alone: those of pictures keep the fingerprint that they had
+# Of signals alone, where they are not the defaults: pictures keep the fingerprint that they had.
+SIGNAL_FIELDS = {"signal": None, "causal": False, "frame_patch": 1}
 # Quantizer options that decide codes; the others set how the quantizer learns.
 QUANTIZER_OPTIONS = ("shared_codebook", "num_groups", "codebook_dim", "levels")
 
@@ -34,7 +35,7 @@ def fingerprint_of(config: VQVAEConfig, state: Mapping[str, torch.Tensor]) -> st
     settings = {name: getattr(config, name) for name in FIELDS}
     options = config.quantizer_options
     settings |= {name: options[name] for name in QUANTIZER_OPTIONS if name in options}
-    settings |= {name: value for name in SIGNAL_FIELDS if (value := getattr(config, name))}
+    settings |= {name: value for name, default in SIGNAL_FIELDS.items() if (value := getattr(config, name)) != default}
     digest.update(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(state.items()):
         digest.update(name.encode())

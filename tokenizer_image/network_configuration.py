@@ -10,7 +10,7 @@ from tokenizer_image.bottlenecks.denoising import InputNoise
 from tokenizer_image.networks import RESAMPLINGS, Axes, NetworkShape
 
 NETWORKS = ("conv", "mlp")
-SIGNALS = ("audio", "series")
+SIGNALS = ("audio", "series", "video")
 
 
 class NetworkConfig(PretrainedConfig):
@@ -35,9 +35,12 @@ class NetworkConfig(PretrainedConfig):
             reconstructed; see `InputNoise`. None: without.
         preprocessing: `Preprocessing.to_dict()` of the training pictures, `SignalSettings.to_dict()` of signals.
         signal: None for pictures; "audio" and "series" have one axis, time: `image_size` is their length in samples,
-            what is said of sides holds for time, and 3x3 is 3.
-        causal: of signals: codes depend on no later samples, and decoded samples on no later codes than those of their
-            own position.
+            what is said of sides holds for time, and 3x3 is 3. A "video" is a picture: a column of `num_frames` square
+            frames, whose side is `image_size`.
+        num_frames: of videos: frames of one by default.
+        frame_patch: of videos: frames that become one grid of latents together; it divides `num_frames`.
+        causal: of sounds and series: codes depend on no later samples, and decoded samples on no later codes than those
+            of their own position.
 
     Raises:
         ValueError: a value out of range, or sizes that do not fit each other.
@@ -60,6 +63,8 @@ class NetworkConfig(PretrainedConfig):
         preprocessing: dict[str, Any] | None = None,
         signal: str | None = None,
         causal: bool = False,
+        num_frames: int = 1,
+        frame_patch: int = 1,
         **kwargs: Any,
     ) -> None:
         self.image_size = image_size
@@ -75,6 +80,7 @@ class NetworkConfig(PretrainedConfig):
         self.input_noise, self.noise_amount = input_noise, noise_amount
         self.preprocessing = preprocessing
         self.signal, self.causal = signal, causal
+        self.num_frames, self.frame_patch = num_frames, frame_patch
         self._check_networks()
         self._check_levels()
         self.noise()
@@ -85,7 +91,7 @@ class NetworkConfig(PretrainedConfig):
         """Raise ValueError for a setting of the networks that is out of range."""
         if not self.hidden_sizes:
             raise ValueError("hidden_sizes=[]: the networks need at least one entry")
-        for name in ("patch_size", "hidden_sizes", "code_dim", "num_channels"):
+        for name in ("patch_size", "hidden_sizes", "code_dim", "num_channels", "num_frames", "frame_patch"):
             value = getattr(self, name)
             if min(value if isinstance(value, list) else [value]) < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
@@ -101,6 +107,8 @@ class NetworkConfig(PretrainedConfig):
             raise ValueError(f"unknown signal {self.signal!r}: choose one of {', '.join(SIGNALS)}")
         if self.causal and self.axes.dimensions != 1:
             raise ValueError("causal=True is for signal='audio': pictures have no axis of time")
+        if self.signal == "video" and self.num_levels > 1:
+            raise ValueError(f"num_levels={self.num_levels}: videos have one level")
         if self.network == "mlp" and self.signal is not None:
             raise ValueError(f"network='mlp' is for pictures, not for signal={self.signal!r}: use network='conv'")
 
@@ -116,19 +124,21 @@ class NetworkConfig(PretrainedConfig):
     @property
     def axes(self) -> Axes:
         """Which axes the networks convolve along."""
-        return Axes() if self.signal is None else Axes(1, self.causal)
+        return Axes() if self.signal in (None, "video") else Axes(1, self.causal)
 
     @property
     def network_shape(self) -> NetworkShape:
         """Of the convolutional networks."""
         return NetworkShape(
-            self.num_channels, self.patch_size, self.hidden_sizes, self.num_res_blocks, self.resampling, self.axes
+            self.num_channels * self.frame_patch, self.patch_size, self.hidden_sizes, self.num_res_blocks,
+            self.resampling, self.axes,
         )  # fmt: skip
 
     @property
     def example_size(self) -> tuple[int, int]:
-        """(height, width) of what the model takes by default; of signals, (1, samples)."""
-        return (self.image_size if self.axes.dimensions == 2 else 1, self.image_size)
+        """(height, width) of what the model takes by default: of sounds and series (1, samples), of videos
+        (num_frames * side, side)."""
+        return (1 if self.axes.dimensions == 1 else self.image_size * self.num_frames, self.image_size)
 
     @property
     def has_fixed_size(self) -> bool:
@@ -148,11 +158,12 @@ class NetworkConfig(PretrainedConfig):
         return self.patch_size * 2 ** (len(self.hidden_sizes) - 1) * self.level_scale ** (self.num_levels - 1)
 
     def grids(self, image_size: int | tuple[int, int] | None = None) -> list[tuple[int, int]]:
-        """(rows, columns) of each level's grid of positions, coarse to fine; of signals, (1, steps).
+        """(rows, columns) of each level's grid of positions, coarse to fine; of sounds and series, (1, steps), of
+        videos the grids of all steps of time below each other.
 
         Args:
-            image_size: side, or (height, width), of the picture in pixels, of a signal (1, samples); default: the
-                configuration's.
+            image_size: side, or (height, width), of the picture in pixels, of a sound or series (1, samples); default:
+                the configuration's.
 
         Raises:
             ValueError: the downsampling does not divide it, or it is not the one size of an MLP.
@@ -160,7 +171,9 @@ class NetworkConfig(PretrainedConfig):
         size = self.example_size if image_size is None else image_size
         if self.axes.dimensions == 1:
             return self._steps(*(1, size) if isinstance(size, int) else size)
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = (size * self.num_frames, size) if isinstance(size, int) else size
+        if self.signal == "video":
+            return self._video_grid(height, width)
         if height < 1 or width < 1 or height % self.downsampling or width % self.downsampling:
             raise ValueError(
                 f"image_size {height}x{width} is not a multiple of the tokenizer's downsampling, {self.downsampling}; "
@@ -175,6 +188,18 @@ class NetworkConfig(PretrainedConfig):
         coarse = height // self.downsampling, width // self.downsampling
         scales = [self.level_scale**level for level in range(self.num_levels)]
         return [(coarse[0] * scale, coarse[1] * scale) for scale in scales]
+
+    def _video_grid(self, height: int, width: int) -> list[tuple[int, int]]:
+        """`grids` of a video."""
+        frames, rest = divmod(height, max(1, width))
+        if width < 1 or width % self.downsampling or rest or frames < 1 or frames % self.frame_patch:
+            raise ValueError(
+                f"image_size {height}x{width}: a video is a column of square frames, whose side is a multiple of the "
+                f"tokenizer's downsampling, {self.downsampling}, and whose number is one of frame_patch="
+                f"{self.frame_patch}; choose such sizes, or other --patch_size, --hidden_sizes and --frame_patch"
+            )
+        side = width // self.downsampling
+        return [(frames // self.frame_patch * side, side)]
 
     def _steps(self, height: int, samples: int) -> list[tuple[int, int]]:
         """`grids` of a signal."""

@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput
 
 from tokenizer_image.configuration import VQVAEConfig
 from tokenizer_image.fingerprint import fingerprint_of
+from tokenizer_image.frame_networks import FrameDecoder, FrameEncoder
 from tokenizer_image.hierarchy import CoarseLevel, with_context
 from tokenizer_image.layout import CodeLayout, build_layout
 from tokenizer_image.networks import Decoder, Encoder, MLPDecoder, MLPEncoder
@@ -96,6 +97,10 @@ class VQVAE(PictureModel):
         context_channels = channels if coarser else 0
         shape = config.network_shape
         features = channels if coarser else config.code_dim
+        if config.signal == "video":
+            self.encoder = FrameEncoder(shape, config.frame_patch, config.code_dim, config.encoder_kernel_size)
+            self.decoder = FrameDecoder(shape, config.frame_patch, config.code_dim)
+            return
         self.encoder = Encoder(shape, features, kernel_size=config.encoder_kernel_size)
         self.coarser = nn.ModuleList(
             CoarseLevel(channels, index > 0, config.num_res_blocks, quantizer, config.axes)
@@ -242,8 +247,8 @@ class VQVAE(PictureModel):
     def decode(
         self, codes: torch.Tensor, image_size: int | tuple[int, int] | None = None, depths: int | None = None
     ) -> torch.Tensor:
-        """Codes (B, t <= T) int64 to pictures (B, C, H, W), or sounds (B, 1, samples), in [-1, 1], or to
-        normalised series (B, C, steps), which have no bounds.
+        """Codes (B, t <= T) int64 to pictures (B, C, H, W), columns of frames or sounds (B, 1, samples), in [-1, 1], or
+        to normalised series (B, C, steps), which have no bounds.
 
         Absent positions (t < T) are filled with the mean of their codebook, so that coarse levels alone, or a
         half-drawn picture, can be decoded. With `depths`, so are the codes of further depths: fewer bits a second,

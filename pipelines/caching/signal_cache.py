@@ -1,4 +1,4 @@
-"""The signal cache: every example of a source, read once and kept as float16 in one file."""
+"""The signal cache: every example of a source, read once and kept in one file, as float16, of videos as uint8."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ LARGEST = 100.0  # deviations from the mean: what is further off is cut, so that
 
 
 class DecodedSignals:
-    """n readable examples as float16 (C, T), by position: what training and token caches ask of `DecodedPictures`.
+    """n readable examples, by position: what training and token caches ask of `DecodedPictures`.
 
-    float16 keeps 11 bits of each value, an error of -66 dB.
+    Sounds and series are float16 (C, T), which keeps 11 bits of each value, an error of -66 dB; videos uint8 (3, T *
+    side, side), their frames below each other.
 
     Attributes:
-        sizes: the one size, (1, T). which: int64 (n,), zeros, each example's place in `sizes`.
+        sizes: the one size, (1, T), of videos (T * side, side). which: int64 (n,), zeros, each example's place in
+            `sizes`.
         rows: int64 (n,), the row of the source that each came from, increasing.
         unreadable: [(row, reason), ...].
         settings: with the number of channels and, of series, the medians of what they are normalised by.
@@ -40,7 +42,7 @@ class DecodedSignals:
         self.folder = folder
         self.location = self.scale = self._known = None
         self.settings = dataclasses.replace(settings, num_channels=np.load(folder / "values.npy", "r").shape[1])
-        self.sizes = ((1, settings.length),)
+        self.sizes = (settings.example_shape,)
         self.rows: np.ndarray = np.load(folder / "rows.npy")
         self.which = np.zeros(len(self.rows), np.int64)
         self.unreadable = [(int(row), str(why)) for row, why in json.loads((folder / "unreadable.json").read_text())]
@@ -60,7 +62,7 @@ class DecodedSignals:
         return len(self.rows)
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Examples at `indices` -> float16 (b, C, T), a copy."""
+        """Examples at `indices` -> (b, *the shape of one), a copy."""
         if self._values is None:
             self._values = np.load(self.folder / "values.npy", mmap_mode="r")
         rows = self.rows[np.asarray(indices, np.int64)]  # the file has room for those that cannot be read, too
@@ -79,8 +81,8 @@ def decode_signals(
     Raises:
         ValueError: more than `max_unreadable_share` of the examples cannot be read, or none can.
     """
-    fixed = dataclasses.replace(settings, location=[], scale=[], num_channels=1)
-    parts = [FORMAT_VERSION, source.fingerprint, fixed.to_dict()]
+    fixed = settings.to_dict() | {"location": [], "scale": [], "num_channels": 1}
+    parts = [FORMAT_VERSION, source.fingerprint, fixed]
     key = hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=12).hexdigest()
     folder = cache_root(None) / "signals" / key
     if not (folder / "rows.npy").is_file():
@@ -101,12 +103,16 @@ def _fill(folder: Path, source: SignalSource, settings: SignalSettings, progress
     unreadable: list[tuple[int, str]] = []
     silent, is_series = 0, settings.signal == "series"
     channels = getattr(source, "settings", settings).num_channels or 1  # drawn series have one
-    shape = (len(source), channels, settings.length)
+    size = settings.example_shape if settings.signal == "video" else (settings.length,)
+    shape = (len(source), channels, *size)
     location, scale = np.zeros(shape[:2]), np.ones(shape[:2])
     known = np.ones((len(source), settings.length), bool)
     with published(folder) as work:
         work.mkdir()
-        values = np.lib.format.open_memmap(work / "values.npy", mode="w+", dtype=np.float16, shape=shape)
+        values = np.lib.format.open_memmap(
+            work / "values.npy", mode="w+", shape=shape,
+            dtype=np.uint8 if settings.signal == "video" else np.float16,
+        )  # fmt: skip
         for row in tqdm(range(len(source)), desc="reading signals", disable=not progress):
             try:
                 example = example_of(source, row)
@@ -118,8 +124,8 @@ def _fill(folder: Path, source: SignalSource, settings: SignalSettings, progress
                 found = normalised(example.values, known[row], settings.context)
                 values[row], location[row], scale[row] = np.clip(found[0], -LARGEST, LARGEST), *found[1:]
                 continue
-            silent += not example.values.any()
-            values[row] = example.values
+            silent += settings.signal == "audio" and not example.values.any()
+            values[row] = example.input_values
         values.flush()
         kept = np.setdiff1d(np.arange(len(source), dtype=np.int64), [row for row, _ in unreadable])
         if is_series:

@@ -1,4 +1,4 @@
-"""Signals as pictures, for sheets: waveform above spectrogram of a sound, lines of a series."""
+"""Signals as pictures, for sheets: waveform above spectrogram of a sound, lines of a series, frames of a video."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from tokenizer_image.preprocessing import postprocess
 from tokenizer_image.signals.settings import SignalSettings
 
 WIDTH, WAVE_HEIGHT, SPECTRUM_HEIGHT = 192, 48, 96  # pixels
@@ -17,13 +18,16 @@ WINDOW = 512  # samples of the spectrogram's window
 
 
 def signal_panels(values: torch.Tensor, settings: SignalSettings) -> list[Image.Image]:
-    """Signals (B, C, time), as a tokenizer takes them, to one picture each: (192, 144) pixels.
+    """Signals (B, C, time), as a tokenizer takes them, to one picture each: (192, 144) pixels; of videos (B, 3, frames
+    * side, side) the frames in a row.
 
     Raises:
         ValueError: a signal with NaN: the model that made it has diverged.
     """
     if torch.isnan(values).any():
         raise ValueError("a signal has NaN; the model that made it has diverged")
+    if settings.signal == "video":
+        return postprocess(values.unflatten(2, (-1, values.shape[3])).movedim(2, 3).flatten(3))
     arrays = values.float().numpy()
     return [_sound_panel(one[0]) if settings.signal == "audio" else _series_panel(one) for one in arrays]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -52,14 +52,15 @@ def _draw(first: int, count: int, progress: bool) -> tuple[Tensor, Tensor]:
 
 
 def _soften(pixel_values: Tensor, generator: torch.Generator) -> Tensor:
-    """Degrade pictures (B, 3, 32, 32) as tokenizers do: half of them are blurred, by up to about a pixel, and all get
+    """Degrade pictures (B, C, 32, 32) as tokenizers do: half of them are blurred, by up to about a pixel, and all get
     a smooth noise, stronger where a picture has more detail."""
     device, half = pixel_values.device, len(pixel_values) // 2
     blurred = _blur(pixel_values)
     detail = _blur(_blur((pixel_values - blurred).abs().amax(dim=1, keepdim=True)))
     share = torch.rand(half, 1, 1, 1, generator=generator).to(device) * 1.5
     softened = pixel_values[:half].lerp(blurred[:half], share.clamp(max=1))
-    noise = torch.randn(len(pixel_values), 4, 16, 16, generator=generator).to(device)
+    channels = pixel_values.shape[1]
+    noise = torch.randn(len(pixel_values), channels + 1, 16, 16, generator=generator).to(device)
     noise = 0.18 * (noise[:, :1] + noise[:, 1:]).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     strength = torch.rand(len(pixel_values), 1, 1, 1, generator=generator).square().to(device)
     return torch.cat([softened, pixel_values[half:]]) + noise * strength * (0.1 + 4 * detail)
@@ -96,7 +97,7 @@ def train_probe(
         first = TEST_PICTURES + round_number * num_pictures
         more = _draw(first, num_pictures, progress)
         pictures, numbers = torch.cat([pictures, more[0]]), torch.cat([numbers, more[1]])
-        _fit(probe, pictures, numbers, epochs, progress)
+        fit(probe, pictures, numbers, epochs, progress)
         probe.accuracies = _accuracies(probe, *test)
         if min(probe.accuracies.values()) >= required_accuracy:
             return probe
@@ -107,7 +108,7 @@ def train_probe(
     )
 
 
-def _fit(probe: SpritesProbe, pictures: Tensor, numbers: Tensor, epochs: int, progress: bool) -> None:
+def fit(probe: SpritesProbe, pictures: Tensor, numbers: Tensor, epochs: int, progress: bool) -> None:
     """One cycle of the learning rate over all pictures, `epochs` times."""
     device, in_bf16 = next(probe.parameters()).device, computes_bf16()
     generator = torch.Generator().manual_seed(len(pictures))
@@ -166,10 +167,16 @@ def load_probe(
     The probe is in `probe-<hash>` of the cache folder (default: `cache_root`).
     """
     folder = cache_root(cache_folder) / f"probe-{probe_hash()}"
+    return kept_probe(folder, SpritesProbe(), lambda: train_probe(device=device, progress=progress)).to(device)
+
+
+def kept_probe(folder: Path, untrained: SpritesProbe, train: Callable[[], SpritesProbe]) -> SpritesProbe:
+    """The probe in `folder`, of the same form as `untrained`; what `train` returns, which is kept there, where there is
+    none yet."""
     if (folder / "probe.json").is_file() and (folder / "model.safetensors").is_file():
-        return _read_probe(folder).to(device)
+        return _read_probe(folder, untrained)
     started = time.monotonic()
-    probe = train_probe(device=device, progress=progress)
+    probe = train()
     _write_probe(probe, folder, seconds=time.monotonic() - started)
     return probe
 
@@ -188,8 +195,7 @@ def _write_probe(probe: SpritesProbe, folder: Path, seconds: float) -> None:
         (aside / "probe.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
-def _read_probe(folder: Path) -> SpritesProbe:
-    probe = SpritesProbe()
+def _read_probe(folder: Path, probe: SpritesProbe) -> SpritesProbe:
     probe.load_state_dict(load_file(folder / "model.safetensors"))
     probe.accuracies = json.loads((folder / "probe.json").read_text(encoding="utf-8"))["accuracies"]
     return probe.eval()

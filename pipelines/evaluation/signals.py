@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from lm.sequences import DRAWING_CAPTIONS
 from pipelines.caching.sources import open_source, read_pictures
 from pipelines.evaluation.intervals import shares
 from pipelines.evaluation.sound_probe import halves_of, train_probe
+from pipelines.evaluation.video_probe import QUESTIONS, load_video_probe, read_videos
 from pipelines.machine.batches import index_batches, pictures_at_once
 from pipelines.machine.devices import choose_device
 from pipelines.options.evaluation import EvaluationOptions
@@ -25,11 +27,13 @@ from tokenizer_image.preprocessing import to_pixel_values
 from tokenizer_image.registry import load_tokenizer
 from tokenizer_image.signals.drawn_series import PERIOD
 from tokenizer_image.signals.drawn_sounds import DrawnSounds
-from tokenizer_image.signals.loading import example_of
+from tokenizer_image.signals.loading import drawn_signals, example_of
+from tokenizer_image.signals.moving_sprites import MovingSprites
 from tokenizer_image.signals.settings import SignalSettings, signal_settings_of
 
 OPUS_SECONDS = 60  # of the split's sounds in a row, so that Opus's headers do not count
 DRAWN_AT_ONCE = 50
+UNITS = {"audio": "second", "series": "step", "video": "frame"}  # that bits are counted by
 FORECASTS = 50  # samples of each series
 
 
@@ -60,10 +64,10 @@ def evaluate_signals(options: EvaluationOptions) -> dict[str, Any]:
     elif pipe is not None and settings.horizon:
         report["forecast"] = forecast_figures(pipe, source, options)
     draws = pipe is not None and set(DRAWING_CAPTIONS) & set(pipe.vocabulary.formats)
-    if pipe is not None and draws and isinstance(source, DrawnSounds):
+    if pipe is not None and draws and isinstance(source, DrawnSounds | MovingSprites):
         try:
             report["alignment"] = caption_figures(pipe, options)
-        except RuntimeError as error:  # a probe that does not read real sounds; the other figures stand
+        except RuntimeError as error:  # a probe that does not read real examples; the other figures stand
             report["alignment"] = {"left_out": str(error)}
     return report
 
@@ -71,7 +75,7 @@ def evaluate_signals(options: EvaluationOptions) -> dict[str, Any]:
 @torch.inference_mode()
 def tokenizer_figures(tokenizer: Any, settings: SignalSettings, signals: Any) -> dict[str, Any]:
     """`SignalErrors` and, of sounds, the mean spectral distance, of reconstructions from one depth of codes up to all,
-    with the bits a second of each; usage and perplexity of all codes."""
+    with the bits a second (a step, a frame) of each; usage and perplexity of all codes."""
     layout = tokenizer.layout()
     depths = int(layout.depth.max()) + 1
     usage, errors = CodeUsage(tokenizer.num_codes), [SignalErrors() for _ in range(depths)]
@@ -82,24 +86,29 @@ def tokenizer_figures(tokenizer: Any, settings: SignalSettings, signals: Any) ->
         usage.update(codes.cpu())
         for depth in range(depths):
             decoded = tokenizer.decode(codes, size_of(original), depths=depth + 1)
-            errors[depth].add(original, decoded)
+            errors[depth].add(original.flatten(2), decoded.flatten(2))
             if settings.signal == "audio":
                 distances[depth] += float(spectral.to(original.device).distances(original, decoded).sum())
     bits = np.log2(layout.high - layout.low)
-    seconds = settings.length / (settings.rate or 1)
+    seconds, unit = settings.length / (settings.rate or 1), UNITS[settings.signal]
     rows = [
         {
             "depths": depth + 1,
-            ("bits_per_second" if settings.rate else "bits_per_step"): float(
-                bits[layout.depth <= depth].sum() / seconds
-            ),
-            **errors[depth].figures(),
+            f"bits_per_{unit}": float(bits[layout.depth <= depth].sum() / seconds),
+            **_quality(errors[depth].figures(), settings),
             **({"spectral_distance": distances[depth] / len(signals)} if settings.signal == "audio" else {}),
         }
         for depth in range(depths)
     ]
     codebook = {"usage": usage.usage, "perplexity": usage.perplexity, "num_codes": tokenizer.num_codes}
     return {"reconstruction": rows[-1], "by_depth": rows, "codebook": codebook}
+
+
+def _quality(figures: dict[str, float], settings: SignalSettings) -> dict[str, float]:
+    """Of videos, the PSNR in dB of all frames together in the place of signal-to-noise ratios."""
+    if settings.signal != "video":
+        return figures
+    return {"mse": figures["mse"], "psnr": 10 * float(np.log10(4 / max(figures["mse"], 1e-10)))}
 
 
 def opus_figures(signals: Any, settings: SignalSettings) -> dict[str, Any]:
@@ -164,52 +173,69 @@ def forecast_figures(pipe: TextToSignalPipeline, source: Any, options: Evaluatio
 
 
 def caption_figures(pipe: TextToSignalPipeline, options: EvaluationOptions) -> dict[str, Any]:
-    """Shares of drawn sounds in which the probe reads what their captions say, for pairs of events that training had
-    and for held-out ones; beside them, shares of the real sounds' reconstructions."""
+    """Shares of drawn sounds or videos in which the probe reads what their captions say, for combinations that training
+    had and for held-out ones; beside them, shares of the real ones' reconstructions."""
     settings = pipe.settings
-    probe = train_probe(settings.length, settings.rate)
-    figures: dict[str, Any] = {"probe_accuracy": probe.accuracy}
+    accuracy, read = _trained_reader(settings)
+    figures: dict[str, Any] = {"probe_accuracy": accuracy}
     for split in ("validation", "held_out"):
-        source = DrawnSounds(split, options.num_captions, options.seed, settings.length, settings.rate)
-        wanted = [halves_of(source.events(row)) for row in range(len(source))]
-        drawn, rebuilt = [], []
+        source = drawn_signals(settings, split, options.num_captions, options.seed)
+        wanted = [_stated(source, row) for row in range(len(source))]
+        found: dict[str, list[dict[str, Any]]] = {"": [], "reconstructions_": []}
         for rows in index_batches(len(source), DRAWN_AT_ONCE):
             texts = [source.texts(row)[0] for row in rows]
             seeds = [options.seed * len(source) + row for row in rows]
-            drawn += probe.read(_drawn(pipe, texts, seeds, options))
-            real = torch.from_numpy(np.stack([source[row].values for row in rows]))
-            codes = pipe.image_tokenizer.encode(real.to(pipe.device))
-            rebuilt += probe.read(pipe.decode_codes(codes)[:, 0].cpu())
+            found[""] += read(_drawn(pipe, texts, seeds, options))
+            real = np.stack([source[row].input_values for row in rows])
+            pixels = to_pixel_values(real if real.dtype == np.uint8 else real.astype(np.float16))
+            found["reconstructions_"] += read(pipe.decode_codes(pipe.image_tokenizer.encode(pixels.to(pipe.device))))
         counts = {
-            "right": sum(one == other for one, other in zip(drawn, wanted, strict=True)),
-            "reconstructions_right": sum(one == other for one, other in zip(rebuilt, wanted, strict=True)),
+            f"{kind}{name}": sum(one[name] == other[name] for one, other in zip(answers, wanted, strict=True))
+            for kind, answers in found.items()
+            for name in (wanted[0] if len(wanted[0]) > 1 else ())
         }
+        for kind, answers in found.items():
+            counts[f"{kind}right"] = sum(one == other for one, other in zip(answers, wanted, strict=True))
         figures[split] = {**shares(counts, len(source)), "n": len(source)}
     return figures
+
+
+def _trained_reader(settings: SignalSettings) -> tuple[Any, Callable[[torch.Tensor], list[dict[str, Any]]]]:
+    """A trained probe's accuracy, and what it reads in sounds (B, 1, time) or videos."""
+    if settings.signal == "video":
+        video_probe = load_video_probe(settings.length)
+        return video_probe.accuracies, partial(read_videos, video_probe)
+    probe = train_probe(settings.length, settings.rate)
+    return probe.accuracy, lambda values: [{"events": halves} for halves in probe.read(values[:, 0].cpu())]
+
+
+def _stated(source: Any, row: int) -> dict[str, Any]:
+    """What a probe should read in an example of a built-in world."""
+    if isinstance(source, DrawnSounds):
+        return {"events": halves_of(source.events(row))}
+    attributes = source.attributes(row)
+    return {name: attributes[name] for name in QUESTIONS}
 
 
 def _drawn(
     pipe: TextToSignalPipeline, texts: Sequence[str], seeds: Sequence[int], options: EvaluationOptions
 ) -> torch.Tensor:
-    """(n, time): a sound for each text, each from a stream of its own."""
+    """(n, ...): a signal for each text, each from a stream of its own."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return pipe(list(texts), generator=generators, **options.sampling()).values[:, 0].cpu()
+    return pipe(list(texts), generator=generators, **options.sampling()).values
 
 
 def signals_table(report: dict[str, Any]) -> str:
     """The main figures of a report."""
     lines = []
     for row in report["by_depth"]:
-        rate = (
-            f"{row['bits_per_second']:,.0f} bits a second"
-            if "bits_per_second" in row
-            else (f"{row['bits_per_step']:.2f} bits a step")
+        unit = UNITS[report["signal"]["signal"]]
+        rate = f"{row[f'bits_per_{unit}']:,.{2 if unit == 'step' else 0}f} bits a {unit}"
+        quality = (
+            f"PSNR {row['psnr']:.2f} dB" if "psnr" in row else f"SNR {row['snr']:.2f} dB (mean {row['snr_mean']:.2f})"
         )
         spectral = f", spectral distance {row['spectral_distance']:.3f}" if "spectral_distance" in row else ""
-        lines.append(
-            f"{row['depths']} depths         {rate}: SNR {row['snr']:.2f} dB (mean {row['snr_mean']:.2f}){spectral} "
-            f"({report['n']:,} signals)"
-        )
+        lines.append(f"{row['depths']} depths         {rate}: {quality}{spectral} ({report['n']:,} signals)")
     codebook = report["codebook"]
     lines.append(
         f"codebook         {codebook['usage']:.1%} of {codebook['num_codes']:,} codes in use, "
@@ -236,8 +262,11 @@ def signals_table(report: dict[str, Any]) -> str:
         lines.append(f"captions         {alignment['left_out']}")
     for split in ("validation", "held_out"):
         if (figures := alignment.get(split)) is not None:
+            names = [name for name in ("thing", "colour", "direction") if name in figures]
+            listed = "".join(f"{name} {figures[name]:.1%}, " for name in names)
+            rebuilt = "".join(f"{name} {figures[f'reconstructions_{name}']:.1%}, " for name in names)
             lines.append(
-                f"captions         {split}: {figures['right']:.1%} drawn right, "
-                f"{figures['reconstructions_right']:.1%} of reconstructions ({figures['n']:,})"
+                f"captions         {split}: {listed}{'all ' * bool(names)}{figures['right']:.1%} drawn right, of "
+                f"reconstructions {rebuilt}{figures['reconstructions_right']:.1%} ({figures['n']:,})"
             )
     return "\n".join(lines)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -56,16 +58,21 @@ def labels(scene: sprites.Scene) -> np.ndarray:
 
 
 class SpritesProbe(nn.Module):
-    """Reads sprites: pixel_values (B, 3, 32, 32) in [-1, 1] -> logits for each of `QUESTIONS`.
+    """Reads sprites: pixel_values (B, 3, 32, 32) in [-1, 1] -> logits for each question.
 
     A convolutional network of about 5 million multiply-adds a picture. It answers every question about every picture;
     answers to questions about one object mean nothing for a picture of two, and the other way round.
+
+    Args:
+        questions: with their possible answers (default: `QUESTIONS`).
+        num_channels: 3, or of videos 3 for each frame, one frame after the other.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, questions: Mapping[str, Sequence[str]] = QUESTIONS, num_channels: int = 3) -> None:
         super().__init__()
+        self.questions, self.num_channels = questions, num_channels
         self.features = nn.Sequential(
-            *_convolution(3, 32, kernel_size=5, stride=2),  # 16 x 16
+            *_convolution(num_channels, 32, kernel_size=5, stride=2),  # 16 x 16
             *_convolution(32, 64, kernel_size=3, stride=2),  # 8 x 8
             *_convolution(64, 64, kernel_size=3),
             *_convolution(64, 128, kernel_size=3),
@@ -74,14 +81,14 @@ class SpritesProbe(nn.Module):
             nn.Linear(128 * 4 * 4, 256),
             nn.ReLU(),
         )
-        self.head = nn.Linear(256, sum(map(len, QUESTIONS.values())))
+        self.head = nn.Linear(256, sum(map(len, questions.values())))
         self.accuracies: dict[str, float] = {}  # on fresh real pictures, of the trained probe
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        """(B, 3, 32, 32) float in [-1, 1] -> question -> float32 logits (B, number of answers)."""
+        """(B, num_channels, 32, 32) float in [-1, 1] -> question -> float32 logits (B, number of answers)."""
         logits = self.head(self.features(pixel_values)).float()
-        parts = logits.split([len(choices) for choices in QUESTIONS.values()], dim=1)
-        return dict(zip(QUESTIONS, parts, strict=True))
+        parts = logits.split([len(choices) for choices in self.questions.values()], dim=1)
+        return dict(zip(self.questions, parts, strict=True))
 
     @torch.no_grad()
     def read(self, pixel_values: Tensor, batch_size: int = 500) -> list[dict[str, str]]:
@@ -95,13 +102,13 @@ class SpritesProbe(nn.Module):
         device = next(self.parameters()).device
         readings: list[dict[str, str]] = []
         for pictures in pixel_values.split(batch_size):
-            pictures = pictures.to(device, torch.float32).expand(-1, 3, -1, -1)
+            pictures = pictures.to(device, torch.float32).expand(-1, self.num_channels, -1, -1)
             side = sprites.IMAGE_SIZE
             if pictures.shape[-2:] != (side, side):
                 pictures = F.interpolate(pictures, (side, side), mode="bilinear", antialias=True)
             best = {name: logits.argmax(dim=1).tolist() for name, logits in self(pictures).items()}
             for row in range(len(pictures)):
-                readings.append({name: QUESTIONS[name][numbers[row]] for name, numbers in best.items()})
+                readings.append({name: self.questions[name][numbers[row]] for name, numbers in best.items()})
         return readings
 
 

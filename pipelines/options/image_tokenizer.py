@@ -34,7 +34,9 @@ QUANTIZER_OPTIONS = {
 # Further options that other bottlenecks have no use for.
 CODE_OPTIONS = ("quantizer", "codebook_sizes", "level_dropout", "train", "codes_from", "drawn_pictures")
 # Settings of `VQVAEConfig`, and the options that set them.
-SETTINGS = {name: name for name in ("image_size", "quantizer", *PRESET_SETTINGS, *OWN_SETTINGS)} | QUANTIZER_OPTIONS
+SETTINGS = {
+    name: name for name in ("image_size", "frame_patch", "quantizer", *PRESET_SETTINGS, *OWN_SETTINGS)
+} | QUANTIZER_OPTIONS
 # Settings of `AutoencoderConfig` beside those of its bottleneck, and the options that set them.
 AUTOENCODER_SETTINGS = {
     name: name

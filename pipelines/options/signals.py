@@ -1,21 +1,27 @@
-"""Options of stage 1 that concern signals: sounds and series in place of pictures."""
+"""Options of stage 1 that concern signals: sounds, series and videos in place of pictures."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from pipelines.options.option import option
-from tokenizer_image.signals.settings import SignalSettings
+from tokenizer_image.signals.settings import BUILT_IN, SignalSettings
 
 # Options of pictures that have no meaning for signals.
 PICTURE_OPTIONS = (
-    "image_size", "num_channels", "resize", "sixteen_bit", "random_flip", "image_column", "max_image_pixels", "network",
+    "num_channels", "resize", "sixteen_bit", "random_flip", "image_column", "max_image_pixels", "network",
     "num_levels", "photographs", "codes_from", "perceptual_weight", "adversarial_weight", "feature_matching_weight",
     "extractor", "frequency_weight", "bottleneck",
 )  # fmt: skip
+FOREIGN_OPTIONS: dict[str, tuple[str, ...]] = {  # those of one kind that others have no use for
+    "audio": ("image_size", "horizon", "frame_patch"),
+    "series": ("image_size", "sample_rate", "causal", "spectral_weight", "frame_patch"),
+    "video": ("sample_rate", "horizon", "causal", "spectral_weight"),
+}
 RATE, DOWNSAMPLING = 16_000, 320  # of audio by default: 50 positions a second
 SERIES_LENGTH = 192
+FRAMES, FRAME_SIZE = 8, 32  # of videos
 
 
 @dataclass
@@ -23,13 +29,18 @@ class SignalOptions:
     """What is learned from in place of pictures."""
 
     signal: str | None = option(
-        None, "'audio' or 'series': sounds or time series in place of pictures", choices=("audio", "series")
+        None,
+        "'audio', 'series' or 'video': sounds, time series or videos in place of pictures",
+        choices=tuple(BUILT_IN),
     )
     sample_rate: int = option(RATE, "audio: samples a second", within="[8000, 24000]")
     length: int | None = option(
-        None, "signals: samples of an example (default: one second; 192 steps of series)", above_zero=True
+        None, "signals: samples of an example (default: one second; 192 steps of series; 8 frames)", above_zero=True
     )
     horizon: int = option(24, "series: the last steps of an example, which forecasts are of", not_negative=True)
+    frame_patch: int | None = option(
+        None, "video: frames that one position of the codes stands for (default: 8)", above_zero=True
+    )
     causal: bool = option(False, "audio: codes depend on no later samples, as streaming needs (series: always)")
     depth_dropout: float | None = option(
         None, "residual: share of examples that are quantized by fewer depths, so that the first ones stand alone"
@@ -39,13 +50,14 @@ class SignalOptions:
         not_negative=True,
     )  # fmt: skip
 
-    signal_names: ClassVar[tuple[str, ...]] = ("sample_rate", "length", "horizon", "causal", "spectral_weight")
+    signal_names: ClassVar[tuple[str, ...]] = (
+        "sample_rate", "length", "horizon", "frame_patch", "causal", "spectral_weight",
+    )  # fmt: skip
 
     def check_signal(self) -> None:
         """Raise ValueError for options of signals without --signal, or of pictures with it."""
         defaults = {one.name: one.default for one in fields(self)}
-        foreign = {None: (), "audio": ("horizon",), "series": ("sample_rate", "causal", "spectral_weight")}
-        names = self.signal_names if self.signal is None else (*PICTURE_OPTIONS, *foreign[self.signal])
+        names = self.signal_names if self.signal is None else (*FOREIGN_OPTIONS[self.signal], *PICTURE_OPTIONS)
         given = [f"--{name}" for name in names if getattr(self, name) != defaults[name]]
         if not given:
             return
@@ -55,6 +67,9 @@ class SignalOptions:
 
     def signal_settings(self) -> SignalSettings:
         """What a new tokenizer takes."""
+        if self.signal == "video":
+            side: int | None = self.image_size  # type: ignore[attr-defined]
+            return SignalSettings("video", self.length or FRAMES, num_channels=3, frame_size=side or FRAME_SIZE)
         if self.signal == "series":
             return SignalSettings("series", self.length or SERIES_LENGTH, num_channels=0, horizon=self.horizon)
         length = self.length or -(-self.sample_rate // DOWNSAMPLING) * DOWNSAMPLING
@@ -69,10 +84,12 @@ class SignalOptions:
         """
         from tokenizer_image.configuration import SIGNAL_PRESETS
 
-        settings = settings or replace(self.signal_settings(), num_channels=1)
-        causal = {"causal": True} if self.causal else {}
+        settings = settings or self.signal_settings()
+        own = {**own, **({"causal": True} if self.causal else {})}
+        own |= {"frame_patch": self.frame_patch} if self.frame_patch else {}
+        own |= {"num_frames": settings.length} if settings.signal == "video" else {}
         return {
-            **SIGNAL_PRESETS[settings.signal], **own, "image_size": settings.length,
-            "num_channels": settings.num_channels, "signal": settings.signal, **causal,
+            **SIGNAL_PRESETS[settings.signal], **own, "image_size": settings.image_size,
+            "num_channels": settings.num_channels or 1, "signal": settings.signal,
             "preprocessing": settings.to_dict(),
         }  # fmt: skip

@@ -40,7 +40,12 @@ SIGNALS_SHARE = 4  # a signal counts as so many of these pictures, since it take
 EXAMINED = 1000  # pictures that decide whether a data set is of photographs
 SHOWN = 12  # pictures in a reconstruction grid
 # Settings that --init_from brings along: another value would make its weights mean something else.
-FIXED_SETTINGS = ("image_size", *PRESET_SETTINGS, *(name for name in OWN_SETTINGS if name != "level_dropout"))
+FIXED_SETTINGS = (
+    "image_size",
+    "frame_patch",
+    *PRESET_SETTINGS,
+    *(name for name in OWN_SETTINGS if name != "level_dropout"),
+)
 FIXED_QUANTIZER_OPTIONS = ("shared_codebook", "num_groups", "codebook_dim")
 
 
@@ -163,7 +168,7 @@ def _fixed_inputs(options: ImageTokenizerOptions, tokenizer: VQVAE) -> dict[str,
         kind = "pictures" if signals is None else signals.signal
         remedy = "leave --signal out" if signals is None else f"give --signal {kind}"
         raise ValueError(f"--init_from {options.init_from} has codes of {kind}: {remedy}")
-    names = {"audio": ("length", "rate"), "series": ("length", "horizon")}[signals.signal]
+    names = {"audio": ("length", "rate"), "series": ("length", "horizon"), "video": ("length",)}[signals.signal]
     return {{"rate": "sample_rate"}.get(name, name): getattr(signals, name) for name in names}
 
 
@@ -216,7 +221,8 @@ def validate(
     tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device, perceptual: PerceptualLoss | None = None
 ) -> dict[str, float]:
     """Figures over the validation pictures: mse on [0, 1], psnr (mean over pictures), codebook usage, perplexity, and
-    the perceptual distance where it is learned from; of signals, those of `SignalErrors` in place of mse and psnr."""
+    the perceptual distance where it is learned from; of sounds and series, those of `SignalErrors` in place of mse and
+    psnr."""
     usage = CodeUsage(tokenizer.num_codes)
     errors = ReconstructionErrors(perceptual) if tokenizer.config.axes.dimensions == 2 else SignalErrors()
     with torch.inference_mode():

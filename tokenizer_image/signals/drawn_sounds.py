@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import operator
 from dataclasses import dataclass
 
 import numpy as np
 
+from tokenizer_image.signals.drawn_signals import DrawnSignals
 from tokenizer_image.signals.examples import SignalExample
 
 VERSION = 1  # of the drawing and the wording
@@ -15,7 +14,6 @@ PITCHES = {"low": (180.0, 260.0), "middle": (420.0, 600.0), "high": (950.0, 1300
 MOTIONS = {"steady": 1.0, "rising": 1.6, "falling": 1 / 1.6}  # pitch at the end over that at the start
 NOISES = {"dark": 500.0, "bright": 4000.0}  # Hz, of a low-pass or a high-pass filter
 DRUMS = {"deep": (55.0, 75.0), "light": (140.0, 190.0)}  # Hz
-SPLITS = {"train": 0, "validation": 1, "held_out": 2}
 FADE = 0.01  # seconds at both ends of an event, so that none clicks
 
 
@@ -44,7 +42,7 @@ HELD_OUT = [pair for pair in PAIRS if (pair[0] + 3 * pair[1]) % 10 == 0]  # ever
 SEEN = [pair for pair in PAIRS if pair not in HELD_OUT]
 
 
-class DrawnSounds:
+class DrawnSounds(DrawnSignals):
     """Sounds of one event or of two in a row, as a data set (`SignalSource`).
 
     `split`: "train" and "validation" have pairs of events of `SEEN`, and share no sound; "held_out" has pairs of
@@ -58,38 +56,25 @@ class DrawnSounds:
     """
 
     name = "sounds"
-    label_names: list[str] | None = None
+    version = VERSION
     captions_per_sound = 3
 
     def __init__(
         self, split: str = "train", num_examples: int = 20_000, seed: int = 0, length: int = 16_000, rate: int = 16_000
     ) -> None:
-        if split not in SPLITS:
-            raise ValueError(f"sounds have no split {split!r}; they have: {', '.join(SPLITS)}")
-        if num_examples < 1:
-            raise ValueError(f"num_examples={num_examples} must be at least 1")
-        self.split, self.num_examples, self.seed = split, num_examples, operator.index(seed)
+        super().__init__(split, num_examples, seed, (length, rate))
         self.length, self.rate = length, rate
-
-    def __len__(self) -> int:
-        return self.num_examples
-
-    @property
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with the drawing, the wording, the split, the seed and the sizes."""
-        identity = (VERSION, self.split, self.seed, self.num_examples, self.length, self.rate)
-        return hashlib.blake2b(repr(identity).encode(), digest_size=8).hexdigest()
 
     def events(self, row: int) -> tuple[SoundEvent, ...]:
         """What is heard in a sound: one event or two."""
-        rng = self._random(row, 0)
+        rng = self.random(row, 0)
         pairs = HELD_OUT if self.split == "held_out" else SEEN
         first, second = pairs[rng.integers(len(pairs))]
         single = self.split != "held_out" and rng.random() < 0.25
         return (EVENTS[first],) if single else (EVENTS[first], EVENTS[second])
 
     def __getitem__(self, row: int) -> SignalExample:
-        events, rng = self.events(row), self._random(row, 1)
+        events, rng = self.events(row), self.random(row, 1)
         bounds = np.linspace(0, self.length, len(events) + 1).astype(int)
         parts = [
             _draw(event, int(end - start), self.rate, rng)
@@ -99,21 +84,12 @@ class DrawnSounds:
         return SignalExample("audio", values, None, self.rate, tuple(self.texts(row)), f"sound {row}")
 
     def texts(self, row: int) -> list[str]:
-        events, rng = self.events(row), self._random(row, 2)
+        events, rng = self.events(row), self.random(row, 2)
         return [_describe(events, rng, full=number == 0) for number in range(self.captions_per_sound)]
-
-    def label(self, row: int) -> int:
-        """There are no classes."""
-        return -1
 
     def attributes(self, row: int) -> dict[str, str]:
         events = self.events(row)
         return {"first": events[0].label, "second": events[1].label if len(events) > 1 else "nothing"}
-
-    def _random(self, row: int, use: int) -> np.random.Generator:
-        if not 0 <= row < self.num_examples:
-            raise IndexError(f"row {row} is outside of this data set of {self.num_examples} sounds")
-        return np.random.default_rng([VERSION, self.seed, SPLITS[self.split], operator.index(row), use])
 
 
 def _draw(event: SoundEvent, length: int, rate: int, rng: np.random.Generator) -> np.ndarray:

@@ -31,6 +31,14 @@ class SignalExample:
     texts: tuple[str, ...]
     name: str
 
+    @property
+    def input_values(self) -> np.ndarray:
+        """`values` as tokenizers take them; of videos a column of frames, uint8 (3, frames * height, width)."""
+        if self.kind != "video":
+            return self.values
+        channels_first = np.moveaxis(self.values, -1, 0)
+        return channels_first.reshape(3, -1, self.values.shape[2])
+
 
 class SignalSource(Protocol):
     """One split of a data set of signals; also what token caches ask of a data set (`PictureDataset`)."""

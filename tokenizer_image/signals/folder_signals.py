@@ -1,4 +1,4 @@
-"""A folder of sounds or series, with captions as of pictures, as examples of one length."""
+"""A folder of sounds, series or videos, with captions as of pictures, as examples of one length."""
 
 from __future__ import annotations
 
@@ -6,26 +6,32 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from tokenizer_image.pictures.columns import Columns
 from tokenizer_image.pictures.dataset import PictureSource, SelectedPictures
-from tokenizer_image.pictures.fingerprints import digest, hash64
+from tokenizer_image.pictures.fingerprints import digest, file_identity, hash64
 from tokenizer_image.pictures.folder_files import FolderFiles, files_below, real_path_inside
 from tokenizer_image.pictures.folder_pictures import metadata_splits, picture_splits
 from tokenizer_image.pictures.metadata import METADATA_FILES
 from tokenizer_image.pictures.picture_files import is_picture
 from tokenizer_image.pictures.reading_notes import ReadingNotes
 from tokenizer_image.pictures.splits import SplitFiles
+from tokenizer_image.preprocessing import Preprocessing, preprocess
 from tokenizer_image.signals.examples import SignalExample
 from tokenizer_image.signals.series_files import is_series, read_series
 from tokenizer_image.signals.settings import SignalSettings
 from tokenizer_image.signals.sound_files import SoundInfo, is_sound, read_sound, sound_info
+from tokenizer_image.signals.video_files import frames_in, is_film, is_frame, is_video, read_video
 
 LEAST_PART = 0.5  # of an example: a shorter rest at the end of a recording is left out
-KINDS: dict[str, Callable[[str], bool]] = {"sounds": is_sound, "pictures": is_picture, "series": is_series}
-WORDS = {"audio": "sounds", "series": "series"}  # what a folder of each kind of signal holds
+KINDS: dict[str, Callable[[str], bool]] = {
+    "sounds": is_sound, "pictures": is_picture, "series": is_series, "videos": is_film,
+}  # fmt: skip
+WORDS = {"audio": "sounds", "series": "series", "video": "videos"}  # what a folder of each kind of signal holds
 
 
 def signal_splits(path: Path, name: str, signal: str, columns: Columns, notes: ReadingNotes) -> dict[str, SplitFiles]:
@@ -37,10 +43,19 @@ def signal_splits(path: Path, name: str, signal: str, columns: Columns, notes: R
     """
     if not path.is_dir():
         raise ValueError(f"{path} is a file: give the folder that holds the {WORDS[signal]}")
-    files = FolderFiles(path, files_below(path, notes))
+    listed_files = list(files_below(path, notes))
+    kinds = KINDS
+    if signal == "video":  # where a folder of frames stands for its files
+        folders = {file.rpartition("/")[0] for file in listed_files if is_frame(file)}
+        listed_files = [*(file for file in listed_files if not is_frame(file)), *folders]
+        kinds = KINDS | {
+            "pictures": lambda file: is_picture(file) and not is_video(file),
+            "videos": lambda file: is_video(file) or file in folders,
+        }
+    files = FolderFiles(path, listed_files)
     metadata = [file for file in files.files if file.rsplit("/", 1)[-1].lower() in METADATA_FILES]
     others = [file for file in files.files if file not in metadata]
-    found = {kind: [file for file in others if belongs(file)] for kind, belongs in KINDS.items()}
+    found = {kind: [file for file in others if belongs(file)] for kind, belongs in kinds.items()}
     signals = found.pop(WORDS[signal])
     beside = {kind: names for kind, names in found.items() if names}
     listed = " and ".join(f"{len(names):,} {kind}, such as {names[0]}" for kind, names in beside.items())
@@ -87,7 +102,8 @@ class SignalFiles(SelectedPictures):
         self.starts = np.asarray([start for _, start in found], np.int64)
         self.split, self.split_sizes = source.split, {source.split: len(found)}
         sizes = (settings.length, settings.rate, settings.horizon)
-        self.fingerprint = digest("signals", source.fingerprint, sizes, self.rows.tobytes(), self.starts.tobytes())
+        parts = [source.fingerprint, sizes, self.rows.tobytes(), self.starts.tobytes(), *self._identity()]
+        self.fingerprint = digest("signals", *parts)
         self._last: tuple[str, np.ndarray] = ("", np.zeros(0, np.float32))
         self._tell_changes(len(source) - len(problems), source.notes)
 
@@ -95,22 +111,30 @@ class SignalFiles(SelectedPictures):
         """The first samples of a file's examples. ValueError for one that cannot be read."""
         raise NotImplementedError
 
+    def _identity(self) -> tuple[object, ...]:
+        """What else the examples depend on."""
+        return ()
+
     def _read(self, file: Path) -> np.ndarray:
-        """A whole file, (channels, time)."""
+        """A whole file, (channels, time), of videos (channels, time, height, width)."""
         raise NotImplementedError
 
     def _example(self, part: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """At most `length` samples (channels, time) as values of an example, and which of them are known."""
+        """At most `length` samples (channels, time, ...) as values of an example, and which of them are known."""
         raise NotImplementedError
 
     def _tell_changes(self, files: int, notes: ReadingNotes) -> None:
         """Note once what is done to signals of another form."""
         if len(self) != files:
-            notes.warn(f"{files:,} {self.row_name} become {len(self):,} examples of {self.settings.length:,} samples")
+            notes.warn(
+                f"{files:,} {self.row_name} become {len(self):,} examples of {self.settings.length:,} {self.step_name}s"
+            )
+
+    step_name = "sample"
 
     def key(self, row: int) -> str:
         start = int(self.starts[row])
-        return super().key(row) + (f" from sample {start:,}" if start else "")
+        return super().key(row) + (f" from {self.step_name} {start:,}" if start else "")
 
     def picture_key(self, row: int) -> int:
         return hash64(self.source.picture_key(int(self.rows[row])), int(self.starts[row]))  # type: ignore[attr-defined]
@@ -121,8 +145,8 @@ class SignalFiles(SelectedPictures):
             self._last = (file, self._read(real_path_inside(self.root, file)))
         values, known = self._example(self._last[1][:, start : start + self.settings.length])
         rate = self.settings.rate or None
-        kind = "audio" if self.settings.signal == "audio" else "series"
-        return SignalExample(kind, values, known, rate, tuple(self.texts(row)), self.key(row))  # type: ignore[arg-type]
+        kind: Any = self.settings.signal
+        return SignalExample(kind, values, known, rate, tuple(self.texts(row)), self.key(row))
 
 
 class SoundFiles(SignalFiles):
@@ -153,6 +177,51 @@ class SoundFiles(SignalFiles):
         if rates:
             listed = ", ".join(f"{count:,} of {rate:,} Hz" for rate, count in rates.most_common(4))
             notes.warn(f"sounds of another rate are resampled to {self.settings.rate:,} Hz: {listed}")
+
+
+class VideoFiles(SignalFiles):
+    """Videos: a rest of less than half an example is left out, and a short video is followed by its last frame. Frames
+    are cropped to their middle square and resized."""
+
+    step_name = "frame"
+
+    def __init__(self, source: PictureSource, root: Path, settings: SignalSettings) -> None:
+        self._frames: list[tuple[object, ...]] = []
+        self._sizes: Counter[tuple[int, int]] = Counter()
+        super().__init__(source, root, settings)
+
+    def _identity(self) -> tuple[object, ...]:
+        return self.settings.frame_size, self._frames
+
+    def _starts(self, file: Path) -> Iterable[int]:
+        if file.is_dir():  # whose own time of change does not tell that of its frames
+            self._frames += [(one.name, *file_identity(one)) for one in frames_in(file)]
+        frames = self._frames_of(file)
+        self._sizes[frames.shape[1:3]] += 1
+        whole, rest = divmod(len(frames), length := self.settings.length)
+        return range(0, max(1, whole + (rest >= LEAST_PART * length)) * length, length)
+
+    def _read(self, file: Path) -> np.ndarray:
+        side = self.settings.frame_size
+        settings = Preprocessing(side)
+        frames = [preprocess(Image.fromarray(frame), settings, ((side, side),)) for frame in self._frames_of(file)]
+        return np.stack(frames, axis=1)
+
+    def _frames_of(self, file: Path) -> np.ndarray:
+        for frame in frames_in(file) if file.is_dir() else ():
+            real_path_inside(self.root, str(frame.relative_to(self.root)))  # no link out of the folder
+        return read_video(file).frames
+
+    def _example(self, part: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        missing = self.settings.length - part.shape[1]
+        return np.moveaxis(np.pad(part, ((0, 0), (0, missing), (0, 0), (0, 0)), mode="edge"), 0, -1), None
+
+    def _tell_changes(self, files: int, notes: ReadingNotes) -> None:
+        super()._tell_changes(files, notes)
+        side = self.settings.frame_size
+        if others := {size: count for size, count in self._sizes.items() if size != (side, side)}:
+            listed = ", ".join(f"{count:,} of {width}x{height}" for (height, width), count in list(others.items())[:4])
+            notes.warn(f"videos of another size are cropped to squares and resized to {side}x{side}: {listed}")
 
 
 class SeriesFiles(SignalFiles):

@@ -11,9 +11,11 @@ from tokenizer_image.pictures.reading_notes import ReadingNotes
 from tokenizer_image.signals.drawn_series import DrawnSeries
 from tokenizer_image.signals.drawn_sounds import DrawnSounds
 from tokenizer_image.signals.examples import SignalExample, SignalSource
-from tokenizer_image.signals.folder_signals import SeriesFiles, SignalFiles, SoundFiles, signal_splits
+from tokenizer_image.signals.folder_signals import SeriesFiles, SignalFiles, SoundFiles, VideoFiles, signal_splits
+from tokenizer_image.signals.moving_sprites import MovingSprites
 from tokenizer_image.signals.settings import BUILT_IN, SignalSettings
 
+FILES: dict[str, type[SignalFiles]] = {"audio": SoundFiles, "series": SeriesFiles, "video": VideoFiles}
 DRAWN_TRAINING, DRAWN_OTHERS = 20_000, 1_000  # drawn examples of a split
 
 
@@ -37,9 +39,7 @@ def load_signals(
     if dataset == BUILT_IN[settings.signal]:
         count = max_examples or (DRAWN_TRAINING if split == "train" else DRAWN_OTHERS)
         drawn_seed = seed if split == "train" else 0
-        if settings.signal == "series":
-            return DrawnSeries(split, count, drawn_seed, settings.length)
-        return DrawnSounds(split, count, drawn_seed, settings.length, settings.rate)
+        return drawn_signals(settings, split, count, drawn_seed)
     path = Path(dataset).expanduser()
     if not path.exists():
         raise ValueError(
@@ -48,8 +48,18 @@ def load_signals(
         )
     notes = ReadingNotes()
     splits = signal_splits(path, dataset, settings.signal, Columns(None, caption_column), notes)
-    kind = SoundFiles if settings.signal == "audio" else SeriesFiles
-    return kind(choose_rows(splits, dataset, split, max_examples, seed, notes), path, settings)
+    return FILES[settings.signal](choose_rows(splits, dataset, split, max_examples, seed, notes), path, settings)
+
+
+def drawn_signals(
+    settings: SignalSettings, split: str, count: int, seed: int
+) -> DrawnSounds | DrawnSeries | MovingSprites:
+    """`count` examples of a split of the built-in world of the settings' kind."""
+    if settings.signal == "series":
+        return DrawnSeries(split, count, seed, settings.length)
+    if settings.signal == "video":
+        return MovingSprites(split, count, seed, settings.length, settings.frame_size)
+    return DrawnSounds(split, count, seed, settings.length, settings.rate)
 
 
 def example_of(source: SignalSource | SelectedPictures, row: int) -> SignalExample:
