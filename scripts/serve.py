@@ -20,9 +20,9 @@ def main(options: ServingOptions) -> None:
     """Load, listen, and serve until SIGTERM or Ctrl-C."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # prompts come one by one
     try:
+        from pipelines.example_prompts import example_prompts
         from pipelines.serving.application import create_application
         from pipelines.serving.engine import DrawingEngine
-        from pipelines.serving.example_prompts import example_prompts
         from pipelines.serving.running import hold_weights, listening_socket, serve
         from pipelines.serving.settings import engine_limits, serving_settings
         from pipelines.serving.sharing import public_address
@@ -49,7 +49,7 @@ def main(options: ServingOptions) -> None:
     with DrawingEngine(pipe, engine_limits(options)) as engine:
         application = create_application(engine, settings)
         if options.page:
-            mount_page(application, engine, settings, example_prompts(options.chosen_model))
+            mount_page(application, engine, settings, example_prompts(pipe.folder))
         address = "http://{}:{}".format(*listener.getsockname()[:2])
         print(f"serving {options.served_name} at {address}/v1 (Ctrl-C ends)", flush=True)
         if options.page:
