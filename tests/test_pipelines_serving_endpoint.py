@@ -383,33 +383,6 @@ def test_an_error_of_the_model_is_no_secret_spilled(monkeypatch):
         assert httpx.get(f"{server.address}/healthz").status_code == 200
 
 
-def test_malformed_requests_from_the_schema_never_fail_the_server(server):
-    """schemathesis on the OpenAPI schema, a few examples of each operation, correct ones and wrong ones."""
-    schemathesis = pytest.importorskip("schemathesis")
-    from hypothesis import HealthCheck, Phase, given, settings
-
-    schema = schemathesis.openapi.from_url(f"{server.address}/openapi.json")
-    modes = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE]
-    for operation in (result.ok() for result in schema.get_all_operations()):
-        for mode in modes:
-            cases = operation.as_strategy(generation_mode=mode)
-
-            @given(case=cases)
-            @settings(max_examples=8, deadline=None, database=None, phases=[Phase.generate], derandomize=True,
-                      suppress_health_check=list(HealthCheck))  # fmt: skip
-            def check(case: Any) -> None:
-                answer = case.call(timeout=20)
-                assert answer.status_code < 500, (case.as_curl_command(), answer.text)
-
-            try:
-                check()
-            except Exception as error:
-                if type(error).__name__ in ("Unsatisfiable", "NegativeGenerationError", "SkipTest"):
-                    continue  # nothing wrong can be made of an operation without parameters
-                raise
-    assert httpx.get(f"{server.address}/healthz").status_code == 200
-
-
 def test_an_empty_key_is_an_error(server):
     with pytest.raises(ValueError, match="API key is empty"):
         create_application(server.engine, ServingSettings(api_key=" "))

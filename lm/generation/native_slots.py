@@ -7,7 +7,6 @@ the same to the last bit alone and among others.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from lm.generation.slots import FedTokens, Slots
 
 
 class NativeSlots(Slots):
-    """Slots whose keys and values lie in one tensor a layer, (2, count, key_heads, places, head_size)."""
+    """Slots whose keys and values lie in one tensor, (layers, 2, count, key_heads, places, head_size)."""
 
     def __init__(self, model: Any, count: int, places: int) -> None:
         super().__init__(model, count, places)
@@ -25,15 +24,21 @@ class NativeSlots(Slots):
         # The compiled code reads these by address: they must stay alive even if the model is moved or cast meanwhile.
         self._weights = [parameter.data for parameter in model.parameters()]
         attention = model.model.layers[0].self_attn
-        shape = (2, count, model.config.num_key_value_heads, places, attention.head_dim)
+        layers = model.model.layers
+        shape = (len(layers), 2, count, model.config.num_key_value_heads, places, attention.head_dim)
         # Memory that is not written to is not taken: free slots cost nothing.
-        self._room = [torch.empty(shape, dtype=model.dtype) for _ in model.model.layers]
-        self._layers = (Layer * len(self._room))(*map(layer_of, model.model.layers, self._room))
+        self._rooms = torch.empty(shape, dtype=model.dtype)
+        self._layers = (Layer * len(layers))(*map(layer_of, layers, self._rooms))
         self._starts = torch.zeros(count, dtype=torch.int64)  # rows have no padding
         self._native: Model = model_of(model, places, self._starts, ctypes.addressof(self._layers))
         cosines, sines = model.model.rotary_emb(torch.zeros(1), torch.arange(places)[None])
         self._heads: dict[tuple[int, int], Linear] = {}  # rows of the output layer
         self._cosines, self._sines = cosines[0].contiguous(), sines[0].contiguous()  # (places, head_size)
+
+    def use_threads(self, count: int) -> bool:
+        """As `Slots.use_threads`. What is computed does not depend on it."""
+        self._native.threads = count
+        return True
 
     def feed(self, tokens: FedTokens) -> torch.Tensor:
         """As `Slots.feed`."""
@@ -42,10 +47,9 @@ class NativeSlots(Slots):
         self._step(self._native, len(tokens.ids), *(part.data_ptr() for part in inputs), result.data_ptr())
         return result
 
-    def copy(self, source: int, targets: Sequence[int], length: int) -> None:
+    def copy(self, source: int, target: int, length: int) -> None:
         """As `Slots.copy`."""
-        for room in self._room:
-            room[:, targets, :, :length] = room[:, source : source + 1, :, :length].clone()
+        self._rooms[:, :, target, :, :length] = self._rooms[:, :, source, :, :length]
 
     def logits(self, states: torch.Tensor, first: int, last: int) -> torch.Tensor:
         """As `Slots.logits`."""

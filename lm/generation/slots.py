@@ -88,10 +88,13 @@ class Slots:
             return self.model.base_model(**inputs).last_hidden_state[0]
         return self.model(**inputs).logits[0]
 
-    def copy(self, source: int, targets: Sequence[int], length: int) -> None:
-        """Give slots the first `length` tokens of another, which has no more."""
-        for target in targets:
-            self._caches[target] = copy.deepcopy(self._caches[source])
+    def use_threads(self, count: int) -> bool:
+        """Compute in so many threads from now on, where they are its own and not torch's; whether they are."""
+        return False
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Give a slot the first `length` tokens of another, which has no more."""
+        self._caches[target] = copy.deepcopy(self._caches[source])
 
     def logits(self, states: torch.Tensor, first: int, last: int) -> torch.Tensor:
         """Logits (k, last - first) float32 of tokens `first <= id < last`, of what `feed` gave for k tokens."""
