@@ -24,7 +24,7 @@ from tiny import tiny_pipeline
 from pipelines.serving.application import create_application
 from pipelines.serving.context import ServingSettings
 from pipelines.serving.engine import DrawingEngine, EngineLimits
-from pipelines.serving.running import listening_socket
+from pipelines.serving.running import Server, listening_socket
 from pipelines.serving.uploads import read_picture, redraw_mask
 
 openai = pytest.importorskip("openai")
@@ -33,14 +33,17 @@ KEY = "a key of some length"
 
 
 @contextmanager
-def served(settings: ServingSettings | None = None, **limits: Any) -> Iterator[SimpleNamespace]:
+def served(
+    settings: ServingSettings | None = None, *, idle_seconds: float = 30.0, **limits: Any
+) -> Iterator[SimpleNamespace]:
     """A running server: its address, pipeline and engine."""
     pipe = tiny_pipeline(sizes=((16, 16), (16, 32)), formats=BOTH)
     pipe.set_progress_bar_config(disable=True)
     listener = listening_socket("127.0.0.1", 0)
     with DrawingEngine(pipe, EngineLimits(**{"description_tokens": 8, **limits})) as engine:
         application = create_application(engine, settings or ServingSettings(model_name="tiny", upload_pixels=10_000))
-        server = uvicorn.Server(uvicorn.Config(application, log_level="critical", server_header=False, lifespan="on"))
+        config = uvicorn.Config(application, log_level="critical", server_header=False, lifespan="on")
+        server = Server(config, idle_seconds)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -15,6 +15,7 @@ from lm.generation.native_slots import NativeSlots
 from pipelines import ImageToTextPipeline, TextToImagePipeline
 from pipelines.serving.engine import BUSY, DrawingEngine, EngineLimits
 from pipelines.serving.jobs import EngineFull, EngineStopping, JobCancelled, JobTimeout
+from pipelines.serving.reducing import reduced
 from pipelines.serving.requests import CompleteRequest, DescribeRequest, DrawRequest, VaryRequest
 from pipelines.serving.turns import fair_shares, slots_allowed
 
@@ -184,6 +185,8 @@ def test_limits_say_what_is_allowed(pipe, picture):
             engine.submit(DrawRequest(prompt="a dog", count=3))
         with pytest.raises(ValueError, match=r"prompt has \d+ tokens: at most 4"):
             engine.submit(DrawRequest(prompt="a blue cat on grass and a red dog"))
+        with pytest.raises(ValueError, match="prompt has more than 4 tokens, which is the limit"):
+            engine.submit(DrawRequest(prompt="dog " * 20_000))
         with pytest.raises(ValueError, match="max_new_tokens=6: a description has at most 5"):
             engine.submit(DescribeRequest(image=picture, max_new_tokens=6))
         with pytest.raises(ValueError, match="best_of=3: at most 2"):
@@ -194,6 +197,27 @@ def test_limits_say_what_is_allowed(pipe, picture):
             engine.submit(DrawRequest(prompt="a dog", height=7))
         with pytest.raises(ValueError, match="temperature must be at least 0"):
             engine.submit(DrawRequest(prompt="a dog", temperature=-1.0))
+
+
+def test_what_waits_keeps_pictures_at_the_models_size(pipe):
+    """So large uploads take no memory while they wait; what is drawn is as from the large ones."""
+    large = Image.radial_gradient("L").convert("RGB").resize((320, 160))
+    mask = Image.new("L", large.size)
+    mask.paste(255, (0, 0, 160, 160))
+    for request in (
+        CompleteRequest(image=large, mask=mask), VaryRequest(image=large, seed=1), DescribeRequest(image=large)
+    ):  # fmt: skip
+        small = reduced(pipe, request)
+        assert small.image.size == (32, 16) and same(reduced(pipe, small).image, small.image)
+        if isinstance(small, CompleteRequest):
+            assert np.array_equal(np.asarray(small.mask), np.repeat([[255] * 16 + [0] * 16], 16, 0))
+    with DrawingEngine(pipe) as engine:
+        varied = engine.submit(VaryRequest(image=large, seed=1)).result(10)[0]
+        completed = engine.submit(CompleteRequest(image=large, mask=mask, seed=1)).result(10)[0]
+    assert same(varied.image, pipe.vary(large, seed=1).images[0])
+    assert same(completed.image, pipe.complete(large, mask=mask, seed=1).images[0])
+    draw = DrawRequest(prompt="a dog")
+    assert reduced(pipe, draw) is draw
 
 
 def test_too_many_waiting_requests_are_refused(pipe):

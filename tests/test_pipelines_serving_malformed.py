@@ -11,6 +11,7 @@ import os
 import random
 import socket
 import struct
+import time
 from collections import Counter
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -178,6 +179,39 @@ def answer_to(address: str, request: bytes) -> bytes:
         except (BrokenPipeError, ConnectionResetError):  # it does not want the rest
             return b""
         return received
+
+
+def test_connections_on_which_nothing_comes_are_closed():
+    """200 that send nothing or a part of a head, beside one that works: those are closed, and a request under way is
+    not, however slowly its body comes."""
+    with served(ServingSettings(model_name="tiny"), idle_seconds=1.0) as server:
+        host, port = server.address.removeprefix("http://").split(":")
+        idle = [socket.create_connection((host, int(port)), timeout=SECONDS) for _ in range(200)]
+        for connection in idle[::2]:
+            connection.sendall(b"POST /v1/images/generations HTTP/1.1\r\nHos")
+        body = b'{"prompt": "a red dog"}'
+        slow = socket.create_connection((host, int(port)), timeout=SECONDS)
+        head = "POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        slow.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:5])
+        with httpx.Client(base_url=server.address, timeout=SECONDS) as client:
+            for _ in range(8):
+                assert client.post("/v1/images/generations", json={"prompt": "a red dog"}).status_code == 200
+                time.sleep(0.4)
+        for connection in idle:
+            assert connection.recv(1) == b"", "closed without an answer"
+            connection.close()
+        slow.sendall(body[5:])
+        assert slow.recv(12) == b"HTTP/1.1 200"
+        slow.close()
+
+
+def test_a_body_that_does_not_come_is_told():
+    with served(ServingSettings(model_name="tiny", body_seconds=0.2)) as server:
+        whole = b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        host, port = server.address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=SECONDS) as connection:
+            connection.sendall(whole + b"Content-Length: 100\r\n\r\n{")
+            assert connection.recv(12) == b"HTTP/1.1 408"
 
 
 def test_broken_connections(server):

@@ -52,6 +52,7 @@ from pipelines.text_to_image import TextToImagePipeline
 SLOTS_OF_PICTURE = 2  # with guidance
 PATIENCE = 8  # steps that a complete picture may wait for others, to be decoded with them
 BUSY = 8  # requests under way, from which on some cores are spared; half as many, until they draw again
+COMPOSED = 4  # characters become one, at most, when text is normalized: longer prompts are refused unread
 KEPT_PROMPTS = 32  # that need not be read again: the last ones, and what guidance leads away from
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ class DrawingEngine:
         self._complete: list[tuple[DrawingWork, PictureUnderWay]] = []  # to be decoded
         self._waited = 0  # steps since the first of them was complete
         self._is_stopping = False
+        self._longest_token = max(map(len, pipeline.vocabulary.tokenizer.get_vocab()))  # bytes
         self._reading = threading.Lock()  # of the text tokenizer, which is not safe in threads
         self._completed: deque[float] = deque(maxlen=64)  # times of the last pictures
         self._decoder = Decoder(pipeline, lambda: self._completed.append(time.monotonic()))
@@ -226,6 +228,8 @@ class DrawingEngine:
             limit = self.limits.prompt_tokens
             if not isinstance(text, str) or len(text.encode(errors="replace")) < limit:
                 continue  # a token has a byte at least, and the space before the first word counts as one
+            if len(text) > COMPOSED * limit * self._longest_token:
+                raise ValueError(f"{name} has more than {limit} tokens, which is the limit here: shorten it")
             length = len(self.pipeline.vocabulary.encode_text(text))
             if length > limit:
                 raise ValueError(f"{name} has {length} tokens: at most {limit} here; shorten it")
@@ -375,11 +379,11 @@ class DrawingEngine:
             self._waited += 1
             if previews or not self._is_worth_waiting(rows):
                 pictures = [Drawn.of(work, row) for work, row in self._complete + previews]
-                self._complete, self._waited = [], 0
                 if self._is_busy or not self._decoder.is_idle:
                     self._decoder.decode_aside(pictures)
                 else:
                     self._decoder.decode(pictures)
+                self._complete, self._waited = [], 0  # not before: an error ends their jobs
 
     def _is_worth_waiting(self, rows: list[tuple[Work, RowUnderWay]]) -> bool:
         """Whether more pictures are about to be complete: several are decoded in less time than one after the other."""
