@@ -88,8 +88,9 @@ class Slots:
             return self.model.base_model(**inputs).last_hidden_state[0]
         return self.model(**inputs).logits[0]
 
-    def use_threads(self, count: int) -> bool:
-        """Compute in so many threads from now on, where they are its own and not torch's; whether they are."""
+    def spare(self, cores: int, others: int) -> bool:
+        """Compute on so many cores from now on, of which `others` have other work, too (0: none has). Whether it can
+        choose: its threads are its own, not torch's."""
         return False
 
     def copy(self, source: int, target: int, length: int) -> None:

@@ -84,8 +84,8 @@ class DrawingEngine:
     Args:
         pipeline: of which nothing else may change the model meanwhile.
         limits: what it takes on.
-        spare_cores: how many of torch's threads do not draw while there are many requests; decoding and what surrounds
-            the engine have them (compiled code on a CPU alone). 0: all draw.
+        spare_cores: how many of torch's threads decoding and what surrounds the engine have while there are many
+            requests (compiled code on a CPU alone). 0: drawing has all.
 
     Attributes:
         pipeline, limits: as given.
@@ -340,14 +340,14 @@ class DrawingEngine:
         return [(work, row) for work, row in chosen if row.is_complete]
 
     def _share_cores(self, sampler: ContinuousSampler) -> None:
-        """Leave some cores to others while there are many requests.
+        """Leave some of the cores' time to others while there are many requests.
 
         The threads of a step wait for each other again and again, so that one whose core does something else holds
         them all up.
         """
         is_busy = self._spare_cores > 0 and len(self._jobs) >= (BUSY // 2 if self._is_busy else BUSY)
-        drawing = max(1, self._cores - self._spare_cores) if is_busy else self._cores
-        if is_busy != self._is_busy and sampler.slots.use_threads(drawing):
+        others = self._spare_cores if is_busy else 0
+        if is_busy != self._is_busy and sampler.slots.spare(self._cores, others):
             self._is_busy = is_busy
             torch.set_num_threads(self._spare_cores if is_busy else self._cores)
 
