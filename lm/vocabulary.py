@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,6 +75,12 @@ class PictureTokens:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def between(self) -> list[list[int]]:
+        """T lists: the tokens after each code and before the next, the end of a row of codes; none after the last."""
+        bounds = self.places.tolist()
+        return [self.ids[first + 1 : last].tolist() for first, last in zip(bounds, bounds[1:], strict=False)] + [[]]
 
 
 @dataclass

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
 from transformers import PreTrainedModel
 
-from lm.sequences import DESCRIBING, EDITING
+from lm.sequences import DESCRIBING, DRAWING_CAPTIONS, EDITING
 from lm.vocabulary import MultimodalVocabulary
 
 EDIT = """
@@ -25,7 +26,7 @@ tags:
 - text-to-image
 - vq-vae
 - autoregressive
----
+{widget}---
 
 # {title}
 
@@ -80,6 +81,7 @@ def model_card(
     figures: dict[str, Any] | str | None = None,
     training: Sequence[str] = (),
     has_hub_files: bool = False,
+    prompts: Sequence[str] = (),
 ) -> str:
     """The card's text.
 
@@ -90,6 +92,8 @@ def model_card(
             a text, which is shown as it stands.
         training: the commands that trained the model.
         has_hub_files: say how to load the folder by diffusers and transformers (`pipelines.hub_files`).
+        prompts: which the Hub's widget, and the page of scripts/serve.py, offer to try. A model that does not draw from
+            captions shows none.
     """
     height, width = vocabulary.image_size
     edits = bool(set(EDITING) & set(vocabulary.formats))
@@ -107,6 +111,7 @@ def model_card(
     commands = "\n".join(training)
     return CARD.format(
         license=license,
+        widget=_widget(prompts) if set(vocabulary.formats) & set(DRAWING_CAPTIONS) else "",
         title=repo_id.split("/")[-1],
         repo_id=repo_id,
         height=height,
@@ -119,6 +124,14 @@ def model_card(
         training=f"\n## Training\n\n```sh\n{commands}\n```\n" if commands else "",
         figures=f"\n## Figures\n\n{measured}\n" if figures else "",
     )
+
+
+def _widget(prompts: Sequence[str]) -> str:
+    """The header's entry of prompts to try, in the Hub's form."""
+    if not prompts:
+        return ""
+    entry = {"widget": [{"text": text} for text in prompts]}
+    return yaml.safe_dump(entry, allow_unicode=True, sort_keys=False, width=1000)
 
 
 def _flatten(figures: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 FORMAT_VERSION = 1
 INDEX_FILE = "model_index.json"
+CARD_FILE = "README.md"
 OWN_MODEL = "runs/model"  # where scripts/train_lm.py leaves one by default
 SHIPPED = Path(__file__).parent / "pretrained"
 DEFAULT_SHIPPED = "sprites"
@@ -30,6 +31,12 @@ def shipped_folder(name: str | Path) -> Path | None:
     folder here has the name, which is then meant. A path (`Path("sprites")`, "./sprites") never names one."""
     known = shipped_models() if isinstance(name, str) and not Path(name).exists() else {}
     return known.get(str(name))
+
+
+def named_folder(name: str | Path) -> Path:
+    """The folder of this name, which need not exist, or that of the model which comes with Tessera under it. The Hub is
+    not asked: training starts from folders of this machine."""
+    return shipped_folder(name) or Path(name)
 
 
 def model_origin(folder: str | Path) -> str:
@@ -63,7 +70,7 @@ def local_folder(folder: str | Path, revision: str | None = None, token: str | b
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    patterns = [INDEX_FILE, "image_tokenizer/*", "lm/*"]
+    patterns = [INDEX_FILE, CARD_FILE, "image_tokenizer/*", "lm/*"]
     try:
         return Path(snapshot_download(str(folder), revision=revision, token=token, allow_patterns=patterns))
     except (HFValidationError, HfHubHTTPError, OSError) as error:

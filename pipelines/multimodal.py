@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from lm.generation.progress import Callback
 from lm.vocabulary import MultimodalVocabulary, Size
 from pipelines.drawing.arguments import each_image, shown
 from pipelines.model_card import model_card
-from pipelines.model_folder import INDEX_FILE, local_folder, read_index, write_index
+from pipelines.model_folder import CARD_FILE, INDEX_FILE, local_folder, read_index, write_index
 from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.preprocessing import preprocess, preprocessing_of, to_pixel_values
@@ -35,7 +35,8 @@ class MultimodalPipeline:
     """The parts of a model: `image_tokenizer`, `model` and `vocabulary`, and where it has one, a `guess_table`, with
     which drawing several codes a call takes fewer calls.
 
-    `max_batch_rows` (128) bounds the rows that the language model reads at once.
+    `max_batch_rows` (128) bounds the rows that the language model reads at once; `folder` is where the model was loaded
+    from, None if it was not.
     """
 
     # For the error message of a call of the class itself: what a pipeline does, and how to call one.
@@ -73,6 +74,7 @@ class MultimodalPipeline:
         self.vocabulary = vocabulary
         self.guess_table = guess_table
         self.max_batch_rows = 128
+        self.folder: Path | None = None
         self._progress_bar: dict[str, Any] = {"disable": None}  # None: shown on a terminal
 
     def _check_kind(self, image_tokenizer: ImageTokenizer) -> None:
@@ -121,6 +123,7 @@ class MultimodalPipeline:
             )
         table = GuessTable.load(path / "lm", vocabulary)
         pipe = cls(image_tokenizer, load_model(str(path / "lm"), dtype=dtype), vocabulary, table)
+        pipe.folder = path
         return pipe if device is None else pipe.to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -149,7 +152,9 @@ class MultimodalPipeline:
         vocabulary = copy.copy(self.vocabulary)
         vocabulary.image_tokenizer_fingerprint = tokenizer.fingerprint
         table = self.guess_table and replace(self.guess_table, fingerprint=tokenizer.fingerprint)
-        return type(self)(tokenizer, copy.deepcopy(self.model).to(dtype), vocabulary, table)
+        pipe = type(self)(tokenizer, copy.deepcopy(self.model).to(dtype), vocabulary, table)
+        pipe.folder = self.folder
+        return pipe
 
     def push_to_hub(
         self,
@@ -157,6 +162,7 @@ class MultimodalPipeline:
         *,
         license: str = "unknown",
         figures: dict[str, Any] | None = None,
+        prompts: Sequence[str] | None = None,
         private: bool | None = None,
         token: str | bool | None = None,
         commit_message: str = "Upload a text-to-image model",
@@ -168,20 +174,26 @@ class MultimodalPipeline:
             repo_id: "owner/name".
             license: of the weights, as the Hub spells it ("apache-2.0", "cc-by-4.0", ...).
             figures: for the card, for example the report of `scripts/evaluate.py`; it may be nested.
+            prompts: for the card, which the Hub's widget offers to try (default: those of the folder that the model was
+                loaded from: of its card, or captions of its token cache).
             private, token, commit_message: as in huggingface_hub.
         """
         from huggingface_hub import HfApi
 
+        from pipelines.example_prompts import example_prompts
         from pipelines.hub_files import write_hub_files
 
         api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             has_files = write_hub_files(Path(folder), self.image_tokenizer, self.model, self.vocabulary)
+            if prompts is None:
+                prompts = example_prompts(self.folder)
             card = model_card(
-                self.model, self.vocabulary, repo_id, license=license, figures=figures, has_hub_files=has_files
-            )
-            (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+                self.model, self.vocabulary, repo_id, license=license, figures=figures, has_hub_files=has_files,
+                prompts=prompts,
+            )  # fmt: skip
+            (Path(folder) / CARD_FILE).write_text(card, encoding="utf-8")
             name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             api.upload_folder(repo_id=name, folder_path=folder, commit_message=commit_message)
         return f"https://huggingface.co/{name}"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.machine.processors import usable_cores
 from pipelines.machine.ray_cluster import check_ray
+from pipelines.model_folder import model_origin
 from pipelines.options.data import CacheOptions
 from pipelines.options.option import option
 
@@ -105,8 +106,9 @@ def main(options: Options) -> None:
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(options.cpu_threads or usable_cores())
     device = choose_device(options.device)
-    tokenizer = load_tokenizer(options.image_tokenizer).to(device)
+    tokenizer = load_tokenizer(options.tokenizer_folder).to(device)
     check_picture_options(options, tokenizer)
+    print(f"image tokenizer: {model_origin(options.image_tokenizer)}")
     if options.engine == "ray" and signal_settings_of(tokenizer):
         raise ValueError(f"--engine ray encodes pictures, and {options.image_tokenizer} signals: leave --engine out")
     on_ray: list[CacheToWrite] = []

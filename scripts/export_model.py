@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.machine.destinations import check_folder
-from pipelines.model_folder import INDEX_FILE
+from pipelines.model_folder import CARD_FILE, INDEX_FILE
 from pipelines.options.inference import ModelOptions
 from pipelines.options.option import check_values, option
 from pipelines.options.parser import run_command
@@ -51,6 +51,7 @@ class ExportOptions(ModelOptions):
 
 def main(options: ExportOptions) -> Path:
     """Convert, write the folder and its card, and return where it is."""
+    from pipelines.example_prompts import example_prompts
     from pipelines.model_card import model_card
     from pipelines.text_to_image import TextToImagePipeline
 
@@ -65,8 +66,9 @@ def main(options: ExportOptions) -> Path:
         license=options.license,
         figures=figures,
         training=training_of(Path(options.chosen_model)),
+        prompts=example_prompts(pipe.folder),
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder} ({options.dtype}, {size / 1e6:.1f} MB)")
     return folder

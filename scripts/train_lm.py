@@ -78,7 +78,7 @@ def main(options: LanguageModelOptions) -> None:
     if run.finished:
         return
     device, accumulation_steps = accelerator.device, options.gradient_accumulation_steps
-    tokenizer = load_tokenizer(options.image_tokenizer).to(device)
+    tokenizer = load_tokenizer(options.tokenizer_folder).to(device)
     check_parts(options, tokenizer)
     check_adapters(options, accelerator)
     if options.batch_size:

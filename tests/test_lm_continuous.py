@@ -12,7 +12,8 @@ from tiny import SQUARE, add_noise, draw_codes, streams, task_of, tiny_model, ti
 from lm.generation import native_stepper as native
 from lm.generation.continuous import ContinuousSampler, slots_for
 from lm.generation.direct_slots import DirectSlots
-from lm.generation.native_slots import NativeSlots
+from lm.generation.native_slots import NativeSlots, _bounds
+from lm.generation.prompt_cache import PromptCache
 from lm.generation.rows_under_way import PictureUnderWay, TextUnderWay, pictures_of
 from lm.generation.sampling import SamplingSettings, choose, choose_by_row, uniforms_of
 from lm.generation.slots import FedTokens, Slots
@@ -105,6 +106,59 @@ def test_rows_that_come_and_go_draw_what_they_draw_offline(model, vocabulary, ki
     assert sampling.num_used == 0 and sampling.num_free == 16
     for row, codes in zip(rows, expected, strict=True):
         assert row.codes.tolist() == codes.tolist()
+
+
+def test_steps_in_parts_are_the_same_bits(model, vocabulary):
+    """By threads that take parts in any order: prompts of several tokens, and one token of each row."""
+    if native.unavailable() is not None:
+        pytest.skip(f"no compiled code: {native.unavailable()}")
+    prompts = [image_prompt(vocabulary, text) for text in ["a red dog", "a blue cat", None, "dog dog dog"] * 8]
+    whole, parts = NativeSlots(model, 32, 64), NativeSlots(model, 32, 64)
+    assert parts.spare(4, 1) and whole.spare(1, 0)
+    places, order = [0] * 32, list(range(32))[::-1]
+    with torch.inference_mode():
+        for step in range(20):
+            fed = prompts if not step else [[5 + step]] * 32
+            tokens = FedTokens.of_rows(fed, order, places)
+            expected = whole.feed(tokens)
+            assert parts.feed(tokens).equal(expected)
+            places = [place + len(row) for place, row in zip(places, fed, strict=True)]
+            if step == 15:
+                assert parts.spare(1, 0)
+    assert _bounds([7] * 20 + [1, 2] + [3] * 9) == [0, 20, 31] and _bounds([4]) == [0, 1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompts_that_are_kept_are_not_read_again(model, vocabulary, kind):
+    """With three places for five prompts: some are copied, some forgotten, and each row is as alone."""
+    from lm.generation.images import generate_codes
+
+    expected = [codes for task in tasks(vocabulary) for codes in generate_codes(model, vocabulary, task)]
+    slots = sampler(model, vocabulary, kind, count=19)._slots
+    sampling, fed = ContinuousSampler(slots, vocabulary, kept_prompts=3), []
+    feed, slots.feed = slots.feed, lambda tokens: (fed.append(len(tokens.ids)), feed(tokens))[1]
+    for turn in range(3):
+        rows = [row for task in tasks(vocabulary) for row in pictures_of(task, vocabulary)]
+        finish(sampling, rows, each=2 if turn else 16)
+        assert [row.codes.tolist() for row in rows] == [codes.tolist() for codes in expected]
+        assert sampling.num_used == 0 and sampling.num_free == 16
+    row = [pictures_of(tasks(vocabulary)[0], vocabulary)[0] for _ in range(3)]
+    sampling.begin(row[:1])
+    fed.clear()
+    sampling.begin(row[1:2])
+    assert not fed, "both prompts of guidance are kept"
+    sampling.forget_prompts()
+    sampling.begin(row[2:])
+    assert fed == [sum(len(prompt) for prompt in row[2].prompts)]
+
+
+def test_the_prompt_that_was_used_longest_ago_is_forgotten():
+    kept = PromptCache([7, 8])
+    assert kept.find((1,)) is None and kept.keep((1,)) == 8 and kept.keep((2,)) == 7
+    assert kept.find((1,)) == 8 and kept.keep((3,)) == 7 and kept.find((2,)) is None
+    kept.clear()
+    assert kept.find((1,)) is None and {kept.keep((4,)), kept.keep((5,))} == {7, 8}
+    assert PromptCache([]).keep((1,)) is None
 
 
 def test_compiled_logits_are_the_same_bits_alone_and_among_others(model, vocabulary):

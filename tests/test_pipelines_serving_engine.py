@@ -10,9 +10,12 @@ import torch
 from PIL import Image
 from tiny import tiny_pipeline
 
+from lm.generation import native_stepper as native
+from lm.generation.native_slots import NativeSlots
 from pipelines import ImageToTextPipeline, TextToImagePipeline
-from pipelines.serving.engine import DrawingEngine, EngineLimits
+from pipelines.serving.engine import BUSY, DrawingEngine, EngineLimits
 from pipelines.serving.jobs import EngineFull, EngineStopping, JobCancelled, JobTimeout
+from pipelines.serving.reducing import reduced
 from pipelines.serving.requests import CompleteRequest, DescribeRequest, DrawRequest, VaryRequest
 from pipelines.serving.turns import fair_shares, slots_allowed
 
@@ -43,7 +46,8 @@ def wait_until(holds, seconds: float = 10) -> None:
         time.sleep(0.01)
 
 
-def test_pictures_are_the_same_alone_and_among_31_others(pipe):
+@pytest.mark.parametrize("spare_cores", [0, 1])
+def test_pictures_are_the_same_alone_and_among_31_others(pipe, spare_cores):
     """In float32: pixels and codes, whatever the settings of the others; and as the pipeline's call draws them."""
     requests = [
         DrawRequest(
@@ -53,7 +57,7 @@ def test_pictures_are_the_same_alone_and_among_31_others(pipe):
         )
         for number in range(32)
     ]  # fmt: skip
-    with DrawingEngine(pipe) as engine:
+    with DrawingEngine(pipe, spare_cores=spare_cores) as engine:
         crowd = [engine.submit(request) for request in requests]
         crowded = [job.result(30)[0] for job in crowd]
         alone = [engine.submit(request).result(30)[0] for request in requests]
@@ -62,6 +66,45 @@ def test_pictures_are_the_same_alone_and_among_31_others(pipe):
         settings = {**request.settings(), "height": request.height, "width": request.width}
         offline = pipe(request.prompt, seed=request.seed, **settings)
         assert one.codes.tolist() == offline.codes[0].tolist() and same(one.image, offline.images[0])
+
+
+def test_many_requests_spare_cores_and_their_previews_come_in_order(pipe, monkeypatch):
+    """What is decoded beside the next steps comes in the order in which it was drawn."""
+    if native.unavailable() is not None:
+        pytest.skip(f"no compiled code: {native.unavailable()}")
+    spared, spare, before = [], NativeSlots.spare, torch.get_num_threads()
+    monkeypatch.setattr(NativeSlots, "spare", lambda self, *counts: (spared.append(counts), spare(self, *counts))[1])
+    with DrawingEngine(pipe, EngineLimits(pictures_at_once=8), spare_cores=1) as engine:
+        engine._cores = 3
+        jobs = [engine.submit(DrawRequest(prompt="a red dog", count=20), previews=3) for _ in range(2 * BUSY)]
+        for job in jobs:
+            positions: dict[int, list[int]] = {number: [] for number in range(20)}
+            for drawn in job.events(20):
+                positions[drawn.number].append(len(drawn.codes))
+            assert all(shown == [2, 4, 6, 8] for shown in positions.values())
+        assert len(engine.submit(DrawRequest(prompt="a red dog")).result(20)) == 1
+    torch.set_num_threads(before)
+    assert spared == [(3, 1), (3, 0)]
+
+
+def test_pictures_that_cannot_be_decoded_end_their_jobs_alone(monkeypatch):
+    broken = tiny_pipeline(formats=BOTH)
+    decode, fails = broken.image_tokenizer.decode, True
+
+    def maybe(*arguments):
+        if fails:
+            raise RuntimeError("no memory")
+        return decode(*arguments)
+
+    monkeypatch.setattr(broken.image_tokenizer, "decode", maybe)
+    with DrawingEngine(broken, EngineLimits(pictures_at_once=4), spare_cores=1) as engine:
+        jobs = [engine.submit(DrawRequest(prompt="a red dog", count=20)) for _ in range(2 * BUSY)]
+        for job in jobs:
+            with pytest.raises(RuntimeError, match="(decoding|drawing) failed: no memory"):
+                job.result(20)
+        wait_until(lambda: engine.num_under_way == 0)
+        fails = False
+        assert len(engine.submit(DrawRequest(prompt="a red dog", count=64)).result(20)) == 64, "all slots are free"
 
 
 def test_each_picture_can_be_had_alone_by_its_seed(pipe):
@@ -129,6 +172,7 @@ def test_a_cancelled_job_frees_its_rows(pipe):
             large.result(10)
         wait_until(lambda: engine.num_under_way == 0)
         assert engine.submit(DrawRequest(prompt="a red dog", seed=1)).result(10)
+        assert engine.num_waiting == 0, "what has ended does not wait"
         waiting = engine.submit(DrawRequest(prompt="a red dog"))
         waiting.cancel()
         assert waiting.has_ended or waiting.is_cancelled
@@ -141,6 +185,8 @@ def test_limits_say_what_is_allowed(pipe, picture):
             engine.submit(DrawRequest(prompt="a dog", count=3))
         with pytest.raises(ValueError, match=r"prompt has \d+ tokens: at most 4"):
             engine.submit(DrawRequest(prompt="a blue cat on grass and a red dog"))
+        with pytest.raises(ValueError, match="prompt has more than 4 tokens, which is the limit"):
+            engine.submit(DrawRequest(prompt="dog " * 20_000))
         with pytest.raises(ValueError, match="max_new_tokens=6: a description has at most 5"):
             engine.submit(DescribeRequest(image=picture, max_new_tokens=6))
         with pytest.raises(ValueError, match="best_of=3: at most 2"):
@@ -151,6 +197,29 @@ def test_limits_say_what_is_allowed(pipe, picture):
             engine.submit(DrawRequest(prompt="a dog", height=7))
         with pytest.raises(ValueError, match="temperature must be at least 0"):
             engine.submit(DrawRequest(prompt="a dog", temperature=-1.0))
+
+
+def test_what_waits_keeps_pictures_at_the_models_size(pipe):
+    """So large uploads take no memory while they wait; what is drawn is as from the large ones."""
+    large = Image.radial_gradient("L").convert("RGB").resize((320, 160))
+    mask = Image.new("L", large.size)
+    mask.paste(255, (0, 0, 160, 160))
+    for request in (
+        CompleteRequest(image=large, mask=mask), VaryRequest(image=large, seed=1), DescribeRequest(image=large)
+    ):  # fmt: skip
+        small = reduced(pipe, request)
+        assert small.image.size == (32, 16) and same(reduced(pipe, small).image, small.image)
+        if isinstance(small, CompleteRequest):
+            assert np.array_equal(np.asarray(small.mask) // 128 * 255, np.repeat([[255] * 16 + [0] * 16], 16, 0))
+    with DrawingEngine(pipe) as engine:
+        varied = engine.submit(VaryRequest(image=large, seed=1)).result(10)[0]
+        completed = engine.submit(CompleteRequest(image=large, mask=mask, seed=1)).result(10)[0]
+    small = reduced(pipe, CompleteRequest(image=large, mask=mask))
+    assert same(varied.image, pipe.vary(small.image, seed=1).images[0])
+    redrawn = np.repeat([[255] * 16 + [0] * 16], 16, 0).astype(np.uint8)
+    assert same(completed.image, pipe.complete(small.image, mask=redrawn, seed=1).images[0])
+    draw = DrawRequest(prompt="a dog")
+    assert reduced(pipe, draw) is draw
 
 
 def test_too_many_waiting_requests_are_refused(pipe):

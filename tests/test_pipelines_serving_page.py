@@ -26,10 +26,10 @@ from test_lm_cache import Document, write_cache
 from tiny import tiny_pipeline, tiny_tokenizer, tiny_vocabulary
 
 from pipelines.drawing.best_of import caption_scores
+from pipelines.example_prompts import example_prompts
 from pipelines.serving.abilities import Abilities
 from pipelines.serving.cards import Drawn, Frame, Settings, abilities, gallery, stage
 from pipelines.serving.engine import DrawingEngine
-from pipelines.serving.example_prompts import example_prompts
 from pipelines.serving.jobs import DrawnPicture, Job, JobCancelled
 from pipelines.serving.page_actions import KEPT_PICTURES, PageActions, sentence_of
 from pipelines.serving.page_form import Form, View, size_of

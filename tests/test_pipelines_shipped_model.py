@@ -14,15 +14,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import safe_open
+from test_pipelines_transfer import write_cache
 from tiny import tiny_pipeline
 
 from lm.generation.guess_table import GuessTable
 from pipelines import ImageToTextPipeline, TextToImagePipeline
+from pipelines.example_prompts import example_prompts
 from pipelines.model_folder import SHIPPED, default_model, local_folder, model_origin, shipped_folder, shipped_models
+from pipelines.options.image_tokenizer import ImageTokenizerOptions
+from pipelines.options.language_model import LanguageModelOptions
+from pipelines.training.image_models import load_init_from
+from pipelines.training.image_tokenizer import next_command
+from pipelines.training.language_model import check_parts
+from pipelines.training.start import start_run
+from pipelines.training.transfer import transferred
 from scripts import export_model
 from scripts.export_model import ExportOptions
+from tokenizer_image.registry import load_tokenizer
 from tokenizer_image.sprites.captions import describe
 from tokenizer_image.sprites.scenes import draw_scene, sample_scene
 
@@ -73,6 +84,8 @@ def test_its_card_says_how_it_was_trained_and_what_was_measured():
     assert 'from_pretrained("sprites")' in card and "license: apache-2.0" in card
     assert "scripts/train_tokenizer.py" in card and "scripts/train_lm.py" in card
     assert "held-out, samples" in card and "PSNR" in card
+    prompts = ModelCard(card).data.widget
+    assert example_prompts(FOLDER) == [one["text"] for one in prompts] and len(prompts) == 6
 
 
 def test_it_is_part_of_the_packages():
@@ -131,6 +144,54 @@ def test_commands_draw_with_it_and_say_so(tmp_path):
     done = run("describe.py", "dog.png")
     assert done.returncode == 0, done.stderr
     assert "model: runs/model\n" in done.stderr and done.stdout.startswith("dog.png\t")
+
+
+# Training that starts from it
+
+
+def test_both_stages_start_from_it_and_say_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    named = {"init_from": "sprites", "output_dir": str(tmp_path / "run"), "cpu_threads": 1}
+    start_run(ImageTokenizerOptions(**named))
+    assert f"starting from: sprites, which comes with Tessera ({FOLDER})\n" in capsys.readouterr().out
+    tokenizer = load_init_from(ImageTokenizerOptions(**named))
+    assert tokenizer.fingerprint == load_tokenizer(FOLDER).fingerprint
+    options = LanguageModelOptions(**named, image_tokenizer="sprites")
+    assert load_tokenizer(options.tokenizer_folder).fingerprint == tokenizer.fingerprint
+    check_parts(options, tokenizer)
+    model, vocabulary, said = transferred(
+        options, tokenizer, write_cache(tmp_path / "cache", tokenizer, ["a red dog"] * 4)
+    )
+    shipped = TextToImagePipeline.from_pretrained(FOLDER)
+    assert said is None and vocabulary.formats == shipped.vocabulary.formats
+    assert all(value.equal(shipped.model.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_a_folder_of_the_name_is_what_training_starts_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_pipeline().save_pretrained("sprites")
+    assert load_init_from(ImageTokenizerOptions(init_from="sprites")).config.image_size == 16
+    options = LanguageModelOptions(init_from="sprites", image_tokenizer="sprites")
+    assert options.earlier_folder == options.tokenizer_folder == Path("sprites")
+    for name in ("elsewhere", "./Sprites", "owner/name"):
+        with pytest.raises(
+            ValueError, match=f"--init_from {name}: no such folder.*'sprites', which comes with Tessera"
+        ):
+            LanguageModelOptions(init_from=name)
+    with pytest.raises(ValueError, match="--init_from is not given"):
+        LanguageModelOptions().earlier_folder  # noqa: B018  (it raises)
+
+
+def test_a_decoder_that_goes_on_learning_leaves_the_shipped_files_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    decoder = {"train": "decoder", "output_dir": "runs/sharper"}
+    said = next_command(ImageTokenizerOptions(init_from="sprites", **decoder))
+    files = "runs/sharper/config.json runs/sharper/model.safetensors"
+    assert said.startswith(f"cp -r {FOLDER} COPY; cp {files} COPY/image_tokenizer ")
+    tiny_pipeline().save_pretrained("model")
+    for name in ("model", "model/image_tokenizer"):
+        said = next_command(ImageTokenizerOptions(init_from=name, **decoder))
+        assert said == f"cp {files} model/image_tokenizer  # same codes, new decoder"
 
 
 # Making a model small
@@ -193,13 +254,15 @@ def test_export_writes_a_card_with_figures_of_the_new_weights(tiny, tmp_path, ca
     size = (target / "lm" / "model.safetensors").stat().st_size
     assert size < 0.6 * (source / "lm" / "model.safetensors").stat().st_size
     fingerprint = json.loads((target / "model_index.json").read_text())["image_tokenizer_fingerprint"]
-    assert "Figures" not in (target / "README.md").read_text()
+    assert "Figures" not in (target / "README.md").read_text() and example_prompts(target) == []
     with pytest.raises(ValueError, match="holds a model: .*--overwrite"):
         ExportOptions(**words)
     words |= {"report": str(report), "overwrite": True, "license": "mit"}
     report.write_text(report_of(fingerprint))
+    (source / "README.md").write_text("---\nwidget:\n- text: a blue cat\n---\n")
     export_model.main(ExportOptions(**words))
     card = (target / "README.md").read_text()
+    assert example_prompts(target) == ["a blue cat"]
     assert "PSNR 31.25 dB" in card and "license: mit" in card and "# small" in card
     assert "python train_tokenizer.py --x  # 1.5 minutes, 7 steps\npython train_lm.py --y  # 1.5 minutes, 1,234" in card
     report.write_text(report_of(tiny.image_tokenizer.fingerprint))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -279,6 +280,19 @@ def test_model_card(pipe):
     ) and "Figures" not in model_card(pipe.model, pipe.vocabulary, "a/b")
 
 
+def test_the_card_offers_prompts_as_the_hub_reads_them(pipe):
+    """By the Hub's own reader of cards; any text stays itself in the header's YAML."""
+    from huggingface_hub import ModelCard
+
+    prompts = ['a dog: "red", #1', "- un café", "yes", "{a}", "0"]
+    data = ModelCard(model_card(pipe.model, pipe.vocabulary, "a/b", prompts=prompts)).data
+    assert data.widget == [{"text": text} for text in prompts] and data.pipeline_tag == "text-to-image"
+    assert ModelCard(model_card(pipe.model, pipe.vocabulary, "a/b")).data.get("widget") is None
+    describing = tiny_pipeline(formats=["image_and_caption"])
+    card = model_card(describing.model, describing.vocabulary, "a/b", prompts=prompts)
+    assert ModelCard(card).data.get("widget") is None, "it does not draw"
+
+
 def test_push_to_hub_uploads_folder_and_card(pipe, monkeypatch):
     """Everything up to the network: what would be sent is a model folder that loads."""
     import huggingface_hub
@@ -297,6 +311,28 @@ def test_push_to_hub_uploads_folder_and_card(pipe, monkeypatch):
     assert pipe.push_to_hub("tiny", license="mit") == "https://huggingface.co/someone/tiny"
     assert sent["repo_id"] == "someone/tiny" and "license: mit" in sent["card"]
     assert sent["codes"].equal(pipe("a dog", seed=0).codes)
+    assert "widget" not in sent["card"]
+    pipe.push_to_hub("tiny", prompts=["a red dog"])
+    assert "widget:\n- text: a red dog\n---\n" in sent["card"]
+
+
+def test_prompts_of_a_card_are_those_of_the_folder_that_was_loaded(pipe, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    pipe.save_pretrained(tmp_path)
+    loaded = TextToImagePipeline.from_pretrained(tmp_path)
+    assert loaded.folder == tmp_path == loaded.rounded("bfloat16").folder and pipe.folder is None
+    (tmp_path / "README.md").write_text("---\nwidget:\n- text: a blue cat\n---\n")
+    sent = []
+
+    def upload_folder(self, *, folder_path, **_):
+        sent.append((Path(folder_path) / "README.md").read_text())
+
+    created = SimpleNamespace(repo_id="someone/tiny")
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, name, **_: created)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+    loaded.push_to_hub("tiny")
+    assert "- text: a blue cat\n" in sent[0]
 
 
 # Mistakes in a call

@@ -1,6 +1,7 @@
 """Train on two nodes that share no disk and lose one on the way, all on one machine.
 
-    sudo env PYTHONPATH=. python tests/two_nodes.py FOLDER
+    sudo env PYTHONPATH=. python tests/two_nodes.py FOLDER        # both stages
+    sudo env PYTHONPATH=. python tests/two_nodes.py FOLDER 2      # stage 2 alone, with an untrained image tokenizer
 
 Each node is a network namespace with an address of its own and a folder of its own, which its launcher runs in; a veth
 pair is the cable between them. Both stages are trained twice: undisturbed, and with everything on the second node
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
@@ -218,16 +220,19 @@ def both_ways(nodes: Sequence[Node], script: str, words: Sequence[str], output: 
     return f"{script}: {resumed.strip()}; the weights at the end are those of the undisturbed run"
 
 
-def main(folder: Path) -> None:
-    """Stage 1, one token cache for each node, stage 2."""
+def main(folder: Path, stages: Sequence[int] = (1, 2)) -> None:
+    """Stage 1, one token cache for each node, stage 2; or stage 2 alone."""
     with two_nodes(folder) as nodes:
         first, second = nodes
         write_pictures(first.folder / "pictures")
         shutil.copytree(first.folder / "pictures", second.folder / "pictures")
-        print(
-            both_ways(nodes, "train_tokenizer.py", flags(**COMMON, **STAGE_1), "tokenizer", "model.safetensors"),
-            flush=True,
-        )
+        if 1 in stages:
+            words = flags(**COMMON, **STAGE_1)
+            print(both_ways(nodes, "train_tokenizer.py", words, "tokenizer", "model.safetensors"), flush=True)
+        else:
+            tiny_tokenizer().save_pretrained(first.folder / "tokenizer")
+        if 2 not in stages:
+            return
         shutil.copytree(first.folder / "tokenizer", second.folder / "tokenizer")  # as a user would
         for node in nodes:
             command = [sys.executable, str(ROOT / "scripts" / "cache_tokens.py"), *flags(**CACHE)]
@@ -239,4 +244,4 @@ if __name__ == "__main__":
     if reason := why_not():
         sys.exit(f"two_nodes.py: {reason}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that nothing is left running
-    main(Path(sys.argv[1]).absolute())
+    main(Path(sys.argv[1]).absolute(), [int(number) for number in sys.argv[2:]] or (1, 2))

@@ -17,6 +17,7 @@ from lm.generation import native_stepper as native
 from lm.generation.direct_slots import DirectSlots
 from lm.generation.direct_stepper import DirectModel
 from lm.generation.native_slots import NativeSlots
+from lm.generation.prompt_cache import PromptCache
 from lm.generation.rows_under_way import Choice, RowUnderWay
 from lm.generation.sampling import choose_by_row
 from lm.generation.slots import FedTokens, Slots
@@ -43,15 +44,23 @@ class ContinuousSampler:
 
     Args:
         slots: of a model in evaluation mode.
+        kept_prompts: how many of the slots keep prompts that were read (`PromptCache`).
     """
 
-    def __init__(self, slots: Slots, vocabulary: MultimodalVocabulary) -> None:
+    def __init__(self, slots: Slots, vocabulary: MultimodalVocabulary, kept_prompts: int = 0) -> None:
         self._slots, self._vocabulary = slots, vocabulary
-        self._free = list(range(slots.count))
+        self._count = slots.count - kept_prompts  # slots for rows
+        self._free = list(range(self._count))
+        self._prompts = PromptCache(range(self._count, slots.count))
         self._slots_of: dict[RowUnderWay, list[int]] = {}
         self._lengths = [0] * slots.count  # tokens that were fed
         self._states: torch.Tensor | None = None  # (slots, d), after the last token of each
         self._forbidden = ~torch.from_numpy(vocabulary.text_mask()).to(slots.device)
+
+    @property
+    def slots(self) -> Slots:
+        """What it computes with."""
+        return self._slots
 
     @property
     def num_free(self) -> int:
@@ -61,11 +70,11 @@ class ContinuousSampler:
     @property
     def num_used(self) -> int:
         """Slots that rows have."""
-        return self._slots.count - len(self._free)
+        return self._count - len(self._free)
 
     @torch.inference_mode()
     def begin(self, rows: Sequence[RowUnderWay]) -> None:
-        """Give rows their slots and read their prompts; a prompt that several share is read once.
+        """Give rows their slots and read their prompts; those that several share, or that are kept, not again.
 
         Raises:
             ValueError: more rows than there are free slots for, or one that is longer than a slot.
@@ -83,20 +92,30 @@ class ContinuousSampler:
             self._slots_of[row] = [self._free.pop() for _ in row.prompts]
             for slot, prompt in zip(self._slots_of[row], row.prompts, strict=True):
                 shared[tuple(prompt)].append(slot)
-        if not shared:
-            return
-        first = [slots[0] for slots in shared.values()]
-        for slot in first:
-            self._lengths[slot] = 0
-        self._feed(list(shared), first)
-        states = self._states
-        assert states is not None
-        for ids, (source, *targets) in shared.items():
-            if targets:
-                self._slots.copy(source, targets, len(ids))
-                states[targets] = states[source].clone()
-                for slot in targets:
-                    self._lengths[slot] = len(ids)
+        kept = {ids: self._prompts.find(ids) for ids in shared}
+        unread = {ids: slots[0] for ids, slots in shared.items() if kept[ids] is None}
+        if unread:
+            for slot in unread.values():
+                self._lengths[slot] = 0
+            self._feed(list(unread), list(unread.values()))
+        for ids, slots in shared.items():
+            source = kept[ids]
+            if source is not None:
+                self._copy(source, slots, len(ids))
+                continue
+            self._copy(slots[0], slots[1:], len(ids))
+        for ids, slot in unread.items():  # last: until here, what is kept may have been a source
+            target = self._prompts.keep(ids)
+            if target is not None:
+                self._copy(slot, [target], len(ids))
+
+    def _copy(self, source: int, targets: Sequence[int], length: int) -> None:
+        """Give slots the prompt of `length` tokens that another has, and the state after it."""
+        assert self._states is not None
+        for target in targets:
+            self._slots.copy(source, target, length)
+            self._states[target] = self._states[source]
+            self._lengths[target] = length
 
     @torch.inference_mode()
     def step(self, rows: Sequence[RowUnderWay]) -> None:
@@ -122,6 +141,10 @@ class ContinuousSampler:
         """Free the slots of a row, complete or not."""
         self._free += self._slots_of.pop(row, [])
 
+    def forget_prompts(self) -> None:
+        """Read prompts anew: after an error, those that are kept may be what caused it."""
+        self._prompts.clear()
+
     def _feed(self, tokens: Sequence[Sequence[int]], slots: list[int]) -> None:
         """Feed tokens of several slots, each after what was fed there before."""
         fed = self._slots.feed(FedTokens.of_rows(tokens, slots, [self._lengths[slot] for slot in slots]))
@@ -135,21 +158,26 @@ class ContinuousSampler:
             self._lengths[slot] += length
 
     def _draw(self, rows: Sequence[RowUnderWay]) -> dict[RowUnderWay, int]:
-        """The next token of each row. Rows that choose among the same tokens are computed together."""
-        groups: dict[tuple[int, int, bool], list[tuple[RowUnderWay, Choice]]] = defaultdict(list)
+        """The next token of each row. Rows that choose among as many tokens are computed together."""
+        ranges: dict[tuple[int, int, bool], list[tuple[RowUnderWay, Choice]]] = defaultdict(list)
         for row in rows:
             choice = row.choice()
-            groups[choice.first, choice.last, choice.text_only].append((row, choice))
+            ranges[choice.first, choice.last, choice.text_only].append((row, choice))
+        groups: dict[tuple[int, bool], list[list[tuple[RowUnderWay, Choice]]]] = defaultdict(list)
+        for (first, last, text_only), members in ranges.items():
+            groups[last - first, text_only].append(members)
         drawn: dict[RowUnderWay, int] = {}
-        for (first, _, text_only), members in groups.items():
-            logits = self._guided_logits(members)
+        for (_, text_only), parts in groups.items():
+            logits = torch.cat([self._guided_logits(members) for members in parts])
             check_finite(logits.sum().isfinite())  # a sum is finite only where all its parts are
             if text_only:
                 logits = logits.masked_fill(self._forbidden, -math.inf)
+            members = [member for part in parts for member in part]
             precise = torch.float32 if logits.device.type == "mps" else torch.float64  # as `uniforms_of`
             uniforms = torch.tensor([choice.uniform for _, choice in members], dtype=precise, device=logits.device)
             columns = choose_by_row(logits, uniforms, [choice.settings for _, choice in members])
-            drawn |= {row: first + column for (row, _), column in zip(members, columns.tolist(), strict=True)}
+            for (row, choice), column in zip(members, columns.tolist(), strict=True):
+                drawn[row] = choice.first + column
         return drawn
 
     def _guided_logits(self, members: Sequence[tuple[RowUnderWay, Choice]]) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -70,11 +69,11 @@ class DirectSlots(Slots):
 
         return direct.through_layers(state, self._room, rotation, attend)
 
-    def copy(self, source: int, targets: Sequence[int], length: int) -> None:
+    def copy(self, source: int, target: int, length: int) -> None:
         """As `Slots.copy`."""
         for layer in self._room:
             for part in layer:
-                part[targets, :, :length] = part[source : source + 1, :, :length].clone()
+                part[target, :, :length] = part[source, :, :length]
 
     def logits(self, states: torch.Tensor, first: int, last: int) -> torch.Tensor:
         """As `Slots.logits`."""

@@ -7,17 +7,19 @@ the same to the last bit alone and among others.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from lm.generation.native_stepper import Layer, Linear, Model, functions_for, layer_of, linear_of, model_of
+from lm.generation.native_stepper import Layer, Linear, Model, Pool, functions_for, layer_of, linear_of, model_of
 from lm.generation.slots import FedTokens, Slots
+
+PART = 8  # tokens of a part: fewer are slower each
+SMALL_MODEL, FEW_CORES = 32e6, 4  # bytes of weights that each part can read anew; cores that then have a part each
 
 
 class NativeSlots(Slots):
-    """Slots whose keys and values lie in one tensor a layer, (2, count, key_heads, places, head_size)."""
+    """Slots whose keys and values lie in one tensor, (layers, 2, count, key_heads, places, head_size)."""
 
     def __init__(self, model: Any, count: int, places: int) -> None:
         super().__init__(model, count, places)
@@ -25,27 +27,43 @@ class NativeSlots(Slots):
         # The compiled code reads these by address: they must stay alive even if the model is moved or cast meanwhile.
         self._weights = [parameter.data for parameter in model.parameters()]
         attention = model.model.layers[0].self_attn
-        shape = (2, count, model.config.num_key_value_heads, places, attention.head_dim)
+        layers = model.model.layers
+        shape = (len(layers), 2, count, model.config.num_key_value_heads, places, attention.head_dim)
         # Memory that is not written to is not taken: free slots cost nothing.
-        self._room = [torch.empty(shape, dtype=model.dtype) for _ in model.model.layers]
-        self._layers = (Layer * len(self._room))(*map(layer_of, model.model.layers, self._room))
+        self._rooms = torch.empty(shape, dtype=model.dtype)
+        self._layers = (Layer * len(layers))(*map(layer_of, layers, self._rooms))
         self._starts = torch.zeros(count, dtype=torch.int64)  # rows have no padding
         self._native: Model = model_of(model, places, self._starts, ctypes.addressof(self._layers))
         cosines, sines = model.model.rotary_emb(torch.zeros(1), torch.arange(places)[None])
+        self._pool: Pool | None = None
+        self._in_parts = False
         self._heads: dict[tuple[int, int], Linear] = {}  # rows of the output layer
         self._cosines, self._sines = cosines[0].contiguous(), sines[0].contiguous()  # (places, head_size)
+
+    def spare(self, cores: int, others: int) -> bool:
+        """As `Slots.spare`. What is computed does not depend on it."""
+        weights = sum(weight.nbytes for weight in self._weights)
+        self._in_parts = others > 0 and 1 < cores <= FEW_CORES and weights < SMALL_MODEL
+        if self._in_parts and self._pool is None:
+            self._pool = Pool(self.model.dtype, cores - 1)
+        self._native.threads = 1 if self._in_parts else max(1, cores - others)
+        return True
 
     def feed(self, tokens: FedTokens) -> torch.Tensor:
         """As `Slots.feed`."""
         inputs = [*map(torch.Tensor.contiguous, tokens), self._cosines[tokens.places], self._sines[tokens.places]]
         result = torch.empty(len(tokens.ids), self.model.config.hidden_size, dtype=self.model.dtype)
-        self._step(self._native, len(tokens.ids), *(part.data_ptr() for part in inputs), result.data_ptr())
+        addresses = [part.data_ptr() for part in (*inputs, result)]
+        bounds = _bounds(tokens.slots.tolist()) if self._in_parts else []
+        if self._pool and len(bounds) > 2:
+            self._pool.step(self._native, bounds, *addresses)
+        else:
+            self._step(self._native, len(tokens.ids), *addresses)
         return result
 
-    def copy(self, source: int, targets: Sequence[int], length: int) -> None:
+    def copy(self, source: int, target: int, length: int) -> None:
         """As `Slots.copy`."""
-        for room in self._room:
-            room[:, targets, :, :length] = room[:, source : source + 1, :, :length].clone()
+        self._rooms[:, :, target, :, :length] = self._rooms[:, :, source, :, :length]
 
     def logits(self, states: torch.Tensor, first: int, last: int) -> torch.Tensor:
         """As `Slots.logits`."""
@@ -54,3 +72,13 @@ class NativeSlots(Slots):
         result, head = torch.empty(len(states), last - first), self._heads[first, last]
         self._product(head, states.contiguous().data_ptr(), len(states), self._native.threads, result.data_ptr())
         return result
+
+
+def _bounds(slots: list[int]) -> list[int]:
+    """Where parts of about `PART` tokens begin, and the number of tokens: a row's tokens, which follow each other, are
+    in one part."""
+    bounds = [0]
+    for number in range(1, len(slots)):
+        if number - bounds[-1] >= PART and slots[number] != slots[number - 1]:
+            bounds.append(number)
+    return [*bounds, len(slots)]

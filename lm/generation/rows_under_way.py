@@ -43,6 +43,7 @@ class PictureUnderWay:
         uniforms: (T,) numbers in [0, 1], float64.
         codes: (T,) int64, UNDRAWN where to draw.
         position: of the next code to draw; T when the picture is complete.
+        total: T.
     """
 
     picture: PictureTokens
@@ -52,11 +53,11 @@ class PictureUnderWay:
     uniforms: np.ndarray
     codes: np.ndarray
     position: int = field(default=0, init=False)
+    total: int = field(init=False)
 
-    @property
-    def total(self) -> int:
-        """Codes of the picture."""
-        return len(self.codes)
+    def __post_init__(self) -> None:
+        self.total = len(self.codes)
+        self._numbers: list[float] = self.uniforms.tolist()  # one is read a step: an array takes ten times as long
 
     @property
     def is_complete(self) -> bool:
@@ -77,30 +78,23 @@ class PictureUnderWay:
         """How the code at `position` is drawn."""
         layout, t = self.picture.layout, self.position
         low, high = layout["low"][t] + self.image_offset, layout["high"][t] + self.image_offset
-        return Choice(low, high, self.settings[t], float(self.uniforms[t]), False)
+        return Choice(low, high, self.settings[t], self._numbers[t], False)
 
     def take(self, token: int) -> list[int]:
         """Take the token that was drawn, and return those to read before the next is drawn; [] at the end."""
         t = self.position
         self.codes[t] = token - self.image_offset
-        following = [token, *self._fixed_after(t), *self._tokens_after(t + 1)]
+        following = [token, *self.picture.between[t], *self._tokens_after(t + 1)]
         return [] if self.is_complete else following
 
     def _tokens_after(self, t: int) -> list[int]:
         """Go from t to the next position that is to be drawn; the tokens of those that are kept on the way."""
         tokens: list[int] = []
         while t < self.total and self.codes[t] != UNDRAWN:
-            tokens += [self.image_offset + int(self.codes[t]), *self._fixed_after(t)]
+            tokens += [self.image_offset + int(self.codes[t]), *self.picture.between[t]]
             t += 1
         self.position = t
         return tokens
-
-    def _fixed_after(self, t: int) -> list[int]:
-        """Tokens between codes t and t + 1: the end of a row of codes."""
-        if t + 1 == self.total:
-            return []
-        first, last = self.picture.places[t] + 1, self.picture.places[t + 1]
-        return self.picture.ids[first:last].tolist() if first < last else []
 
 
 @dataclass(eq=False)

@@ -88,10 +88,14 @@ class Slots:
             return self.model.base_model(**inputs).last_hidden_state[0]
         return self.model(**inputs).logits[0]
 
-    def copy(self, source: int, targets: Sequence[int], length: int) -> None:
-        """Give slots the first `length` tokens of another, which has no more."""
-        for target in targets:
-            self._caches[target] = copy.deepcopy(self._caches[source])
+    def spare(self, cores: int, others: int) -> bool:
+        """Compute on so many cores from now on, of which `others` have other work, too (0: none has). Whether it can
+        choose: its threads are its own, not torch's."""
+        return False
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Give a slot the first `length` tokens of another, which has no more."""
+        self._caches[target] = copy.deepcopy(self._caches[source])
 
     def logits(self, states: torch.Tensor, first: int, last: int) -> torch.Tensor:
         """Logits (k, last - first) float32 of tokens `first <= id < last`, of what `feed` gave for k tokens."""

@@ -22,6 +22,7 @@ from pipelines.caching.views import View, directions_warning, views_of
 from pipelines.caching.writer import TokenCacheWriter, remove_replaced, same_path
 from pipelines.machine.printing import say
 from pipelines.machine.processes import all_see, from_all, from_main
+from pipelines.model_folder import model_origin
 from pipelines.options.data import CacheOptions
 from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import ImageTokenizer
@@ -51,6 +52,7 @@ def open_caches(
             they are needed, or cannot be built; options of pictures with a tokenizer of signals.
     """
     check_picture_options(options, tokenizer)
+    say(accelerator, f"image tokenizer: {model_origin(options.image_tokenizer)}")
     plain = CacheOfSplit(options, tokenizer, accelerator, "train", str(root), need_captions)
     train = plain.open()
     validation = CacheOfSplit(options, tokenizer, accelerator, "validation", str(root)).open()

@@ -168,7 +168,7 @@ class EncodingWorker:
         if self._tokenizer is None:
             torch.set_num_threads(self.plan.threads)
             allow_pixels(self.plan.options.max_image_pixels)
-            self._tokenizer = load_tokenizer(self.plan.options.image_tokenizer).to(choose_device(self.plan.device))
+            self._tokenizer = load_tokenizer(self.plan.options.tokenizer_folder).to(choose_device(self.plan.device))
         if split not in self._sources:
             source = load_source(self.plan.options, split, image_size=self._tokenizer.config.image_size)
             if source.fingerprint != self.plan.fingerprints[split]:

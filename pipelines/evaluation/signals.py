@@ -17,6 +17,7 @@ from pipelines.evaluation.sound_probe import halves_of, train_probe
 from pipelines.evaluation.video_probe import QUESTIONS, load_video_probe, read_videos
 from pipelines.machine.batches import index_batches, pictures_at_once
 from pipelines.machine.devices import choose_device
+from pipelines.model_folder import named_folder
 from pipelines.options.evaluation import EvaluationOptions
 from pipelines.text_to_signal import TextToSignalPipeline, drawing_class
 from tokenizer_image.layout import example_size
@@ -40,7 +41,7 @@ FORECASTS = 50  # samples of each series
 def is_of_signals(options: EvaluationOptions) -> bool:
     """Whether the options name a model, or a tokenizer, of signals."""
     if options.image_tokenizer is not None:
-        return signal_settings_of(load_tokenizer(options.image_tokenizer)) is not None
+        return signal_settings_of(load_tokenizer(named_folder(options.image_tokenizer))) is not None
     return drawing_class(options.chosen_model) is TextToSignalPipeline
 
 
@@ -48,7 +49,7 @@ def evaluate_signals(options: EvaluationOptions) -> dict[str, Any]:
     """The figures of a tokenizer of signals, and of a model those of what it draws, ready for JSON."""
     pipe: TextToSignalPipeline | None = None
     if options.image_tokenizer is not None:
-        tokenizer: Any = load_tokenizer(options.image_tokenizer).to(choose_device(options.device))
+        tokenizer: Any = load_tokenizer(named_folder(options.image_tokenizer)).to(choose_device(options.device))
     else:
         pipe = options.load(TextToSignalPipeline)
         pipe.set_progress_bar_config(disable=True)

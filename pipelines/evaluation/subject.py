@@ -16,6 +16,7 @@ from pipelines.caching.pixel_cache import DecodedPictures
 from pipelines.caching.sources import first_captions, load_split, read_pictures
 from pipelines.drawing.best_of import check_can_rank, check_can_rank_texts
 from pipelines.machine.devices import choose_device
+from pipelines.model_folder import named_folder
 from pipelines.options.evaluation import EvaluationOptions
 from pipelines.text_to_image import TextToImagePipeline
 from tokenizer_image.layout import ImageTokenizer
@@ -91,7 +92,7 @@ def load_model(options: EvaluationOptions) -> EvaluatedModel:
         ValueError: there is none, or it has not learned what the options ask for.
     """
     if options.image_tokenizer is not None:
-        return EvaluatedModel(load_tokenizer(options.image_tokenizer).to(choose_device(options.device)))
+        return EvaluatedModel(load_tokenizer(named_folder(options.image_tokenizer)).to(choose_device(options.device)))
     pipeline = options.load(TextToImagePipeline)
     pipeline.set_progress_bar_config(disable=True)
     if options.best_of > 1:

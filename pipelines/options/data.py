@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipelines.machine.processors import usable_cores
+from pipelines.model_folder import DEFAULT_SHIPPED, named_folder
 from pipelines.options.option import check_values, option
 
 
@@ -48,7 +50,11 @@ class DataOptions:
 class CacheOptions(DataOptions):
     """Which pictures, and how they become a token cache."""
 
-    image_tokenizer: str = option("runs/tokenizer", "folder of the image tokenizer")
+    image_tokenizer: str = option(
+        "runs/tokenizer",
+        f"folder of the image tokenizer, or of a model; {DEFAULT_SHIPPED!r} is that of the model which comes with "
+        "Tessera",
+    )
     token_cache: str | None = option(None, "folder of the token cache (default: OUTPUT_DIR/token_cache)")
     image_sizes: list[str] = option(
         [],
@@ -68,6 +74,11 @@ class CacheOptions(DataOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.picture_sizes()
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder that --image_tokenizer means."""
+        return named_folder(self.image_tokenizer)
 
     def picture_sizes(self) -> list[tuple[int, int]]:
         """--image_sizes as (height, width) each; [] for the square that the tokenizer was trained on."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
+from pipelines.model_folder import DEFAULT_SHIPPED, named_folder
 from pipelines.options.data import DataOptions
 from pipelines.options.option import option
 
@@ -22,7 +23,11 @@ class TrainingOptions(DataOptions):
     resume: bool = option(False, "go on from the last checkpoint in --output_dir, or start if there is none")
     allow_changes: bool = option(False, "with --resume: go on with other settings than the run started with")
     overwrite: bool = option(False, "delete an earlier run in --output_dir first")
-    init_from: str | None = option(None, "start from the weights of this earlier result, with its sizes")
+    init_from: str | None = option(
+        None,
+        f"start from the weights of this earlier result, with its sizes: a folder, or {DEFAULT_SHIPPED!r}, which comes "
+        "with Tessera",
+    )
     max_steps: int | None = option(None, "end after this many steps", above_zero=True)
     max_minutes: float | None = option(
         None, "end after this much training time (default: 10, without --max_steps)", above_zero=True
@@ -77,5 +82,19 @@ class TrainingOptions(DataOptions):
             raise ValueError("--resume and --overwrite exclude each other")
         if self.tracker != "none" and importlib.util.find_spec(self.tracker) is None:
             raise ValueError(f"--tracker {self.tracker} is not installed: pip install {self.tracker}, or leave it out")
-        if self.init_from and not os.path.isdir(self.init_from):
-            raise ValueError(f"--init_from {self.init_from}: no such folder")
+        if self.init_from and not self.earlier_folder.is_dir():
+            raise ValueError(
+                f"--init_from {self.init_from}: no such folder; give one that training has written, or "
+                f"{DEFAULT_SHIPPED!r}, which comes with Tessera"
+            )
+
+    @property
+    def earlier_folder(self) -> Path:
+        """The folder that --init_from means.
+
+        Raises:
+            ValueError: the option is not given.
+        """
+        if not self.init_from:
+            raise ValueError("--init_from is not given: there is no earlier result")
+        return named_folder(self.init_from)

@@ -31,15 +31,17 @@ def chat_router(served: Served) -> APIRouter:
     async def complete(request: Request, body: ChatBody) -> Any:
         """Describe the last picture of the messages. Their texts are ignored: the model does not chat."""
         served.check_model(body.model)
-        image = (await served.picture(_last_picture(body), PICTURE)).convert("RGB")
         limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         most = served.engine.limits.description_tokens
-        describing = DescribeRequest(
-            image=image, max_new_tokens=None if limit is None else min(limit, most), best_of=body.best_of,
-            temperature=_temperature(body), top_k=body.top_k or 0, top_p=body.top_p or 1.0, min_p=body.min_p or 0.0,
-            seed=body.seed,
-        )  # fmt: skip
-        job = await run_in_threadpool(served.describe, describing)
+        async with served.reading:
+            image = (await served.picture(_last_picture(body), PICTURE)).convert("RGB")
+            describing = DescribeRequest(
+                image=image, max_new_tokens=None if limit is None else min(limit, most), best_of=body.best_of,
+                temperature=_temperature(body), top_k=body.top_k or 0, top_p=body.top_p or 1.0, min_p=body.min_p or 0.0,
+                seed=body.seed,
+            )  # fmt: skip
+            job = await run_in_threadpool(served.describe, describing)
+        del image, describing  # a large one is not kept until the answer is there
         (description,) = await result_of(job, request)
         served.metrics.descriptions.inc()
         answer = _answer(served.settings.model_name, description)

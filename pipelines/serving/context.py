@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ from pipelines.serving.schemas import ModelCard
 from pipelines.serving.uploads import read_picture
 
 USES = {"draw": DRAWING_CAPTIONS, "draw_without_prompt": DRAWING_ALONE, "describe": DESCRIBING}
+READ_AT_ONCE = 2  # requests with pictures: one of as many pixels as are allowed takes hundreds of megabytes
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,17 @@ class ServingSettings:
 
 @dataclass(frozen=True)
 class Served:
-    """The engine and what surrounds it."""
+    """The engine and what surrounds it.
+
+    Attributes:
+        reading: held from reading a request's pictures until the engine has it, which keeps them at the model's size.
+    """
 
     engine: DrawingEngine
     settings: ServingSettings
     metrics: ServerMetrics
     created: int = field(default_factory=lambda: int(time.time()))
+    reading: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(READ_AT_ONCE))
 
     def card(self) -> ModelCard:
         """What clients can know of the model."""

@@ -15,7 +15,7 @@ import logging
 import math
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -33,6 +33,7 @@ from lm.vocabulary import Size
 from pipelines.drawing.best_of import check_can_rank, prompt_scores
 from pipelines.drawing.captions import caption_room
 from pipelines.image_to_text import ImageToTextPipeline
+from pipelines.serving.decoding import Decoder, Drawn
 from pipelines.serving.jobs import (
     DescribingJob,
     DrawingJob,
@@ -42,14 +43,17 @@ from pipelines.serving.jobs import (
     JobCancelled,
     JobTimeout,
 )
+from pipelines.serving.reducing import reduced
 from pipelines.serving.requests import DescribeRequest, PictureRequest
 from pipelines.serving.turns import fair_shares, slots_allowed
 from pipelines.serving.work import DescribingWork, DrawingWork, Work
 from pipelines.text_to_image import TextToImagePipeline
-from tokenizer_image.preprocessing import postprocess
 
 SLOTS_OF_PICTURE = 2  # with guidance
-PATIENCE = 4  # steps that a complete picture may wait for others, to be decoded with them
+PATIENCE = 8  # steps that a complete picture may wait for others, to be decoded with them
+BUSY = 8  # requests under way, from which on some cores are spared; half as many, until they draw again
+COMPOSED = 4  # characters become one, at most, when text is normalized: longer prompts are refused unread
+KEPT_PROMPTS = 32  # that need not be read again: the last ones, and what guidance leads away from
 logger = logging.getLogger(__name__)
 
 
@@ -80,12 +84,16 @@ class DrawingEngine:
     Args:
         pipeline: of which nothing else may change the model meanwhile.
         limits: what it takes on.
+        spare_cores: how many of torch's threads decoding and what surrounds the engine have while there are many
+            requests (compiled code on a CPU alone). 0: drawing has all.
 
     Attributes:
         pipeline, limits: as given.
     """
 
-    def __init__(self, pipeline: TextToImagePipeline, limits: EngineLimits | None = None) -> None:
+    def __init__(
+        self, pipeline: TextToImagePipeline, limits: EngineLimits | None = None, *, spare_cores: int = 0
+    ) -> None:
         self.pipeline, self.limits = pipeline, limits or EngineLimits()
         self._describing = ImageToTextPipeline(
             pipeline.image_tokenizer, pipeline.model, pipeline.vocabulary, pipeline.guess_table
@@ -96,8 +104,11 @@ class DrawingEngine:
         self._complete: list[tuple[DrawingWork, PictureUnderWay]] = []  # to be decoded
         self._waited = 0  # steps since the first of them was complete
         self._is_stopping = False
+        self._longest_token = max(map(len, pipeline.vocabulary.tokenizer.get_vocab()))  # bytes
         self._reading = threading.Lock()  # of the text tokenizer, which is not safe in threads
         self._completed: deque[float] = deque(maxlen=64)  # times of the last pictures
+        self._decoder = Decoder(pipeline, lambda: self._completed.append(time.monotonic()))
+        self._spare_cores, self._cores, self._is_busy = spare_cores, torch.get_num_threads(), False
         self._thread = threading.Thread(target=self._run, name="drawing", daemon=True)
         self._thread.start()
 
@@ -127,6 +138,7 @@ class DrawingEngine:
         """
         self._check_room()
         deadline = time.monotonic() + self.limits.seconds
+        request = reduced(self.pipeline, request)
         work: Work
         with self._reading:
             if isinstance(request, DescribeRequest):
@@ -179,7 +191,7 @@ class DrawingEngine:
     @property
     def num_waiting(self) -> int:
         """Requests of which nothing is under way."""
-        return len(self._arrived) + sum(not (work.is_prepared and work.under_way) for work in list(self._jobs))
+        return len(self._arrived) + sum(work.is_waiting for work in list(self._jobs))
 
     @property
     def num_under_way(self) -> int:
@@ -216,6 +228,8 @@ class DrawingEngine:
             limit = self.limits.prompt_tokens
             if not isinstance(text, str) or len(text.encode(errors="replace")) < limit:
                 continue  # a token has a byte at least, and the space before the first word counts as one
+            if len(text) > COMPOSED * limit * self._longest_token:
+                raise ValueError(f"{name} has more than {limit} tokens, which is the limit here: shorten it")
             length = len(self.pipeline.vocabulary.encode_text(text))
             if length > limit:
                 raise ValueError(f"{name} has {length} tokens: at most {limit} here; shorten it")
@@ -229,27 +243,33 @@ class DrawingEngine:
                     self._advance(sampler)
                 except Exception as error:  # of the model or memory: the engine goes on with what comes
                     logger.exception("drawing failed")
+                    failed = [*self._jobs, *(work for work, _ in self._complete)]
                     self._complete.clear()
-                    for work in self._jobs:
+                    sampler.forget_prompts()
+                    for work in failed:
                         self._end(work, sampler, RuntimeError(f"drawing failed: {error}"))
+            self._decoder.close()
+        if self._is_busy:
+            torch.set_num_threads(self._cores)
 
     def _sampler(self) -> ContinuousSampler:
         """Slots for twice as many pictures as are drawn at once: some stay free for small jobs beside a large one."""
         model, vocabulary, limits = self.pipeline.model, self.pipeline.vocabulary, self.limits
         longest = vocabulary.longest_picture + 2 + max(limits.prompt_tokens, limits.description_tokens + 1)
         places = min(longest, max_positions(model.config))
-        wanted = 2 * SLOTS_OF_PICTURE * limits.pictures_at_once
+        wanted = 2 * SLOTS_OF_PICTURE * limits.pictures_at_once + KEPT_PROMPTS
         fitting = memory.rows_that_fit(model, places, 0, max(high - low for low, high in vocabulary.id_ranges))
         count = max(SLOTS_OF_PICTURE, min(wanted, fitting or wanted))
         if count < wanted:
             logger.warning("memory has room for %d rows of %d", count, wanted)
         rows = min(count, SLOTS_OF_PICTURE * limits.pictures_at_once)
-        return ContinuousSampler(slots_for(model, count, places, rows), vocabulary)
+        kept = min(KEPT_PROMPTS, count // 5)
+        return ContinuousSampler(slots_for(model, count, places, rows), vocabulary, kept)
 
     def _next_jobs(self) -> bool:
         """Wait until there is a job; False when there will be none."""
         with self._changed:
-            self._jobs = [work for work in self._jobs if not work.job.has_ended]
+            self._jobs = [work for work in self._jobs if work.has_rows]
             self._changed.wait_for(lambda: self._arrived or self._jobs or self._is_stopping)
             self._jobs += self._arrived
             self._arrived = []
@@ -258,17 +278,27 @@ class DrawingEngine:
     def _advance(self, sampler: ContinuousSampler) -> None:
         """One step: jobs that ended early leave, waiting rows take slots, and rows in turn go on by a token."""
         self._leave_early(sampler)
-        self._admit(sampler)
+        begun = self._admit(sampler)
+        self._share_cores(sampler)
         rows = self._rows_in_turn()
-        before = {row: row.position for _, row in rows if isinstance(row, PictureUnderWay)}
+        shown = [
+            (work, row, row.position)
+            for work, row in rows
+            if isinstance(work, DrawingWork) and work.has_previews and isinstance(row, PictureUnderWay)
+        ]
         if rows:
             sampler.step([row for _, row in rows])
-        self._hand_out(rows, before)
+        # A picture of which every code is kept is complete when it begins.
+        complete = [(work, row) for work, row in rows + begun if row.is_complete]
+        previews = [(work, row) for work, row, before in shown if not row.is_complete and work.shows(row, before)]
+        self._hand_out(complete, previews, rows)
 
     def _leave_early(self, sampler: ContinuousSampler) -> None:
         now = time.monotonic()
         for work in self._jobs:
-            if work.job.is_cancelled:
+            if work.job.has_ended:  # its pictures could not be decoded
+                self._end(work, sampler, JobCancelled("the request has ended"))
+            elif work.job.is_cancelled:
                 self._end(work, sampler, JobCancelled("the request was cancelled"))
             elif now > work.deadline:
                 words = f"the request took longer than {self.limits.seconds:g} s, which is the limit"
@@ -282,8 +312,8 @@ class DrawingEngine:
             sampler.leave(row)
         work.under_way.clear()
 
-    def _admit(self, sampler: ContinuousSampler) -> None:
-        """Give free slots to waiting rows: first to jobs that hold few."""
+    def _admit(self, sampler: ContinuousSampler) -> list[tuple[Work, RowUnderWay]]:
+        """Give free slots to waiting rows, first to jobs that hold few; those that are complete at once."""
         chosen: list[tuple[Work, RowUnderWay]] = []
         wanting = [work for work in self._jobs if work.waiting or not work.is_prepared]
         free, held = sampler.num_free, {work: _slots_of(work.under_way) for work in wanting}
@@ -307,6 +337,19 @@ class DrawingEngine:
             sampler.begin([row for _, row in chosen])
             for work, row in chosen:
                 work.under_way.append(row)
+        return [(work, row) for work, row in chosen if row.is_complete]
+
+    def _share_cores(self, sampler: ContinuousSampler) -> None:
+        """Leave some of the cores' time to others while there are many requests.
+
+        The threads of a step wait for each other again and again, so that one whose core does something else holds
+        them all up.
+        """
+        is_busy = self._spare_cores > 0 and len(self._jobs) >= (BUSY // 2 if self._is_busy else BUSY)
+        others = self._spare_cores if is_busy else 0
+        if is_busy != self._is_busy and sampler.slots.spare(self._cores, others):
+            self._is_busy = is_busy
+            torch.set_num_threads(self._spare_cores if is_busy else self._cores)
 
     def _rows_in_turn(self) -> list[tuple[Work, RowUnderWay]]:
         """The rows of the next step, evenly over the jobs; of a job, those that began first."""
@@ -319,49 +362,34 @@ class DrawingEngine:
         ]
         return rows
 
-    def _hand_out(self, rows: list[tuple[Work, RowUnderWay]], before: dict[PictureUnderWay, int]) -> None:
-        """Give jobs what is complete or to be shown."""
-        previews = [
-            (work, row)
-            for work, row in rows
-            if isinstance(work, DrawingWork) and isinstance(row, PictureUnderWay)
-            if not row.is_complete and work.shows(row, before[row])
-        ]
-        for work in self._jobs:
-            complete = [row for row in work.under_way if row.is_complete]
-            if not complete:
-                continue
-            work.under_way = [row for row in work.under_way if not row.is_complete]
-            if isinstance(work, DrawingWork):
-                self._complete += [(work, row) for row in complete if isinstance(row, PictureUnderWay)]
+    def _hand_out(
+        self,
+        complete: list[tuple[Work, RowUnderWay]],
+        previews: list[tuple[DrawingWork, PictureUnderWay]],
+        rows: list[tuple[Work, RowUnderWay]],
+    ) -> None:
+        """Give jobs what is complete or to be shown after a step of some rows."""
+        for work, row in complete:
+            work.under_way.remove(row)
+            if isinstance(work, DrawingWork) and isinstance(row, PictureUnderWay):
+                self._complete.append((work, row))
             elif isinstance(work, DescribingWork) and work.is_written:
                 work.give_best(self._reading)
         if self._complete or previews:
             self._waited += 1
             if previews or not self._is_worth_waiting(rows):
-                self._decode(self._complete + previews)
-                self._complete, self._waited = [], 0
+                pictures = [Drawn.of(work, row) for work, row in self._complete + previews]
+                if self._is_busy or not self._decoder.is_idle:
+                    self._decoder.decode_aside(pictures)
+                else:
+                    self._decoder.decode(pictures)
+                self._complete, self._waited = [], 0  # not before: an error ends their jobs
 
     def _is_worth_waiting(self, rows: list[tuple[Work, RowUnderWay]]) -> bool:
         """Whether more pictures are about to be complete: several are decoded in less time than one after the other."""
         patience = PATIENCE - self._waited
         left = (row.total - row.position for _, row in rows if isinstance(row, PictureUnderWay))
         return any(0 < codes <= patience for codes in left)
-
-    def _decode(self, pictures: list[tuple[DrawingWork, PictureUnderWay]]) -> None:
-        """Decode pictures as far as they are drawn, and hand them out."""
-        alike: dict[tuple[Size | None, int], list[tuple[DrawingWork, PictureUnderWay]]] = defaultdict(list)
-        for work, row in pictures:
-            alike[work.size, row.position].append((work, row))
-        for (size, position), members in alike.items():
-            codes = torch.from_numpy(np.stack([row.codes[:position] for _, row in members]))
-            if len(members) == 1:  # libraries compute a batch of one by other kernels, which round otherwise
-                codes = codes.expand(2, -1)
-            values = self.pipeline.decode_codes(codes.to(self.pipeline.device), size)[: len(members)]
-            for (work, row), image in zip(members, postprocess(values, "pil"), strict=True):
-                if row.is_complete:
-                    self._completed.append(time.monotonic())
-                work.give(row, image)
 
 
 def _slots_of(rows: list[RowUnderWay]) -> int:

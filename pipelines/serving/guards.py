@@ -6,7 +6,6 @@ import asyncio
 import base64
 import binascii
 import hmac
-import time
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -67,14 +66,15 @@ class BodyGuard:
         if length.isdigit() and int(length) > self._most:
             await self._too_large().response()(scope, receive, send)
             return
-        read, deadline, complete = 0, time.monotonic() + self._seconds, False
+        read, deadline, complete = 0, asyncio.get_running_loop().time() + self._seconds, False
 
         async def guarded() -> Message:
             nonlocal read, complete
             if complete:  # what comes now is the end of the connection
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
+                async with asyncio.timeout_at(deadline):  # `wait_for` would make a task of each message
+                    message = await receive()
             except TimeoutError:
                 words = f"the body took more than {self._seconds:g} s to arrive"
                 raise APIError(408, words, code="request_timeout") from None

@@ -55,13 +55,15 @@ def images_router(served: Served) -> APIRouter:
         """Draw again what a mask's transparency shows, after the prompt, and keep the rest."""
         served.check_model(body.model)
         served.size_of(body.size)
-        image = await served.uploaded(body.image, "image")
-        if body.mask is None:
-            mask = _mask(image, "image (there is no mask, and it)")
-        else:
-            mask = _mask(await served.uploaded(body.mask, "mask"), "mask")
-        drawing = CompleteRequest(image=image.convert("RGB"), mask=mask, **_settings(body, body.prompt))
-        job = await run_in_threadpool(served.submit, drawing, _previews(body))
+        async with served.reading:
+            image = await served.uploaded(body.image, "image")
+            if body.mask is None:
+                mask = _mask(image, "image (there is no mask, and it)")
+            else:
+                mask = _mask(await served.uploaded(body.mask, "mask"), "mask")
+            drawing = CompleteRequest(image=image.convert("RGB"), mask=mask, **_settings(body, body.prompt))
+            job = await run_in_threadpool(served.submit, drawing, _previews(body))
+        del image, mask, drawing  # large ones are not kept until the answer is there
         return await _answer(served, request, body, job, "image_edit")
 
     @router.post("/variations", **answer)
@@ -69,12 +71,14 @@ def images_router(served: Served) -> APIRouter:
         """Draw variations of a picture: a share of it is drawn again, or its finer levels of codes."""
         served.check_model(body.model)
         served.size_of(body.size)
-        image = (await served.uploaded(body.image, "image")).convert("RGB")
-        drawing = VaryRequest(
-            image=image, keep_levels=body.keep_levels, **_given(redraw=body.redraw),
-            **_settings(body, body.prompt),
-        )  # fmt: skip
-        job = await run_in_threadpool(served.submit, drawing)
+        async with served.reading:
+            image = (await served.uploaded(body.image, "image")).convert("RGB")
+            drawing = VaryRequest(
+                image=image, keep_levels=body.keep_levels, **_given(redraw=body.redraw),
+                **_settings(body, body.prompt),
+            )  # fmt: skip
+            job = await run_in_threadpool(served.submit, drawing)
+        del image, drawing
         return await _answer(served, request, body, job, "")
 
     return router

@@ -150,26 +150,30 @@ class Job(Generic[Output]):
         if changed:
             listener()
 
-    def give(self, output: Output) -> None:
-        """Hand an output out (the engine's part)."""
+    def give(self, output: Output, final: list[Output] | None = None) -> None:
+        """Hand an output out (the engine's part); the last one with all final outputs in order, which ends the job."""
         with self._changed:
             self._outputs.append(output)
-        self._tell()
+            if final is not None and not self._ended:
+                self._final, self._ended = final, True
+            listeners = self._notified()
+        for listener in listeners:
+            listener()
 
-    def end(self, final: list[Output] | None = None, error: BaseException | None = None) -> None:
-        """End the job (the engine's part), with its final outputs in order, or with an error."""
+    def end(self, error: BaseException) -> None:
+        """End the job early, with an error (the engine's part). Nothing happens where it has ended."""
         with self._changed:
             if self._ended:
                 return
-            self._final, self._error, self._ended = final or [], error, True
-        self._tell()
-
-    def _tell(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
-            listeners = list(self._listeners)
+            self._error, self._ended = error, True
+            listeners = self._notified()
         for listener in listeners:
             listener()
+
+    def _notified(self) -> list[Callable[[], None]]:
+        """Wake those that wait, and return whom to call once the lock is free."""
+        self._changed.notify_all()
+        return list(self._listeners)
 
 
 DrawingJob = Job[DrawnPicture]

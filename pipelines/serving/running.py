@@ -7,6 +7,7 @@ import errno
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any
@@ -69,7 +70,37 @@ def before_end(application: FastAPI) -> list[Callable[[], Coroutine[Any, Any, No
 
 
 class Server(uvicorn.Server):
-    """A server that lets its application end streams (`before_end`)."""
+    """A server that lets its application end streams (`before_end`), and closes connections on which no request comes.
+
+    Attributes:
+        idle_seconds: after which it does.
+    """
+
+    def __init__(self, config: uvicorn.Config, idle_seconds: float = KEEP_ALIVE_SECONDS) -> None:
+        super().__init__(config)
+        self.idle_seconds = idle_seconds
+        self._idle: dict[Any, tuple[Any, float]] = {}  # of each connection without a request: the last one, since when
+
+    async def on_tick(self, counter: int) -> bool:
+        """What is to be done every tenth of a second; whether the server is to end."""
+        if counter % 10 == 0:
+            self._close_idle()
+        return await super().on_tick(counter)
+
+    def _close_idle(self) -> None:
+        """Close connections that have waited too long for the whole head of a request: uvicorn's own timeout begins
+        after an answer, and ends at the next byte."""
+        before, now = self._idle, time.monotonic()
+        self._idle = {}
+        for connection in list(self.server_state.connections):
+            last = getattr(connection, "cycle", None)  # of HTTP: the last request
+            if not hasattr(connection, "cycle") or (last is not None and not last.response_complete):
+                continue
+            known, since = before.get(connection, (last, now))
+            since = since if known is last else now
+            self._idle[connection] = last, since
+            if now - since > self.idle_seconds:
+                connection.transport.close()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the port, finish what is under way, and let the application end."""

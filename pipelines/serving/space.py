@@ -101,11 +101,11 @@ def serve_space(model: str) -> None:
 
     `TESSERA_API_KEY` among the Space's secrets is the password that both then ask for.
     """
+    from pipelines.example_prompts import example_prompts
     from pipelines.machine.devices import choose_device
     from pipelines.serving.application import create_application
     from pipelines.serving.context import ServingSettings
     from pipelines.serving.engine import DrawingEngine
-    from pipelines.serving.example_prompts import example_prompts
     from pipelines.serving.page import mount_page
     from pipelines.serving.running import listening_socket, serve
     from pipelines.text_to_image import TextToImagePipeline

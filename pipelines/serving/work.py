@@ -1,4 +1,7 @@
-"""The engine's side of a job: a request as rows for the sampler, and the outputs that are made of them."""
+"""The engine's side of a job: a request as rows for the sampler, and the outputs that are made of them.
+
+Pictures of requests have the model's size here (`pipelines.serving.reducing`).
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,10 @@ from pipelines.image_to_text import ImageToTextPipeline
 from pipelines.multimodal import MultimodalPipeline
 from pipelines.serving.jobs import DescribingJob, Description, DrawingJob, DrawnPicture
 from pipelines.serving.requests import CompleteRequest, DescribeRequest, DrawRequest, PictureRequest, VaryRequest
-from tokenizer_image.preprocessing import nearest_size, preprocess, preprocessing_of
+from tokenizer_image.preprocessing import nearest_size
 
 SEEDS = 1 << 32  # random ones are below it
+LEAST_REDRAWN = 64  # of a mask in 0 .. 255: a quarter of a pixel is to be drawn again
 
 
 class Work(ABC):
@@ -48,6 +52,16 @@ class Work(ABC):
         self.waiting: deque[RowUnderWay] = deque()
         self.under_way: list[RowUnderWay] = []
         self.is_prepared = False
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether nothing of it is under way, and there is something to do."""
+        return not self.job.has_ended and (not self.is_prepared or bool(self.waiting and not self.under_way))
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether there is something to draw or write still."""
+        return not self.is_prepared or bool(self.waiting or self.under_way)
 
     @abstractmethod
     def prepare(self) -> None:
@@ -99,24 +113,12 @@ class DrawingWork(Work):
             return None
         layout = self._pipe.vocabulary.layouts[size]
         if isinstance(request, CompleteRequest):
-            if request.mask.size != request.image.size:
-                width, height = request.image.size
-                raise ValueError(
-                    f"the mask is {request.mask.size[0]}x{request.mask.size[1]} (width x height) and the picture "
-                    f"{width}x{height}: give a mask of the picture's size"
-                )
-            return [
-                kept_places(layout, to_redraw(size, mask=self._brought_to_size(request.mask, size)))
-            ] * request.count
+            redrawn = np.asarray(request.mask) >= LEAST_REDRAWN
+            return [kept_places(layout, to_redraw(size, mask=redrawn))] * request.count
         assert isinstance(request, VaryRequest)
         if request.keep_levels is not None:
             return [kept_levels(layout, request.keep_levels)] * request.count
         return [scattered_places(layout, size, request.redraw, seed) for seed in self.seeds]
-
-    def _brought_to_size(self, mask: Image.Image, size: Size) -> np.ndarray:
-        """The mask resized and cropped as its picture is; (H, W) bool, where a quarter of a pixel is to be redrawn."""
-        settings = replace(preprocessing_of(self._pipe.image_tokenizer), num_channels=1)
-        return preprocess(mask.convert("L"), settings, [size])[0] >= 64
 
     def prepare(self) -> None:
         """As `Work.prepare`."""
@@ -136,26 +138,30 @@ class DrawingWork(Work):
         numbers = {round(len(drawn) * part / parts) for part in range(1, parts)}
         return {drawn[number] for number in numbers if 0 < number < len(drawn)}
 
+    @property
+    def has_previews(self) -> bool:
+        """Whether pictures are shown before they are complete."""
+        return self._previews > 0
+
     def shows(self, row: PictureUnderWay, before: int) -> bool:
         """Whether a picture is to be shown, now that it has gone on from the position `before`."""
         return any(before < shown <= row.position for shown in self._shown_at.get(row, ()))
 
-    def give(self, row: PictureUnderWay, image: Image.Image) -> None:
-        """Hand out a picture that the codes of a row, as far as they are drawn, decode to."""
+    def give(self, row: PictureUnderWay, codes: np.ndarray, image: Image.Image) -> None:
+        """Hand out a picture that codes of a row, (t,) up to T, decode to."""
         number = self._numbers[row]
         drawn = DrawnPicture(
             number=number,
             image=image,
-            codes=row.codes[: row.position].copy(),
+            codes=codes,
             seed=self.seeds[number],
             total=row.total,
             prompt_tokens=self._prompt_tokens[number],
         )
-        self.job.give(drawn)
         if drawn.is_complete:
             self._final[number] = drawn
-            if len(self._final) == self.job.count:
-                self.job.end([self._final[one] for one in range(self.job.count)])
+        is_last = len(self._final) == self.job.count
+        self.job.give(drawn, [self._final[one] for one in range(self.job.count)] if is_last else None)
 
 
 class DescribingWork(Work):
@@ -223,5 +229,4 @@ class DescribingWork(Work):
             words = self._pipe.vocabulary.decode_text(best.ids)
         reason: Literal["stop", "length"] = "stop" if best.has_stopped else "length"
         description = Description(words, len(self._prompt), len(best.ids), reason)
-        self.job.give(description)
-        self.job.end([description])
+        self.job.give(description, [description])

@@ -40,7 +40,7 @@ def load_earlier_autoencoder(options: ImageTokenizerOptions) -> Autoencoder:
     Raises:
         ValueError: an option that would make its weights mean something else.
     """
-    earlier = load_autoencoder(str(options.init_from))
+    earlier = load_autoencoder(options.earlier_folder)
     config, preprocessing = earlier.config, preprocessing_of(earlier)
     fixed = {name: getattr(config, name) for name in FIXED_SETTINGS}
     fixed |= {name: getattr(preprocessing, name) for name in ("resize", "sixteen_bit")}
@@ -58,7 +58,7 @@ def load_earlier_autoencoder(options: ImageTokenizerOptions) -> Autoencoder:
     changes: dict[str, Any] = {"bottleneck_options": {**before, **given}}
     if options.input_noise is not None or options.noise_amount is not None:
         changes |= {"input_noise": options.input_noise, "noise_amount": options.noise_amount}
-    return load_autoencoder(str(options.init_from), **changes).float()
+    return load_autoencoder(options.earlier_folder, **changes).float()
 
 
 class ContinuousModel:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,7 +50,7 @@ def first_new_id(options: LanguageModelOptions) -> int:
     special tokens and image codes follow each other from there on."""
     if options.lm_name_or_path:
         return ids_taken(given_tokenizer(options))
-    before = MultimodalVocabulary.from_pretrained(Path(str(options.init_from)) / "lm")
+    before = MultimodalVocabulary.from_pretrained(options.earlier_folder / "lm")
     own = [number for name, number in before.tokenizer.get_vocab().items() if OWN_TOKENS.fullmatch(name)]
     return min(own)
 

@@ -17,6 +17,7 @@ from pipelines.drawing.grids import labelled_grid
 from pipelines.drawing.signal_panels import signal_panels
 from pipelines.machine.batches import evenly_spaced, index_batches, pictures_at_once
 from pipelines.machine.printing import say
+from pipelines.model_folder import shipped_folder
 from pipelines.options.image_tokenizer import OWN_SETTINGS, PRESET_SETTINGS, ImageTokenizerOptions
 from pipelines.training.image_tokenizer_losses import StageOneLoss
 from tokenizer_image import VQVAE
@@ -123,7 +124,7 @@ def load_earlier(options: ImageTokenizerOptions) -> VQVAE:
     Raises:
         ValueError: an option that would make its weights mean something else.
     """
-    tokenizer = _load_vqvae(str(options.init_from))
+    tokenizer = _load_vqvae(options)
     fixed = {name: getattr(tokenizer.config, name) for name in FIXED_SETTINGS}
     fixed |= _fixed_inputs(options, tokenizer)
     before, given = tokenizer.config.quantizer_options, options.quantizer_options()
@@ -146,7 +147,7 @@ def load_earlier(options: ImageTokenizerOptions) -> VQVAE:
     if options.input_noise is not None:
         changes |= {"input_noise": options.input_noise, "noise_amount": options.noise_amount}
     if changes:
-        tokenizer = _load_vqvae(str(options.init_from), **changes)
+        tokenizer = _load_vqvae(options, **changes)
     try:
         return with_more_codes(tokenizer, more_codes) if more_codes else tokenizer
     except ValueError as error:
@@ -180,10 +181,11 @@ def _more_codes(options: ImageTokenizerOptions, before: list[int]) -> list[int] 
     return wanted if all(new >= old for old, new in zip(before, wanted, strict=True)) else None
 
 
-def _load_vqvae(folder: str, **settings: Any) -> VQVAE:
-    tokenizer = load_tokenizer(folder, **settings)
+def _load_vqvae(options: ImageTokenizerOptions, **settings: Any) -> VQVAE:
+    tokenizer = load_tokenizer(options.earlier_folder, **settings)
     if not isinstance(tokenizer, VQVAE):
-        raise ValueError(f"--init_from {folder} is a {type(tokenizer).__name__}: give a VQVAE, which this trains")
+        kind = type(tokenizer).__name__
+        raise ValueError(f"--init_from {options.init_from} is a {kind}: give a VQVAE, which this trains")
     return tokenizer.float()
 
 
@@ -212,9 +214,13 @@ def next_command(options: ImageTokenizerOptions) -> str:
     folder = Path(options.output_dir)
     if options.train == "all":
         return f"accelerate launch scripts/train_lm.py --image_tokenizer {folder} --dataset {options.dataset}"
-    earlier = Path(str(options.init_from))
-    target = Path(options.codes_from) / "image_tokenizer" if options.codes_from else earlier
-    return f"cp {folder / 'config.json'} {folder / 'model.safetensors'} {target}  # same codes, new decoder"
+    copy = f"cp {folder / 'config.json'} {folder / 'model.safetensors'}"
+    name = options.codes_from or str(options.init_from)
+    shipped = shipped_folder(name)
+    if shipped is not None:  # which stays as it is
+        return f"cp -r {shipped} COPY; {copy} COPY/image_tokenizer  # same codes, new decoder"
+    part = Path(name) / "image_tokenizer"
+    return f"{copy} {part if options.codes_from or part.is_dir() else name}  # same codes, new decoder"
 
 
 def validate(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,8 +42,8 @@ def check_parts(options: LanguageModelOptions, tokenizer: ImageTokenizer) -> Non
     """Raise ValueError where `build_parts` could not succeed, before any picture is encoded."""
     _check_image_size(options, tokenizer)
     if options.init_from:
-        MultimodalVocabulary.from_pretrained(Path(options.init_from) / "lm")
-        config = AutoConfig.from_pretrained(Path(options.init_from) / "lm")
+        MultimodalVocabulary.from_pretrained(options.earlier_folder / "lm")
+        config = AutoConfig.from_pretrained(options.earlier_folder / "lm")
         check_sizes(options, "init_from", config, "text_tokenizer", "text_vocab_size")
         needed, most = _longest_picture(options, tokenizer), max_positions(config)
         if config.model_type not in ROTARY and (options.max_length or 0) > most:

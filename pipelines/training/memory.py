@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,7 +86,7 @@ def estimate_memory(options: LanguageModelOptions) -> MemoryEstimate:
     A text tokenizer that the run would train counts with all of --text_vocab_size; a model whose size the budget would
     choose, with its size by codes per picture. Sequences are as long as the options allow.
     """
-    tokenizer = load_tokenizer(options.image_tokenizer)
+    tokenizer = load_tokenizer(options.tokenizer_folder)
     check_parts(options, tokenizer)
     config, vocabulary = _configuration(options, tokenizer)
     bf16 = options.mixed_precision == "bf16" or (options.mixed_precision == "auto" and computes_bf16())
@@ -118,7 +117,7 @@ def estimate_memory(options: LanguageModelOptions) -> MemoryEstimate:
 def _configuration(options: LanguageModelOptions, tokenizer: ImageTokenizer) -> tuple[Any, MultimodalVocabulary]:
     """The language model's configuration, with a row for each token, and a vocabulary with its numbers of tokens."""
     if options.init_from:
-        folder = Path(options.init_from) / "lm"
+        folder = options.earlier_folder / "lm"
         vocabulary = MultimodalVocabulary.from_pretrained(folder)
         config = AutoConfig.from_pretrained(folder)
         vocabulary.num_codes = tokenizer.num_codes

@@ -16,6 +16,7 @@ from pipelines.caching.sources import InputSettings, open_source, read_pictures
 from pipelines.machine.devices import computes_bf16
 from pipelines.machine.printing import say
 from pipelines.machine.processors import usable_cores
+from pipelines.model_folder import model_origin
 from pipelines.options.training import TrainingOptions
 from pipelines.training.distribution import check_distribution, refuse_deepspeed, shard_on_cpu
 from pipelines.training.run_folder import Run
@@ -68,6 +69,8 @@ def start_run(options: TrainingOptions, *, plain: bool = False) -> tuple[Acceler
             f"{run.folder} is finished already: --resume with a larger --max_steps or --max_minutes goes on, "
             "--overwrite trains it again, and --init_from starts another run from its weights",
         )
+    elif options.init_from:
+        say(accelerator, f"starting from: {model_origin(options.init_from)}")
     return accelerator, run
 
 

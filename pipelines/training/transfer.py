@@ -36,7 +36,7 @@ def transferred(
     Text tokens that the captions ask for are added to its BPE. Codes of another image tokenizer start from the rows of
     the codes that the earlier tokenizer gives the same places of the same pictures.
     """
-    folder = Path(str(options.init_from))
+    folder = options.earlier_folder
     before = MultimodalVocabulary.from_pretrained(folder / "lm")
     model = load_model(str(folder / "lm"), dtype=torch.float32)
     text, merges = extend_text_tokenizer(before.tokenizer, cache.some_texts(BPE_ROWS), most_text_tokens(folder))

@@ -12,10 +12,11 @@ not expected, and the growth of the server's memory after the first minute.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,21 @@ class Options(BenchmarkOptions):
     model: str = option("sprites", "model folder, or the name of one that comes with Tessera")
     rounds: int = option(5, "how often each is measured; the rows are medians", above_zero=True)
     requests: int = option(8, "of each client, one after the other, in a round", above_zero=True)
+    server_threads: int | None = option(
+        None, "the server's --cpu_threads (default: what it takes by itself, or --cpu_threads)", above_zero=True
+    )
     load_minutes: float = option(0.0, "how long to send mixed requests afterwards", not_negative=True)
+
+
+def same(seed: int) -> str:
+    """One prompt for all."""
+    return PROMPT
+
+
+def new_prompts() -> Callable[[int], str]:
+    """A prompt for each seed that no request has had before."""
+    first = secrets.randbelow(10**6)
+    return lambda seed: f"{PROMPT} {first + seed}"
 
 
 @contextmanager
@@ -51,8 +66,9 @@ def server(options: Options) -> Iterator[tuple[str, int]]:
     """
     script = Path(__file__).resolve().parents[1] / "serve.py"
     command = [sys.executable, str(script), "--model", options.model, "--port", "0"]
-    if options.cpu_threads is not None:
-        command += ["--cpu_threads", str(options.cpu_threads)]
+    threads = options.server_threads or options.cpu_threads
+    if threads is not None:
+        command += ["--cpu_threads", str(threads)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -82,26 +98,27 @@ async def _ready(address: str) -> None:
     raise ValueError(f"the server was not ready after {START_SECONDS:g} s")
 
 
-async def _draw(client: Client, seed: int, count: int = 1) -> float:
+async def _draw(client: Client, seed: int, count: int = 1, prompt: str = PROMPT) -> float:
     """Seconds of one request.
 
     Raises:
         ValueError: it fails.
     """
     start = time.perf_counter()
-    status, answer = await client.post(PATH, {"prompt": PROMPT, "n": count, "seed": seed})
+    status, answer = await client.post(PATH, {"prompt": prompt, "n": count, "seed": seed})
     if status != 200:
         raise ValueError(f"the server answered {status}: {answer[:200]!r}")
     return time.perf_counter() - start
 
 
-async def _clients(address: str, count: int, requests: int) -> list[float]:
-    """Seconds of each request of so many clients."""
+async def _clients(address: str, count: int, requests: int, prompt: Callable[[int], str] = same) -> list[float]:
+    """Seconds of each request of so many clients, of which each has a seed, and a prompt by its seed."""
 
     async def one(number: int) -> list[float]:
         client = Client(address)
         try:
-            return [await _draw(client, number * requests + turn) for turn in range(requests)]
+            seeds = range(number * requests, (number + 1) * requests)
+            return [await _draw(client, seed, prompt=prompt(seed)) for seed in seeds]
         finally:
             client.close()
 
@@ -137,15 +154,18 @@ def figures(options: Options, address: str) -> list[Row]:
     pipe = TextToImagePipeline.from_pretrained(options.model)
     pipe.set_progress_bar_config(disable=True)
 
-    def offline(count: int) -> float:
-        return seconds(lambda: pipe([PROMPT] * count, seed=list(range(count))))
+    def offline(count: int, prompt: Callable[[int], str] = same) -> float:
+        return seconds(lambda: pipe([prompt(seed) for seed in range(count)], seed=list(range(count))))
 
-    rates: dict[str, list[float]] = {"server": [], "offline": []}
+    rates: dict[str, list[float]] = {"server": [], "offline": [], "new server": [], "new offline": []}
     alone: dict[str, list[float]] = {"server": [], "offline": []}
     waits: dict[str, list[float]] = {"few": [], "beside": []}
     for turn in range(options.rounds + 1):
         took = seconds(lambda: asyncio.run(_clients(address, CLIENTS, options.requests)))
         calls = [offline(CLIENTS) for _ in range(3)]
+        fresh = new_prompts()
+        took_new = seconds(lambda: asyncio.run(_clients(address, CLIENTS, options.requests, fresh)))  # noqa: B023
+        calls_new = [offline(CLIENTS, fresh) for _ in range(3)]
         one = asyncio.run(_clients(address, 1, options.requests))
         few = asyncio.run(_clients(address, FEW_CLIENTS, options.requests))
         beside = asyncio.run(_beside_large(address, options.requests))
@@ -153,6 +173,8 @@ def figures(options: Options, address: str) -> list[Row]:
             continue
         rates["server"].append(CLIENTS * options.requests / took)
         rates["offline"].append(CLIENTS / median(calls))
+        rates["new server"].append(CLIENTS * options.requests / took_new)
+        rates["new offline"].append(CLIENTS / median(calls_new))
         alone["server"].append(median(one))
         alone["offline"].append(median(offline(1) for _ in range(options.requests)))
         waits["few"] += few
@@ -162,6 +184,7 @@ def figures(options: Options, address: str) -> list[Row]:
         row("throughput/32_clients", middle["server"] / middle["offline"], "", 0.9, True),
         row("latency/one_client", median(alone["server"]) / median(alone["offline"]), "", 1.15),
         row("latency/beside_a_large_request", _p95(waits["beside"]) / _p95(waits["few"]), "", 3),
+        row("throughput/32_clients/new_prompts", middle["new server"] / middle["new offline"], "", None, True),
         row("throughput/32_clients/pictures_per_second", middle["server"], "/s", None, True),
         row("throughput/offline/pictures_per_second", middle["offline"], "/s", None, True),
         row("latency/one_client/seconds", median(alone["server"]), "s"),

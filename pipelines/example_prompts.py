@@ -8,20 +8,23 @@ from pathlib import Path
 import yaml
 
 from lm.data.token_cache import TokenCache
+from pipelines.model_folder import CARD_FILE
 
-CARD, CACHES = "README.md", ("token_cache/validation", "token_cache/train")
+CACHES = ("token_cache/validation", "token_cache/train")
 LONGEST = 80  # characters of a caption that still reads well on a button
 ROWS_READ = 200
 
 
-def example_prompts(folder: str | Path, count: int = 6) -> list[str]:
-    """Up to `count` different prompts for the model in a folder; [] where it says none.
+def example_prompts(folder: str | Path | None, count: int = 6) -> list[str]:
+    """Up to `count` different prompts for the model in a folder; [] where it says none, or there is no folder.
 
     They are the texts of `widget` in the card's header, as the Hub reads them, else short captions of the token cache
     that training left in the folder. A card or a cache that cannot be read counts as none.
     """
+    if folder is None:
+        return []
     path = Path(folder).expanduser()
-    texts = _of_card(path / CARD) or _of_caches(path)
+    texts = _of_card(path / CARD_FILE) or _of_caches(path)
     short = [text for text in (" ".join(text.split()) for text in texts) if text and len(text) <= LONGEST]
     return list(dict.fromkeys(short))[:count]
 
