@@ -1,7 +1,7 @@
-"""Rows of `scripts/benchmarks/generation.py`: pictures whose codes, several a call, are all those of drawing one by one.
+"""Rows of `scripts/benchmarks/generation.py`: pictures drawn several codes a call with the codes of drawing one by one.
 
-Picture i has setting i of `SETTINGS` and model i of a trained model and three random ones, in turn: the random ones have
-what the trained one may lack (levels, depths, several sizes), and are of other architectures.
+Each picture has another of `SETTINGS`, of the models and of their sizes, in turn: a trained model, and three random
+ones of other architectures that have what it may lack (levels, depths, several sizes).
 """
 
 from __future__ import annotations
