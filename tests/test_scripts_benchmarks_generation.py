@@ -58,3 +58,11 @@ def test_rows_of_several_codes_a_call(tmp_path, monkeypatch):
     monkeypatch.setattr(several_codes, "CAPTIONS", 8)
     rows = {row["what"]: row["value"] for row in several_codes.calls(str(tmp_path / "model"))}
     assert rows["calls/sprites/same_codes"] == 1 and rows["calls/sprites"] <= rows["calls/sprites/one_by_one"] == 8
+
+
+def test_rows_of_equal_codes(tmp_path):
+    """Without a trained model, 4 random ones at their sizes, of which 2 have levels or depths: 42 cases."""
+    main(Options(only="equal", pictures=42, model=str(tmp_path / "none"), output=str(tmp_path / "rows.json")))
+    rows = {row["what"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
+    assert rows["equal/pictures"]["value"] == rows["equal/pictures"]["target"] == 42
+    assert [rows[f"equal/{name}"]["target"] for name in ("plain", "forced", "by_level_or_depth")] == [4, 4, 2]

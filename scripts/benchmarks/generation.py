@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.options.option import option
 from pipelines.options.parser import run_command
-from scripts.benchmarks import several_codes
+from scripts.benchmarks import equal_codes, several_codes
 from scripts.benchmarks.figures import BenchmarkOptions, Row, interleaved, row, seconds, show, write_rows
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Options(BenchmarkOptions):
     repeats: int = option(3, "how often each is measured; the rows are medians", above_zero=True)
     only: str | None = option(None, "one part, e.g. one_picture")
     model: str = option("sprites", "model that the cold start and several codes a call are measured on")
+    pictures: int = option(500, "pictures that are drawn both ways for the rows equal/...", above_zero=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -204,6 +205,11 @@ def calls(options: Options) -> list[Row]:
     return several_codes.calls(options.model)
 
 
+def equal(options: Options) -> list[Row]:
+    """Pictures whose codes, several a call, are those of drawing one by one."""
+    return equal_codes.equal(options.model, options.pictures)
+
+
 def several(options: Options) -> list[Row]:
     """Seconds for one picture and for eight, one code a call over several."""
     return several_codes.over_one_code_a_call(options.model, options.repeats)
@@ -233,7 +239,7 @@ def gpu(options: Options) -> list[Row]:
     return [row("gpu/1B/share_of_limit", share_of_limit(model, took["ours"], took["read"]), "", 0.6, True)]
 
 
-PARTS = (one_picture, eight_pictures, growth, calls, several, cold_start, gpu)
+PARTS = (one_picture, eight_pictures, growth, calls, equal, several, cold_start, gpu)
 
 
 def main(options: Options) -> None:
