@@ -26,28 +26,29 @@ def main(options: EvaluationOptions) -> dict[str, Any]:
 
     from pipelines.evaluation.evaluation import evaluate
     from pipelines.evaluation.report_contents import write_page
-    from pipelines.evaluation.signals import evaluate_signals, is_of_signals, signals_table
+    from pipelines.evaluation.signal_report import signals_table, write_signal_page
+    from pipelines.evaluation.signals import evaluate_signals
+    from pipelines.evaluation.subject import load_model
     from pipelines.evaluation.tables import figures_table
+    from tokenizer_image.signals.settings import signal_settings_of
 
     transformers.logging.disable_progress_bar()  # models load in seconds
     torch.set_num_threads(options.cpu_threads or usable_cores())
     output = Path(options.output)
     make_folder(output.parent, "--output")
-    if is_of_signals(options):
-        if options.report is not None:
-            raise ValueError("--report makes pages of pictures: of signals, leave it out, and read --output")
-        report = evaluate_signals(options)
-        output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        print(f"\n{signals_table(report)}\n\nall figures: {output}")
-        return report
     if options.report is not None:
         make_folder(options.report, "--report")
-    evaluation = evaluate(options)
+    model = load_model(options)
+    evaluation: Any
+    if signal_settings_of(model.image_tokenizer) is None:
+        evaluation, table, write = evaluate(options, model), figures_table, write_page
+    else:
+        evaluation, table, write = evaluate_signals(options, model), signals_table, write_signal_page
     # The figures come first: drawing samples or plotting may fail after everything has been measured.
     output.write_text(json.dumps(evaluation.report, indent=2) + "\n", encoding="utf-8")
-    print(f"\n{figures_table(evaluation.report)}\n\nall figures: {output}")
+    print(f"\n{table(evaluation.report)}\n\nall figures: {output}")
     if options.report is not None:
-        print(f"pictures:    {write_page(options, evaluation, options.report)}")
+        print(f"page:        {write(options, evaluation, options.report)}")
     return evaluation.report
 
 

@@ -1,11 +1,12 @@
-"""Options of stage 1 that concern signals: sounds and series in place of pictures."""
+"""Options that concern signals, sounds and series in place of pictures: of the commands that read them before there is
+a tokenizer, and of stage 1."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from pipelines.options.option import option
+from pipelines.options.option import given_options, option
 from tokenizer_image.signals.settings import SignalSettings
 
 # Options of pictures that have no meaning for signals.
@@ -19,8 +20,8 @@ SERIES_LENGTH = 192
 
 
 @dataclass
-class SignalOptions:
-    """What is learned from in place of pictures."""
+class SignalDataOptions:
+    """What is read in place of pictures."""
 
     signal: str | None = option(
         None, "'audio' or 'series': sounds or time series in place of pictures", choices=("audio", "series")
@@ -30,23 +31,15 @@ class SignalOptions:
         None, "signals: samples of an example (default: one second; 192 steps of series)", above_zero=True
     )
     horizon: int = option(24, "series: the last steps of an example, which forecasts are of", not_negative=True)
-    causal: bool = option(False, "audio: codes depend on no later samples, as streaming needs (series: always)")
-    depth_dropout: float | None = option(
-        None, "residual: share of examples that are quantized by fewer depths, so that the first ones stand alone"
-    )
-    spectral_weight: float | None = option(
-        None, "audio: share of the gradient that the STFT's magnitudes get, beside 1 for samples (default 0.3)",
-        not_negative=True,
-    )  # fmt: skip
 
-    signal_names: ClassVar[tuple[str, ...]] = ("sample_rate", "length", "horizon", "causal", "spectral_weight")
+    # Options of signals, and those of them that a kind has no use for.
+    signal_names: ClassVar[tuple[str, ...]] = ("sample_rate", "length", "horizon")
+    foreign_names: ClassVar[dict[str, tuple[str, ...]]] = {"audio": ("horizon",), "series": ("sample_rate",)}
 
     def check_signal(self) -> None:
         """Raise ValueError for options of signals without --signal, or of pictures with it."""
-        defaults = {one.name: one.default for one in fields(self)}
-        foreign = {None: (), "audio": ("horizon",), "series": ("sample_rate", "causal", "spectral_weight")}
-        names = self.signal_names if self.signal is None else (*PICTURE_OPTIONS, *foreign[self.signal])
-        given = [f"--{name}" for name in names if getattr(self, name) != defaults[name]]
+        names = self.signal_names if self.signal is None else (*PICTURE_OPTIONS, *self.foreign_names[self.signal])
+        given = given_options(self, names)
         if not given:
             return
         if self.signal is None:
@@ -59,6 +52,23 @@ class SignalOptions:
             return SignalSettings("series", self.length or SERIES_LENGTH, num_channels=0, horizon=self.horizon)
         length = self.length or -(-self.sample_rate // DOWNSAMPLING) * DOWNSAMPLING
         return SignalSettings(str(self.signal), length, self.sample_rate)
+
+
+@dataclass
+class SignalOptions(SignalDataOptions):
+    """What stage 1 learns from in place of pictures, and how."""
+
+    causal: bool = option(False, "audio: codes depend on no later samples, as streaming needs (series: always)")
+    depth_dropout: float | None = option(
+        None, "residual: share of examples that are quantized by fewer depths, so that the first ones stand alone"
+    )
+    spectral_weight: float | None = option(
+        None, "audio: share of the gradient that the STFT's magnitudes get, beside 1 for samples (default 0.3)",
+        not_negative=True,
+    )  # fmt: skip
+
+    signal_names = (*SignalDataOptions.signal_names, "causal", "spectral_weight")
+    foreign_names = {"audio": ("horizon",), "series": ("sample_rate", "causal", "spectral_weight")}
 
     def signal_configuration(self, own: dict[str, Any], settings: SignalSettings | None) -> dict[str, Any]:
         """Settings of `VQVAEConfig` for a new tokenizer of signals.

@@ -20,12 +20,11 @@ from tokenizer_image.pictures.reading_notes import ReadingNotes
 from tokenizer_image.pictures.splits import SplitFiles
 from tokenizer_image.signals.examples import SignalExample
 from tokenizer_image.signals.series_files import is_series, read_series
-from tokenizer_image.signals.settings import SignalSettings
+from tokenizer_image.signals.settings import WORDS, SignalSettings
 from tokenizer_image.signals.sound_files import SoundInfo, is_sound, read_sound, sound_info
 
 LEAST_PART = 0.5  # of an example: a shorter rest at the end of a recording is left out
 KINDS: dict[str, Callable[[str], bool]] = {"sounds": is_sound, "pictures": is_picture, "series": is_series}
-WORDS = {"audio": "sounds", "series": "series"}  # what a folder of each kind of signal holds
 
 
 def signal_splits(path: Path, name: str, signal: str, columns: Columns, notes: ReadingNotes) -> dict[str, SplitFiles]:

@@ -8,6 +8,7 @@ from typing import Any
 
 AUDIO_RATES = range(8_000, 24_001)
 BUILT_IN = {"audio": "sounds", "series": "seasons"}  # the names of the built-in worlds, by kind
+WORDS = {"audio": "sounds", "series": "series"}  # what several signals of a kind are called
 
 
 @dataclass(frozen=True)
