@@ -91,7 +91,7 @@ def write_index(folder: Path, class_name: str, fingerprint: str) -> None:
 
 
 def read_index(folder: Path, *class_names: str, parts: Sequence[str] = ()) -> dict[str, Any]:
-    """Read model_index.json and check that every sub-folder in `parts` exists.
+    """Read model_index.json, which should name one of these classes, and check that every sub-folder in `parts` exists.
 
     Raises:
         ValueError: no index or a damaged one, another class, a newer format, a part that is missing.
@@ -115,8 +115,8 @@ def read_index(folder: Path, *class_names: str, parts: Sequence[str] = ()) -> di
         )
     if kind not in class_names:
         raise ValueError(
-            f"{folder} holds a {kind}, not a {' or a '.join(class_names)}: load it by pipelines.{kind}.from_pretrained, or "
-            "draw with it by scripts/generate.py"
+            f"{folder} holds a {kind}, not a {' or a '.join(class_names)}: load it by pipelines.{kind}.from_pretrained "
+            "or draw with it by scripts/generate.py"
         )
     for part in parts:
         if not (folder / part / "config.json").is_file():
