@@ -28,7 +28,6 @@ from pipelines.hub_files import write_hub_files
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from pipelines.options.language_model import LanguageModelOptions
 from pipelines.text_to_signal import drawing_class
-from tokenizer_image.pictures.loading import load_pictures
 from tokenizer_image.signals.drawn_sounds import EVENTS, DrawnSounds
 from tokenizer_image.signals.folder_signals import SoundFiles
 from tokenizer_image.signals.loading import load_signals
@@ -318,7 +317,7 @@ def test_folders_of_signals_are_inspected(trained_series, tmp_path, capsys):
     with pytest.raises(ValueError, match="Sounds are read with --signal audio"):
         inspect_data.main(inspect_data.InspectionOptions(dataset=str(tmp_path / "sounds")))
     with pytest.raises(ValueError, match="--dataset seasons has no pictures: give --signal series"):
-        load_pictures("seasons")
+        inspect_data.main(inspect_data.InspectionOptions(dataset="seasons"))
 
 
 def test_cards_of_models_speak_of_their_signals(trained, trained_series, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,9 @@ def load_split(
     Raises:
         ValueError: as `load_pictures`.
     """
+    kind = next((kind for kind, name in BUILT_IN.items() if name == options.dataset), None)
+    if kind is not None and not Path(options.dataset).exists():
+        raise ValueError(f"--dataset {options.dataset} has no pictures: give --signal {kind}, or a tokenizer of {kind}")
     return load_pictures(
         options.dataset,
         split,

@@ -19,7 +19,6 @@ from tokenizer_image.pictures.reading_notes import ReadingNotes, shown
 from tokenizer_image.pictures.splits import SplitFiles, choose_split, count_rest, hashed_order, part_rows, split_sizes
 from tokenizer_image.pictures.tables import table_splits
 from tokenizer_image.preprocessing import Preprocessing, postprocess, preprocess, to_pixel_values
-from tokenizer_image.signals.settings import BUILT_IN as SIGNALS
 
 __all__ = [
     "PictureDataset",
@@ -153,9 +152,6 @@ def _open(dataset: str, columns: Columns, notes: ReadingNotes) -> dict[str, Spli
     path = Path(dataset).expanduser()
     if path.exists():
         return open_path(path, dataset, columns, notes)
-    if dataset in SIGNALS.values():
-        kind = next(kind for kind, name in SIGNALS.items() if name == dataset)
-        raise ValueError(f"--dataset {dataset} has no pictures: give --signal {kind}, or a tokenizer of {kind}")
     name = HUB_NAME.fullmatch(dataset)
     in_a_folder_here = len(path.parts) > 1 and path.parent.is_dir()
     if name is None or in_a_folder_here:

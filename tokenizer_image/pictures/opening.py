@@ -25,8 +25,6 @@ from tokenizer_image.pictures.sidecars import find_sidecars
 from tokenizer_image.pictures.splits import SplitFiles, split_by_name, split_word
 from tokenizer_image.pictures.tables import TableFile, count_rows, inspect_table, open_parquet, saved_to_disk
 from tokenizer_image.pictures.tar_members import count_pictures_of_tars, count_tar_pictures
-from tokenizer_image.signals.series_files import is_series
-from tokenizer_image.signals.sound_files import is_sound
 
 ACCEPTED = "pictures (.jpg, .png, .webp, ...), documents.jsonl, Parquet files or WebDataset .tar archives"
 
@@ -184,8 +182,12 @@ def _what_lies_there(files: Sequence[str], path: Path, notes: ReadingNotes) -> s
     endings = sorted({posixpath.splitext(file)[1] or posixpath.basename(file) for file in files})
     unpack = ". Unpack the archives first" if set(COMPRESSED_ENDINGS) & set(map(ending, files)) else ""
     hints = dict.fromkeys(f". {ending(file)} {why_not_read(file)}" for file in files if why_not_read(file))
-    hints |= dict.fromkeys(". Sounds are read with --signal audio" for file in files if is_sound(file))
-    hints |= dict.fromkeys(". Series are read with --signal series" for file in files if is_series(file))
+    hints |= dict.fromkeys(
+        ". Sounds are read with --signal audio" for file in files if ending(file) in (".wav", ".flac", ".ogg", ".mp3")
+    )
+    hints |= dict.fromkeys(
+        ". Series are read with --signal series" for file in files if ending(file) in (".csv", ".tsv")
+    )
     whole = f". Name its folder, {path.parent}" if path.is_file() else ""
     kinds = ", ".join(map(shown, endings[:8]))
     return f"it has files of the kinds {kinds}, and should have {ACCEPTED}{unpack}{''.join(hints)}{whole}"
