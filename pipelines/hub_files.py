@@ -15,6 +15,7 @@ from typing import Any
 from lm.vocabulary import MultimodalVocabulary
 from pipelines.model_folder import INDEX_FILE
 from tokenizer_image.auto_classes import PROCESSOR_FILE, PictureProcessor
+from tokenizer_image.signals.settings import signal_settings_of
 from tokenizer_image.vqvae import VQVAE
 
 SOURCES = Path(__file__).parent / "hub"
@@ -25,8 +26,8 @@ PROCESSOR_CLASS = "TesseraProcessor"
 
 def write_hub_files(folder: Path, image_tokenizer: Any, model: Any, vocabulary: MultimodalVocabulary) -> bool:
     """Write them into a model folder. A tokenizer of another class than ours gets none, and False is returned: only who
-    has registered it can load the model."""
-    if type(image_tokenizer) is not VQVAE:
+    has registered it can load the model. Nor does one of signals, for which diffusers has no such pipeline."""
+    if type(image_tokenizer) is not VQVAE or signal_settings_of(image_tokenizer) is not None:
         return False
     module = Path(MODELING_FILE).stem
     tokenizer_folder = folder / "image_tokenizer"

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from lm.sequences import DESCRIBING, DRAWING_CAPTIONS, EDITING
 from lm.vocabulary import MultimodalVocabulary
+from tokenizer_image.signals.settings import WORDS, SignalSettings
 
 EDIT = """
 It has learned to change pictures, too (`edit`):
@@ -21,26 +22,26 @@ pipe.edit(Image.open("dog.png"), "make it blue").images[0].save("blue.png")
 CARD = """---
 license: {license}
 library_name: tessera
-pipeline_tag: text-to-image
+pipeline_tag: {tag}
 tags:
-- text-to-image
+- {tag}
 - vq-vae
 - autoregressive
 {widget}---
 
 # {title}
 
-Draws {height}x{width} pictures from captions. An image tokenizer (`image_tokenizer/`, a VQ-VAE) turns
-pictures into integers; a language model (`lm/`, a stock {architecture}) writes them after a caption. Trained
+Draws {what} from captions. {tokenizer} (`image_tokenizer/`, a VQ-VAE) turns
+{kind} into integers; a language model (`lm/`, a stock {architecture}) writes them after a caption. Trained
 with Tessera.
 
 ## Use
 
 ```python
-from pipelines import TextToImagePipeline
+from pipelines import {pipeline}
 
-pipe = TextToImagePipeline.from_pretrained("{repo_id}")
-pipe("a dog").images[0].save("dog.png")
+pipe = {pipeline}.from_pretrained("{repo_id}")
+{call}
 {describing}```
 {edit}
 The weights are safetensors; loading runs no code from this repository. `lm/` alone is an ordinary
@@ -64,6 +65,14 @@ tokenizer = AutoModel.from_pretrained("{repo_id}", subfolder="image_tokenizer", 
 processor = AutoImageProcessor.from_pretrained("{repo_id}", subfolder="image_tokenizer", trust_remote_code=True)
 ```
 """
+# What differs between the kinds of codes: the Hub's name of the task, what codes are of, and how one is drawn.
+CALLS = {
+    "pictures": ("text-to-image", 'pipe("a dog").images[0].save("dog.png")'),
+    "sounds": ("text-to-audio", 'samples = pipe("a low rising tone").audio[0]  # float32 in [-1, 1], {rate} a second'),
+    "series": ("time-series-forecasting", """forecast = pipe.forecast(past)  # (channels, steps), NaN in gaps
+low, high = forecast.interval(0.8)  # of the next {horizon} steps; forecast.median
+series = pipe("a rising trend and a daily season").series[0]"""),
+}  # fmt: skip
 DESCRIBING_CODE = """
 from PIL import Image
 from pipelines import ImageToTextPipeline
@@ -82,6 +91,7 @@ def model_card(
     training: Sequence[str] = (),
     has_hub_files: bool = False,
     prompts: Sequence[str] = (),
+    signals: SignalSettings | None = None,
 ) -> str:
     """The card's text.
 
@@ -94,11 +104,19 @@ def model_card(
         has_hub_files: say how to load the folder by diffusers and transformers (`pipelines.hub_files`).
         prompts: which the Hub's widget, and the page of scripts/serve.py, offer to try. A model that does not draw from
             captions shows none.
+        signals: what the codes are of, where it is not pictures.
     """
     height, width = vocabulary.image_size
+    kind, size = "pictures", f"{height}x{width}"
+    if signals is not None:
+        kind = WORDS[signals.signal]
+        size = f"{width} samples at {signals.rate} Hz" if signals.rate else f"{width} steps"
+    tag, call = task_of(signals), CALLS[kind][1].format(**({} if signals is None else signals.to_dict()))
     edits = bool(set(EDITING) & set(vocabulary.formats))
     facts = {
-        "picture": f"{height}x{width}, {vocabulary.tokens_per_image} codes out of {vocabulary.num_codes}",
+        "picture"
+        if signals is None
+        else "example": f"{size}, {vocabulary.tokens_per_image} codes out of {vocabulary.num_codes}",
         "language model": f"{type(model).__name__}, {model.num_parameters():,} parameters",
         "text tokens": f"{vocabulary.image_offset:,}",
         "sequence formats": ", ".join(vocabulary.formats),
@@ -107,6 +125,7 @@ def model_card(
         **({"default image guidance scale": vocabulary.default_image_guidance} if edits else {}),
         "image tokenizer's fingerprint": f"`{vocabulary.image_tokenizer_fingerprint}`",
     }
+    describes = signals is None and bool(set(vocabulary.formats) & set(DESCRIBING))
     measured = f"```\n{figures}\n```" if isinstance(figures, str) else _table(_flatten(figures or {}))
     commands = "\n".join(training)
     return CARD.format(
@@ -114,12 +133,16 @@ def model_card(
         widget=_widget(prompts) if set(vocabulary.formats) & set(DRAWING_CAPTIONS) else "",
         title=repo_id.split("/")[-1],
         repo_id=repo_id,
-        height=height,
-        width=width,
+        tag=tag,
+        kind=kind,
+        what=f"{size} pictures" if signals is None else f"{kind} of {size}",
+        tokenizer="An image tokenizer" if signals is None else "A tokenizer",
+        pipeline="TextToImagePipeline" if signals is None else "TextToSignalPipeline",
+        call=call,
         architecture=type(model).__name__,
         facts=_table(facts),
         elsewhere=ELSEWHERE.format(repo_id=repo_id) if has_hub_files else "",
-        describing=DESCRIBING_CODE.format(repo_id=repo_id) if set(vocabulary.formats) & set(DESCRIBING) else "",
+        describing=DESCRIBING_CODE.format(repo_id=repo_id) if describes else "",
         edit=EDIT if edits else "",
         training=f"\n## Training\n\n```sh\n{commands}\n```\n" if commands else "",
         figures=f"\n## Figures\n\n{measured}\n" if figures else "",
@@ -132,6 +155,11 @@ def _widget(prompts: Sequence[str]) -> str:
         return ""
     entry = {"widget": [{"text": text} for text in prompts]}
     return yaml.safe_dump(entry, allow_unicode=True, sort_keys=False, width=1000)
+
+
+def task_of(signals: SignalSettings | None) -> str:
+    """The Hub's name of what a model does, of pictures or of these signals."""
+    return CALLS["pictures" if signals is None else WORDS[signals.signal]][0]
 
 
 def _flatten(figures: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -97,8 +97,8 @@ def write_index(folder: Path, class_name: str, fingerprint: str) -> None:
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def read_index(folder: Path, class_name: str, *, parts: Sequence[str]) -> dict[str, Any]:
-    """Read model_index.json and check that every sub-folder in `parts` exists.
+def read_index(folder: Path, *class_names: str, parts: Sequence[str] = ()) -> dict[str, Any]:
+    """Read model_index.json, which should name one of these classes, and check that every sub-folder in `parts` exists.
 
     Raises:
         ValueError: no index or a damaged one, another class, a newer format, a part that is missing.
@@ -120,8 +120,11 @@ def read_index(folder: Path, class_name: str, *, parts: Sequence[str]) -> dict[s
         raise ValueError(
             f"{file} has format_version {version}, this version reads up to {FORMAT_VERSION}: upgrade tessera"
         )
-    if kind != class_name:
-        raise ValueError(f"{folder} holds a {kind}, not a {class_name}: load it by pipelines.{kind}.from_pretrained")
+    if kind not in class_names:
+        raise ValueError(
+            f"{folder} holds a {kind}, not a {' or a '.join(class_names)}: load it by pipelines.{kind}.from_pretrained "
+            "or draw with it by scripts/generate.py"
+        )
     for part in parts:
         if not (folder / part / "config.json").is_file():
             raise ValueError(f"{folder} is incomplete, it has no {part}/config.json: copy or save the model again")

@@ -19,7 +19,7 @@ from lm.generation.guess_table import GuessTable
 from lm.generation.progress import Callback
 from lm.vocabulary import MultimodalVocabulary, Size
 from pipelines.drawing.arguments import each_image, shown
-from pipelines.model_card import model_card
+from pipelines.model_card import model_card, task_of
 from pipelines.model_folder import CARD_FILE, INDEX_FILE, local_folder, read_index, write_index
 from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import ImageTokenizer
@@ -165,7 +165,7 @@ class MultimodalPipeline:
         prompts: Sequence[str] | None = None,
         private: bool | None = None,
         token: str | bool | None = None,
-        commit_message: str = "Upload a text-to-image model",
+        commit_message: str | None = None,
     ) -> str:
         """Upload the model folder with a model card, and with what diffusers and transformers load it by
         (`pipelines.hub_files`); return its address.
@@ -176,7 +176,7 @@ class MultimodalPipeline:
             figures: for the card, for example the report of `scripts/evaluate.py`; it may be nested.
             prompts: for the card, which the Hub's widget offers to try (default: those of the folder that the model was
                 loaded from: of its card, or captions of its token cache).
-            private, token, commit_message: as in huggingface_hub.
+            private, token, commit_message: as in huggingface_hub (default message: what kind of model is uploaded).
         """
         from huggingface_hub import HfApi
 
@@ -189,13 +189,15 @@ class MultimodalPipeline:
             has_files = write_hub_files(Path(folder), self.image_tokenizer, self.model, self.vocabulary)
             if prompts is None:
                 prompts = example_prompts(self.folder)
+            signals = signal_settings_of(self.image_tokenizer)
             card = model_card(
                 self.model, self.vocabulary, repo_id, license=license, figures=figures, has_hub_files=has_files,
-                prompts=prompts,
+                prompts=prompts, signals=signals,
             )  # fmt: skip
             (Path(folder) / CARD_FILE).write_text(card, encoding="utf-8")
             name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            api.upload_folder(repo_id=name, folder_path=folder, commit_message=commit_message)
+            message = commit_message or f"Upload a {task_of(signals)} model"
+            api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
         return f"https://huggingface.co/{name}"
 
     def prepare_images(

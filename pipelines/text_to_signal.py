@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from lm.vocabulary import MultimodalVocabulary
 from pipelines.drawing.prompts import Prompt
 from pipelines.drawing.request import DrawingRequest
 from pipelines.drawing.signal_panels import signal_panels
-from pipelines.model_folder import INDEX_FILE, local_folder
+from pipelines.model_folder import local_folder, read_index
 from pipelines.multimodal import MultimodalPipeline
 from pipelines.text_to_image import TextToImagePipeline
 from tokenizer_image.layout import ImageTokenizer
@@ -245,12 +244,9 @@ def drawing_class(folder: str | Path) -> type[MultimodalPipeline]:
     """The class of pipeline that draws with a model folder, or a model on the Hub, by its index.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is neither, or of another class.
     """
-    kinds: tuple[type[MultimodalPipeline], ...] = (TextToImagePipeline, TextToSignalPipeline)
-    path = local_folder(folder)
-    try:
-        name = json.loads((path / INDEX_FILE).read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        name = None  # loading says what is wrong
-    return next((kind for kind in kinds if kind.class_name == name), TextToImagePipeline)
+    kinds: dict[str, type[MultimodalPipeline]] = {
+        kind.class_name: kind for kind in (TextToImagePipeline, TextToSignalPipeline)
+    }
+    return kinds[read_index(local_folder(folder), *kinds)["_class_name"]]

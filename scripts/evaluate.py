@@ -29,32 +29,33 @@ def main(options: EvaluationOptions) -> dict[str, Any]:
     from pipelines.evaluation.autoencoders import evaluate_autoencoder
     from pipelines.evaluation.evaluation import evaluate
     from pipelines.evaluation.report_contents import write_page
-    from pipelines.evaluation.signals import evaluate_signals, is_of_signals, signals_table
-    from pipelines.evaluation.subject import check_has_codes
+    from pipelines.evaluation.signal_report import signals_table, write_signal_page
+    from pipelines.evaluation.signals import evaluate_signals
+    from pipelines.evaluation.subject import check_has_codes, load_model
     from pipelines.evaluation.tables import figures_table
+    from tokenizer_image.signals.settings import signal_settings_of
 
     transformers.logging.disable_progress_bar()  # models load in seconds
     torch.set_num_threads(options.cpu_threads or usable_cores())
     output = Path(options.output)
     make_folder(output.parent, "--output")
     check_has_codes(options)
-    if options.autoencoder is None and is_of_signals(options):
-        if options.report is not None:
-            raise ValueError("--report makes pages of pictures: of signals, leave it out, and read --output")
-        report = evaluate_signals(options)
-        output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        print(f"\n{signals_table(report)}\n\nall figures: {output}")
-        return report
     if options.report is not None:
         make_folder(options.report, "--report")
-    measured: Any = evaluate(options) if options.autoencoder is None else evaluate_autoencoder(options)
+    evaluation: Any
+    table, write = figures_table, write_page
+    if options.autoencoder is not None:
+        evaluation, write = evaluate_autoencoder(options), write_autoencoder_page
+    elif signal_settings_of((model := load_model(options)).image_tokenizer) is None:
+        evaluation = evaluate(options, model)
+    else:
+        evaluation, table, write = evaluate_signals(options, model), signals_table, write_signal_page
     # The figures come first: drawing samples or plotting may fail after everything has been measured.
-    output.write_text(json.dumps(measured.report, indent=2) + "\n", encoding="utf-8")
-    print(f"\n{figures_table(measured.report)}\n\nall figures: {output}")
+    output.write_text(json.dumps(evaluation.report, indent=2) + "\n", encoding="utf-8")
+    print(f"\n{table(evaluation.report)}\n\nall figures: {output}")
     if options.report is not None:
-        page = write_page if options.autoencoder is None else write_autoencoder_page
-        print(f"pictures:    {page(options, measured, options.report)}")
-    return measured.report
+        print(f"page:        {write(options, evaluation, options.report)}")
+    return evaluation.report
 
 
 if __name__ == "__main__":

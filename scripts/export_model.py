@@ -53,9 +53,10 @@ def main(options: ExportOptions) -> Path:
     """Convert, write the folder and its card, and return where it is."""
     from pipelines.example_prompts import example_prompts
     from pipelines.model_card import model_card
-    from pipelines.text_to_image import TextToImagePipeline
+    from pipelines.text_to_signal import drawing_class
+    from tokenizer_image.signals.settings import signal_settings_of
 
-    pipe = options.load(TextToImagePipeline).rounded(options.dtype)
+    pipe = options.load(drawing_class(options.chosen_model)).rounded(options.dtype)
     figures = None if options.report is None else read_figures(Path(options.report), pipe.image_tokenizer.fingerprint)
     folder = Path(options.output_dir)
     pipe.save_pretrained(folder)
@@ -67,6 +68,7 @@ def main(options: ExportOptions) -> Path:
         figures=figures,
         training=training_of(Path(options.chosen_model)),
         prompts=example_prompts(pipe.folder),
+        signals=signal_settings_of(pipe.image_tokenizer),
     )
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -80,11 +82,12 @@ def read_figures(file: Path, fingerprint: str) -> str:
     Raises:
         ValueError: it is no report, or one of a model with another image tokenizer than that of this `fingerprint`.
     """
+    from pipelines.evaluation.signal_report import signals_table
     from pipelines.evaluation.tables import figures_table
 
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
-        table = figures_table(report)
+        table = (signals_table if "signal" in report else figures_table)(report)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"--report {file} is no report of scripts/evaluate.py ({error!r}): give its --output"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.machine.destinations import check_pictures, is_sheet
 from pipelines.machine.startup import hide_unused_packages
 from pipelines.options.inference import GuidedSamplingOptions, ModelOptions
-from pipelines.options.option import check_values, option
+from pipelines.options.option import check_values, given_options, option
 from pipelines.options.parser import run_command
 
 if TYPE_CHECKING:
@@ -111,11 +111,8 @@ def draw_signals(options: GenerateOptions) -> Path:
     from tokenizer_image.signals.sound_files import write_sound
     from tokenizer_image.signals.video_files import write_gif
 
-    given = [name for name in ("best_of", "height", "width") if getattr(options, name) is not None]
-    if given:
-        raise ValueError(
-            f"{options.chosen_model} draws signals, which have no {', '.join(f'--{name}' for name in given)}"
-        )
+    if given := given_options(options, ("best_of", "height", "width")):
+        raise ValueError(f"{options.chosen_model} draws signals, which have no {', '.join(given)}: leave out")
     output = Path(options.output)
     folder = output.with_suffix("") if is_sheet(output) else output
     folder.mkdir(parents=True, exist_ok=True)

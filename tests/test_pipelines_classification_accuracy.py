@@ -15,7 +15,7 @@ from pipelines.evaluation.classification_accuracy import (
     labelled,
     learned_classifier,
 )
-from pipelines.evaluation.intervals import paired_comparison, ratio_of_shares, wilson_interval
+from pipelines.evaluation.intervals import paired_comparison, ratio_of_means, wilson_interval
 from pipelines.evaluation.result_cache import ResultCache
 from pipelines.options.evaluation import EvaluationOptions
 from scripts.evaluate import main
@@ -79,15 +79,15 @@ def test_a_seed_gives_the_same_classifier_to_the_digit():
     assert torch.equal(logits(0), logits(0)) and not torch.equal(logits(0), logits(1))
 
 
-def test_ratio_of_shares_and_its_interval():
+def test_ratio_of_means_and_its_interval():
     before, after = np.arange(200) < 160, np.arange(200) < 120
-    found = paired_comparison(ratio_of_shares, {"top_1": before}, {"top_1": after})
+    found = paired_comparison(ratio_of_means, {"top_1": before}, {"top_1": after})
     assert found["top_1"] == pytest.approx(0.75)
     low, high = found["interval"]["top_1"]
     # Of n test pictures, those right before: the ratio is a share of them, so its spread is that of a share.
     spread = 1.96 * np.sqrt(0.75 * 0.25 / 160)
     assert low == pytest.approx(0.75 - spread, abs=0.015) and high == pytest.approx(0.75 + spread, abs=0.015)
-    assert np.isnan(ratio_of_shares(~before[:160], after[:160]))
+    assert np.isnan(ratio_of_means(~before[:160], after[:160]))
 
 
 # ---- the command

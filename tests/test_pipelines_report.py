@@ -232,7 +232,7 @@ class Page(HTMLParser):
 def test_a_page_holds_its_pictures_and_its_tables(pictures, tmp_path):
     report = report_of(tiny_tokenizer(), pictures, notes=["a <note>"])
     sheets = [Sheet(f"{name}.png", f"Sheet <{name}>", "What it shows.", Image.new("RGB", (4, 4))) for name in "ab"]
-    page = write_report(tmp_path / "page", report, sheets, "PSNR | <summary>")
+    page = write_report(tmp_path / "page", report, sheets, "PSNR | <summary>", figure_rows(report))
     text, count = page.read_text(), len(figure_rows(report))
     found = Page(text)
     assert len(found.sources) == 2 and all(one.startswith("data:image/png;base64,") for one in found.sources)

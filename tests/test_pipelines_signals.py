@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import sys
 import wave
 from functools import partial
@@ -20,7 +22,9 @@ from pipelines import ImageToTextPipeline, TextToImagePipeline, TextToSignalPipe
 from pipelines.caching.signal_cache import decode_signals
 from pipelines.drawing.signal_panels import signal_panels
 from pipelines.evaluation import signals
+from pipelines.evaluation.signal_report import signal_rows
 from pipelines.evaluation.sound_probe import CLASSES, SoundProbe, halves_of, train_probe
+from pipelines.hub_files import write_hub_files
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from pipelines.options.language_model import LanguageModelOptions
 from pipelines.text_to_signal import drawing_class
@@ -34,7 +38,9 @@ from tokenizer_image.signals.sound_files import write_sound
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import cache_tokens
 import evaluate
+import export_model
 import generate
+import inspect_data
 import train_lm
 import train_tokenizer
 from test_tokenizer_signals import sound_tokenizer
@@ -230,12 +236,102 @@ def test_evaluate_measures_depth_by_depth(trained, tmp_path):
     assert [row["bits_per_second"] for row in rows] == [40 * 4 / 0.2, 80 * 4 / 0.2] and len(rows) == 2
     assert report["reconstruction"] == rows[1] and 0 < report["codebook"]["usage"] <= 1
     assert "spectral_distance" in report["opus"] or "left_out" in report["opus"]
-    with pytest.raises(ValueError, match="--report makes pages of pictures"):
+    assert report["n"] == 12 and report["dataset"] == "sounds" and report["image_tokenizer_fingerprint"]
+    low, high = report["reconstruction"]["interval"]["snr_mean"]
+    assert low <= report["reconstruction"]["snr_mean"] <= high
+    with pytest.raises(ValueError, match="--extractor, --drawn_per_caption concern pictures"):
         evaluate.main(
             evaluate.EvaluationOptions(
-                image_tokenizer=str(trained / "tokenizer"), output=str(output), report=str(tmp_path / "page")
+                model=str(trained / "model"), output=str(output), extractor="captions", drawn_per_caption=1
             )
         )
+
+
+def evaluated_page(folder: Path, **options: Any) -> tuple[dict[str, Any], Path]:
+    page = folder / "page"
+    report = evaluate.main(
+        evaluate.EvaluationOptions(output=str(folder / "report.json"), report=str(page), cpu_threads=1, **options)
+    )
+    assert json.loads((page / "report.json").read_text()) == report
+    return report, page
+
+
+def test_a_page_of_sounds_can_be_listened_to(trained, tmp_path, monkeypatch):
+    quick = partial(train_probe, sounds=64, epochs=1, required_accuracy=0.0)
+    monkeypatch.setattr(signals, "train_probe", quick)
+    options = {"model": str(trained / "model"), "max_examples": 4, "num_captions": 3}
+    report, page = evaluated_page(tmp_path, **options)
+    text = (page / "report.html").read_text()
+    sounds = [base64.b64decode(one) for one in re.findall(r'<audio controls src="data:audio/wav;base64,([^"]+)"', text)]
+    files = sorted(page.glob("*.wav"))
+    assert sorted(sounds) == sorted(file.read_bytes() for file in files) and len(files) == 2 * 8 + 2 * 3
+    with wave.open(str(files[0])) as stream:
+        assert (stream.getframerate(), stream.getnframes()) == (8000, 1600)
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    markdown = (page / "report.md").read_text()
+    assert all(f"]({file.name})" in markdown for file in files) and "![Captions, held-out" in markdown
+    rows = {row.figure: row for row in signal_rows(report)}
+    assert (
+        rows["captions, held-out: drawn right"].over == "3 sounds"
+        and " to " in rows["1 depth of codes: mean SNR, dB"].interval
+    )
+    with pytest.raises(ValueError, match="is not empty"):
+        evaluate.EvaluationOptions(output=str(tmp_path / "report.json"), report=str(page), **options)
+
+
+def test_a_page_of_series_shows_forecasts(trained_series, tmp_path):
+    options = {"model": str(trained_series / "model"), "dataset": str(trained_series / "data"), "num_captions": 2}
+    report, page = evaluated_page(tmp_path, **options)
+    names = {file.name for file in page.iterdir()}
+    assert {"forecasts.png", "samples.png", "reconstructions.png", "codebooks.png"} <= names
+    low, high = report["forecast"]["interval"]["mae_over_naive"]
+    assert low <= report["forecast"]["mae_over_naive"] <= high
+    assert "audio" not in (page / "report.html").read_text().split("<h2>Settings")[0]
+
+
+def test_folders_of_signals_are_inspected(trained_series, tmp_path, capsys):
+    (tmp_path / "sounds").mkdir()
+    for number in range(6):
+        samples = np.zeros(1600) if number == 0 else 0.5 * np.sin(np.arange(1100) / (3 + number // 2))
+        write_sound(tmp_path / "sounds" / f"{number}.wav", samples, 8000)
+    options: dict[str, Any] = {
+        "signal": "audio",
+        "dataset": str(tmp_path / "sounds"),
+        "sample_rate": 8000,
+        "length": 800,
+    }
+    sheet = tmp_path / "sheet.png"
+    with pytest.raises(ValueError, match="has no captions.*beside each file"):
+        inspect_data.main(inspect_data.InspectionOptions(output=str(sheet), **options))
+    printed = capsys.readouterr().out
+    assert (
+        "have a rest that makes no example" in printed and "duplicates: " in printed and "0.1 s at 8,000 Hz" in printed
+    )
+    assert Image.open(sheet).width > 2 * 192
+    data = str(trained_series / "data")
+    series = inspect_data.InspectionOptions(signal="series", dataset=data, length=64, horizon=16, output=str(sheet))
+    inspect_data.main(series)
+    assert "channels: 2" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no use for --image_size, --horizon"):
+        inspect_data.InspectionOptions(image_size=64, horizon=3, **options)
+    with pytest.raises(ValueError, match="Sounds are read with --signal audio"):
+        inspect_data.main(inspect_data.InspectionOptions(dataset=str(tmp_path / "sounds")))
+    with pytest.raises(ValueError, match="--dataset seasons has no pictures: give --signal series"):
+        inspect_data.main(inspect_data.InspectionOptions(dataset="seasons"))
+
+
+def test_cards_of_models_speak_of_their_signals(trained, trained_series, tmp_path):
+    for folder, tag, call in (
+        (trained, "text-to-audio", ".audio[0]"),
+        (trained_series, "time-series-forecasting", "forecast(past)"),
+    ):
+        out = tmp_path / tag
+        export_model.main(export_model.ExportOptions(model=str(folder / "model"), output_dir=str(out)))
+        card = (out / "README.md").read_text()
+        assert f"pipeline_tag: {tag}" in card and call in card and "TextToSignalPipeline.from_pretrained" in card
+        assert "picture" not in card and "{" not in card
+        pipe = TextToSignalPipeline.from_pretrained(out)
+        assert not write_hub_files(out, pipe.image_tokenizer, pipe.model, pipe.vocabulary)
 
 
 def test_evaluate_reads_what_captions_drew(trained, tmp_path, monkeypatch):

@@ -154,11 +154,16 @@ class SignalErrors:
         self._power += float(original.double().square().sum())
         self._ratios.append(snr(decoded, original).cpu())
 
+    @property
+    def ratios(self) -> Tensor:
+        """(n,): the SNR in dB of each example."""
+        return torch.cat(self._ratios)
+
     def figures(self) -> dict[str, float]:
         """`mse`; `snr` in dB of all samples together, sum x^2 over sum (y - x)^2; `snr_mean`, that of each example,
         averaged, in which quiet ones count as much as loud ones."""
         ratio = 10 * math.log10(max(self._power, 1e-12) / max(self._error, 1e-12))
-        return {"mse": self._error / self._count, "snr": ratio, "snr_mean": torch.cat(self._ratios).mean().item()}
+        return {"mse": self._error / self._count, "snr": ratio, "snr_mean": self.ratios.mean().item()}
 
 
 class CodeUsage:

@@ -24,6 +24,7 @@ from pipelines.machine.printing import say
 from pipelines.machine.processes import all_see, from_all, from_main
 from pipelines.model_folder import model_origin
 from pipelines.options.data import CacheOptions
+from pipelines.options.option import given_options
 from tokenizer_image.fingerprint import accepts_fingerprint
 from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.pictures.dataset import PictureSource, print_summary
@@ -67,7 +68,7 @@ def open_caches(
 
 def check_picture_options(options: CacheOptions, tokenizer: ImageTokenizer) -> None:
     """Raise ValueError for options of pictures with a tokenizer of signals."""
-    given = [f"--{name}" for name in ("image_sizes", "crops", "random_flip") if getattr(options, name)]
+    given = given_options(options, ("image_sizes", "crops", "random_flip", "image_column", "max_image_pixels"))
     if given and signal_settings_of(tokenizer):
         raise ValueError(f"{', '.join(given)} concern pictures, and {options.image_tokenizer} has codes of signals")
 

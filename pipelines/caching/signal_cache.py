@@ -12,14 +12,15 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from lm.files import cache_root, published
-from tokenizer_image.pictures.dataset import too_many_unreadable
+from tokenizer_image.pictures.dataset import picture_name, too_many_unreadable
 from tokenizer_image.pictures.reading_notes import shown
 from tokenizer_image.signals.examples import SignalSource
 from tokenizer_image.signals.loading import example_of
 from tokenizer_image.signals.series_files import normalised
 from tokenizer_image.signals.settings import SignalSettings
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+UNCHANGING = {"audio": "silent", "series": "constant", "video": "black"}  # what an example without any change is called
 LARGEST = 100.0  # deviations from the mean: what is further off is cut, so that float16 holds it
 
 
@@ -33,7 +34,7 @@ class DecodedSignals:
         sizes: the one size, (1, T), of videos (T * side, side). which: int64 (n,), zeros, each example's place in
             `sizes`.
         rows: int64 (n,), the row of the source that each came from, increasing.
-        unreadable: [(row, reason), ...].
+        unreadable: [(row, reason), ...]. unchanging: how many examples are silent, or constant.
         settings: with the number of channels and, of series, the medians of what they are normalised by.
         location, scale: of series, float64 (n, C) each, what undoes the normalisation of each example; else None.
     """
@@ -45,7 +46,9 @@ class DecodedSignals:
         self.sizes = (settings.example_shape,)
         self.rows: np.ndarray = np.load(folder / "rows.npy")
         self.which = np.zeros(len(self.rows), np.int64)
-        self.unreadable = [(int(row), str(why)) for row, why in json.loads((folder / "unreadable.json").read_text())]
+        notes = json.loads((folder / "notes.json").read_text())
+        self.unreadable = [(int(row), str(why)) for row, why in notes["unreadable"]]
+        self.unchanging: int = notes["unchanging"]
         self._values: np.ndarray | None = None
         if settings.signal == "series":
             self.location, self.scale = (np.load(folder / f"{name}.npy")[self.rows] for name in ("location", "scale"))
@@ -96,12 +99,15 @@ def decode_signals(
             raise ValueError(f"{summary}:\n{first}\nRepair or remove them, or raise --max_unreadable_share.")
         if progress:
             print(f"{summary} and are left out:\n{first}", flush=True)
+    if decoded.unchanging and progress:
+        told = f"{decoded.unchanging:,} of {len(source):,} examples are {UNCHANGING[settings.signal]}"
+        print(f"WARNING: {shown(source.name)}: {told}", flush=True)
     return decoded
 
 
 def _fill(folder: Path, source: SignalSource, settings: SignalSettings, progress: bool) -> None:
     unreadable: list[tuple[int, str]] = []
-    silent, is_series = 0, settings.signal == "series"
+    unchanging, is_series = 0, settings.signal == "series"
     channels = getattr(source, "settings", settings).num_channels or 1  # drawn series have one
     size = settings.example_shape if settings.signal == "video" else (settings.length,)
     shape = (len(source), channels, *size)
@@ -117,21 +123,19 @@ def _fill(folder: Path, source: SignalSource, settings: SignalSettings, progress
             try:
                 example = example_of(source, row)
             except (ValueError, OSError) as error:
-                unreadable.append((row, str(error)))
+                unreadable.append((row, f"{picture_name(source, row)}: {error}"))  # type: ignore[arg-type]
                 continue
             if is_series:
                 known[row] = True if example.mask is None else example.mask
                 found = normalised(example.values, known[row], settings.context)
                 values[row], location[row], scale[row] = np.clip(found[0], -LARGEST, LARGEST), *found[1:]
                 continue
-            silent += settings.signal == "audio" and not example.values.any()
             values[row] = example.input_values
+            unchanging += not values[row].any()
         values.flush()
         kept = np.setdiff1d(np.arange(len(source), dtype=np.int64), [row for row, _ in unreadable])
         if is_series:
             for name, array in (("location", location), ("scale", scale), ("known", known)):
                 np.save(work / f"{name}.npy", array)
         np.save(work / "rows.npy", kept)
-        (work / "unreadable.json").write_text(json.dumps(unreadable))
-    if silent and progress:
-        print(f"WARNING: {shown(source.name)}: {silent:,} of {len(source):,} examples are silent", flush=True)
+        (work / "notes.json").write_text(json.dumps({"unreadable": unreadable, "unchanging": unchanging}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from pipelines.caching.signal_cache import decode_signals
 from pipelines.options.data import DataOptions
 from tokenizer_image.pictures.loading import PictureDataset, load_pictures
 from tokenizer_image.preprocessing import Preprocessing, preprocessing_of
+from tokenizer_image.signals.examples import SignalSource
 from tokenizer_image.signals.loading import load_signals
 from tokenizer_image.signals.settings import BUILT_IN, SignalSettings, signal_settings_of
 
@@ -30,10 +32,18 @@ def open_source(options: DataOptions, split: str, settings: InputSettings) -> An
     if not isinstance(settings, SignalSettings):
         return load_source(options, split, image_size=settings.image_size)
     most, seed = (options.max_examples, options.seed) if split == "train" else (None, 0)
+    return open_signals(options, split, settings, most, seed)
+
+
+def open_signals(
+    options: DataOptions, split: str, settings: SignalSettings, max_examples: int | None, seed: int
+) -> SignalSource:
+    """At most `max_examples` signals of one split of the data set, chosen by `seed`. Errors are those of
+    `load_signals`."""
     dataset = BUILT_IN[settings.signal] if options.dataset == DataOptions.dataset else options.dataset
     return load_signals(
-        settings, dataset, split, caption_column=options.caption_column, max_examples=most, seed=seed
-    )  # fmt: skip
+        settings, dataset, split, caption_column=options.caption_column, max_examples=max_examples, seed=seed
+    )
 
 
 def load_source(options: DataOptions, split: str, *, image_size: int) -> PictureDataset:
@@ -63,6 +73,9 @@ def load_split(
     Raises:
         ValueError: as `load_pictures`.
     """
+    kind = next((kind for kind, name in BUILT_IN.items() if name == options.dataset), None)
+    if kind is not None and not Path(options.dataset).exists():
+        raise ValueError(f"--dataset {options.dataset} has no pictures: give --signal {kind}, or a tokenizer of {kind}")
     return load_pictures(
         options.dataset,
         split,

@@ -12,6 +12,7 @@ from PIL import Image
 from pipelines.drawing.grids import labelled_grid
 from pipelines.drawing.latents import Rows, interpolation_rows, sample_rows, traversal_rows, widest_latents
 from pipelines.evaluation.autoencoders import AutoencoderEvaluation, known_classes, reconstructor
+from pipelines.evaluation.figure_rows import figure_rows
 from pipelines.evaluation.report_contents import WALK_STEPS, WALKS, latent_map_sheet, reconstruction_sheets
 from pipelines.evaluation.report_page import Sheet, write_report
 from pipelines.evaluation.report_sheets import SIDE, quality_plot
@@ -27,7 +28,8 @@ COMPARED = 256  # pictures that say which latents vary most
 
 def write_autoencoder_page(options: EvaluationOptions, found: AutoencoderEvaluation, folder: str | Path) -> Path:
     """Draw the sheets and plots, and write the report's folder; the path of its page."""
-    return write_report(folder, found.report, [*_sheets(options, found)], figures_table(found.report))
+    report = found.report
+    return write_report(folder, report, [*_sheets(options, found)], figures_table(report), figure_rows(report))
 
 
 def _sheets(options: EvaluationOptions, found: AutoencoderEvaluation) -> Iterator[Sheet]:

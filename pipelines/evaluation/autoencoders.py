@@ -16,13 +16,13 @@ from tqdm import tqdm
 from pipelines.caching.sources import classes_of_rows
 from pipelines.drawing.streams import seeded_streams
 from pipelines.evaluation.class_figures import required_classes
-from pipelines.evaluation.evaluation import compared_figures, load_extractors, provenance
+from pipelines.evaluation.evaluation import compared_figures, load_extractors
 from pipelines.evaluation.perceptual_figures import PerceptualReader
 from pipelines.evaluation.pictures_compared import FeatureReader
 from pipelines.evaluation.probe_figures import probe_figures
 from pipelines.evaluation.reconstruction import ReconstructionFigures, as_8_bit, measure_reconstructions
 from pipelines.evaluation.samples import DrawnPictures
-from pipelines.evaluation.subject import Split, load_data, load_training
+from pipelines.evaluation.subject import Split, load_data, load_training, provenance
 from pipelines.machine.batches import evenly_spaced, index_batches
 from pipelines.machine.devices import choose_device
 from pipelines.options.evaluation import EvaluationOptions

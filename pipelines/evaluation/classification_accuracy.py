@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipelines.caching.sources import class_numbers
 from pipelines.evaluation.classes import TOP
-from pipelines.evaluation.intervals import paired_comparison, ratio_of_shares, shares
+from pipelines.evaluation.intervals import paired_comparison, ratio_of_means, shares
 from pipelines.evaluation.result_cache import ResultCache
 from tokenizer_image.fingerprint import weights_hash
 from tokenizer_image.losses.classifier_training import class_logits, fit_classifier, new_classifier
@@ -130,7 +130,7 @@ def classification_accuracy(
         }
     for name in training:
         if name != REAL:
-            report[name]["ratio"] = paired_comparison(ratio_of_shares, verdicts[REAL], verdicts[name])
+            report[name]["ratio"] = paired_comparison(ratio_of_means, verdicts[REAL], verdicts[name])
     return report
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -120,11 +121,11 @@ def inspect_pictures(
                     found.smallest = (row, width, height)
                 if found.largest is None or width * height > found.largest[1] * found.largest[2]:
                     found.largest = (row, width, height)
-    _find_duplicates(found, hashes)
+    find_duplicates(found, hashes)
     return found
 
 
-def _find_duplicates(found: PictureInspection, hashes: np.ndarray) -> None:
+def find_duplicates(found: PictureInspection, hashes: np.ndarray) -> None:
     """Fill in the rows of which an earlier one has the same hash."""
     readable = _readable_rows(found)
     _, firsts, number = np.unique(hashes[readable], return_index=True, return_inverse=True)
@@ -146,16 +147,27 @@ def contact_sheet(inspection: PictureInspection, image_size: int) -> Image.Image
     Raises:
         ValueError: no picture can be read.
     """
-    source, readable = inspection.source, _readable_rows(inspection)
+    source = inspection.source
     whole = Reading(Preprocessing(image_size=SIDE), THUMBNAIL_SIZES)
     seen = Reading(Preprocessing(image_size=image_size), ((image_size, image_size),))
-    rows = readable[np.unique(np.linspace(0, len(readable) - 1, min(SHOWN, len(readable))).astype(np.int64))]
     cells = []
-    for row in rows.tolist():
+    for row in shown_rows(inspection):
         captions = source.texts(row)
         label = captions[0] if captions else shown(picture_name(source, row))
         pair = [Image.fromarray(decode_one(source, row, reading).transpose(1, 2, 0)) for reading in (whole, seen)]
         pair[1] = pair[1].resize((SIDE, SIDE), Image.Resampling.NEAREST)
-        cells.append(labelled_grid([(label, pair)], min_side=1, font_size=14, margin=6, max_lines=3))
+        cells.append((label, pair))
+    return sheet_of_cells(cells)
+
+
+def shown_rows(inspection: PictureInspection) -> list[int]:
+    """Up to `SHOWN` readable rows from all over the data set."""
+    readable = _readable_rows(inspection)
+    return readable[np.unique(np.linspace(0, len(readable) - 1, min(SHOWN, len(readable))).astype(np.int64))].tolist()
+
+
+def sheet_of_cells(labelled: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
+    """Labels, each above pictures of its own, in rows of `SHEET_COLUMNS`."""
+    cells = [labelled_grid([one], min_side=1, font_size=14, margin=6, max_lines=3) for one in labelled]
     lines = [cells[start : start + SHEET_COLUMNS] for start in range(0, len(cells), SHEET_COLUMNS)]
     return labelled_grid([("", line) for line in lines], min_side=1, margin=4)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import shlex
-import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,18 +30,13 @@ from pipelines.evaluation.reconstruction import TokenizerFigures, device_of, mea
 from pipelines.evaluation.result_cache import ResultCache
 from pipelines.evaluation.samples import DrawnPictures, draw_set
 from pipelines.evaluation.sprites_figures import alignment_figures, caption_figures, edit_figures
-from pipelines.evaluation.subject import EvaluatedModel, Split, load_data, load_model, load_training
+from pipelines.evaluation.subject import EvaluatedModel, Split, check_can, load_data, load_training, provenance
 from pipelines.machine.batches import evenly_spaced
-from pipelines.machine.provenance import commit, versions
 from pipelines.options.evaluation import EvaluationOptions
 from pipelines.options.image_tokenizer_losses import CAPTIONS
 from pipelines.text_to_image import TextToImagePipeline
-from tokenizer_image.fingerprint import weights_hash
 from tokenizer_image.losses.extractors import Extractor, load_extractor
-from tokenizer_image.pictures.dataset import PictureDataset
 from tokenizer_image.pictures.loading import BUILT_IN
-
-FORMAT_VERSION = 1
 
 
 @dataclass
@@ -71,14 +64,14 @@ class Evaluation:
     nearest: NearestTraining | None = None
 
 
-def evaluate(options: EvaluationOptions) -> Evaluation:
+def evaluate(options: EvaluationOptions, model: EvaluatedModel) -> Evaluation:
     """Measure the image tokenizer, then the language model, then on sprites what pictures and captions say.
 
     Raises:
         ValueError: options that do not fit the model, before anything is measured.
     """
     started = time.monotonic()
-    model = load_model(options)
+    check_can(options, model)
     seen = PerceptualReader.load(options.perceptual, device_of(model.image_tokenizer))
     seen_as = (model.image_tokenizer, model.picture_size)
     split, training = load_data(options, *seen_as), load_training(options, *seen_as)
@@ -235,25 +228,3 @@ def compared_figures(
     for warning in figures["warnings"]:
         print(f"WARNING: {warning}", flush=True)
     return {**figures, "split": split.name}
-
-
-def provenance(options: EvaluationOptions, image_model: Any, source: PictureDataset) -> dict[str, Any]:
-    """What was measured, on which pictures, by which code; `notes` say what was not, and why."""
-    alone = {"image_tokenizer": options.image_tokenizer, "autoencoder": options.autoencoder}
-    named = {name: folder for name, folder in alone.items() if folder is not None}
-    fingerprint = getattr(image_model, "fingerprint", None) or weights_hash(image_model)
-    return {
-        "format_version": FORMAT_VERSION,
-        **(named or {"model": options.chosen_model}),
-        f"{'autoencoder' if options.autoencoder else 'image_tokenizer'}_fingerprint": fingerprint,
-        "dataset": options.dataset,
-        "split": options.split,
-        "dataset_fingerprint": source.fingerprint,
-        "seed": options.seed,
-        "settings": asdict(options),
-        "command": shlex.join(sys.argv),
-        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "versions": versions(),
-        "commit": commit(),
-        "notes": [],
-    }

@@ -58,8 +58,8 @@ def paired_comparison(
     replacement (Efron 1979, the bootstrap).
 
     Args:
-        before, after: score -> verdicts (n,) bool, the same n cases in the same order. A score for which the statistic
-            is NaN becomes None, and so does its interval.
+        before, after: score -> verdicts (n,) bool, or values, the same n cases in the same order. A score for which the
+            statistic is NaN becomes None, and so does its interval.
     """
     rng = np.random.default_rng(0)
     values: dict[str, Any] = {}
@@ -89,6 +89,7 @@ def difference_of_shares(before: np.ndarray, after: np.ndarray) -> float:
     return float(after.mean() - before.mean())
 
 
-def ratio_of_shares(before: np.ndarray, after: np.ndarray) -> float:
-    """Share of right verdicts after, over the share before; (n,) bool; NaN where none was right before."""
+def ratio_of_means(before: np.ndarray, after: np.ndarray) -> float:
+    """Mean of values (n,) after, over the mean before: of verdicts, of the shares of right ones; NaN where all are zero
+    before."""
     return float(after.mean() / before.mean()) if before.any() else float("nan")

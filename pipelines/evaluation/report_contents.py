@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from lm.sequences import DRAWING_ALONE
@@ -18,12 +17,13 @@ from pipelines.drawing.captions import caption_room, cut_caption
 from pipelines.drawing.grids import labelled_grid
 from pipelines.drawing.latents import quantized_interpolation_rows
 from pipelines.evaluation.code_gallery import gallery_sheet
-from pipelines.evaluation.codebook_plot import codebook_figure, codebook_views
+from pipelines.evaluation.codebook_plot import CodebookView, codebook_figure, codebook_views
 from pipelines.evaluation.evaluation import Evaluation
+from pipelines.evaluation.figure_rows import figure_rows
 from pipelines.evaluation.label_efficiency import latents_of
 from pipelines.evaluation.latent_map import MAPS, POINTS, latent_map_figure, shown_labels
 from pipelines.evaluation.reconstruction import ReconstructionFigures, device_of, reconstruct
-from pipelines.evaluation.report_page import Sheet, write_report
+from pipelines.evaluation.report_page import Clip, Sheet, write_report
 from pipelines.evaluation.report_sheets import (
     SIDE,
     alignment_sheet,
@@ -37,9 +37,7 @@ from pipelines.evaluation.subject import EvaluatedModel, Split
 from pipelines.evaluation.tables import figures_table
 from pipelines.machine.batches import evenly_spaced
 from pipelines.options.evaluation import EvaluationOptions
-from pipelines.text_to_image import TextToImagePipeline
 from tokenizer_image import VQVAE
-from tokenizer_image.pictures.dataset import PictureDataset
 from tokenizer_image.preprocessing import to_pixel_values
 
 WALKS, WALK_STEPS = 4, 8  # pairs of pictures with a walk between them; pictures of a walk
@@ -50,7 +48,8 @@ SAMPLE_ROWS = 64  # of the data set, in which captions to show are looked for
 def write_page(options: EvaluationOptions, evaluation: Evaluation, folder: str | Path) -> Path:
     """Draw samples, sheets and plots, and write the report's folder; the path of its page."""
     sheets = [*_stage_one_sheets(options, evaluation), *_drawn_sheets(options, evaluation)]
-    return write_report(folder, evaluation.report, sheets, figures_table(evaluation.report))
+    report = evaluation.report
+    return write_report(folder, report, sheets, figures_table(report), figure_rows(report))
 
 
 def _stage_one_sheets(options: EvaluationOptions, evaluation: Evaluation) -> Iterator[Sheet]:
@@ -117,9 +116,8 @@ def latent_map_sheet(options: EvaluationOptions, image_model: Any, split: Split)
 
 
 def _plots(options: EvaluationOptions, evaluation: Evaluation) -> Iterator[Sheet]:
-    """Plots of stage 1; none, and a message, where matplotlib is missing."""
-    if importlib.util.find_spec("matplotlib") is None:
-        print("The report has no plots: they need matplotlib (pip install 'tessera[evaluation]').")
+    """Plots of stage 1."""
+    if not has_plots():
         return
     tokenizer, figures, split = evaluation.model.image_tokenizer, evaluation.tokenizer_figures, evaluation.split
     yield Sheet(
@@ -131,12 +129,25 @@ def _plots(options: EvaluationOptions, evaluation: Evaluation) -> Iterator[Sheet
     yield from latent_map_sheet(options, tokenizer, split)
     codebooks = codebook_views(tokenizer, figures.codes, split.pictures)
     if codebooks:
-        yield Sheet(
-            "codebooks.png", "Codebooks",
-            "Left: how many codes are used how often, against an even use. Right: the codes among the latents that "
-            "they quantize.",
-            codebook_figure(codebooks),
-        )  # fmt: skip
+        yield codebook_sheet(codebooks)
+
+
+def has_plots() -> bool:
+    """Whether plots can be drawn; where matplotlib is missing, a message says so."""
+    found = importlib.util.find_spec("matplotlib") is not None
+    if not found:
+        print("The report has no plots: they need matplotlib (pip install 'tessera[evaluation]').")
+    return found
+
+
+def codebook_sheet(views: list[CodebookView]) -> Sheet:
+    """How codes are used, and where they lie."""
+    return Sheet(
+        "codebooks.png", "Codebooks",
+        "Left: how many codes are used how often, against an even use. Right: the codes among the latents that they "
+        "quantize.",
+        codebook_figure(views),
+    )  # fmt: skip
 
 
 def _drawn_sheets(options: EvaluationOptions, evaluation: Evaluation) -> Iterator[Sheet]:
@@ -157,10 +168,9 @@ def _drawn_sheets(options: EvaluationOptions, evaluation: Evaluation) -> Iterato
             edits_sheet(edit_set),
         )  # fmt: skip
     if drawing is not None and not evaluation.sets and not evaluation.edits:
-        samples = draw_samples(drawing, evaluation.split.source, options.seed, options.sampling())
-        if samples:
-            grid = labelled_grid(samples, min_side=SIDE, smooth=False)
-            yield Sheet("samples.png", "Samples", f"Drawn from the first captions, seed {options.seed}.", grid)
+        samples = draw_samples(evaluation.model, evaluation.split.source, options.seed, options.sampling())
+        if samples is not None:
+            yield samples_sheet(*samples, options.seed)
     if evaluation.nearest is not None and evaluation.drawn is not None and evaluation.training is not None:
         yield Sheet(
             "nearest_training.png", "Drawn pictures and the nearest training picture of each",
@@ -171,23 +181,30 @@ def _drawn_sheets(options: EvaluationOptions, evaluation: Evaluation) -> Iterato
 
 
 def draw_samples(
-    pipeline: TextToImagePipeline, source: PictureDataset, seed: int, sampling: Mapping[str, Any]
-) -> list[tuple[str, list[Image.Image]]]:
-    """A few pictures for each of the first captions of a data set, to look at; where it has none, or the model has
-    learned none, a few without a caption; [] where the model has learned neither.
+    model: EvaluatedModel, source: Any, seed: int, sampling: Mapping[str, Any]
+) -> tuple[list[str], Any] | None:
+    """A few pictures, or signals, for each of the first captions of a data set, to look at; where it has none, or the
+    model has learned none, a few without a caption; None where the model has learned neither.
 
     A caption that leaves no room for the picture loses its last words.
+
+    Returns:
+        The captions, and what the pipeline's call gave.
     """
-    model, vocabulary = EvaluatedModel(pipeline.image_tokenizer, pipeline), pipeline.vocabulary
+    pipeline: Any = model.pipeline
     captions: list[str] = []
     if model.drawing_from_captions is not None:
-        room = caption_room(pipeline.model, vocabulary)
+        room = caption_room(pipeline.model, pipeline.vocabulary)
         texts = [text for text in first_captions(source, range(min(SAMPLE_ROWS, len(source)))) if text]
-        cut = [cut_caption(vocabulary, text, room) for text in dict.fromkeys(texts)]
+        cut = [cut_caption(pipeline.vocabulary, text, room) for text in dict.fromkeys(texts)]
         captions = list(dict.fromkeys(text for text in cut if text))[:SAMPLE_CAPTIONS]
     if not captions and not model.formats & set(DRAWING_ALONE):
-        return []
-    images = pipeline(captions or None, num_images_per_prompt=SAMPLES_EACH, seed=seed, **sampling).images
-    assert isinstance(images, list)
-    labels = captions or ["without a caption"]
-    return [(label, images[SAMPLES_EACH * row : SAMPLES_EACH * (row + 1)]) for row, label in enumerate(labels)]
+        return None
+    return captions or ["without a caption"], pipeline(captions or None, None, SAMPLES_EACH, seed=seed, **sampling)
+
+
+def samples_sheet(labels: Sequence[str], output: Any, seed: int, clips: Sequence[Clip] = ()) -> Sheet:
+    """What `draw_samples` gave."""
+    rows = [(text, output.images[SAMPLES_EACH * row : SAMPLES_EACH * (row + 1)]) for row, text in enumerate(labels)]
+    grid = labelled_grid(rows, min_side=SIDE, smooth=False)
+    return Sheet("samples.png", "Samples", f"Drawn from the first captions, seed {seed}.", grid, clips)

@@ -39,15 +39,22 @@ def side_by_side(sheets: Sequence[Image.Image]) -> Image.Image:
 
 
 def pairs_sheet(upper: Tensor, lower: Tensor, labels: Sequence[str] = ()) -> Image.Image:
-    """Rows of pictures uint8 (n, C, H, W), each with the row of their partners below.
+    """As `image_pairs`, of pictures uint8 (n, C, H, W)."""
+    return image_pairs(to_images(upper), to_images(lower), labels)
+
+
+def image_pairs(
+    originals: Sequence[Image.Image], copies: Sequence[Image.Image], labels: Sequence[str] = (), columns: int = COLUMNS
+) -> Image.Image:
+    """Rows of pictures, each with the row of their partners below.
 
     Args:
         labels: of each pair of rows.
+        columns: pictures of a row.
     """
-    originals, copies = to_images(upper), to_images(lower)
-    rows: list[tuple[str, list[Image.Image]]] = []
-    for number, start in enumerate(range(0, len(originals), COLUMNS)):
-        end = start + COLUMNS
+    rows: list[tuple[str, Sequence[Image.Image]]] = []
+    for number, start in enumerate(range(0, len(originals), columns)):
+        end = start + columns
         rows += [(labels[number] if labels else "", originals[start:end]), ("", copies[start:end])]
     return labelled_grid(rows, min_side=SIDE, smooth=False, margin=4, font_size=13)
 

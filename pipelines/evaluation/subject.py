@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,14 +19,18 @@ from pipelines.caching.pixel_cache import DecodedPictures
 from pipelines.caching.sources import first_captions, load_split, read_pictures
 from pipelines.drawing.best_of import check_can_rank, check_can_rank_texts
 from pipelines.machine.devices import choose_device
+from pipelines.machine.provenance import commit, versions
 from pipelines.model_folder import named_folder
 from pipelines.options.evaluation import EvaluationOptions
 from pipelines.text_to_image import TextToImagePipeline
+from pipelines.text_to_signal import drawing_class
+from tokenizer_image.fingerprint import weights_hash
 from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.pictures.dataset import PictureDataset, print_summary
 from tokenizer_image.preprocessing import preprocessing_of
 from tokenizer_image.registry import is_autoencoder, load_tokenizer
 
+FORMAT_VERSION = 1  # of a report
 TRAINING_PICTURES = 10_000  # by default
 
 
@@ -86,15 +93,23 @@ def check_has_codes(options: EvaluationOptions) -> None:
 
 
 def load_model(options: EvaluationOptions) -> EvaluatedModel:
-    """The model, or the image tokenizer alone, that the options name.
+    """The model, of pictures or of signals, or the tokenizer alone, that the options name.
 
     Raises:
-        ValueError: there is none, or it has not learned what the options ask for.
+        ValueError: there is none.
     """
     if options.image_tokenizer is not None:
         return EvaluatedModel(load_tokenizer(named_folder(options.image_tokenizer)).to(choose_device(options.device)))
-    pipeline = options.load(TextToImagePipeline)
+    pipeline: Any = options.load(drawing_class(options.chosen_model))
     pipeline.set_progress_bar_config(disable=True)
+    return EvaluatedModel(pipeline.image_tokenizer, pipeline)
+
+
+def check_can(options: EvaluationOptions, model: EvaluatedModel) -> None:
+    """Raise ValueError unless a model of pictures has learned what the options ask for."""
+    pipeline = model.pipeline
+    if pipeline is None:
+        return
     if options.best_of > 1:
         check_can_rank(pipeline, [""])
     if (options.describe_best_of or 1) > 1:
@@ -102,14 +117,12 @@ def load_model(options: EvaluationOptions) -> EvaluatedModel:
     if options.image_guidance_scale is not None:
         use = f"--image_guidance_scale {options.image_guidance_scale:g} is for edits"
         pipeline.vocabulary.check_trained(use, *EDITING, remedy="leave it out, or measure a model that has")
-    model = EvaluatedModel(pipeline.image_tokenizer, pipeline)
     if options.dataset == "sprites" and model.formats and not any(FORMATS[name].has_text for name in model.formats):
         raise ValueError(
             f"--model {options.chosen_model} has learned no captions, and the figures of sprites are about captions: "
             f"measure its tokenizer alone with --image_tokenizer {options.chosen_model}/image_tokenizer, or give "
             "another --dataset"
         )
-    return model
 
 
 @dataclass
@@ -172,3 +185,25 @@ def _load(
     sizes = [] if size in (None, (side, side)) else [size]
     pictures = read_pictures(options, source, preprocessing_of(image_model), sizes)
     return Split(name, source, pictures, first_captions(source, pictures.rows))
+
+
+def provenance(options: EvaluationOptions, image_model: Any, source: Any) -> dict[str, Any]:
+    """What was measured, on which pictures or signals, by which code; `notes` say what was not, and why."""
+    alone = {"image_tokenizer": options.image_tokenizer, "autoencoder": options.autoencoder}
+    named = {name: folder for name, folder in alone.items() if folder is not None}
+    fingerprint = getattr(image_model, "fingerprint", None) or weights_hash(image_model)
+    return {
+        "format_version": FORMAT_VERSION,
+        **(named or {"model": options.chosen_model}),
+        f"{'autoencoder' if options.autoencoder else 'image_tokenizer'}_fingerprint": fingerprint,
+        "dataset": options.dataset,
+        "split": options.split,
+        "dataset_fingerprint": source.fingerprint,
+        "seed": options.seed,
+        "settings": asdict(options),
+        "command": shlex.join(sys.argv),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": versions(),
+        "commit": commit(),
+        "notes": [],
+    }

@@ -12,6 +12,13 @@ from pipelines.options.image_tokenizer_losses import CAPTIONS
 from pipelines.options.inference import GuidedSamplingOptions, ModelOptions
 from pipelines.options.option import option
 
+# Options that are about pictures alone.
+PICTURE_OPTIONS = (
+    "image_column", "max_image_pixels", "train_split", "train_examples", "latent_maps", "num_edits",
+    "image_guidance_scale", "best_of", "best_of_captions", "completion_captions", "describe_best_of", "extractor",
+    "classifier", "perceptual", "labels_per_class", "extractor_size", "drawn_per_caption", "classification_accuracy",
+    "classifier_steps",
+)  # fmt: skip
 MAP_PACKAGES = {"pca": ("torch", "torch"), "tsne": ("sklearn", "scikit-learn")}
 
 

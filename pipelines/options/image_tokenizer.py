@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipelines.options.bottlenecks import BOTTLENECK_OPTIONS, BottleneckOptions
 from pipelines.options.image_tokenizer_losses import LossOptions
-from pipelines.options.option import option, with_option_names
+from pipelines.options.option import given_options, option, with_option_names
 from pipelines.options.signals import SignalOptions
 from pipelines.options.training import TrainingOptions
 from tokenizer_image.preprocessing import RESIZE_MODES, SIXTEEN_BIT_RANGES, Preprocessing
@@ -178,9 +178,7 @@ class ImageTokenizerOptions(SignalOptions, BottleneckOptions, LossOptions, Train
         """Raise ValueError for options about codes, where the bottleneck has none."""
         if self.is_quantized:
             return
-        defaults = {one.name: one.default for one in fields(self)}
-        names = [*CODE_OPTIONS, *QUANTIZER_OPTIONS.values()]
-        given = [f"--{name}" for name in names if getattr(self, name) != defaults[name]]
+        given = given_options(self, (*CODE_OPTIONS, *QUANTIZER_OPTIONS.values()))
         if given:
             raise ValueError(
                 f"--bottleneck {self.bottleneck} has no codes: leave out {', '.join(given)}, or choose --bottleneck "

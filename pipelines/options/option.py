@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field, fields
 from typing import Any
 
@@ -46,6 +46,15 @@ def check_values(options: object) -> None:
             if part is not None and choices and part not in choices:
                 *others, last = map(str, choices)
                 raise ValueError(f"--{one.name} {part!r}: choose {', '.join(others)} or {last}")
+
+
+def given_options(options: object, names: Iterable[str]) -> list[str]:
+    """ "--name" for each of these options of a dataclass that is not at its default; other names are passed over."""
+    defaults = {
+        one.name: one.default_factory() if callable(one.default_factory) else one.default
+        for one in fields(options)  # type: ignore[arg-type]  # any dataclass
+    }
+    return [f"--{name}" for name in names if name in defaults and getattr(options, name) != defaults[name]]
 
 
 def _is_within(value: float, interval: str) -> bool:

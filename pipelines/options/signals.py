@@ -1,11 +1,12 @@
-"""Options of stage 1 that concern signals: sounds, series and videos in place of pictures."""
+"""Options that concern signals, sounds, series and videos in place of pictures: of the commands that read them before
+there is a tokenizer, and of stage 1."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pipelines.options.option import option
+from pipelines.options.option import given_options, option
 from tokenizer_image.signals.settings import BUILT_IN, SignalSettings
 
 # Options of pictures that have no meaning for signals.
@@ -14,19 +15,14 @@ PICTURE_OPTIONS = (
     "num_levels", "photographs", "codes_from", "perceptual_weight", "adversarial_weight", "feature_matching_weight",
     "extractor", "frequency_weight", "bottleneck",
 )  # fmt: skip
-FOREIGN_OPTIONS: dict[str, tuple[str, ...]] = {  # those of one kind that others have no use for
-    "audio": ("image_size", "horizon", "frame_patch"),
-    "series": ("image_size", "sample_rate", "causal", "spectral_weight", "frame_patch"),
-    "video": ("sample_rate", "horizon", "causal", "spectral_weight"),
-}
 RATE, DOWNSAMPLING = 16_000, 320  # of audio by default: 50 positions a second
 SERIES_LENGTH = 192
 FRAMES, FRAME_SIZE = 8, 32  # of videos
 
 
 @dataclass
-class SignalOptions:
-    """What is learned from in place of pictures."""
+class SignalDataOptions:
+    """What is read in place of pictures."""
 
     signal: str | None = option(
         None,
@@ -38,27 +34,19 @@ class SignalOptions:
         None, "signals: samples of an example (default: one second; 192 steps of series; 8 frames)", above_zero=True
     )
     horizon: int = option(24, "series: the last steps of an example, which forecasts are of", not_negative=True)
-    frame_patch: int | None = option(
-        None, "video: frames that one position of the codes stands for (default: 8)", above_zero=True
-    )
-    causal: bool = option(False, "audio: codes depend on no later samples, as streaming needs (series: always)")
-    depth_dropout: float | None = option(
-        None, "residual: share of examples that are quantized by fewer depths, so that the first ones stand alone"
-    )
-    spectral_weight: float | None = option(
-        None, "audio: share of the gradient that the STFT's magnitudes get, beside 1 for samples (default 0.3)",
-        not_negative=True,
-    )  # fmt: skip
 
-    signal_names: ClassVar[tuple[str, ...]] = (
-        "sample_rate", "length", "horizon", "frame_patch", "causal", "spectral_weight",
-    )  # fmt: skip
+    # Options of signals, and those of all that a kind has no use for.
+    signal_names: ClassVar[tuple[str, ...]] = ("sample_rate", "length", "horizon")
+    foreign_names: ClassVar[dict[str, tuple[str, ...]]] = {
+        "audio": ("image_size", "horizon"),
+        "series": ("image_size", "sample_rate"),
+        "video": ("sample_rate", "horizon"),
+    }
 
     def check_signal(self) -> None:
         """Raise ValueError for options of signals without --signal, or of pictures with it."""
-        defaults = {one.name: one.default for one in fields(self)}
-        names = self.signal_names if self.signal is None else (*FOREIGN_OPTIONS[self.signal], *PICTURE_OPTIONS)
-        given = [f"--{name}" for name in names if getattr(self, name) != defaults[name]]
+        names = self.signal_names if self.signal is None else (*self.foreign_names[self.signal], *PICTURE_OPTIONS)
+        given = given_options(self, names)
         if not given:
             return
         if self.signal is None:
@@ -74,6 +62,30 @@ class SignalOptions:
             return SignalSettings("series", self.length or SERIES_LENGTH, num_channels=0, horizon=self.horizon)
         length = self.length or -(-self.sample_rate // DOWNSAMPLING) * DOWNSAMPLING
         return SignalSettings(str(self.signal), length, self.sample_rate)
+
+
+@dataclass
+class SignalOptions(SignalDataOptions):
+    """What stage 1 learns from in place of pictures, and how."""
+
+    frame_patch: int | None = option(
+        None, "video: frames that one position of the codes stands for (default: 8)", above_zero=True
+    )
+    causal: bool = option(False, "audio: codes depend on no later samples, as streaming needs (series: always)")
+    depth_dropout: float | None = option(
+        None, "residual: share of examples that are quantized by fewer depths, so that the first ones stand alone"
+    )
+    spectral_weight: float | None = option(
+        None, "audio: share of the gradient that the STFT's magnitudes get, beside 1 for samples (default 0.3)",
+        not_negative=True,
+    )  # fmt: skip
+
+    signal_names = (*SignalDataOptions.signal_names, "frame_patch", "causal", "spectral_weight")
+    foreign_names = {
+        "audio": ("image_size", "horizon", "frame_patch"),
+        "series": ("image_size", "sample_rate", "causal", "spectral_weight", "frame_patch"),
+        "video": ("sample_rate", "horizon", "causal", "spectral_weight"),
+    }
 
     def signal_configuration(self, own: dict[str, Any], settings: SignalSettings | None) -> dict[str, Any]:
         """Settings of `VQVAEConfig` for a new tokenizer of signals.

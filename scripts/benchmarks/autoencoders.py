@@ -111,9 +111,10 @@ def measure(name: str, folder: Path, options: Options) -> Any:
     """What `evaluate.py` measures of a member."""
     from pipelines.evaluation.autoencoders import evaluate_autoencoder
     from pipelines.evaluation.evaluation import evaluate
+    from pipelines.evaluation.subject import load_model
 
     given = evaluation_options(name, folder, options)
-    return evaluate(given) if given.autoencoder is None else evaluate_autoencoder(given)
+    return evaluate(given, load_model(given)) if given.autoencoder is None else evaluate_autoencoder(given)
 
 
 def rows_of(name: str, report: dict[str, Any]) -> list[Row]:

@@ -122,9 +122,10 @@ def check_captions(source: PictureSource, caption_column: str | None) -> None:
         return
     why = "".join(f"; {warning}" for warning in source.summary.warnings[:3])
     column = "" if caption_column is None else f" in {caption_column!r} (--caption_column)"
+    noun = "file" if source.row_name == "example" else "picture"
     raise ValueError(
         f"{source.name} has no captions{column}{why}. Name their column by --caption_column, or put a .txt file of the "
-        "same name beside each picture, or the pictures of each class into a folder of its own; or train "
+        f"same name beside each {noun}, or the {noun}s of each class into a folder of its own; or train "
         "without captions by --unconditional"
     )
 

@@ -182,6 +182,12 @@ def _what_lies_there(files: Sequence[str], path: Path, notes: ReadingNotes) -> s
     endings = sorted({posixpath.splitext(file)[1] or posixpath.basename(file) for file in files})
     unpack = ". Unpack the archives first" if set(COMPRESSED_ENDINGS) & set(map(ending, files)) else ""
     hints = dict.fromkeys(f". {ending(file)} {why_not_read(file)}" for file in files if why_not_read(file))
+    hints |= dict.fromkeys(
+        ". Sounds are read with --signal audio" for file in files if ending(file) in (".wav", ".flac", ".ogg", ".mp3")
+    )
+    hints |= dict.fromkeys(
+        ". Series are read with --signal series" for file in files if ending(file) in (".csv", ".tsv")
+    )
     whole = f". Name its folder, {path.parent}" if path.is_file() else ""
     kinds = ", ".join(map(shown, endings[:8]))
     return f"it has files of the kinds {kinds}, and should have {ACCEPTED}{unpack}{''.join(hints)}{whole}"

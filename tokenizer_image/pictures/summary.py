@@ -48,7 +48,7 @@ class Summarised(Protocol):
 class DataSummary:
     """One split of a data set.
 
-    rows: pictures, or documents, as `row_name` says.
+    pictures: or examples of signals. rows: pictures, examples or documents, as `row_name` says.
     split_sizes: rows of each split, as far as they are known without opening it.
     captioned: rows with at least one text. median_length, longest_length: of captions, in characters.
     first_captions: (row's name, caption) of the first captioned pictures.
@@ -72,8 +72,8 @@ class DataSummary:
     def warnings(self) -> list[str]:
         """What a person should look at before training."""
         warnings = list(self.notes.warnings)
-        if 0 < self.captioned < self.rows and self.row_name == "picture":
-            warnings.append(f"{self.rows - self.captioned:,} of {self.rows:,} pictures have no caption")
+        if 0 < self.captioned < self.rows and self.row_name != "document":
+            warnings.append(f"{self.rows - self.captioned:,} of {self.rows:,} {self.row_name}s have no caption")
         for kind, tally in self.notes.doubts.items():
             warnings.append(f"{counted(tally.count, 'text')} {kind}; {_examples(tally)}")
         for (ending, reason), tally in self.notes.left_out.items():
@@ -84,8 +84,9 @@ class DataSummary:
     def lines(self) -> list[str]:
         """The summary for the screen. Warnings come last, each a line that begins with WARNING."""
         others = ", ".join(f"{split} {count:,}" for split, count in self.split_sizes.items() if split != self.split)
-        inside = "" if self.row_name == "picture" else f" in {counted(self.rows, self.row_name)}"
-        head = f"{shown(self.name)}, {self.split}: {counted(self.pictures, 'picture')}{inside}"
+        inside = f" in {counted(self.rows, 'document')}" if self.row_name == "document" else ""
+        noun = "picture" if self.row_name == "document" else self.row_name
+        head = f"{shown(self.name)}, {self.split}: {counted(self.pictures, noun)}{inside}"
         lines = [f"{head} ({others})" if others else head]
         if self.captioned:
             origins = ", ".join(f"{origin} {count:,}" for origin, count in self.notes.caption_origins.items())

@@ -23,7 +23,7 @@ from tokenizer_image.pictures.splits import SplitFiles
 from tokenizer_image.preprocessing import Preprocessing, preprocess
 from tokenizer_image.signals.examples import SignalExample
 from tokenizer_image.signals.series_files import is_series, read_series
-from tokenizer_image.signals.settings import SignalSettings
+from tokenizer_image.signals.settings import WORDS, SignalSettings
 from tokenizer_image.signals.sound_files import SoundInfo, is_sound, read_sound, sound_info
 from tokenizer_image.signals.video_files import frames_in, is_film, is_frame, is_video, read_video
 
@@ -31,7 +31,6 @@ LEAST_PART = 0.5  # of an example: a shorter rest at the end of a recording is l
 KINDS: dict[str, Callable[[str], bool]] = {
     "sounds": is_sound, "pictures": is_picture, "series": is_series, "videos": is_film,
 }  # fmt: skip
-WORDS = {"audio": "sounds", "series": "series", "video": "videos"}  # what a folder of each kind of signal holds
 
 
 def signal_splits(path: Path, name: str, signal: str, columns: Columns, notes: ReadingNotes) -> dict[str, SplitFiles]:
@@ -74,6 +73,8 @@ def signal_splits(path: Path, name: str, signal: str, columns: Columns, notes: R
 class SignalFiles(SelectedPictures):
     """Signals in files as examples of one length, several in a row of a long one.
 
+    `cut` and `filled` count the files of which a rest is left out, and those that do not fill their examples.
+
     Args:
         source: the signals, as files below a folder.
         root: that folder.
@@ -83,8 +84,13 @@ class SignalFiles(SelectedPictures):
         ValueError: none of the files can be read.
     """
 
+    row_name = "example"
+    step_name = "sample"
+    filling: str  # what is done about files that are too short
+
     def __init__(self, source: PictureSource, root: Path, settings: SignalSettings) -> None:
-        self.root, self.settings, self.row_name = root, settings, WORDS[settings.signal]
+        self.root, self.settings, self.word = root, settings, WORDS[settings.signal]
+        self.cut = self.filled = 0
         found: list[tuple[int, int]] = []
         problems: list[str] = []
         for row in range(len(source)):
@@ -97,7 +103,7 @@ class SignalFiles(SelectedPictures):
                 continue
             found += [(row, start) for start in starts]
         if not found:
-            raise ValueError(f"{source.name}: none of its {len(source):,} {self.row_name} can be read: {problems[0]}")
+            raise ValueError(f"{source.name}: none of its {len(source):,} {self.word} can be read: {problems[0]}")
         super().__init__(source, np.asarray([row for row, _ in found], np.int64))
         self.starts = np.asarray([start for _, start in found], np.int64)
         self.split, self.split_sizes = source.split, {source.split: len(found)}
@@ -126,11 +132,12 @@ class SignalFiles(SelectedPictures):
     def _tell_changes(self, files: int, notes: ReadingNotes) -> None:
         """Note once what is done to signals of another form."""
         if len(self) != files:
-            notes.warn(
-                f"{files:,} {self.row_name} become {len(self):,} examples of {self.settings.length:,} {self.step_name}s"
-            )
-
-    step_name = "sample"
+            steps = f"{self.settings.length:,} {self.step_name}s"
+            notes.warn(f"{files:,} {self.word} become {len(self):,} examples of {steps}")
+        if self.cut:
+            notes.warn(f"{self.cut:,} of {files:,} {self.word} have a rest that makes no example and is left out")
+        if self.filled:
+            notes.warn(f"{self.filled:,} of {files:,} {self.word} {self.filling}")
 
     def key(self, row: int) -> str:
         start = int(self.starts[row])
@@ -152,6 +159,8 @@ class SignalFiles(SelectedPictures):
 class SoundFiles(SignalFiles):
     """Sounds: a rest of less than half an example is left out, and a short sound is followed by silence."""
 
+    filling = "end within an example, which silence completes"
+
     def __init__(self, source: PictureSource, root: Path, settings: SignalSettings) -> None:
         self.infos: list[SoundInfo] = []
         super().__init__(source, root, settings)
@@ -160,7 +169,10 @@ class SoundFiles(SignalFiles):
         info, length = sound_info(file), self.settings.length
         self.infos.append(info)
         whole, rest = divmod(round(info.frames * self.settings.rate / info.rate), length)
-        return range(0, max(1, whole + (rest >= LEAST_PART * length)) * length, length)
+        is_kept = not whole or rest >= LEAST_PART * length
+        self.cut += rest > 0 and not is_kept
+        self.filled += rest > 0 and is_kept
+        return range(0, (whole + is_kept) * length, length)
 
     def _read(self, file: Path) -> np.ndarray:
         return read_sound(file, self.settings.rate)[None]
@@ -184,6 +196,7 @@ class VideoFiles(SignalFiles):
     are cropped to their middle square and resized."""
 
     step_name = "frame"
+    filling = "end within an example, which their last frame completes"
 
     def __init__(self, source: PictureSource, root: Path, settings: SignalSettings) -> None:
         self._frames: list[tuple[object, ...]] = []
@@ -199,7 +212,10 @@ class VideoFiles(SignalFiles):
         frames = self._frames_of(file)
         self._sizes[frames.shape[1:3]] += 1
         whole, rest = divmod(len(frames), length := self.settings.length)
-        return range(0, max(1, whole + (rest >= LEAST_PART * length)) * length, length)
+        is_kept = not whole or rest >= LEAST_PART * length
+        self.cut += rest > 0 and not is_kept
+        self.filled += rest > 0 and is_kept
+        return range(0, (whole + is_kept) * length, length)
 
     def _read(self, file: Path) -> np.ndarray:
         side = self.settings.frame_size
@@ -230,6 +246,9 @@ class SeriesFiles(SignalFiles):
     Settings without a number of channels get that of the first file; a file of another number is left out.
     """
 
+    step_name = "step"
+    filling = "are shorter than an example, which a gap before them completes"
+
     def _starts(self, file: Path) -> Iterable[int]:
         series, settings = read_series(file), self.settings
         if settings.num_channels == 0:
@@ -242,7 +261,10 @@ class SeriesFiles(SignalFiles):
         if not np.isfinite(series).all(axis=0).any():
             raise ValueError("none of its steps has all its values")
         last = max(0, steps - settings.length)
-        return range(last % max(1, settings.horizon), last + 1, max(1, settings.horizon))
+        first = last % max(1, settings.horizon)
+        self.cut += first > 0
+        self.filled += steps < settings.length
+        return range(first, last + 1, max(1, settings.horizon))
 
     def _read(self, file: Path) -> np.ndarray:
         return read_series(file)

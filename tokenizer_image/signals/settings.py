@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 AUDIO_RATES = range(8_000, 24_001)
-BUILT_IN = {
-    "audio": "sounds",
-    "series": "seasons",
-    "video": "moving-sprites",
-}  # the names of the built-in worlds, by kind
+# The names of the built-in worlds, and what several signals of a kind are called.
+BUILT_IN = {"audio": "sounds", "series": "seasons", "video": "moving-sprites"}
+WORDS = {"audio": "sounds", "series": "series", "video": "videos"}
 
 
 @dataclass(frozen=True)

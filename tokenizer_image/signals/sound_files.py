@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -78,11 +78,11 @@ def _soundfile() -> Any:
     return soundfile
 
 
-def write_sound(file: Path, samples: np.ndarray, rate: int) -> None:
+def write_sound(file: Path | BinaryIO, samples: np.ndarray, rate: int) -> None:
     """Write float samples (time,) in [-1, 1] as 16-bit WAV, by the standard library."""
     import wave
 
-    with wave.open(str(file), "wb") as stream:
+    with wave.open(str(file) if isinstance(file, Path) else file, "wb") as stream:
         stream.setnchannels(1)
         stream.setsampwidth(2)
         stream.setframerate(rate)
