@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -286,13 +287,16 @@ class MultimodalPipeline:
 
     @contextmanager
     def progress_bar(self, callback: Callback | None) -> Iterator[Callback]:
-        """A callback for the sampler that advances the progress bar, then calls the user's callback."""
+        """A callback for the sampler that advances the progress bar, with the calls of the model so far beside it, then
+        calls the user's callback."""
         from tqdm import tqdm
 
         with tqdm(unit="code", leave=False, **self._progress_bar) as bar:
+            calls = itertools.count(1)
 
             def after_code(step: int, total_steps: int, codes: torch.Tensor) -> None:
                 bar.total = total_steps
+                bar.set_postfix(calls=next(calls), refresh=False)  # shown with the update
                 bar.update(step - bar.n)
                 if callback is not None:
                     callback(step, total_steps, codes)

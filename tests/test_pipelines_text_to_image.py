@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -583,6 +585,17 @@ def test_several_codes_a_call_draw_the_same_pictures(pipe):
     for wrong, error in ((0, ValueError), (True, TypeError), (1.5, TypeError)):
         with pytest.raises(error, match="codes_per_call must be"):
             pipe("a dog", codes_per_call=wrong)
+
+
+@pytest.mark.parametrize("codes_per_call", [1, 8])
+def test_the_bar_tells_the_calls_of_the_model(copy, pipe, codes_per_call):
+    pipe.save_pretrained(copy)
+    loaded, bar, steps = TextToImagePipeline.from_pretrained(copy), io.StringIO(), []
+    loaded.set_progress_bar_config(file=bar, mininterval=0, miniters=1)
+    loaded("a dog", seed=1, codes_per_call=codes_per_call, callback=lambda step, total, codes: steps.append(step))
+    told = [int(one) for one in re.findall(r"calls=(\d+)", bar.getvalue())]
+    assert told[-1] == len(steps) <= 8 and (codes_per_call > 1 or told[-1] == 8)
+    assert "8/8 [" in bar.getvalue()
 
 
 def test_a_guess_table_belongs_to_its_image_tokenizer(pipe, copy):
