@@ -21,7 +21,7 @@ from lm.data.token_cache import TokenCache
 from pipelines import ImageToTextPipeline, TextToImagePipeline, TextToSignalPipeline
 from pipelines.caching.signal_cache import decode_signals
 from pipelines.drawing.signal_panels import signal_panels
-from pipelines.evaluation import signals
+from pipelines.evaluation import signal_captions
 from pipelines.evaluation.signal_report import signal_rows
 from pipelines.evaluation.sound_probe import CLASSES, SoundProbe, halves_of, train_probe
 from pipelines.hub_files import write_hub_files
@@ -258,7 +258,7 @@ def evaluated_page(folder: Path, **options: Any) -> tuple[dict[str, Any], Path]:
 
 def test_a_page_of_sounds_can_be_listened_to(trained, tmp_path, monkeypatch):
     quick = partial(train_probe, sounds=64, epochs=1, required_accuracy=0.0)
-    monkeypatch.setattr(signals, "train_probe", quick)
+    monkeypatch.setattr(signal_captions, "train_probe", quick)
     options = {"model": str(trained / "model"), "max_examples": 4, "num_captions": 3}
     report, page = evaluated_page(tmp_path, **options)
     text = (page / "report.html").read_text()
@@ -343,9 +343,9 @@ def test_evaluate_reads_what_captions_drew(trained, tmp_path, monkeypatch):
         cpu_threads=1,
     )
     quick = partial(train_probe, sounds=64, epochs=1)
-    monkeypatch.setattr(signals, "train_probe", quick)
+    monkeypatch.setattr(signal_captions, "train_probe", quick)
     assert "must read 95%" in evaluate.main(options)["alignment"]["left_out"]
-    monkeypatch.setattr(signals, "train_probe", partial(quick, required_accuracy=0.0))
+    monkeypatch.setattr(signal_captions, "train_probe", partial(quick, required_accuracy=0.0))
     alignment = evaluate.main(options)["alignment"]
     for split in ("validation", "held_out"):
         assert alignment[split]["n"] == 3 and 0 <= alignment[split]["right"] <= 1

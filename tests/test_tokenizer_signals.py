@@ -487,7 +487,7 @@ def test_series_of_any_length_become_examples(tmp_path):
     (tmp_path / "train" / "long.txt").write_text("a long series")
     source = load_signals(_series_settings(), str(tmp_path), "train")
     assert [source.key(row) for row in range(len(source))] == [
-        "train/long.csv from sample 5", "train/long.csv from sample 13", "train/short.csv",
+        "train/long.csv from step 5", "train/long.csv from step 13", "train/short.csv",
     ]  # fmt: skip
     assert source.settings.num_channels == 2 and source.texts(0) == ["a long series"]
     assert np.allclose(source[1].values, series["long"][:, 13:45], atol=1e-6) and source[1].mask.all()
