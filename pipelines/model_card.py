@@ -72,6 +72,7 @@ CALLS = {
     "series": ("time-series-forecasting", """forecast = pipe.forecast(past)  # (channels, steps), NaN in gaps
 low, high = forecast.interval(0.8)  # of the next {horizon} steps; forecast.median
 series = pipe("a rising trend and a daily season").series[0]"""),
+    "videos": ("text-to-video", 'frames = pipe("a red dog moves to the right").frames[0]  # (time, height, width, 3) uint8'),
 }  # fmt: skip
 DESCRIBING_CODE = """
 from PIL import Image
@@ -111,6 +112,8 @@ def model_card(
     if signals is not None:
         kind = WORDS[signals.signal]
         size = f"{width} samples at {signals.rate} Hz" if signals.rate else f"{width} steps"
+        if signals.signal == "video":
+            size = f"{signals.length} frames of {width}x{width}"
     tag, call = task_of(signals), CALLS[kind][1].format(**({} if signals is None else signals.to_dict()))
     edits = bool(set(EDITING) & set(vocabulary.formats))
     facts = {

@@ -17,15 +17,17 @@ from lm.data.token_cache import TokenCache
 from pipelines import TextToImagePipeline, TextToSignalPipeline
 from pipelines.evaluation import video_probe
 from pipelines.evaluation.video_probe import QUESTIONS, read_videos, train_video_probe
+from pipelines.model_card import model_card
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from pipelines.options.language_model import LanguageModelOptions
 from pipelines.text_to_signal import TextToSignalOutput
-from tokenizer_image.signals.settings import SignalSettings
+from tokenizer_image.signals.settings import SignalSettings, signal_settings_of
 from tokenizer_image.signals.video_files import read_video
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import evaluate
 import generate
+import inspect_data
 import train_lm
 import train_tokenizer
 from test_pipelines_signals import STAGE_2, cache_folder  # noqa: F401  # a fixture that every test here uses
@@ -137,3 +139,30 @@ def test_a_probe_reads_frames_in_their_order():
     assert len(found) == 2 and all(one[name] in QUESTIONS[name] for one in found for name in QUESTIONS)
     channels = values.view(2, 3, 4, 32, 32).transpose(1, 2).flatten(1, 2)
     assert found == probe.read(channels)
+
+
+def test_a_page_shows_frames_and_a_card_speaks_of_videos(trained, tmp_path):
+    given = {"image_tokenizer": str(trained / "tokenizer"), "max_examples": 4, "output": str(tmp_path / "r.json")}
+    evaluate.main(evaluate.EvaluationOptions(report=str(tmp_path / "page"), cpu_threads=1, **given))
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "Videos and their reconstructions" in page and "bits per frame" in page and "PSNR, dB" in page
+    assert Image.open(tmp_path / "page" / "reconstructions.png").width > 4 * 16
+    videos = TextToSignalPipeline.from_pretrained(trained / "model")
+    settings = signal_settings_of(videos.image_tokenizer)
+    card = model_card(videos.model, videos.vocabulary, "me/videos", signals=settings)
+    assert "text-to-video" in card and "4 frames of 16x16" in card and ".frames[0]" in card
+
+
+def test_a_folder_of_videos_is_looked_at_before_training(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        frames = [Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)) for _ in range(4 + number)]
+        frames[0].save(tmp_path / f"{number}.gif", save_all=True, append_images=frames[1:], duration=125)
+    sheet = str(tmp_path / "sheet.png")
+    options = inspect_data.InspectionOptions(
+        signal="video", dataset=str(tmp_path), length=4, image_size=16, output=sheet
+    )
+    inspect_data.main(options)
+    shown = capsys.readouterr().out
+    assert "an example: 4 frames of 16x16 pixels" in shown and "have a rest that makes no example" in shown
+    assert Image.open(sheet).width > 4 * 16

@@ -37,8 +37,8 @@ SIGNAL_PRESETS: dict[str, dict[str, Any]] = {
         "quantizer": "residual", "codebook_sizes": [256, 256], "causal": True,
     },
     "video": {
-        "patch_size": 4, "frame_patch": 8, "hidden_sizes": [96, 160], "resampling": "patches", "quantizer": "grouped",
-        "codebook_sizes": [512, 512, 512, 512],
+        "patch_size": 4, "frame_patch": 4, "hidden_sizes": [64, 128], "resampling": "patches", "quantizer": "grouped",
+        "codebook_sizes": [512, 512],
     },
 }  # fmt: skip
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-import torch
 from PIL import Image
 
 from pipelines.caching.signal_cache import DecodedSignals
@@ -13,6 +12,7 @@ from pipelines.drawing.signal_panels import signal_panels
 from pipelines.evaluation.data_inspection import PictureInspection, find_duplicates, sheet_of_cells, shown_rows
 from tokenizer_image.pictures.dataset import PictureDataset, picture_name
 from tokenizer_image.pictures.reading_notes import shown
+from tokenizer_image.preprocessing import to_pixel_values
 
 
 def inspect_signals(source: PictureDataset, signals: DecodedSignals) -> PictureInspection:
@@ -34,6 +34,8 @@ def example_line(signals: DecodedSignals) -> str:
         return (
             f"  an example: {settings.length:,} samples, {settings.length / settings.rate:g} s at {settings.rate:,} Hz"
         )
+    if settings.signal == "video":
+        return f"  an example: {settings.length:,} frames of {settings.frame_size}x{settings.frame_size} pixels"
     known = signals.known(np.arange(len(signals)))
     gaps = 0.0 if known is None else 1 - float(known.mean())
     return (
@@ -45,7 +47,7 @@ def example_line(signals: DecodedSignals) -> str:
 def signal_sheet(inspection: PictureInspection, signals: DecodedSignals) -> Image.Image:
     """Up to 24 examples from all over the data set, as a model is given them, under their names and captions."""
     source, rows = inspection.source, shown_rows(inspection)
-    values = torch.from_numpy(signals.batch(np.searchsorted(signals.rows, rows)))
+    values = to_pixel_values(signals.batch(np.searchsorted(signals.rows, rows)))
     labels = [": ".join([shown(picture_name(source, row)), *source.texts(row)[:1]]) for row in rows]
     panels = signal_panels(values, signals.settings)
     return sheet_of_cells([(label, [panel]) for label, panel in zip(labels, panels, strict=True)])

@@ -69,7 +69,7 @@ class SignalOptions(SignalDataOptions):
     """What stage 1 learns from in place of pictures, and how."""
 
     frame_patch: int | None = option(
-        None, "video: frames that one position of the codes stands for (default: 8)", above_zero=True
+        None, "video: frames that one position of the codes stands for (default: 4)", above_zero=True
     )
     causal: bool = option(False, "audio: codes depend on no later samples, as streaming needs (series: always)")
     depth_dropout: float | None = option(
