@@ -72,7 +72,7 @@ CALLS = {
     "series": ("time-series-forecasting", """forecast = pipe.forecast(past)  # (channels, steps), NaN in gaps
 low, high = forecast.interval(0.8)  # of the next {horizon} steps; forecast.median
 series = pipe("a rising trend and a daily season").series[0]"""),
-    "videos": ("text-to-video", 'frames = pipe("a red dog moves to the right").frames[0]  # (time, height, width, 3) uint8'),
+    "videos": ("text-to-video", 'frames = pipe("a red dog moves to the right").frames[0]  # uint8 (T, H, W, 3)'),
 }  # fmt: skip
 DESCRIBING_CODE = """
 from PIL import Image

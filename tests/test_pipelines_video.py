@@ -159,9 +159,8 @@ def test_a_folder_of_videos_is_looked_at_before_training(tmp_path, capsys):
         frames = [Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)) for _ in range(4 + number)]
         frames[0].save(tmp_path / f"{number}.gif", save_all=True, append_images=frames[1:], duration=125)
     sheet = str(tmp_path / "sheet.png")
-    options = inspect_data.InspectionOptions(
-        signal="video", dataset=str(tmp_path), length=4, image_size=16, output=sheet
-    )
+    given = {"dataset": str(tmp_path), "length": 4, "image_size": 16, "output": sheet}
+    options = inspect_data.InspectionOptions(signal="video", unconditional=True, **given)
     inspect_data.main(options)
     shown = capsys.readouterr().out
     assert "an example: 4 frames of 16x16 pixels" in shown and "have a rest that makes no example" in shown
