@@ -100,6 +100,7 @@ def test_a_grid_shows_as_power_at_its_own_frequency():
 def test_the_grid_is_looked_for_where_originals_are_flat():
     power, real, variance = torch.tensor([8.0, 1.0]), torch.tensor([2.0, 1.0]), torch.tensor([0.1, 9.0])
     assert grid_ratio(power, real, variance, flat_share=0.5) == 4
+    assert grid_ratio(power, torch.zeros(2), variance, flat_share=0.5) is None, "originals of one colour have no grid"
 
 
 def test_pictures_smaller_than_a_window():

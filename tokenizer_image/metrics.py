@@ -15,6 +15,7 @@ _SSIM_WINDOW = 11
 _SSIM_SIGMA = 1.5
 _SSIM_K1, _SSIM_K2 = 0.01, 0.03
 _SMALLEST_MSE = 1e-10  # 100 dB: keeps the mean over a set finite if one reconstruction is exact
+LEAST_POWER = 1e-8  # of a window of originals, a thousandth of what 8-bit rounding leaves: with less it is of one colour
 
 
 def mse(reconstruction: Tensor, target: Tensor) -> Tensor:
@@ -82,8 +83,9 @@ def tile_powers(pictures: Tensor, originals: Tensor, tile: int) -> tuple[Tensor,
     return powers[0], powers[1], windows[1].var(dim=(-2, -1)).mean(dim=1)
 
 
-def grid_ratio(power: Tensor, power_of_originals: Tensor, variance: Tensor, flat_share: float = 0.1) -> float:
-    """Power at the tiles' frequency over that of the originals, in the flattest windows of a whole set.
+def grid_ratio(power: Tensor, power_of_originals: Tensor, variance: Tensor, flat_share: float = 0.1) -> float | None:
+    """Power at the tiles' frequency over that of the originals, in the flattest windows of a whole set; None where the
+    originals have none there, as drawings on a ground of one colour.
 
     Args:
         power, power_of_originals, variance: (n,), of all windows, from `tile_powers`.
@@ -91,7 +93,8 @@ def grid_ratio(power: Tensor, power_of_originals: Tensor, variance: Tensor, flat
     """
     count = max(1, round(flat_share * len(variance)))
     flat = variance.argsort(stable=True)[:count]
-    return float(power[flat].double().sum() / power_of_originals[flat].double().sum().clamp(min=1e-12))
+    originals = float(power_of_originals[flat].double().sum())
+    return float(power[flat].double().sum()) / originals if originals > LEAST_POWER * count else None
 
 
 def _checked(reconstruction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -127,7 +127,8 @@ def measure_reconstructions(
     means = {name: float(numbers.double().mean()) for name, numbers in per_picture.items()}
     if powers:
         drawn, real, variance = (torch.cat(parts).flatten() for parts in zip(*powers, strict=True))
-        means["grid_ratio"] = grid_ratio(drawn, real, variance)
+        ratio = grid_ratio(drawn, real, variance)
+        means |= {} if ratio is None else {"grid_ratio": ratio}
     shown = torch.cat(examples, dim=1)[:, :num_examples]
     intervals = {name: mean_interval(numbers) for name, numbers in per_picture.items()}
     figures = {"reconstruction": {**means, "n": len(rows), "interval": intervals}}
