@@ -102,7 +102,11 @@ def test_the_cache_of_a_cluster_of_which_a_worker_is_killed(folder, capsys):
     assert len(killed) == 2 and not psutil.pid_exists(killed[0])
     assert content(folder / "ray-sprites") == content(folder / "one-sprites")
     assert "train is whole: 2,000 rows" in capsys.readouterr().out
-    assert not ray.is_initialized() and not psutil.pid_exists(killed[1])
+    assert not ray.is_initialized()
+    ended = time.monotonic() + 30  # a worker ends by itself, which takes a while on a busy machine
+    while psutil.pid_exists(killed[1]) and time.monotonic() < ended:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(killed[1])
 
 
 def test_what_an_interrupted_run_has_written_stays(folder, answered):

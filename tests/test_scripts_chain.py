@@ -872,6 +872,7 @@ def test_every_option_of_stage_1_is_applied_or_refused_beside_init_from(tokenize
     others = {"random_flip", "photographs", "train", "codes_from", "drawn_pictures"}
     of_signals = {
         "signal": "audio", "sample_rate": 8000, "length": 8000, "horizon": 8, "causal": True, "spectral_weight": 0.2,
+        "frame_patch": 2,
     }  # fmt: skip
     for name, value in of_signals.items():  # of a tokenizer of pictures
         with pytest.raises(ValueError, match=f"--{name}"):

@@ -572,6 +572,7 @@ def test_config_round_trip(tmp_path):
         resampling="overlapping", input_noise="masking", noise_amount=0.3,
         quantizer_options={"commitment_weight": 0.3},
         preprocessing=Preprocessing(image_size=24, num_channels=1).to_dict(), signal=None, causal=False,
+        num_frames=1, frame_patch=1,
     )  # fmt: skip
     assert settings.keys() == config_fields()
     config = VQVAEConfig(**settings)
