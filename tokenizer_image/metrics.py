@@ -16,8 +16,6 @@ _SSIM_SIGMA = 1.5
 _SSIM_K1, _SSIM_K2 = 0.01, 0.03
 _SMALLEST_MSE = 1e-10  # 100 dB: keeps the mean over a set finite if one reconstruction is exact
 LEAST_POWER = 1e-8  # of a window of originals, a thousandth of what 8-bit rounding leaves: with less it has one colour
-    1e-8  # of a window of originals, a thousandth of what 8-bit rounding leaves: with less it is of one colour
-)
 
 
 def mse(reconstruction: Tensor, target: Tensor) -> Tensor:
