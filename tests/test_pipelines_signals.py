@@ -65,20 +65,18 @@ STAGE_2 = {
 }  # fmt: skip
 
 
+def train_both(folder: Path, small: dict[str, Any]) -> Path:
+    """Train tokenizer/ and model/ in a folder for a few steps, by the commands; the folder."""
+    train_tokenizer.main(ImageTokenizerOptions(output_dir=str(folder / "tokenizer"), **small))
+    given = {"image_tokenizer": str(folder / "tokenizer"), "output_dir": str(folder / "model"), "max_examples": 24}
+    train_lm.main(LanguageModelOptions(**given, **STAGE_2))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """A folder with tokenizer/ and model/, of sounds, trained for a few steps by the commands."""
-    folder = tmp_path_factory.mktemp("sounds")
-    train_tokenizer.main(ImageTokenizerOptions(output_dir=str(folder / "tokenizer"), **SMALL))
-    train_lm.main(
-        LanguageModelOptions(
-            image_tokenizer=str(folder / "tokenizer"),
-            output_dir=str(folder / "model"),
-            max_examples=24,
-            **STAGE_2,
-        )  # fmt: skip
-    )
-    return folder
+    return train_both(tmp_path_factory.mktemp("sounds"), SMALL)
 
 
 SERIES = {

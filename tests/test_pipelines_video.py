@@ -19,7 +19,6 @@ from pipelines.evaluation import video_probe
 from pipelines.evaluation.video_probe import QUESTIONS, read_videos, train_video_probe
 from pipelines.model_card import model_card
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
-from pipelines.options.language_model import LanguageModelOptions
 from pipelines.text_to_signal import TextToSignalOutput
 from tokenizer_image.signals.settings import SignalSettings, signal_settings_of
 from tokenizer_image.signals.video_files import read_video
@@ -28,9 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import evaluate
 import generate
 import inspect_data
-import train_lm
-import train_tokenizer
-from test_pipelines_signals import STAGE_2, cache_folder  # noqa: F401  # a fixture that every test here uses
+from test_pipelines_signals import cache_folder, train_both  # noqa: F401  # a fixture that every test here uses
 
 SMALL = {
     "signal": "video", "length": 4, "image_size": 16, "frame_patch": 2, "patch_size": 4, "hidden_sizes": [8, 8],
@@ -42,14 +39,7 @@ SMALL = {
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """A folder with tokenizer/ and model/, of moving sprites, trained for a few steps by the commands."""
-    folder = tmp_path_factory.mktemp("videos")
-    train_tokenizer.main(ImageTokenizerOptions(output_dir=str(folder / "tokenizer"), **SMALL))
-    train_lm.main(
-        LanguageModelOptions(
-            image_tokenizer=str(folder / "tokenizer"), output_dir=str(folder / "model"), max_examples=24, **STAGE_2
-        )
-    )
-    return folder
+    return train_both(tmp_path_factory.mktemp("videos"), SMALL)
 
 
 def test_the_language_model_writes_the_codes_of_videos(trained):

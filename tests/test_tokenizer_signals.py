@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tiny import with_open_blocks
 from torch.nn import functional as F
 
 from tokenizer_image import VQVAE, VQVAEConfig
@@ -40,12 +41,7 @@ def sound_tokenizer(seed: int = 0, **settings: Any) -> VQVAE:
             "kmeans_start": False}, "signal": "audio", "num_channels": 1, "image_size": 320,
         "preprocessing": SignalSettings("audio", 320, rate=RATE).to_dict(),
     }  # fmt: skip
-    tokenizer = VQVAE(VQVAEConfig(**{**defaults, **settings})).eval()
-    with torch.no_grad():  # blocks start as the identity, which would see nothing of their neighbours
-        for name, parameter in tokenizer.named_parameters():
-            if "conv2" in name:
-                parameter.normal_(std=0.2)
-    return tokenizer
+    return with_open_blocks(VQVAE(VQVAEConfig(**{**defaults, **settings})).eval())
 
 
 def sounds(count: int = 2, length: int = 320, seed: int = 0) -> torch.Tensor:

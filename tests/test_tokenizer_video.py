@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import with_open_blocks
 
 from tokenizer_image import VQVAE, VQVAEConfig
 from tokenizer_image.frame_networks import channels_to_frames, frames_to_channels
@@ -33,12 +34,7 @@ def video_tokenizer(seed: int = 0, **settings) -> VQVAE:
         "quantizer_options": {"kmeans_start": False}, "signal": "video", "image_size": 16, "num_frames": 4,
         "frame_patch": 2,
     }  # fmt: skip
-    tokenizer = VQVAE(VQVAEConfig(**{**defaults, **settings})).eval()
-    with torch.no_grad():  # blocks start as the identity, which would see nothing of their neighbours
-        for name, parameter in tokenizer.named_parameters():
-            if "conv2" in name:
-                parameter.normal_(std=0.2)
-    return tokenizer
+    return with_open_blocks(VQVAE(VQVAEConfig(**{**defaults, **settings})).eval())
 
 
 # ---- networks
