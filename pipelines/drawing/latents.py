@@ -31,12 +31,22 @@ def sample_rows(
     Raises:
         ValueError: the model has no prior, or no class of that name.
     """
-    drawn = [model.sample_latents(1, stream, temperature=temperature) for stream in seeded_streams([seed], count)]
-    levels = [torch.cat([one[level] for one in drawn]) for level in range(len(drawn[0]))]
+    levels = seeded_latents(model, count, seed, temperature)
     if not model.config.class_names and not class_names:
         return [(f"samples of the prior, seed {seed}", _images(model.decode(levels)))]
     names = list(class_names) or model.config.class_names
     return [(name, _images(model.decode(levels, class_numbers(model, [name]).expand(count)))) for name in names]
+
+
+def seeded_latents(model: Autoencoder, count: int, seed: int, temperature: float = 1.0) -> list[torch.Tensor]:
+    """Latents of `count` pictures from the prior, each level (count, h, w, code_dim); picture j has the stream of
+    random numbers (seed, j), whatever their number.
+
+    Raises:
+        ValueError: the model has no prior.
+    """
+    drawn = [model.sample_latents(1, stream, temperature=temperature) for stream in seeded_streams([seed], count)]
+    return [torch.cat([one[level] for one in drawn]) for level in range(len(drawn[0]))]
 
 
 def class_numbers(model: Autoencoder, names: Sequence[str]) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from pipelines.drawing.grids import labelled_grid
 from pipelines.drawing.latents import Rows, interpolation_rows, sample_rows, traversal_rows, widest_latents
 from pipelines.evaluation.autoencoders import AutoencoderEvaluation, known_classes, reconstructor
 from pipelines.evaluation.figure_rows import figure_rows
-from pipelines.evaluation.report_contents import WALK_STEPS, WALKS, latent_map_sheet, reconstruction_sheets
+from pipelines.evaluation.report_contents import WALK_STEPS, WALKS, has_plots, latent_map_sheet, reconstruction_sheets
 from pipelines.evaluation.report_page import Sheet, write_report
 from pipelines.evaluation.report_sheets import SIDE, quality_plot
 from pipelines.evaluation.tables import figures_table
@@ -69,9 +68,8 @@ def _traversal_sheet(found: AutoencoderEvaluation) -> Sheet:
 
 
 def _plots(options: EvaluationOptions, found: AutoencoderEvaluation) -> Iterator[Sheet]:
-    """Plots; none, and a message, where matplotlib is missing."""
-    if importlib.util.find_spec("matplotlib") is None:
-        print("The report has no plots: they need matplotlib (pip install 'tessera[evaluation]').")
+    """Plots of reconstructions and latents."""
+    if not has_plots():
         return
     model, split = found.model, found.split
     yield Sheet(

@@ -14,12 +14,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.caching.sources import classes_of_rows
-from pipelines.drawing.streams import seeded_streams
+from pipelines.drawing.latents import seeded_latents
 from pipelines.evaluation.class_figures import required_classes
-from pipelines.evaluation.evaluation import compared_figures, load_extractors
+from pipelines.evaluation.evaluation import add_probes, compared_figures, load_extractors, watching
 from pipelines.evaluation.perceptual_figures import PerceptualReader
 from pipelines.evaluation.pictures_compared import FeatureReader
-from pipelines.evaluation.probe_figures import probe_figures
 from pipelines.evaluation.reconstruction import ReconstructionFigures, as_8_bit, measure_reconstructions
 from pipelines.evaluation.samples import DrawnPictures
 from pipelines.evaluation.subject import Split, load_data, load_training, provenance
@@ -69,13 +68,7 @@ def evaluate_autoencoder(options: EvaluationOptions) -> AutoencoderEvaluation:
     extractors = load_extractors(options, training, classes, model.device)
     seen = PerceptualReader.load(options.perceptual, model.device)
     reader = FeatureReader(extractors)
-
-    def watch(originals: Tensor, made: Tensor) -> None:
-        reader.update(made)
-        if seen is not None:
-            seen.update(originals, made)
-
-    figures = _measure(options, model, split, watch=watch)
+    figures = _measure(options, model, split, watch=watching(reader, seen))
     report = {
         **provenance(options, model, split.source),
         **figures.figures,
@@ -93,12 +86,7 @@ def evaluate_autoencoder(options: EvaluationOptions) -> AutoencoderEvaluation:
     if seen is not None:
         report["perceptual"] = {"split": split.name, **seen.figures()}
     if classes and found.training is not None:
-        probes = probe_figures(options, model, split, found.training, classes)
-        report["notes"] += probes.notes
-        if probes.rows:
-            report["label_efficiency"] = {
-                "split": split.name, "train_split": found.training.name, "rows": probes.rows,
-            }  # fmt: skip
+        add_probes(options, model, split, found.training, classes, report)
     if options.drawn_per_caption:
         found.drawn = draw_samples(model, options.drawn_per_caption, options.seed)
     if extractors.features is not None or extractors.classifier is not None:
@@ -134,9 +122,7 @@ def draw_samples(model: Autoencoder, each: int, seed: int) -> DrawnPictures:
     numbers (seed, j)."""
     names: list[str | None] = [*model.config.class_names] or [None]
     parts = []
-    streams = seeded_streams([seed], each)
-    drawn = [model.sample_latents(1, stream) for stream in streams]
-    latents = [torch.cat([one[level] for one in drawn]) for level in range(len(drawn[0]))]
+    latents = seeded_latents(model, each, seed)
     for number, _ in enumerate(tqdm(names, desc="drawing", unit=" classes", leave=False)):
         for rows in index_batches(each, 100):
             levels = [level[rows.start : rows.stop] for level in latents]

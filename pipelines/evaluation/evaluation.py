@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +36,8 @@ from pipelines.machine.batches import evenly_spaced
 from pipelines.options.evaluation import EvaluationOptions
 from pipelines.options.image_tokenizer_losses import CAPTIONS
 from pipelines.text_to_image import TextToImagePipeline
+from tokenizer_image.autoencoder import Autoencoder
+from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.losses.extractors import Extractor, load_extractor
 from tokenizer_image.pictures.loading import BUILT_IN
 
@@ -78,12 +81,7 @@ def evaluate(options: EvaluationOptions, model: EvaluatedModel) -> Evaluation:
     classes = required_classes(options, split, training)
     extractors = load_extractors(options, training, classes, device_of(model.image_tokenizer))
     reader = FeatureReader(extractors)
-
-    def watch(originals: Tensor, made: Tensor) -> None:
-        reader.update(made)
-        if seen is not None:
-            seen.update(originals, made)
-
+    watch = watching(reader, seen)
     figures = measure_tokenizer(model.image_tokenizer, split.pictures, batch_size=options.batch_size, watch=watch)
     report = {**provenance(options, model.image_tokenizer, split.source), **figures.figures}
     if isinstance(training, str):
@@ -109,6 +107,17 @@ def evaluate(options: EvaluationOptions, model: EvaluatedModel) -> Evaluation:
             report["captions"] = caption_figures(options, model, evaluation.sets)
     report["seconds"] = round(time.monotonic() - started, 1)
     return evaluation
+
+
+def watching(reader: FeatureReader, seen: PerceptualReader | None) -> Callable[[Tensor, Tensor], None]:
+    """What gives originals and reconstructions to their readers, as `measure_reconstructions` makes them."""
+
+    def watch(originals: Tensor, made: Tensor) -> None:
+        reader.update(made)
+        if seen is not None:
+            seen.update(originals, made)
+
+    return watch
 
 
 def load_extractors(
@@ -187,14 +196,26 @@ def _measure_classes(options: EvaluationOptions, evaluation: Evaluation, classes
     model, split, training, report = evaluation.model, evaluation.split, evaluation.training, evaluation.report
     if not classes or training is None:
         return
-    probes = probe_figures(options, model.image_tokenizer, split, training, classes)
-    report["notes"] += probes.notes
-    if probes.rows:
-        report["label_efficiency"] = {"split": split.name, "train_split": training.name, "rows": probes.rows}
+    add_probes(options, model.image_tokenizer, split, training, classes, report)
     if options.classification_accuracy:
         report["classification_accuracy"] = accuracy_score(
             options, model.image_tokenizer, split, training, classes, evaluation.drawn
         )
+
+
+def add_probes(
+    options: EvaluationOptions,
+    image_model: ImageTokenizer | Autoencoder,
+    split: Split,
+    training: Split,
+    classes: list[str],
+    report: dict[str, Any],
+) -> None:
+    """Add `label_efficiency` to the report, and to its notes what was left out."""
+    probes = probe_figures(options, image_model, split, training, classes)
+    report["notes"] += probes.notes
+    if probes.rows:
+        report["label_efficiency"] = {"split": split.name, "train_split": training.name, "rows": probes.rows}
 
 
 def _compare_with_training(evaluation: Evaluation, reconstructed: Tensor | None) -> None:
