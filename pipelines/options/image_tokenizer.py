@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipelines.options.bottlenecks import BOTTLENECK_OPTIONS, BottleneckOptions
 from pipelines.options.image_tokenizer_losses import LossOptions
-from pipelines.options.option import given_options, option, with_option_names
+from pipelines.options.option import given_options, option, option_defaults, with_option_names
 from pipelines.options.signals import SignalOptions
 from pipelines.options.training import TrainingOptions
 from tokenizer_image.preprocessing import RESIZE_MODES, SIXTEEN_BIT_RANGES, Preprocessing
@@ -271,7 +271,7 @@ class ImageTokenizerOptions(SignalOptions, BottleneckOptions, LossOptions, Train
 
     def _given(self) -> dict[str, Any]:
         """The settings of `VQVAEConfig` that the command line gives, without those that it leaves at their defaults."""
-        defaults = {one.name: one.default for one in fields(self)}
+        defaults = option_defaults(self)
         names = ("quantizer", *PRESET_SETTINGS, *OWN_SETTINGS)
         return {name: value for name in names if (value := getattr(self, name)) != defaults[name]}
 

@@ -48,12 +48,17 @@ def check_values(options: object) -> None:
                 raise ValueError(f"--{one.name} {part!r}: choose {', '.join(others)} or {last}")
 
 
-def given_options(options: object, names: Iterable[str]) -> list[str]:
-    """ "--name" for each of these options of a dataclass that is not at its default; other names are passed over."""
-    defaults = {
+def option_defaults(options: object) -> dict[str, Any]:
+    """The default of each option of a dataclass."""
+    return {
         one.name: one.default_factory() if callable(one.default_factory) else one.default
         for one in fields(options)  # type: ignore[arg-type]  # any dataclass
     }
+
+
+def given_options(options: object, names: Iterable[str]) -> list[str]:
+    """ "--name" for each of these options of a dataclass that is not at its default; other names are passed over."""
+    defaults = option_defaults(options)
     return [f"--{name}" for name in names if name in defaults and getattr(options, name) != defaults[name]]
 
 

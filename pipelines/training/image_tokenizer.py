@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +18,7 @@ from pipelines.machine.batches import evenly_spaced, index_batches, pictures_at_
 from pipelines.machine.printing import say
 from pipelines.model_folder import shipped_folder
 from pipelines.options.image_tokenizer import OWN_SETTINGS, PRESET_SETTINGS, ImageTokenizerOptions
+from pipelines.options.option import option_defaults
 from pipelines.training.image_tokenizer_losses import StageOneLoss
 from tokenizer_image import VQVAE
 from tokenizer_image.extension import with_more_codes
@@ -113,7 +113,7 @@ def as_input(pictures: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def clashing_options(options: ImageTokenizerOptions, fixed: Mapping[str, Any]) -> list[str]:
     """Names of the options that ask for another value than the weights in --init_from fix, by name."""
-    defaults = {option.name: option.default for option in fields(options)}
+    defaults = option_defaults(options)
     return [name for name, value in fixed.items() if getattr(options, name) not in (defaults[name], value)]
 
 
@@ -129,7 +129,7 @@ def load_earlier(options: ImageTokenizerOptions) -> VQVAE:
     fixed |= _fixed_inputs(options, tokenizer)
     before, given = tokenizer.config.quantizer_options, options.quantizer_options()
     fixed |= {name: before.get(name) for name in FIXED_QUANTIZER_OPTIONS}
-    defaults = {option.name: option.default for option in fields(options)}
+    defaults = option_defaults(options)
     more_codes = _more_codes(options, tokenizer.config.codebook_sizes)
     if more_codes:
         fixed.pop("codebook_sizes")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from lm.pretrained import (
 from lm.sequences import FORMATS
 from lm.vocabulary import MultimodalVocabulary
 from pipelines.options.language_model import BATCH_SIZE, LanguageModelOptions
+from pipelines.options.option import option_defaults
 from pipelines.options.sequences import GUIDANCE, IMAGE_GUIDANCE, TEMPERATURE
 from pipelines.training.schedule import Budget
 from pipelines.training.sequences import learns_edits, longest_sequence
@@ -92,7 +92,7 @@ def check_sizes(options: LanguageModelOptions, start: str, config: Any, *others:
         "num_heads": text.num_attention_heads, "intermediate_size": getattr(text, "intermediate_size", None),
         "lm_size": None, **dict.fromkeys(others),
     }  # fmt: skip
-    defaults = {option.name: option.default for option in fields(options)}
+    defaults = option_defaults(options)
     clashes = [name for name, value in fixed.items() if getattr(options, name) not in (defaults[name], value)]
     if clashes:
         raise ValueError(
