@@ -13,7 +13,9 @@ from PIL import Image
 from test_tokenizer_autoencoder import VARIANTS, tiny
 from tiny import add_noise, tiny_tokenizer
 
+from pipelines.drawing.latents import seeded_latents
 from pipelines.evaluation.autoencoders import draw_samples, evaluate_autoencoder
+from pipelines.evaluation.reconstruction import as_8_bit
 from pipelines.options.evaluation import EvaluationOptions
 from scripts import evaluate
 from tokenizer_image.preprocessing import to_pixel_values
@@ -85,8 +87,10 @@ def test_samples_of_all_classes_share_their_latents_and_depend_on_the_seed():
     few, many, other = draw_samples(model, 2, 0), draw_samples(model, 3, 0), draw_samples(model, 2, 1)
     assert torch.equal(few.pictures[:2], many.pictures[:2]) and torch.equal(few.pictures[2:], many.pictures[3:5])
     assert not torch.equal(few.pictures, other.pictures)
-    levels = [torch.cat([model.sample_latents(1, torch.Generator().manual_seed(7))[0]] * 2)]
-    assert not torch.equal(model.decode(levels, torch.tensor([0, 0])), model.decode(levels, torch.tensor([0, 1])))
+    for number in range(len(CAPTIONS)):
+        expected = model.decode(seeded_latents(model, 2, 0), torch.full((2,), number))
+        assert torch.equal(few.pictures[2 * number : 2 * number + 2], as_8_bit(expected))
+    assert not torch.equal(few.pictures[:2], few.pictures[2:])
 
 
 @pytest.mark.parametrize("name", ["none", "conditional", "hierarchical", "mlp"])
