@@ -55,6 +55,7 @@ class ImageToTextPipeline(MultimodalPipeline):
         seed: Seed = None,
         best_of: int | None = None,
         min_p: float = 0.0,
+        tokens_per_call: int | None = None,
     ) -> ImageToTextOutput:
         """Write a caption for each picture. In float32 the likeliest one does not depend on the others beside it.
 
@@ -74,6 +75,9 @@ class ImageToTextPipeline(MultimodalPipeline):
                 repeats them).
             best_of: write so many captions for each picture and return the one after which the same model finds the
                 picture likeliest; it must have learned to draw from captions too.
+            tokens_per_call: tokens computed in one call of the model, at most: most of those that follow are guessed
+                by what followed in training captions. 1: one by one; None takes several where that is faster. The text
+                is the same.
 
         Raises:
             TypeError, ValueError: an argument that is wrong, a picture that cannot be read, or a model that has
@@ -89,7 +93,9 @@ class ImageToTextPipeline(MultimodalPipeline):
             rows = [row for row, other in enumerate(sizes) if other == size]
             codes = self.encode_pixels([pixels[row] for row in rows])
             seeds = [seed[row] for row in rows] if isinstance(seed, Sequence) else seed
-            written = self.describe_codes(codes, max_new_tokens, temperature, top_k, top_p, seeds, size, best_of, min_p)
+            written = self.describe_codes(
+                codes, max_new_tokens, temperature, top_k, top_p, seeds, size, best_of, min_p, tokens_per_call
+            )
             for row, text in zip(rows, written, strict=True):
                 texts[row] = text
         return ImageToTextOutput(texts)
@@ -105,6 +111,7 @@ class ImageToTextPipeline(MultimodalPipeline):
         size: Size | None = None,
         best_of: int | None = None,
         min_p: float = 0.0,
+        tokens_per_call: int | None = None,
     ) -> list[str]:
         """A caption for the codes (B, T) of each picture, all of a size (default: the default one); the settings are
         those of the call."""
@@ -122,6 +129,10 @@ class ImageToTextPipeline(MultimodalPipeline):
             settings=settings,
             generators=text_streams(seed, len(codes), each),
             max_batch_rows=self.max_batch_rows,
+            tokens_per_call=tokens_per_call
+            if tokens_per_call is None
+            else whole_number(tokens_per_call, "tokens_per_call", 1),
+            phrases=None if self.guess_table is None else self.guess_table.phrases,
         )
         if each > 1:
             ids = [ids[row] for row in best_rows(picture_scores(self, ids, codes, size), 1)]

@@ -55,6 +55,7 @@ class InterleavedPipeline(MultimodalPipeline):
         text_temperature: float | None = None,
         seed: int | None = None,
         min_p: float = 0.0,
+        tokens_per_call: int | None = None,
     ) -> InterleavedOutput:
         """Continue `parts` until the model ends the document, or `max_new_tokens` are written.
 
@@ -67,6 +68,8 @@ class InterleavedPipeline(MultimodalPipeline):
                 temperature 0 takes the likeliest token each time.
             text_temperature: temperature of texts alone (default: `temperature`).
             seed: of the random stream. None gives another document at each call (`torch.manual_seed` repeats them).
+            tokens_per_call: tokens, codes included, computed in one call of the model, at most: those that follow are
+                guessed. 1: one by one; None takes several where that is faster. The document is the same.
 
         Raises:
             TypeError, ValueError: an argument that is wrong, a picture that cannot be read, parts that fill the
@@ -86,7 +89,12 @@ class InterleavedPipeline(MultimodalPipeline):
                     f"{max_positions(self.model.config)} positions: give fewer"
                 )
         max_new_tokens = whole_number(max_new_tokens, "max_new_tokens", 1)
-        task = DocumentTask(prompt, max_new_tokens, text_settings, image_settings, text_streams(seed, 1)[0])
+        if tokens_per_call is not None:
+            whole_number(tokens_per_call, "tokens_per_call", 1)
+        task = DocumentTask(
+            prompt, max_new_tokens, text_settings, image_settings, text_streams(seed, 1)[0], tokens_per_call,
+            self.guess_table,
+        )  # fmt: skip
         written = generate_document(self.model, self.vocabulary, task)
         return InterleavedOutput([self._decode(part) for part in written])
 

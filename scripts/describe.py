@@ -40,6 +40,12 @@ class DescribeOptions(SamplingOptions, ModelOptions):
     )
 
     seed: int | None = option(None, "the same seed writes the same captions", not_negative=True)
+    tokens_per_call: int | None = option(
+        None,
+        "tokens of a caption computed in one call of the model, at most; what is written is the same (default: several "
+        "where that is faster)",
+        above_zero=True,
+    )
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -60,6 +66,7 @@ def main(options: DescribeOptions) -> list[str]:
         max_new_tokens=options.max_new_tokens,
         seed=options.seed,
         best_of=options.best_of,
+        tokens_per_call=options.tokens_per_call,
         **options.sampling(),
     ).texts
     for file, text in zip(options.pictures, texts, strict=True):

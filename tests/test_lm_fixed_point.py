@@ -14,8 +14,8 @@ from test_lm_native import compiled
 from tiny import draw_codes, streams, task_of, tiny_model, tiny_tokenizer, tiny_vocabulary
 
 from lm.data.token_cache import Document, TokenCache
-from lm.generation import images
 from lm.generation import native_stepper as native
+from lm.generation import steppers
 from lm.generation.direct_stepper import DirectModel, DirectStepper
 from lm.generation.guess_table import GuessTable, neighbours
 from lm.generation.guesses import Guesser
@@ -182,16 +182,16 @@ def test_by_default_one_by_one_unless_a_large_model_draws_few(vocabulary, prompt
     model = random_model(vocabulary)
     assert calls(model, vocabulary, prompts[:1]) == 12
     make_native, make_plain = partial(native.NativeStepper, model), partial(Stepper, model)
-    assert images.default_codes_per_call(model, make_native, 1) == 1, "its weights fit the processor's caches"
-    monkeypatch.setattr(images, "LARGE_MODEL", 0)
-    assert [images.default_codes_per_call(model, make_native, rows) for rows in (1, 2, 3, 16)] == [4, 1, 1, 1]
-    assert images.default_codes_per_call(model, make_plain, 1) == 1
+    assert steppers.default_tokens_per_call(model, make_native, 1) == 1, "its weights fit the processor's caches"
+    monkeypatch.setattr(steppers, "LARGE_MODEL", 0)
+    assert [steppers.default_tokens_per_call(model, make_native, rows) for rows in (1, 2, 3, 16)] == [4, 1, 1, 1]
+    assert steppers.default_tokens_per_call(model, make_plain, 1) == 1
 
 
 def test_a_model_whose_cache_cannot_be_cut_back(vocabulary, prompts, caplog):  # noqa: F811
     model = random_model(vocabulary, "gemma2")
-    images._say_one_by_one.cache_clear()
-    with caplog.at_level(logging.WARNING, "lm.generation.images"):
+    steppers._say_one_by_one.cache_clear()
+    with caplog.at_level(logging.WARNING, "lm.generation.steppers"):
         both_ways(model, vocabulary, prompts)
     assert caplog.text.count("the cache of Gemma2ForCausalLM (sliding windows, states) cannot be cut back") == 1
 

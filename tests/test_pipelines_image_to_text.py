@@ -68,6 +68,17 @@ def drawing_only(pipe, monkeypatch) -> ImageToTextPipeline:
 # Describing
 
 
+def test_several_tokens_a_call_write_the_same_captions(pipe, images, capsys, folder, tmp_path):
+    one_by_one = pipe(images, tokens_per_call=1).texts
+    assert pipe(images, tokens_per_call=8).texts == pipe(images).texts == one_by_one
+    for wrong, error in ((0, ValueError), (True, TypeError), (1.5, TypeError)):
+        with pytest.raises(error, match="tokens_per_call must be"):
+            pipe(images[0], tokens_per_call=wrong)
+    images[0].save(tmp_path / "0.png")
+    arguments = ["--model", str(folder), str(tmp_path / "0.png"), "--tokens_per_call", "4"]
+    assert main(parse_options(DescribeOptions, description=None, argv=arguments, positional=PICTURES)) == one_by_one[:1]
+
+
 @torch.no_grad()
 def greedy_by_hand(pipe: ImageToTextPipeline, image: Image.Image, count: int) -> str:
     """Whole sequences, no cache, one picture, all of the output layer."""

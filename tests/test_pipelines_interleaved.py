@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from tiny import tiny_pipeline
 
+from lm.generation.direct_stepper import DirectModel
 from lm.generation.documents import DocumentTask, generate_document
 from lm.generation.sampling import SamplingSettings
 from lm.generation.stepper import Stepper
@@ -72,6 +73,7 @@ def test_a_picture_that_just_fits_is_drawn(pipe, monkeypatch):
     prompt = document_sequence(pipe.vocabulary, parts[:1], whole=False).input_ids
     settings, room = SamplingSettings(temperature=0), len(pipe.vocabulary.picture(WIDE)) + 2
     fed = []
+    monkeypatch.setattr(DirectModel, "fits", lambda model: False)
     advance = Stepper.advance
     monkeypatch.setattr(Stepper, "advance", lambda self, ids: fed.append(1) or advance(self, ids))
     (picture,) = generate_document(

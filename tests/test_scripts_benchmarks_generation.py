@@ -51,12 +51,16 @@ def test_a_widened_model_computes_the_same():
 
 
 def test_rows_of_several_codes_a_call(tmp_path, monkeypatch):
-    for part in ("calls", "several"):
+    for part in ("calls", "several", "captions"):
         main(Options(only=part, model=str(tmp_path / "none"), output=str(tmp_path / "rows.json")))
         assert all(row["value"] is None for row in json.loads((tmp_path / "rows.json").read_text()))
     tiny_pipeline().save_pretrained(tmp_path / "model")
+    tiny_pipeline(formats=["caption_to_image", "image_to_caption"]).save_pretrained(tmp_path / "describes")
     monkeypatch.setattr(several_codes, "CAPTIONS", 8)
     rows = {row["what"]: row["value"] for row in several_codes.calls(str(tmp_path / "model"))}
+    monkeypatch.setattr(several_codes, "SEVERAL_TURNS", 1)
+    (_, same) = several_codes.captions_over_one_token_a_call(str(tmp_path / "describes"), 1)
+    assert same["value"] == same["target"] == 1
     assert rows["calls/sprites/same_codes"] == 1 and rows["calls/sprites"] <= rows["calls/sprites/one_by_one"] == 8
 
 

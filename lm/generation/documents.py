@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from lm.generation.guess_table import GuessTable
+from lm.generation.guesses import Guesser
+from lm.generation.lookahead import Lookahead
 from lm.generation.sampling import SamplingSettings, choose, uniforms_of
 from lm.generation.stepper import Stepper, check_finite, evaluation_mode
-from lm.generation.texts import check_room
+from lm.generation.steppers import can_compute_several, default_tokens_per_call, stepper_factory
+from lm.generation.texts import check_room, check_tokens_per_call
 from lm.sequences import Picture
-from lm.vocabulary import MultimodalVocabulary, Size
+from lm.vocabulary import MultimodalVocabulary, PictureTokens, Size
 
 Part = list[int] | Picture  # token ids of a text, or a picture
 
@@ -28,6 +32,9 @@ class DocumentTask:
         max_new_tokens: most tokens to write, codes and special tokens included.
         text, image: how tokens of texts and codes of pictures are drawn; guidance does not apply and must be 1.
         generator: the random stream that everything is drawn from, one number for each token.
+        tokens_per_call: tokens computed in one call of the model, at most (`lm.generation.lookahead`); None takes
+            several where that is faster. What is drawn does not depend on it.
+        guess_table: of the image tokenizer's codes, and of phrases, to guess by.
     """
 
     prompt: Sequence[int]
@@ -35,8 +42,11 @@ class DocumentTask:
     text: SamplingSettings
     image: SamplingSettings
     generator: torch.Generator
+    tokens_per_call: int | None = None
+    guess_table: GuessTable | None = None
 
     def __post_init__(self) -> None:
+        check_tokens_per_call(self.tokens_per_call)
         for settings in (self.text, self.image):
             if settings.guidance_scale != 1:
                 raise ValueError(
@@ -68,11 +78,39 @@ class _Writer:
 
     def __init__(self, model: Any, vocabulary: MultimodalVocabulary, task: DocumentTask) -> None:
         self.vocabulary, self.task = vocabulary, task
-        self.stepper = Stepper(model, [task.prompt], task.max_new_tokens, vocabulary.pad_id)
+        self.picture: PictureTokens | None = None  # that is being drawn
+        self.codes: list[int] = []  # of that picture, so far
+        self.place = 0  # of the next one of that picture's tokens
+        self.stepper = self._stepper_of(model)
         self.uniforms = uniforms_of([task.generator], task.max_new_tokens, self.stepper.device)  # (1, max_new_tokens)
         self.left, self.drawn = task.max_new_tokens, 0
         self.finite = torch.ones((), dtype=torch.bool, device=self.stepper.device)
         self.in_text = torch.from_numpy(vocabulary.text_mask()).to(self.stepper.device)
+
+    def _stepper_of(self, model: Any) -> Stepper | Lookahead:
+        task, make_stepper = self.task, stepper_factory(model, 1)
+        most = task.tokens_per_call or default_tokens_per_call(model, make_stepper, 1)
+        stepper = make_stepper([task.prompt], task.max_new_tokens, self.vocabulary.pad_id)
+        if most == 1 or not can_compute_several(stepper, model):
+            return stepper
+        return Lookahead(stepper, self._guess, most, task.max_new_tokens)
+
+    def _guess(self, written: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+        """What follows the tokens (1, t) that were written: the rest of the picture that is being drawn, or text."""
+        table = self.task.guess_table
+        if self.picture is None:
+            return [table.phrases.guess([*self.task.prompt[-1:], *written[0]], count) if table else []]
+        guesser, codes = Guesser(self.picture.layout, table), np.zeros((1, len(self.picture.places)), np.int64)
+        position = len(self.codes)
+        codes[0, :position] = self.codes
+        found: list[int] = []
+        for fixed in [*self.picture.ids.tolist(), self.vocabulary.eoi_id][self.place : self.place + count]:
+            if fixed < 0:
+                codes[:, position] = guesser.guess(codes, position)
+                fixed = self.vocabulary.image_offset + int(codes[0, position])
+                position += 1
+            found.append(fixed)
+        return [found]
 
     def parts(self) -> list[Part]:
         """Texts and pictures until the document ends."""
@@ -106,15 +144,17 @@ class _Writer:
             allowed[list(sizes)] = True
             chosen = sizes[self._draw(0, vocabulary.image_offset, self.task.text, allowed)]
         picture, offset = vocabulary.picture(chosen), vocabulary.image_offset
-        codes: list[int] = []
-        for fixed in picture.ids.tolist():
+        self.picture, self.codes = picture, []
+        for place, fixed in enumerate(picture.ids.tolist()):
             if fixed < 0:
-                low, high = picture.layout["low"][len(codes)], picture.layout["high"][len(codes)]
-                codes.append(low + self._draw(offset + low, offset + high, self.task.image))
-                fixed = offset + codes[-1]
+                low, high = picture.layout["low"][len(self.codes)], picture.layout["high"][len(self.codes)]
+                self.codes.append(low + self._draw(offset + low, offset + high, self.task.image))
+                fixed = offset + self.codes[-1]
+            self.place = place + 1
             self._feed(fixed)
+        self.picture = None
         self._feed(vocabulary.eoi_id)
-        return Picture(np.asarray(codes, np.int64), chosen)
+        return Picture(np.asarray(self.codes, np.int64), chosen)
 
     def _draw(self, low: int, high: int, settings: SamplingSettings, allowed: torch.Tensor | None = None) -> int:
         """Draw one of the ids low .. high - 1; returns its distance from `low`."""

@@ -10,7 +10,7 @@ the last one of the place below which it lies in the coarser level.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from lm.generation.phrase_table import PhraseTable
 from lm.vocabulary import MultimodalVocabulary
 
 FILE_NAME = "guess_table.safetensors"
 FORMAT_VERSION = 1
 CONTEXTS = 4  # left, above, before, coarser
 WIDTH = 64  # numbers in a vector
+ARRAYS, PHRASES = ("vectors", "output", "bias"), "phrases"
 
 
 def neighbours(layout: Mapping[str, Sequence[int]]) -> np.ndarray:
@@ -61,12 +63,14 @@ class GuessTable:
         output: (num_codes, WIDTH) float32.
         bias: (num_codes,) float32.
         fingerprint: of the image tokenizer that the codes belong to.
+        phrases: which token follows which in texts; an empty one where none was learned.
     """
 
     vectors: np.ndarray
     output: np.ndarray
     bias: np.ndarray
     fingerprint: str
+    phrases: PhraseTable = field(default_factory=PhraseTable)
 
     def likeliest(self, around: np.ndarray, is_there: np.ndarray, low: int, high: int) -> np.ndarray:
         """The likeliest code (b,) of low .. high - 1, after codes around (b, 4) of which some are there (4,) bool."""
@@ -76,7 +80,8 @@ class GuessTable:
 
     def save(self, folder: str | Path) -> None:
         """Write guess_table.safetensors into a folder (a model folder's lm/)."""
-        arrays = {name: torch.from_numpy(getattr(self, name)).contiguous() for name in ("vectors", "output", "bias")}
+        arrays = {name: torch.from_numpy(getattr(self, name)).contiguous() for name in ARRAYS}
+        arrays[PHRASES] = torch.from_numpy(self.phrases.entries)
         metadata = {"format_version": str(FORMAT_VERSION), "image_tokenizer_fingerprint": self.fingerprint}
         save_file(arrays, Path(folder) / FILE_NAME, metadata)
 
@@ -93,7 +98,8 @@ class GuessTable:
         remedy = "delete this file (what is drawn does not depend on it), or train the model again"
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
-            arrays = {name: opened.get_tensor(name).numpy() for name in ("vectors", "output", "bias")}
+            arrays = {name: opened.get_tensor(name).numpy() for name in ARRAYS}
+            phrases = opened.get_tensor(PHRASES).numpy() if PHRASES in opened.keys() else None  # noqa: SIM118
         if int(metadata.get("format_version", 0)) != FORMAT_VERSION:
             raise ValueError(
                 f"{file} has format_version {metadata.get('format_version')}, not {FORMAT_VERSION}: {remedy}"
@@ -106,4 +112,4 @@ class GuessTable:
             )
         if len(arrays["output"]) != vocabulary.num_codes:
             raise ValueError(f"{file} is of {len(arrays['output'])} codes, not {vocabulary.num_codes}: {remedy}")
-        return cls(**arrays, fingerprint=fingerprint)
+        return cls(**arrays, fingerprint=fingerprint, phrases=PhraseTable(phrases, vocabulary.image_offset))

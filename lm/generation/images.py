@@ -8,31 +8,22 @@ and its unconditional twin share one batch: one prefill, then one forward pass f
 
 from __future__ import annotations
 
-import functools
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from lm.generation import memory
-from lm.generation import native_stepper as native
-from lm.generation.direct_stepper import DirectModel, DirectStepper
 from lm.generation.fixed_point import FixedPoint
 from lm.generation.guess_table import GuessTable
 from lm.generation.guesses import Guesser
 from lm.generation.picture_rows import PictureRows
 from lm.generation.progress import Callback, DrawingInterrupted, DrawingStopped, Progress
 from lm.generation.sampling import uniforms_of
-from lm.generation.stepper import Stepper, check_finite, evaluation_mode
+from lm.generation.stepper import check_finite, evaluation_mode
+from lm.generation.steppers import StepperFactory, can_compute_several, default_tokens_per_call, stepper_factory
 from lm.generation.task import UNDRAWN, DrawingTask
 from lm.vocabulary import MultimodalVocabulary
-
-LARGE_MODEL = 64e6  # bytes of weights that no cache of the processor holds
-FEW_CODES = 4  # in a call, where several pay
-logger = logging.getLogger(__name__)
-StepperFactory = Callable[[Sequence[Sequence[int]], int, int], Stepper]  # prompts, new tokens, padding id
 
 
 def generate_codes(
@@ -117,10 +108,9 @@ def _draw_in_batches(task: PictureRows, size: int, wanted: int | None, table: Gu
             raise
 
     with evaluation_mode(task.model):
-        make_stepper = _stepper_factory(task, min(size, count))
-        codes_per_call = wanted or default_codes_per_call(
-            task.model, make_stepper, min(size, count) * task.rows_of_picture
-        )
+        rows = min(size, count) * task.rows_of_picture
+        make_stepper = stepper_factory(task.model, rows)
+        codes_per_call = wanted or default_tokens_per_call(task.model, make_stepper, rows)
         yield from memory.in_batches(draw_batch, count, size)
 
 
@@ -133,40 +123,6 @@ def _no_memory_message(picture: PictureRows, error: RuntimeError) -> str:
         f"there is no memory to draw even one picture at a time: it takes about {needed / 1e6:,.0f} MB beside the model"
         f"{free_words}. Use dtype bfloat16, a shorter prompt, or guidance_scale=1 ({error})"
     )
-
-
-def default_codes_per_call(model: Any, make_stepper: StepperFactory, rows: int) -> int:
-    """How many codes are computed in a call where nothing else is asked for, with so many rows in a batch.
-
-    Several pay where a call takes the time to read the weights: through compiled code, with one row, where the weights
-    are more than the processor's caches hold. docs/generation.md has the measurements.
-    """
-    weights = sum(parameter.nbytes for parameter in model.base_model.parameters())
-    is_native = getattr(make_stepper, "func", None) is native.NativeStepper
-    if not is_native or weights < LARGE_MODEL or rows > 1:
-        return 1
-    return FEW_CODES
-
-
-@torch.inference_mode()
-def _stepper_factory(task: PictureRows, pictures: int) -> StepperFactory:
-    """The fastest stepper that computes this model, for batches of about so many pictures."""
-    if not DirectModel.fits(task.model):
-        return partial(Stepper, task.model)
-    if native.fits(task.model):
-        return partial(native.NativeStepper, task.model)
-    try:
-        direct = DirectModel(task.model, pictures * task.rows_of_picture)
-    except RuntimeError as error:  # memory has no room for copies of the weights
-        if not memory.out_of_memory(error):
-            raise
-        return partial(Stepper, task.model)
-    return partial(DirectStepper, direct)
-
-
-@functools.cache  # once for each kind of model
-def _say_one_by_one(name: str) -> None:
-    logger.warning("codes are drawn one by one: the cache of %s (sliding windows, states) cannot be cut back", name)
 
 
 @torch.inference_mode()
@@ -186,9 +142,7 @@ def _draw_batch(
         yield codes
         return
     stepper = make_stepper(batch.prompts_with(codes[:, :first]), places[-1] + 1 - places[first], vocabulary.pad_id)
-    if codes_per_call > 1 and not stepper.goes_back:
-        _say_one_by_one(type(batch.model).__name__)
-    elif codes_per_call > 1:
+    if codes_per_call > 1 and can_compute_several(stepper, batch.model):
         sources = None if batch.sources is None else batch.sources.cpu().numpy()
         guesser = Guesser(picture.layout, table, sources)
         yield from FixedPoint(batch, stepper, codes, first, guesser, codes_per_call).steps()

@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from lm.data.sequence_source import SequenceSource, default_mixture
 from lm.data.token_cache import TokenCache
 from lm.generation.guess_table import CONTEXTS, WIDTH, GuessTable, neighbours
+from lm.generation.phrase_table import PhraseTable
 from lm.vocabulary import MultimodalVocabulary
 
 LEAST_ROWS, MOST_CODES = 200, 32_768  # of a token cache that a table is learned from; more codes, and it is not small
@@ -52,12 +54,28 @@ def learn_guess_table(cache: TokenCache, vocabulary: MultimodalVocabulary) -> Gu
         optimizer.step()
         schedule.step()
     arrays = (vectors.detach().numpy(), output.detach().numpy(), bias.detach().numpy())
-    return GuessTable(*arrays, fingerprint=vocabulary.image_tokenizer_fingerprint)
+    return GuessTable(
+        *arrays, fingerprint=vocabulary.image_tokenizer_fingerprint, phrases=learn_phrases(cache, vocabulary)
+    )
+
+
+def learn_phrases(cache: TokenCache, vocabulary: MultimodalVocabulary) -> PhraseTable:
+    """Which token of text follows which, in sequences of all formats that the model learns, without special cases for
+    what stands before and after a text."""
+    mixture = dict.fromkeys(vocabulary.formats, 1.0) or default_mixture()
+    source = SequenceSource(cache, vocabulary, mixture=mixture)
+    rows = _rows_at_even_distances(cache)
+    items = source.items(rows, source.choose(seed=0, epoch=0, rows=rows))
+    return PhraseTable.learn((source.sequence(item).input_ids for item in items), vocabulary.image_offset)
 
 
 def _codes_of(cache: TokenCache, vocabulary: MultimodalVocabulary) -> torch.Tensor:
     """Codes (N, T) of pictures of the default size, from rows at even distances."""
     size = (vocabulary.image_size[0], vocabulary.image_size[1])
-    chosen = np.linspace(0, len(cache) - 1, min(len(cache), MOST_ROWS)).astype(np.int64)
+    chosen = _rows_at_even_distances(cache)
     rows = [cache.codes(row) for row in chosen if {tuple(one) for one in cache.image_sizes(row)} == {size}]
     return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *rows]).reshape(-1, vocabulary.tokens_per_image))
+
+
+def _rows_at_even_distances(cache: TokenCache) -> np.ndarray:
+    return np.linspace(0, len(cache) - 1, min(len(cache), MOST_ROWS)).astype(np.int64)

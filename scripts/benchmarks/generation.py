@@ -215,6 +215,11 @@ def several(options: Options) -> list[Row]:
     return several_codes.over_one_code_a_call(options.model, options.repeats)
 
 
+def captions(options: Options) -> list[Row]:
+    """Seconds for the caption of one picture, one token a call over several."""
+    return several_codes.captions_over_one_token_a_call(options.model, options.repeats)
+
+
 def cold_start(options: Options) -> list[Row]:
     """Seconds from the command line to four pictures on disk; the first turn loads the files into the page cache."""
     took = None
@@ -239,7 +244,7 @@ def gpu(options: Options) -> list[Row]:
     return [row("gpu/1B/share_of_limit", share_of_limit(model, took["ours"], took["read"]), "", 0.6, True)]
 
 
-PARTS = (one_picture, eight_pictures, growth, calls, equal, several, cold_start, gpu)
+PARTS = (one_picture, eight_pictures, growth, calls, equal, several, captions, cold_start, gpu)
 
 
 def main(options: Options) -> None:

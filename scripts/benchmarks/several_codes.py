@@ -53,7 +53,7 @@ def trained_model(folder: str) -> tuple[Any, list[str]]:
 
     pipe = TextToImagePipeline.from_pretrained(folder)
     cache = Path(folder) / "token_cache" / "train"
-    if pipe.guess_table is None and cache.is_dir():
+    if (pipe.guess_table is None or not len(pipe.guess_table.phrases.entries)) and cache.is_dir():
         pipe.guess_table = learn_guess_table(TokenCache(cache), pipe.vocabulary)
     return pipe, [
         describe(sample_scene(index, seed=SEED), random.Random(index), full=True) for index in range(CAPTIONS)
@@ -97,6 +97,29 @@ def over_one_code_a_call(folder: str, repeats: int) -> list[Row]:
     return [
         row(name, took[f"{name} one"] / took[f"{name} several"], "x", target, True)
         for name, target in zip(names, (2, 1), strict=True)
+    ]
+
+
+def captions_over_one_token_a_call(folder: str, repeats: int) -> list[Row]:
+    """Seconds for the caption of one picture by the same model, one token a call over FEW_CODES; and whether it is the
+    same caption."""
+    name = "one_caption/25M/over_one_token_a_call"
+    if not is_model(folder):
+        return [row(name, None, "x", None, True)]
+    from pipelines import ImageToTextPipeline
+
+    drawing, captions = trained_model(folder)
+    pipe = ImageToTextPipeline(drawing.image_tokenizer, widened(drawing.model), drawing.vocabulary, drawing.guess_table)
+    pictures = drawing(captions[: 4 * SEVERAL_TURNS], seed=SEED).images
+
+    def take(tokens: int) -> list[str]:
+        return [pipe(picture, tokens_per_call=tokens).texts[0] for picture in pictures]
+
+    took = interleaved({str(tokens): lambda tokens=tokens: take(tokens) for tokens in (1, FEW_CODES)}, repeats)
+    same = mean(one == several for one, several in zip(take(1), take(FEW_CODES), strict=True))
+    return [
+        row(name, took["1"] / took[str(FEW_CODES)], "x", None, True),
+        row("one_caption/25M/same_text", same, "", 1, True),
     ]
 
 
