@@ -24,7 +24,7 @@ def main(options: ServingOptions) -> None:
         from pipelines.serving.application import create_application
         from pipelines.serving.engine import DrawingEngine
         from pipelines.serving.running import hold_weights, listening_socket, serve
-        from pipelines.serving.settings import engine_limits, serving_settings, spare_cores
+        from pipelines.serving.settings import engine_limits, serving_settings
         from pipelines.serving.sharing import public_address
 
         if options.page:  # gradio takes seconds to import
@@ -46,7 +46,7 @@ def main(options: ServingOptions) -> None:
     if not set(pipe.vocabulary.formats) & {*DRAWING_ALONE, *DRAWING_CAPTIONS}:
         logging.warning("this model has learned to describe alone: requests for pictures are refused")
     settings = serving_settings(options)
-    with DrawingEngine(pipe, engine_limits(options), spare_cores=spare_cores(options)) as engine:
+    with DrawingEngine(pipe, engine_limits(options)) as engine:
         application = create_application(engine, settings)
         if options.page:
             mount_page(application, engine, settings, example_prompts(pipe.folder))

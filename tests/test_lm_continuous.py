@@ -12,7 +12,7 @@ from tiny import SQUARE, add_noise, draw_codes, streams, task_of, tiny_model, ti
 from lm.generation import native_stepper as native
 from lm.generation.continuous import ContinuousSampler, slots_for
 from lm.generation.direct_slots import DirectSlots
-from lm.generation.native_slots import NativeSlots, _bounds
+from lm.generation.native_slots import NativeSlots
 from lm.generation.prompt_cache import PromptCache
 from lm.generation.rows_under_way import PictureUnderWay, TextUnderWay, pictures_of
 from lm.generation.sampling import SamplingSettings, choose, choose_by_row, uniforms_of
@@ -106,26 +106,6 @@ def test_rows_that_come_and_go_draw_what_they_draw_offline(model, vocabulary, ki
     assert sampling.num_used == 0 and sampling.num_free == 16
     for row, codes in zip(rows, expected, strict=True):
         assert row.codes.tolist() == codes.tolist()
-
-
-def test_steps_in_parts_are_the_same_bits(model, vocabulary):
-    """By threads that take parts in any order: prompts of several tokens, and one token of each row."""
-    if native.unavailable() is not None:
-        pytest.skip(f"no compiled code: {native.unavailable()}")
-    prompts = [image_prompt(vocabulary, text) for text in ["a red dog", "a blue cat", None, "dog dog dog"] * 8]
-    whole, parts = NativeSlots(model, 32, 64), NativeSlots(model, 32, 64)
-    assert parts.spare(4, 1) and whole.spare(1, 0)
-    places, order = [0] * 32, list(range(32))[::-1]
-    with torch.inference_mode():
-        for step in range(20):
-            fed = prompts if not step else [[5 + step]] * 32
-            tokens = FedTokens.of_rows(fed, order, places)
-            expected = whole.feed(tokens)
-            assert parts.feed(tokens).equal(expected)
-            places = [place + len(row) for place, row in zip(places, fed, strict=True)]
-            if step == 15:
-                assert parts.spare(1, 0)
-    assert _bounds([7] * 20 + [1, 2] + [3] * 9) == [0, 20, 31] and _bounds([4]) == [0, 1]
 
 
 @pytest.mark.parametrize("kind", KINDS)

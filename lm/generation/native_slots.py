@@ -11,11 +11,8 @@ from typing import Any
 
 import torch
 
-from lm.generation.native_stepper import Layer, Linear, Model, Pool, functions_for, layer_of, linear_of, model_of
+from lm.generation.native_stepper import Layer, Linear, Model, functions_for, layer_of, linear_of, model_of
 from lm.generation.slots import FedTokens, Slots
-
-PART = 8  # tokens of a part: fewer are slower each
-SMALL_MODEL, FEW_CORES = 32e6, 4  # bytes of weights that each part can read anew; cores that then have a part each
 
 
 class NativeSlots(Slots):
@@ -35,30 +32,15 @@ class NativeSlots(Slots):
         self._starts = torch.zeros(count, dtype=torch.int64)  # rows have no padding
         self._native: Model = model_of(model, places, self._starts, ctypes.addressof(self._layers))
         cosines, sines = model.model.rotary_emb(torch.zeros(1), torch.arange(places)[None])
-        self._pool: Pool | None = None
-        self._in_parts = False
         self._heads: dict[tuple[int, int], Linear] = {}  # rows of the output layer
         self._cosines, self._sines = cosines[0].contiguous(), sines[0].contiguous()  # (places, head_size)
-
-    def spare(self, cores: int, others: int) -> bool:
-        """As `Slots.spare`. What is computed does not depend on it."""
-        weights = sum(weight.nbytes for weight in self._weights)
-        self._in_parts = others > 0 and 1 < cores <= FEW_CORES and weights < SMALL_MODEL
-        if self._in_parts and self._pool is None:
-            self._pool = Pool(self.model.dtype, cores - 1)
-        self._native.threads = 1 if self._in_parts else max(1, cores - others)
-        return True
 
     def feed(self, tokens: FedTokens) -> torch.Tensor:
         """As `Slots.feed`."""
         inputs = [*map(torch.Tensor.contiguous, tokens), self._cosines[tokens.places], self._sines[tokens.places]]
         result = torch.empty(len(tokens.ids), self.model.config.hidden_size, dtype=self.model.dtype)
         addresses = [part.data_ptr() for part in (*inputs, result)]
-        bounds = _bounds(tokens.slots.tolist()) if self._in_parts else []
-        if self._pool and len(bounds) > 2:
-            self._pool.step(self._native, bounds, *addresses)
-        else:
-            self._step(self._native, len(tokens.ids), *addresses)
+        self._step(self._native, len(tokens.ids), *addresses)
         return result
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -72,13 +54,3 @@ class NativeSlots(Slots):
         result, head = torch.empty(len(states), last - first), self._heads[first, last]
         self._product(head, states.contiguous().data_ptr(), len(states), self._native.threads, result.data_ptr())
         return result
-
-
-def _bounds(slots: list[int]) -> list[int]:
-    """Where parts of about `PART` tokens begin, and the number of tokens: a row's tokens, which follow each other, are
-    in one part."""
-    bounds = [0]
-    for number in range(1, len(slots)):
-        if number - bounds[-1] >= PART and slots[number] != slots[number - 1]:
-            bounds.append(number)
-    return [*bounds, len(slots)]

@@ -7,12 +7,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <condition_variable>
 #include <cstdint>
 #include <cstring>
-#include <functional>
-#include <mutex>
-#include <thread>
 #include <vector>
 
 #ifdef __AVX512BF16__
@@ -355,72 +351,6 @@ static void step(const Model &m, int64_t count, const int64_t *ids, const int64_
     }
 }
 
-// Threads that compute parts of a call beside its caller: whoever is free takes the next part, and nobody waits but at the
-// end. Where the cores have other work, too, that costs less than the barriers of `step`, and a thread that waits sleeps.
-class Pool {
-  public:
-    explicit Pool(int64_t helpers) {
-        for (int64_t i = 0; i < helpers; ++i) threads.emplace_back([this] { help(); });
-    }
-
-    ~Pool() {
-        {
-            std::lock_guard<std::mutex> lock(mutex);
-            ending = true;
-        }
-        begun.notify_all();
-        for (auto &thread : threads) thread.join();
-    }
-
-    // part(0) ... part(count - 1), each once, in any order and any thread.
-    void run(int64_t count, const std::function<void(int64_t)> &part) {
-        std::unique_lock<std::mutex> lock(mutex);
-        task = &part, next = 0, parts = count, open = count;
-        begun.notify_all();
-        take(lock);
-        done.wait(lock, [this] { return open == 0; });
-    }
-
-  private:
-    void help() {
-        std::unique_lock<std::mutex> lock(mutex);
-        while (!ending) {
-            take(lock);
-            begun.wait(lock, [this] { return ending || next < parts; });
-        }
-    }
-
-    void take(std::unique_lock<std::mutex> &lock) {
-        while (next < parts) {
-            const int64_t number = next++;
-            lock.unlock();
-            (*task)(number);
-            lock.lock();
-            if (--open == 0) done.notify_one();
-        }
-    }
-
-    std::vector<std::thread> threads;
-    std::mutex mutex;  // of all below
-    std::condition_variable begun, done;
-    const std::function<void(int64_t)> *task = nullptr;
-    int64_t next = 0, parts = 0, open = 0;
-    bool ending = false;
-};
-
-// `step` in parts: part p has the tokens bounds[p] .. bounds[p + 1] - 1. No two parts have tokens of the same row.
-template <class T>
-static void step_in_parts(const Model &m, Pool &pool, int64_t parts, const int64_t *bounds, const int64_t *ids,
-                          const int64_t *rows, const int64_t *places, const float *cosines, const float *sines, T *result) {
-    Model alone = m;
-    alone.threads = 1;
-    pool.run(parts, [&](int64_t part) {
-        const int64_t first = bounds[part], size = m.head_size;
-        step(alone, bounds[part + 1] - first, ids + first, rows + first, places + first, cosines + first * size,
-             sines + first * size, result + first * m.width);
-    });
-}
-
 template <class T> static void map(const Linear &linear, const T *x, int64_t rows, int64_t threads, float *result) {
 #pragma omp parallel num_threads(threads)
     product(linear, x, rows, [&](int64_t row, int64_t output, float sum) { result[row * linear.outputs + output] = sum; });
@@ -434,16 +364,6 @@ void step_float32(const Model *m, int64_t count, const int64_t *ids, const int64
 void step_bfloat16(const Model *m, int64_t count, const int64_t *ids, const int64_t *rows, const int64_t *places,
                    const float *cosines, const float *sines, void *out) {
     step(*m, count, ids, rows, places, cosines, sines, (bf16 *)out);
-}
-void *new_pool(int64_t helpers) { return new Pool(helpers); }
-void delete_pool(void *pool) { delete (Pool *)pool; }
-void parts_float32(const Model *m, void *pool, int64_t parts, const int64_t *bounds, const int64_t *ids,
-                   const int64_t *rows, const int64_t *places, const float *cosines, const float *sines, void *out) {
-    step_in_parts(*m, *(Pool *)pool, parts, bounds, ids, rows, places, cosines, sines, (float *)out);
-}
-void parts_bfloat16(const Model *m, void *pool, int64_t parts, const int64_t *bounds, const int64_t *ids,
-                    const int64_t *rows, const int64_t *places, const float *cosines, const float *sines, void *out) {
-    step_in_parts(*m, *(Pool *)pool, parts, bounds, ids, rows, places, cosines, sines, (bf16 *)out);
 }
 void map_float32(const Linear *linear, const void *x, int64_t rows, int64_t threads, float *result) {
     map(*linear, (const float *)x, rows, threads, result);

@@ -17,7 +17,6 @@ import os
 import platform
 import shutil
 import subprocess
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,14 +90,10 @@ def _library() -> ctypes.CDLL | str:
     except OSError as error:
         return _log_reason(str(error))
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    library.new_pool.restype, library.new_pool.argtypes = pointer, [number]
-    library.delete_pool.restype, library.delete_pool.argtypes = None, [pointer]
     for dtype in ("float32", "bfloat16"):
         step, product = getattr(library, f"step_{dtype}"), getattr(library, f"map_{dtype}")
-        parts = getattr(library, f"parts_{dtype}")
-        step.restype = product.restype = parts.restype = None
+        step.restype = product.restype = None
         step.argtypes = [ctypes.POINTER(Model), number, *[pointer] * 6]
-        parts.argtypes = [ctypes.POINTER(Model), pointer, number, *[pointer] * 7]
         product.argtypes = [ctypes.POINTER(Linear), pointer, number, number, pointer]
     return library
 
@@ -214,31 +209,6 @@ def functions_for(dtype: torch.dtype) -> tuple[Any, Any]:
         raise RuntimeError(library)
     name = str(dtype).removeprefix("torch.")
     return getattr(library, f"step_{name}"), getattr(library, f"map_{name}")
-
-
-class Pool:
-    """Threads of the compiled code that compute a step in parts, beside the one that calls it (`Pool` in the C++ file).
-
-    Args:
-        helpers: how many, beside the caller.
-
-    Raises:
-        RuntimeError: as `functions_for`.
-    """
-
-    def __init__(self, dtype: torch.dtype, helpers: int) -> None:
-        functions_for(dtype)  # raises where there is no compiled code
-        library = _library()
-        assert isinstance(library, ctypes.CDLL)
-        self._step = getattr(library, "parts_" + str(dtype).removeprefix("torch."))
-        self._pool = library.new_pool(helpers)
-        weakref.finalize(self, library.delete_pool, self._pool).atexit = False  # a step may be under way then
-
-    def step(self, model: Model, bounds: Sequence[int], *addresses: int) -> None:
-        """One step, of tokens `bounds[p] .. bounds[p + 1] - 1` in part p; addresses as of the compiled step. No two
-        parts have tokens of the same row."""
-        ends = (ctypes.c_int64 * len(bounds))(*bounds)
-        self._step(model, self._pool, len(bounds) - 1, ends, *addresses)
 
 
 def model_of(model: Any, places: int, starts: torch.Tensor, layers: int) -> Model:

@@ -88,11 +88,6 @@ class Slots:
             return self.model.base_model(**inputs).last_hidden_state[0]
         return self.model(**inputs).logits[0]
 
-    def spare(self, cores: int, others: int) -> bool:
-        """Compute on so many cores from now on, of which `others` have other work, too (0: none has). Whether it can
-        choose: its threads are its own, not torch's."""
-        return False
-
     def copy(self, source: int, target: int, length: int) -> None:
         """Give a slot the first `length` tokens of another, which has no more."""
         self._caches[target] = copy.deepcopy(self._caches[source])

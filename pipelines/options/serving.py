@@ -37,10 +37,7 @@ class ServingOptions(ModelOptions):
     body_megabytes: float = option(20.0, "most megabytes of a request", above_zero=True)
     upload_pixels: int = option(16_777_216, "most pixels of an uploaded picture", above_zero=True)
     cpu_threads: int | None = option(
-        None,
-        "threads of the model (default: the cores that this process may use; with many requests, a fourth of them, at "
-        "least one, is left to decoding and HTTP)",
-        above_zero=True,
+        None, "threads of the model (default: the cores that this process may use)", above_zero=True
     )
 
     def __post_init__(self) -> None:

@@ -77,7 +77,7 @@ def replica_application(args: Mapping[str, Any]) -> FastAPI:
     from pipelines.serving.application import create_application
     from pipelines.serving.engine import DrawingEngine
     from pipelines.serving.running import SWITCH_SECONDS, hold_weights
-    from pipelines.serving.settings import engine_limits, serving_settings, spare_cores
+    from pipelines.serving.settings import engine_limits, serving_settings
     from pipelines.text_to_image import TextToImagePipeline
 
     options = options_of(args)
@@ -86,5 +86,5 @@ def replica_application(args: Mapping[str, Any]) -> FastAPI:
     sys.setswitchinterval(SWITCH_SECONDS)
     pipe = options.load(TextToImagePipeline)
     hold_weights(pipe)
-    engine = DrawingEngine(pipe, engine_limits(options), spare_cores=spare_cores(options))
+    engine = DrawingEngine(pipe, engine_limits(options))
     return create_application(engine, serving_settings(options))

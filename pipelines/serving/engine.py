@@ -33,7 +33,7 @@ from lm.vocabulary import Size
 from pipelines.drawing.best_of import check_can_rank, prompt_scores
 from pipelines.drawing.captions import caption_room
 from pipelines.image_to_text import ImageToTextPipeline
-from pipelines.serving.decoding import Decoder, Drawn
+from pipelines.serving.decoding import decode
 from pipelines.serving.jobs import (
     DescribingJob,
     DrawingJob,
@@ -51,7 +51,6 @@ from pipelines.text_to_image import TextToImagePipeline
 
 SLOTS_OF_PICTURE = 2  # with guidance
 PATIENCE = 8  # steps that a complete picture may wait for others, to be decoded with them
-BUSY = 8  # requests under way, from which on some cores are spared; half as many, until they draw again
 COMPOSED = 4  # characters become one, at most, when text is normalized: longer prompts are refused unread
 KEPT_PROMPTS = 32  # that need not be read again: the last ones, and what guidance leads away from
 logger = logging.getLogger(__name__)
@@ -84,16 +83,12 @@ class DrawingEngine:
     Args:
         pipeline: of which nothing else may change the model meanwhile.
         limits: what it takes on.
-        spare_cores: how many of torch's threads decoding and what surrounds the engine have while there are many
-            requests (compiled code on a CPU alone). 0: drawing has all.
 
     Attributes:
         pipeline, limits: as given.
     """
 
-    def __init__(
-        self, pipeline: TextToImagePipeline, limits: EngineLimits | None = None, *, spare_cores: int = 0
-    ) -> None:
+    def __init__(self, pipeline: TextToImagePipeline, limits: EngineLimits | None = None) -> None:
         self.pipeline, self.limits = pipeline, limits or EngineLimits()
         self._describing = ImageToTextPipeline(
             pipeline.image_tokenizer, pipeline.model, pipeline.vocabulary, pipeline.guess_table
@@ -107,8 +102,6 @@ class DrawingEngine:
         self._longest_token = max(map(len, pipeline.vocabulary.tokenizer.get_vocab()))  # bytes
         self._reading = threading.Lock()  # of the text tokenizer, which is not safe in threads
         self._completed: deque[float] = deque(maxlen=64)  # times of the last pictures
-        self._decoder = Decoder(pipeline, lambda: self._completed.append(time.monotonic()))
-        self._spare_cores, self._cores, self._is_busy = spare_cores, torch.get_num_threads(), False
         self._thread = threading.Thread(target=self._run, name="drawing", daemon=True)
         self._thread.start()
 
@@ -248,9 +241,6 @@ class DrawingEngine:
                     sampler.forget_prompts()
                     for work in failed:
                         self._end(work, sampler, RuntimeError(f"drawing failed: {error}"))
-            self._decoder.close()
-        if self._is_busy:
-            torch.set_num_threads(self._cores)
 
     def _sampler(self) -> ContinuousSampler:
         """Slots for twice as many pictures as are drawn at once: some stay free for small jobs beside a large one."""
@@ -279,7 +269,6 @@ class DrawingEngine:
         """One step: jobs that ended early leave, waiting rows take slots, and rows in turn go on by a token."""
         self._leave_early(sampler)
         begun = self._admit(sampler)
-        self._share_cores(sampler)
         rows = self._rows_in_turn()
         shown = [
             (work, row, row.position)
@@ -296,9 +285,7 @@ class DrawingEngine:
     def _leave_early(self, sampler: ContinuousSampler) -> None:
         now = time.monotonic()
         for work in self._jobs:
-            if work.job.has_ended:  # its pictures could not be decoded
-                self._end(work, sampler, JobCancelled("the request has ended"))
-            elif work.job.is_cancelled:
+            if work.job.is_cancelled:
                 self._end(work, sampler, JobCancelled("the request was cancelled"))
             elif now > work.deadline:
                 words = f"the request took longer than {self.limits.seconds:g} s, which is the limit"
@@ -339,18 +326,6 @@ class DrawingEngine:
                 work.under_way.append(row)
         return [(work, row) for work, row in chosen if row.is_complete]
 
-    def _share_cores(self, sampler: ContinuousSampler) -> None:
-        """Leave some of the cores' time to others while there are many requests.
-
-        The threads of a step wait for each other again and again, so that one whose core does something else holds
-        them all up.
-        """
-        is_busy = self._spare_cores > 0 and len(self._jobs) >= (BUSY // 2 if self._is_busy else BUSY)
-        others = self._spare_cores if is_busy else 0
-        if is_busy != self._is_busy and sampler.slots.spare(self._cores, others):
-            self._is_busy = is_busy
-            torch.set_num_threads(self._spare_cores if is_busy else self._cores)
-
     def _rows_in_turn(self) -> list[tuple[Work, RowUnderWay]]:
         """The rows of the next step, evenly over the jobs; of a job, those that began first."""
         shares = fair_shares([len(work.under_way) for work in self._jobs], self.limits.pictures_at_once)
@@ -378,11 +353,8 @@ class DrawingEngine:
         if self._complete or previews:
             self._waited += 1
             if previews or not self._is_worth_waiting(rows):
-                pictures = [Drawn.of(work, row) for work, row in self._complete + previews]
-                if self._is_busy or not self._decoder.is_idle:
-                    self._decoder.decode_aside(pictures)
-                else:
-                    self._decoder.decode(pictures)
+                decode(self.pipeline, self._complete + previews)
+                self._completed += [time.monotonic()] * len(self._complete)
                 self._complete, self._waited = [], 0  # not before: an error ends their jobs
 
     def _is_worth_waiting(self, rows: list[tuple[Work, RowUnderWay]]) -> bool:

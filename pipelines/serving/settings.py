@@ -6,8 +6,6 @@ from pipelines.options.serving import ServingOptions
 from pipelines.serving.context import ServingSettings
 from pipelines.serving.engine import EngineLimits
 
-SPARED = 4  # one core of so many
-
 
 def engine_limits(options: ServingOptions) -> EngineLimits:
     """What requests may ask of the engine."""
@@ -31,12 +29,3 @@ def serving_settings(options: ServingOptions) -> ServingSettings:
         upload_pixels=options.upload_pixels,
         body_seconds=options.request_seconds,
     )
-
-
-def spare_cores(options: ServingOptions) -> int:
-    """How many of torch's threads the engine leaves to others while there are many requests: one of `SPARED`, at least
-    one; none where --cpu_threads says how many draw."""
-    import torch
-
-    cores = torch.get_num_threads()
-    return 0 if options.cpu_threads is not None or cores == 1 else max(1, cores // SPARED)

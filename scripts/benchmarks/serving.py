@@ -40,9 +40,6 @@ class Options(BenchmarkOptions):
     model: str = option("sprites", "model folder, or the name of one that comes with Tessera")
     rounds: int = option(5, "how often each is measured; the rows are medians", above_zero=True)
     requests: int = option(8, "of each client, one after the other, in a round", above_zero=True)
-    server_threads: int | None = option(
-        None, "the server's --cpu_threads (default: what it takes by itself, or --cpu_threads)", above_zero=True
-    )
     load_minutes: float = option(0.0, "how long to send mixed requests afterwards", not_negative=True)
 
 
@@ -66,9 +63,8 @@ def server(options: Options) -> Iterator[tuple[str, int]]:
     """
     script = Path(__file__).resolve().parents[1] / "serve.py"
     command = [sys.executable, str(script), "--model", options.model, "--port", "0"]
-    threads = options.server_threads or options.cpu_threads
-    if threads is not None:
-        command += ["--cpu_threads", str(threads)]
+    if options.cpu_threads is not None:
+        command += ["--cpu_threads", str(options.cpu_threads)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
