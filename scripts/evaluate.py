@@ -25,14 +25,14 @@ def main(options: EvaluationOptions) -> dict[str, Any]:
     import torch
     import transformers
 
-    from pipelines.evaluation.autoencoder_page import write_autoencoder_page
     from pipelines.evaluation.autoencoders import evaluate_autoencoder
     from pipelines.evaluation.evaluation import evaluate
-    from pipelines.evaluation.report_contents import write_page
-    from pipelines.evaluation.signal_report import signals_table, write_signal_page
+    from pipelines.evaluation.report.autoencoder_page import write_autoencoder_page
+    from pipelines.evaluation.report.contents import write_page
+    from pipelines.evaluation.report.signal_page import signals_table, write_signal_page
+    from pipelines.evaluation.report.tables import figures_table
     from pipelines.evaluation.signals import evaluate_signals
     from pipelines.evaluation.subject import check_has_codes, load_model
-    from pipelines.evaluation.tables import figures_table
     from tokenizer_image.signals.settings import signal_settings_of
 
     transformers.logging.disable_progress_bar()  # models load in seconds

@@ -82,8 +82,8 @@ def read_figures(file: Path, fingerprint: str) -> str:
     Raises:
         ValueError: it is no report, or one of a model with another image tokenizer than that of this `fingerprint`.
     """
-    from pipelines.evaluation.signal_report import signals_table
-    from pipelines.evaluation.tables import figures_table
+    from pipelines.evaluation.report.signal_page import signals_table
+    from pipelines.evaluation.report.tables import figures_table
 
     try:
         report = json.loads(file.read_text(encoding="utf-8"))

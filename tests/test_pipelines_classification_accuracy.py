@@ -9,13 +9,13 @@ from PIL import Image
 from tiny import tiny_pipeline
 
 from pipelines.caching.sources import class_numbers
-from pipelines.evaluation.classification_accuracy import (
+from pipelines.evaluation.metrics.classification_accuracy import (
     LabelledPictures,
     classification_accuracy,
     labelled,
     learned_classifier,
 )
-from pipelines.evaluation.intervals import paired_comparison, ratio_of_means, wilson_interval
+from pipelines.evaluation.metrics.intervals import paired_comparison, ratio_of_means, wilson_interval
 from pipelines.evaluation.result_cache import ResultCache
 from pipelines.options.evaluation import EvaluationOptions
 from scripts.evaluate import main

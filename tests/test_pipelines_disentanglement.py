@@ -32,7 +32,7 @@ from pipelines.evaluation.disentanglement.scores import (
     disentanglement_scores,
     rank_correlation,
 )
-from pipelines.evaluation.linear_classifiers import (
+from pipelines.evaluation.metrics.linear_classifiers import (
     single_input_regressions,
     softmax_regression,
     sparse_softmax_regression,

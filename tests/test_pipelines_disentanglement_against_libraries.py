@@ -19,7 +19,7 @@ from pipelines.evaluation.disentanglement.mutual_information import BINS, binned
 from pipelines.evaluation.disentanglement.mutual_information_gap import mutual_information_gap
 from pipelines.evaluation.disentanglement.sap import attribute_predictability, sap_score
 from pipelines.evaluation.disentanglement.scores import rank_correlation
-from pipelines.evaluation.linear_classifiers import (
+from pipelines.evaluation.metrics.linear_classifiers import (
     single_input_regressions,
     softmax_regression,
     sparse_softmax_regression,

@@ -13,9 +13,9 @@ from tiny import tiny_pipeline, tiny_tokenizer
 
 from lm.vocabulary import MultimodalVocabulary
 from pipelines import TextToImagePipeline
-from pipelines.evaluation.edits import edit_report, edit_sets, expected_answers, scored, verdict
-from pipelines.evaluation.sprites_probe import SpritesProbe, answers
-from pipelines.evaluation.tables import edits_table
+from pipelines.evaluation.probes.edits import edit_report, edit_sets, expected_answers, scored, verdict
+from pipelines.evaluation.probes.sprites_probe import SpritesProbe, answers
+from pipelines.evaluation.report.tables import edits_table
 from pipelines.model_card import model_card
 from tokenizer_image.sprites.edits import KINDS, sample_edit
 

@@ -15,7 +15,7 @@ from tiny import add_noise, tiny_tokenizer
 
 from pipelines.drawing.latents import seeded_latents
 from pipelines.evaluation.autoencoders import draw_samples, evaluate_autoencoder
-from pipelines.evaluation.reconstruction import as_8_bit
+from pipelines.evaluation.metrics.reconstruction import as_8_bit
 from pipelines.options.evaluation import EvaluationOptions
 from scripts import evaluate
 from tokenizer_image.preprocessing import to_pixel_values

@@ -13,15 +13,15 @@ from tiny import tiny_pipeline, tiny_tokenizer
 
 from lm.sequences import token_sequence
 from pipelines.caching.pixel_cache import decode_pictures
-from pipelines.evaluation.alignment import alignment_report, alignment_sets, is_right, score
-from pipelines.evaluation.captions import caption_report, score_captions
-from pipelines.evaluation.codebook_plot import codebook_figure, codebook_views
-from pipelines.evaluation.intervals import paired_comparison, share_of_misses_removed, wilson_interval
-from pipelines.evaluation.likelihood import code_nats
-from pipelines.evaluation.probe_training import load_probe, probe_hash, train_probe
-from pipelines.evaluation.reconstruction import as_8_bit, measure_tokenizer, reconstruct
-from pipelines.evaluation.sprites_probe import QUESTIONS, SpritesProbe, answers, labels
-from pipelines.evaluation.tables import captions_table
+from pipelines.evaluation.metrics.intervals import paired_comparison, share_of_misses_removed, wilson_interval
+from pipelines.evaluation.metrics.likelihood import code_nats
+from pipelines.evaluation.metrics.reconstruction import as_8_bit, measure_tokenizer, reconstruct
+from pipelines.evaluation.probes.alignment import alignment_report, alignment_sets, is_right, score
+from pipelines.evaluation.probes.captions import caption_report, score_captions
+from pipelines.evaluation.probes.probe_training import load_probe, probe_hash, train_probe
+from pipelines.evaluation.probes.sprites_probe import QUESTIONS, SpritesProbe, answers, labels
+from pipelines.evaluation.report.codebook_plot import codebook_figure, codebook_views
+from pipelines.evaluation.report.tables import captions_table
 from pipelines.options.evaluation import EvaluationOptions
 from pipelines.options.parser import parse_options
 from pipelines.text_to_image import TextToImagePipeline
@@ -255,19 +255,21 @@ def test_probe_reads_other_sizes_and_grey(tmp_path):
 
 
 def test_probe_learns_and_comes_back_from_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.evaluation.probe_training.TEST_PICTURES", 200)
+    monkeypatch.setattr("pipelines.evaluation.probes.probe_training.TEST_PICTURES", 200)
     train = train_probe
 
     def quick(**options):
         return train(num_pictures=1500, epochs=3, required_accuracy=0.05, **options)
 
-    monkeypatch.setattr("pipelines.evaluation.probe_training.train_probe", quick)
+    monkeypatch.setattr("pipelines.evaluation.probes.probe_training.train_probe", quick)
     probe = load_probe(tmp_path, progress=False)
     assert probe.accuracies["background"] > 0.8 and probe.accuracies["colour"] > 0.2  # by chance 0.17, 0.1
     folder = tmp_path / f"probe-{probe_hash()}"
     assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "probe.json"]
     assert json.loads((folder / "probe.json").read_text())["accuracies"] == probe.accuracies
-    monkeypatch.setattr("pipelines.evaluation.probe_training.train_probe", lambda **_: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        "pipelines.evaluation.probes.probe_training.train_probe", lambda **_: pytest.fail("trained again")
+    )
     again = load_probe(tmp_path, progress=False)
     scenes = [sprites.sample_scene(index, pairs="all") for index in range(10)]
     pixels = np.stack([np.asarray(sprites.draw_scene(scene)) for scene in scenes]).transpose(0, 3, 1, 2)
@@ -276,7 +278,7 @@ def test_probe_learns_and_comes_back_from_the_cache(tmp_path, monkeypatch):
 
 
 def test_a_probe_that_does_not_get_good_enough_is_refused(monkeypatch):
-    monkeypatch.setattr("pipelines.evaluation.probe_training.TEST_PICTURES", 50)
+    monkeypatch.setattr("pipelines.evaluation.probes.probe_training.TEST_PICTURES", 50)
     with pytest.raises(RuntimeError, match=r"must read 99% .* after 256 pictures it reads: num_objects"):
         train_probe(num_pictures=128, epochs=1, rounds=2, progress=False)
 
@@ -288,7 +290,7 @@ def test_a_probe_that_does_not_get_good_enough_is_refused(monkeypatch):
 def untrained_probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The command gets a probe that nobody trained: what it reads is not the subject here."""
     torch.manual_seed(0)
-    monkeypatch.setattr("pipelines.evaluation.sprites_figures.load_probe", lambda **_: SpritesProbe())
+    monkeypatch.setattr("pipelines.evaluation.probes.sprites_figures.load_probe", lambda **_: SpritesProbe())
     monkeypatch.setenv("TESSERA_CACHE", str(tmp_path / "cache"))
 
 

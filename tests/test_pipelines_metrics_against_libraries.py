@@ -23,24 +23,24 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.image import FrechetInceptionDistance, PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
-from pipelines.evaluation.alignment import alignment_sets, score
-from pipelines.evaluation.classes import caption_classes, class_scores
-from pipelines.evaluation.copies import nearest_training
-from pipelines.evaluation.density_coverage import density_and_coverage
-from pipelines.evaluation.frechet import FeatureStatistics, frechet_distance
-from pipelines.evaluation.intervals import (
+from pipelines.evaluation.metrics.classes import caption_classes, class_scores
+from pipelines.evaluation.metrics.copies import nearest_training
+from pipelines.evaluation.metrics.density_coverage import density_and_coverage
+from pipelines.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
+from pipelines.evaluation.metrics.intervals import (
     difference_of_shares,
     mean_interval,
     paired_comparison,
     share_of_misses_removed,
     wilson_interval,
 )
-from pipelines.evaluation.neighbours import balls_around, nearest_neighbours
-from pipelines.evaluation.precision_recall import precision_and_recall
-from pipelines.evaluation.rate import entropy_bits
-from pipelines.evaluation.rate_distortion import DistortionMeter
-from pipelines.evaluation.reconstruction import measure_tokenizer, reconstruct
-from pipelines.evaluation.sprites_probe import answers
+from pipelines.evaluation.metrics.neighbours import balls_around, nearest_neighbours
+from pipelines.evaluation.metrics.precision_recall import precision_and_recall
+from pipelines.evaluation.metrics.reconstruction import measure_tokenizer, reconstruct
+from pipelines.evaluation.probes.alignment import alignment_sets, score
+from pipelines.evaluation.probes.sprites_probe import answers
+from pipelines.evaluation.rates.rate import entropy_bits
+from pipelines.evaluation.rates.rate_distortion import DistortionMeter
 from tokenizer_image.metrics import CodeUsage, grid_ratio, mse, psnr, ssim, tile_powers
 
 EQUAL = {"rtol": 1e-4, "atol": 1e-4}

@@ -6,7 +6,7 @@ import torch
 from test_tokenizer_losses import lpips_of_random_weights, tiny_extractor
 from tiny import tiny_pipeline, tiny_tokenizer
 
-from pipelines.evaluation.label_efficiency import (
+from pipelines.evaluation.metrics.label_efficiency import (
     MOST_FEATURES,
     LabelledFeatures,
     code_histograms,
@@ -17,7 +17,7 @@ from pipelines.evaluation.label_efficiency import (
     pixels_of,
     rows_of_each_class,
 )
-from pipelines.evaluation.likelihood import measure_likelihood
+from pipelines.evaluation.metrics.likelihood import measure_likelihood
 from pipelines.evaluation.perceptual_figures import PerceptualReader
 from pipelines.evaluation.result_cache import ResultCache
 from tokenizer_image.losses.perceptual import picture_distances, unit_length

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from tiny import tiny_tokenizer
 
-from pipelines.evaluation.pca_coding import (
+from pipelines.evaluation.metrics.reconstruction import reconstruct
+from pipelines.evaluation.rates.pca_coding import (
     LloydQuantizers,
     allocate_bits,
     fit_components,
@@ -18,7 +19,7 @@ from pipelines.evaluation.pca_coding import (
     histogram_code,
     water_filling,
 )
-from pipelines.evaluation.picture_codecs import (
+from pipelines.evaluation.rates.picture_codecs import (
     CodecSetting,
     EncodedPictures,
     available_codecs,
@@ -26,9 +27,9 @@ from pipelines.evaluation.picture_codecs import (
     grey_bytes,
     jpeg_scan_bytes,
 )
-from pipelines.evaluation.quantized_latents import LatentCoding, QuantizedLatents
-from pipelines.evaluation.rate_curves import FIXED, HISTOGRAM, best_at, compare, curve, plot
-from pipelines.evaluation.rate_distortion import (
+from pipelines.evaluation.rates.quantized_latents import LatentCoding, QuantizedLatents
+from pipelines.evaluation.rates.rate_curves import FIXED, HISTOGRAM, best_at, compare, curve, plot
+from pipelines.evaluation.rates.rate_distortion import (
     Distortion,
     DistortionMeter,
     RatePoint,
@@ -39,8 +40,7 @@ from pipelines.evaluation.rate_distortion import (
     tokenizer_point,
     unit_rows,
 )
-from pipelines.evaluation.reconstruction import reconstruct
-from pipelines.evaluation.scalar_codes import CodeHistogram, uniform_quantizers
+from pipelines.evaluation.rates.scalar_codes import CodeHistogram, uniform_quantizers
 
 
 def pictures(count: int, side: int = 16, channels: int = 3, seed: int = 0) -> torch.Tensor:
@@ -74,7 +74,7 @@ def test_components_are_those_of_the_covariance():
 def test_leading_components_of_large_pictures_are_those_of_the_covariance(monkeypatch):
     data = torch.randn(300, 192, generator=torch.Generator().manual_seed(0)) * 0.8 ** torch.arange(192)
     exact = fit_components(lambda: data.split(64), 8)
-    monkeypatch.setattr("pipelines.evaluation.pca_coding.EXACT_SIZE", 1)
+    monkeypatch.setattr("pipelines.evaluation.rates.pca_coding.EXACT_SIZE", 1)
     found = fit_components(lambda: data.split(64), 8)
     np.testing.assert_allclose(found.variances, exact.variances, rtol=1e-4)
     again = fit_components(lambda: data.split(64), 8)

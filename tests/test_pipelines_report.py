@@ -13,9 +13,10 @@ from tiny import tiny_tokenizer
 
 from pipelines.caching.pixel_cache import decode_pictures
 from pipelines.drawing.latents import quantized_interpolation_rows
-from pipelines.evaluation.code_gallery import CODES, FRAME, frequent_codes, gallery_sheet
-from pipelines.evaluation.figure_rows import COLUMNS, figure_rows
-from pipelines.evaluation.latent_map import (
+from pipelines.evaluation.metrics.reconstruction import measure_tokenizer, reconstruct
+from pipelines.evaluation.report.code_gallery import CODES, FRAME, frequent_codes, gallery_sheet
+from pipelines.evaluation.report.figure_rows import COLUMNS, figure_rows
+from pipelines.evaluation.report.latent_map import (
     LatentMap,
     latent_map_figure,
     pca_map,
@@ -23,9 +24,8 @@ from pipelines.evaluation.latent_map import (
     shown_labels,
     tsne_map,
 )
-from pipelines.evaluation.reconstruction import measure_tokenizer, reconstruct
-from pipelines.evaluation.report_page import Sheet, write_report
-from pipelines.evaluation.report_sheets import pairs_sheet, quality_plot, worst_sheet
+from pipelines.evaluation.report.page import Sheet, write_report
+from pipelines.evaluation.report.sheets import pairs_sheet, quality_plot, worst_sheet
 from pipelines.options.evaluation import MAP_PACKAGES, EvaluationOptions
 from tokenizer_image.layout import build_layout
 from tokenizer_image.preprocessing import Preprocessing, postprocess, to_pixel_values

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.evaluation import neighbours
-from pipelines.evaluation.copies import copies_report, nearest_training
-from pipelines.evaluation.density_coverage import density_and_coverage
-from pipelines.evaluation.intervals import mean_interval, wilson_interval
-from pipelines.evaluation.neighbours import balls_around, nearest_neighbours
-from pipelines.evaluation.precision_recall import precision_and_recall
+from pipelines.evaluation.metrics import neighbours
+from pipelines.evaluation.metrics.copies import copies_report, nearest_training
+from pipelines.evaluation.metrics.density_coverage import density_and_coverage
+from pipelines.evaluation.metrics.intervals import mean_interval, wilson_interval
+from pipelines.evaluation.metrics.neighbours import balls_around, nearest_neighbours
+from pipelines.evaluation.metrics.precision_recall import precision_and_recall
 
 
 @pytest.fixture(autouse=True)

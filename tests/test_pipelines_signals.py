@@ -21,9 +21,9 @@ from lm.data.token_cache import TokenCache
 from pipelines import ImageToTextPipeline, TextToImagePipeline, TextToSignalPipeline
 from pipelines.caching.signal_cache import decode_signals
 from pipelines.drawing.signal_panels import signal_panels
-from pipelines.evaluation import signal_captions
-from pipelines.evaluation.signal_report import signal_rows
-from pipelines.evaluation.sound_probe import CLASSES, SoundProbe, halves_of, train_probe
+from pipelines.evaluation.probes import signal_captions
+from pipelines.evaluation.probes.sound_probe import CLASSES, SoundProbe, halves_of, train_probe
+from pipelines.evaluation.report.signal_page import signal_rows
 from pipelines.hub_files import write_hub_files
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from pipelines.options.language_model import LanguageModelOptions

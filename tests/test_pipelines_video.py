@@ -15,8 +15,8 @@ from tiny import tiny_pipeline
 
 from lm.data.token_cache import TokenCache
 from pipelines import TextToImagePipeline, TextToSignalPipeline
-from pipelines.evaluation import video_probe
-from pipelines.evaluation.video_probe import QUESTIONS, read_videos, train_video_probe
+from pipelines.evaluation.probes import video_probe
+from pipelines.evaluation.probes.video_probe import QUESTIONS, read_videos, train_video_probe
 from pipelines.model_card import model_card
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from pipelines.text_to_signal import TextToSignalOutput

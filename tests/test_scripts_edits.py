@@ -15,9 +15,9 @@ from tiny import tiny_pipeline, tiny_tokenizer
 from lm.data.token_cache import TokenCache
 from lm.vocabulary import MultimodalVocabulary
 from pipelines.caching import sources
-from pipelines.evaluation import sprites_figures
-from pipelines.evaluation.figure_rows import figure_rows
-from pipelines.evaluation.sprites_probe import SpritesProbe
+from pipelines.evaluation.probes import sprites_figures
+from pipelines.evaluation.probes.sprites_probe import SpritesProbe
+from pipelines.evaluation.report.figure_rows import figure_rows
 from pipelines.options.evaluation import EvaluationOptions
 from scripts import cache_tokens, edit, evaluate, inspect_data, train_lm, train_tokenizer
 from tokenizer_image.sprites.scenes import draw_scene, sample_scene

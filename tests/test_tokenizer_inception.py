@@ -13,7 +13,7 @@ from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
-from pipelines.evaluation.frechet import FeatureStatistics, frechet_distance
+from pipelines.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
 from pipelines.evaluation.pictures_compared import ExtractorPair, PictureSet, compare_sets
 from tokenizer_image.losses import extractors
 from tokenizer_image.losses.extractors import Extractor, check_extractor, load_extractor

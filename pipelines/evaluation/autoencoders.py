@@ -17,9 +17,9 @@ from pipelines.caching.sources import classes_of_rows
 from pipelines.drawing.latents import seeded_latents
 from pipelines.evaluation.class_figures import required_classes
 from pipelines.evaluation.evaluation import add_probes, compared_figures, load_extractors, watching
+from pipelines.evaluation.metrics.reconstruction import ReconstructionFigures, as_8_bit, measure_reconstructions
 from pipelines.evaluation.perceptual_figures import PerceptualReader
 from pipelines.evaluation.pictures_compared import FeatureReader
-from pipelines.evaluation.reconstruction import ReconstructionFigures, as_8_bit, measure_reconstructions
 from pipelines.evaluation.samples import DrawnPictures
 from pipelines.evaluation.subject import Split, load_data, load_training, provenance
 from pipelines.machine.batches import evenly_spaced, index_batches

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.evaluation.classification_accuracy import (
+from pipelines.evaluation.metrics.classification_accuracy import (
     REAL,
     LabelledPictures,
     classification_accuracy,
     labelled,
     learned_classifier,
 )
-from pipelines.evaluation.reconstruction import device_of, reconstruct
+from pipelines.evaluation.metrics.reconstruction import device_of, reconstruct
 from pipelines.evaluation.result_cache import ResultCache
 from pipelines.evaluation.samples import DrawnPictures
 from pipelines.evaluation.subject import Split

@@ -21,11 +21,16 @@ from pipelines.drawing.captions import caption_room, cut_caption, ranking_room
 from pipelines.drawing.completion import kept_places, to_redraw
 from pipelines.drawing.request import DrawingRequest
 from pipelines.drawing.streams import scene_streams
-from pipelines.evaluation.alignment import AlignmentSet, alignment_sets
-from pipelines.evaluation.intervals import difference_of_shares, paired_comparison, share_of_misses_removed, shares
-from pipelines.evaluation.probe_readings import real_pictures
-from pipelines.evaluation.reconstruction import as_8_bit
-from pipelines.evaluation.sprites_probe import SpritesProbe, answers
+from pipelines.evaluation.metrics.intervals import (
+    difference_of_shares,
+    paired_comparison,
+    share_of_misses_removed,
+    shares,
+)
+from pipelines.evaluation.metrics.reconstruction import as_8_bit
+from pipelines.evaluation.probes.alignment import AlignmentSet, alignment_sets
+from pipelines.evaluation.probes.probe_readings import real_pictures
+from pipelines.evaluation.probes.sprites_probe import SpritesProbe, answers
 from pipelines.machine.batches import index_batches
 from pipelines.text_to_image import TextToImagePipeline
 from tokenizer_image.preprocessing import preprocessing_of, to_pixel_values

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.evaluation.intervals import mean_with_interval
+from pipelines.evaluation.metrics.intervals import mean_with_interval
 from tokenizer_image.fingerprint import weights_hash
 from tokenizer_image.losses.extractors import Extractor, load_extractor
 from tokenizer_image.losses.perceptual import picture_distances

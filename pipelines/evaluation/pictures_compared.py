@@ -11,12 +11,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.caching.pixel_cache import DecodedPictures
-from pipelines.evaluation.classes import caption_classes, class_scores
-from pipelines.evaluation.density_coverage import NEIGHBOURS as COVERAGE_NEIGHBOURS
-from pipelines.evaluation.density_coverage import density_and_coverage
-from pipelines.evaluation.frechet import FeatureStatistics, frechet_distance, too_few_pictures
-from pipelines.evaluation.intervals import shares
-from pipelines.evaluation.precision_recall import precision_and_recall
+from pipelines.evaluation.metrics.classes import caption_classes, class_scores
+from pipelines.evaluation.metrics.density_coverage import NEIGHBOURS as COVERAGE_NEIGHBOURS
+from pipelines.evaluation.metrics.density_coverage import density_and_coverage
+from pipelines.evaluation.metrics.frechet import FeatureStatistics, frechet_distance, too_few_pictures
+from pipelines.evaluation.metrics.intervals import shares
+from pipelines.evaluation.metrics.precision_recall import precision_and_recall
 from pipelines.evaluation.result_cache import ResultCache
 from pipelines.machine.batches import index_batches
 from tokenizer_image.fingerprint import weights_hash

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pipelines.evaluation.class_figures import data_labels
-from pipelines.evaluation.classification_accuracy import LabelledPictures
-from pipelines.evaluation.label_efficiency import (
+from pipelines.evaluation.metrics.classification_accuracy import LabelledPictures
+from pipelines.evaluation.metrics.label_efficiency import (
     LabelledFeatures,
     code_histograms,
     label_efficiency,
@@ -19,7 +19,7 @@ from pipelines.evaluation.label_efficiency import (
     pixels_of,
     rows_of_each_class,
 )
-from pipelines.evaluation.reconstruction import encode
+from pipelines.evaluation.metrics.reconstruction import encode
 from pipelines.evaluation.subject import Split
 from pipelines.options.evaluation import EvaluationOptions
 from tokenizer_image.autoencoder import Autoencoder

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pipelines.caching.sources import open_signals, read_pictures
-from pipelines.evaluation.intervals import mean_interval, paired_comparison, ratio_of_means
-from pipelines.evaluation.signal_captions import CaptionedSignals, captioned_signals, trained_reader
+from pipelines.evaluation.metrics.intervals import mean_interval, paired_comparison, ratio_of_means
+from pipelines.evaluation.probes.signal_captions import CaptionedSignals, captioned_signals, trained_reader
 from pipelines.evaluation.subject import EvaluatedModel, provenance
 from pipelines.machine.batches import index_batches, pictures_at_once
 from pipelines.options.evaluation import PICTURE_OPTIONS, EvaluationOptions

@@ -167,7 +167,7 @@ def _probe_cells(report: dict[str, Any], features: str, counts: list[int]) -> li
 def draw_sheet(evaluations: dict[str, Any], path: Path) -> None:
     """The same pictures reconstructed by each member, and samples of those that have a prior."""
     from pipelines.drawing.grids import labelled_grid
-    from pipelines.evaluation.report_sheets import to_images
+    from pipelines.evaluation.report.sheets import to_images
 
     first = next(iter(evaluations.values()))
     rows = [("pictures", to_images(_figures(first).pictures[:SHOWN]))]

@@ -100,8 +100,8 @@ def main(options: Options) -> None:
 
     from pipelines.caching.pixel_cache import decode_pictures
     from pipelines.drawing.grids import labelled_grid
-    from pipelines.evaluation.reconstruction import measure_tokenizer
-    from pipelines.evaluation.report_sheets import to_images
+    from pipelines.evaluation.metrics.reconstruction import measure_tokenizer
+    from pipelines.evaluation.report.sheets import to_images
     from tokenizer_image.pictures.loading import Preprocessing, load_pictures, postprocess
 
     register_quantizer(KINDS["library"], lambda sizes, code_dim: LibraryQuantizer(sizes[0], code_dim))

@@ -24,7 +24,7 @@ from scripts.benchmarks.rate_tokenizers import AUTOENCODERS, PLANS, check_plans,
 if TYPE_CHECKING:
     import torch
 
-    from pipelines.evaluation.rate_distortion import DistortionMeter, RatePoint
+    from pipelines.evaluation.rates.rate_distortion import DistortionMeter, RatePoint
 
 CODECS = ("JPEG", "WebP", "AVIF")
 LEVELS = (2, 4, 8, 16, 32)  # of each number of an autoencoder's latents
@@ -107,8 +107,8 @@ def read_pictures(options: Options, split: str, most: int) -> torch.Tensor:
 
 def model_points(options: Options, meter: DistortionMeter, training: torch.Tensor) -> list[RatePoint]:
     """Train the tokenizers and the autoencoders, and measure them."""
-    from pipelines.evaluation.quantized_latents import LatentCoding
-    from pipelines.evaluation.rate_distortion import latent_points, tokenizer_point
+    from pipelines.evaluation.rates.quantized_latents import LatentCoding
+    from pipelines.evaluation.rates.rate_distortion import latent_points, tokenizer_point
     from tokenizer_image.registry import load_autoencoder, load_tokenizer
 
     budget = ["--max_minutes", f"{options.minutes:g}"]
@@ -135,9 +135,9 @@ def other_points(
     options: Options, meter: DistortionMeter, training: torch.Tensor, rates: Sequence[int]
 ) -> list[RatePoint]:
     """PCA and the codecs, at each rate."""
-    from pipelines.evaluation.pca_coding import fit_components
-    from pipelines.evaluation.picture_codecs import EncodedPictures, available_codecs
-    from pipelines.evaluation.rate_distortion import codec_points, in_batches, pca_points
+    from pipelines.evaluation.rates.pca_coding import fit_components
+    from pipelines.evaluation.rates.picture_codecs import EncodedPictures, available_codecs
+    from pipelines.evaluation.rates.rate_distortion import codec_points, in_batches, pca_points
 
     whole = read_pictures(options, "train", 10**9)
     components = fit_components(in_batches(whole), min(options.components, len(whole) - 1))
@@ -171,7 +171,7 @@ def table(points: Sequence[RatePoint]) -> list[str]:
 
 def rows_of(points: Sequence[RatePoint]) -> list[Row]:
     """Every point's figures, then the tokenizers' errors over those of PCA, JPEG and WebP at their rates."""
-    from pipelines.evaluation.rate_curves import best_at
+    from pipelines.evaluation.rates.rate_curves import best_at
 
     rows = []
     for one in points:
@@ -200,7 +200,7 @@ def rows_of(points: Sequence[RatePoint]) -> list[Row]:
 
 def comparisons(points: Sequence[RatePoint]) -> list[str]:
     """Which series has the lower error at which rates, and where curves cross."""
-    from pipelines.evaluation.rate_curves import RATES, compare
+    from pipelines.evaluation.rates.rate_curves import RATES, compare
 
     series = list(dict.fromkeys(one.series for one in points))
     ours = [name for name in series if name.startswith("VQ")]
@@ -220,10 +220,10 @@ def main(options: Options) -> None:
     import torch
     import transformers
 
-    from pipelines.evaluation.frechet import too_few_pictures
+    from pipelines.evaluation.metrics.frechet import too_few_pictures
     from pipelines.evaluation.pictures_compared import ExtractorPair
-    from pipelines.evaluation.rate_curves import plot
-    from pipelines.evaluation.rate_distortion import DistortionMeter
+    from pipelines.evaluation.rates.rate_curves import plot
+    from pipelines.evaluation.rates.rate_distortion import DistortionMeter
 
     transformers.logging.disable_progress_bar()  # models load in seconds
     options.set_threads()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipelines.evaluation.disentanglement.factors import FactorSampler, checked
-from pipelines.evaluation.linear_classifiers import softmax_regression
+from pipelines.evaluation.metrics.linear_classifiers import softmax_regression
 
 
 def beta_vae_score(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.evaluation.disentanglement.factors import checked, split_rows, standardised
-from pipelines.evaluation.linear_classifiers import sparse_softmax_regression
+from pipelines.evaluation.metrics.linear_classifiers import sparse_softmax_regression
 
 PENALTY = 0.01
 TEST_SHARE = 0.25

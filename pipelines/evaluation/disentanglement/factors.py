@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipelines.caching.pixel_cache import decode_pictures
-from pipelines.evaluation.reconstruction import device_of
+from pipelines.evaluation.metrics.reconstruction import device_of
 from pipelines.machine.batches import evenly_spaced
 from tokenizer_image.pictures.dataset import PictureSource
 from tokenizer_image.preprocessing import Preprocessing, to_pixel_values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipelines.evaluation.disentanglement.factors import checked, split_rows, standardised
-from pipelines.evaluation.linear_classifiers import single_input_regressions
+from pipelines.evaluation.metrics.linear_classifiers import single_input_regressions
 
 TEST_SHARE = 0.5
 LATENTS_AT_ONCE = 64

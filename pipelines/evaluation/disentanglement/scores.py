@@ -13,7 +13,7 @@ from pipelines.evaluation.disentanglement.factor_vae import factor_vae_score
 from pipelines.evaluation.disentanglement.modularity import modularity_score
 from pipelines.evaluation.disentanglement.mutual_information_gap import mutual_information_gap
 from pipelines.evaluation.disentanglement.sap import sap_score
-from pipelines.evaluation.plots import figure_image
+from pipelines.evaluation.report.plots import figure_image
 
 # The six that are compared; of DCI, disentanglement.
 METRICS = ("beta_vae", "factor_vae", "mig", "dci", "sap", "modularity")
