@@ -21,14 +21,14 @@ def main(options: ServingOptions) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # prompts come one by one
     try:
         from pipelines.example_prompts import example_prompts
-        from pipelines.serving.application import create_application
-        from pipelines.serving.engine import DrawingEngine
-        from pipelines.serving.running import hold_weights, listening_socket, serve
+        from pipelines.serving.endpoint.application import create_application
+        from pipelines.serving.endpoint.running import hold_weights, listening_socket, serve
+        from pipelines.serving.engine.engine import DrawingEngine
         from pipelines.serving.settings import engine_limits, serving_settings
         from pipelines.serving.sharing import public_address
 
         if options.page:  # gradio takes seconds to import
-            from pipelines.serving.page import mount_page
+            from pipelines.serving.page.page import mount_page
     except ModuleNotFoundError as error:
         raise ValueError(f"serving needs {error.name}: pip install 'tessera[serving]'") from error
     import torch

@@ -53,7 +53,7 @@ def served(application: Any) -> Iterator[str]:
     """The address of an application, served from this process."""
     import uvicorn
 
-    from pipelines.serving.running import Server
+    from pipelines.serving.endpoint.running import Server
 
     server = Server(uvicorn.Config(application, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)

@@ -16,7 +16,7 @@ from pipelines.evaluation.metrics.classification_accuracy import (
     learned_classifier,
 )
 from pipelines.evaluation.metrics.intervals import paired_comparison, ratio_of_means, wilson_interval
-from pipelines.evaluation.result_cache import ResultCache
+from pipelines.evaluation.metrics.result_cache import ResultCache
 from pipelines.options.evaluation import EvaluationOptions
 from scripts.evaluate import main
 from tokenizer_image.losses.classifier_training import class_logits, frequent_captions

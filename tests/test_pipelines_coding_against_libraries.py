@@ -16,6 +16,7 @@ from sklearn.metrics import log_loss
 from sklearn.preprocessing import KBinsDiscretizer
 from tiny import tiny_tokenizer
 
+from pipelines.evaluation.metrics.rate import rate_figures
 from pipelines.evaluation.rates.pca_coding import (
     LLOYD_STEPS,
     LloydQuantizers,
@@ -24,7 +25,6 @@ from pipelines.evaluation.rates.pca_coding import (
     water_filling,
 )
 from pipelines.evaluation.rates.picture_codecs import CodecSetting, EncodedPictures
-from pipelines.evaluation.rates.rate import rate_figures
 from pipelines.evaluation.rates.scalar_codes import PRIOR_COUNT, CodeHistogram, uniform_quantizers
 from pipelines.evaluation.report.codebook_plot import codebook_views
 from tokenizer_image.layout import build_layout

@@ -13,8 +13,8 @@ from tiny import tiny_pipeline, tiny_tokenizer
 
 from lm.sequences import token_sequence
 from pipelines.caching.pixel_cache import decode_pictures
+from pipelines.evaluation.likelihood import code_nats
 from pipelines.evaluation.metrics.intervals import paired_comparison, share_of_misses_removed, wilson_interval
-from pipelines.evaluation.metrics.likelihood import code_nats
 from pipelines.evaluation.metrics.reconstruction import as_8_bit, measure_tokenizer, reconstruct
 from pipelines.evaluation.probes.alignment import alignment_report, alignment_sets, is_right, score
 from pipelines.evaluation.probes.captions import caption_report, score_captions
@@ -290,7 +290,7 @@ def test_a_probe_that_does_not_get_good_enough_is_refused(monkeypatch):
 def untrained_probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The command gets a probe that nobody trained: what it reads is not the subject here."""
     torch.manual_seed(0)
-    monkeypatch.setattr("pipelines.evaluation.probes.sprites_figures.load_probe", lambda **_: SpritesProbe())
+    monkeypatch.setattr("pipelines.evaluation.sprites_figures.load_probe", lambda **_: SpritesProbe())
     monkeypatch.setenv("TESSERA_CACHE", str(tmp_path / "cache"))
 
 

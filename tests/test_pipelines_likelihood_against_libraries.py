@@ -13,7 +13,7 @@ from tiny import tiny_pipeline
 from torchmetrics.functional.text import perplexity
 
 from lm.sequences import collate, token_sequence
-from pipelines.evaluation.metrics.likelihood import measure_likelihood, measure_text
+from pipelines.evaluation.likelihood import measure_likelihood, measure_text
 
 CAPTIONS = ["a red dog", "a blue cat on grass", "a dog", "a red cat on a blue dog", "grass"]
 

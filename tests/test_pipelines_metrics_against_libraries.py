@@ -36,10 +36,10 @@ from pipelines.evaluation.metrics.intervals import (
 )
 from pipelines.evaluation.metrics.neighbours import balls_around, nearest_neighbours
 from pipelines.evaluation.metrics.precision_recall import precision_and_recall
+from pipelines.evaluation.metrics.rate import entropy_bits
 from pipelines.evaluation.metrics.reconstruction import measure_tokenizer, reconstruct
 from pipelines.evaluation.probes.alignment import alignment_sets, score
 from pipelines.evaluation.probes.sprites_probe import answers
-from pipelines.evaluation.rates.rate import entropy_bits
 from pipelines.evaluation.rates.rate_distortion import DistortionMeter
 from tokenizer_image.metrics import CodeUsage, grid_ratio, mse, psnr, ssim, tile_powers
 

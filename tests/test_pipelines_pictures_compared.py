@@ -12,9 +12,9 @@ from tiny import tiny_pipeline, tiny_tokenizer
 from pipelines.evaluation.metrics.classes import caption_classes, class_scores
 from pipelines.evaluation.metrics.frechet import FeatureStatistics, frechet_distance, too_few_pictures
 from pipelines.evaluation.metrics.reconstruction import reconstruct
+from pipelines.evaluation.metrics.result_cache import ResultCache
 from pipelines.evaluation.pictures_compared import ExtractorPair, PictureSet, batches_of, compare_sets
 from pipelines.evaluation.report.tables import compared_lines
-from pipelines.evaluation.result_cache import ResultCache
 from pipelines.evaluation.samples import draw_set
 from pipelines.options.evaluation import EvaluationOptions
 from scripts import evaluate

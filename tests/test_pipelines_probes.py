@@ -6,6 +6,7 @@ import torch
 from test_tokenizer_losses import lpips_of_random_weights, tiny_extractor
 from tiny import tiny_pipeline, tiny_tokenizer
 
+from pipelines.evaluation.likelihood import measure_likelihood
 from pipelines.evaluation.metrics.label_efficiency import (
     MOST_FEATURES,
     LabelledFeatures,
@@ -17,9 +18,8 @@ from pipelines.evaluation.metrics.label_efficiency import (
     pixels_of,
     rows_of_each_class,
 )
-from pipelines.evaluation.metrics.likelihood import measure_likelihood
+from pipelines.evaluation.metrics.result_cache import ResultCache
 from pipelines.evaluation.perceptual_figures import PerceptualReader
-from pipelines.evaluation.result_cache import ResultCache
 from tokenizer_image.losses.perceptual import picture_distances, unit_length
 from tokenizer_image.preprocessing import to_pixel_values
 

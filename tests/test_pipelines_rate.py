@@ -7,8 +7,8 @@ import torch
 from tiny import tiny_pipeline, tiny_tokenizer
 
 from pipelines.drawing.likelihood import label_nats
-from pipelines.evaluation.metrics.likelihood import code_nats, measure_likelihood, measure_text
-from pipelines.evaluation.rates.rate import entropy_bits, rate_figures
+from pipelines.evaluation.likelihood import code_nats, measure_likelihood, measure_text
+from pipelines.evaluation.metrics.rate import entropy_bits, rate_figures
 from tokenizer_image.layout import build_layout
 
 CAPTIONS = ["a red dog", None, "a blue cat on grass"]

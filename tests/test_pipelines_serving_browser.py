@@ -18,10 +18,10 @@ from fastapi import FastAPI
 from PIL import Image
 from tiny import tiny_pipeline, tiny_tokenizer
 
-from pipelines.serving.application import create_application
-from pipelines.serving.context import ServingSettings
-from pipelines.serving.engine import DrawingEngine, EngineLimits
-from pipelines.serving.page import mount_page
+from pipelines.serving.endpoint.application import create_application
+from pipelines.serving.endpoint.context import ServingSettings
+from pipelines.serving.engine.engine import DrawingEngine, EngineLimits
+from pipelines.serving.page.page import mount_page
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "serve.py"
 BOTH = ("caption_to_image", "image_and_caption")

@@ -21,11 +21,11 @@ import uvicorn
 from PIL import Image
 from tiny import tiny_pipeline
 
-from pipelines.serving.application import create_application
-from pipelines.serving.context import ServingSettings
-from pipelines.serving.engine import DrawingEngine, EngineLimits
-from pipelines.serving.running import Server, listening_socket
-from pipelines.serving.uploads import read_picture, redraw_mask
+from pipelines.serving.endpoint.application import create_application
+from pipelines.serving.endpoint.context import ServingSettings
+from pipelines.serving.endpoint.running import Server, listening_socket
+from pipelines.serving.endpoint.uploads import read_picture, redraw_mask
+from pipelines.serving.engine.engine import DrawingEngine, EngineLimits
 
 openai = pytest.importorskip("openai")
 BOTH = ("caption_to_image", "image_and_caption")

@@ -11,11 +11,11 @@ from PIL import Image
 from tiny import tiny_pipeline
 
 from pipelines import ImageToTextPipeline, TextToImagePipeline
-from pipelines.serving.engine import DrawingEngine, EngineLimits
-from pipelines.serving.jobs import EngineFull, EngineStopping, JobCancelled, JobTimeout
-from pipelines.serving.reducing import reduced
-from pipelines.serving.requests import CompleteRequest, DescribeRequest, DrawRequest, VaryRequest
-from pipelines.serving.turns import fair_shares, slots_allowed
+from pipelines.serving.engine.engine import DrawingEngine, EngineLimits
+from pipelines.serving.engine.jobs import EngineFull, EngineStopping, JobCancelled, JobTimeout
+from pipelines.serving.engine.reducing import reduced
+from pipelines.serving.engine.requests import CompleteRequest, DescribeRequest, DrawRequest, VaryRequest
+from pipelines.serving.engine.turns import fair_shares, slots_allowed
 
 BOTH = ("caption_to_image", "image_and_caption")
 SIZES = ((16, 16), (16, 32))

@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 from test_pipelines_serving_endpoint import data_url, masked, message, picture, png, served
 
-from pipelines.serving.context import ServingSettings
+from pipelines.serving.endpoint.context import ServingSettings
 
 REQUESTS = int(os.environ.get("TESSERA_MALFORMED_REQUESTS", "160"))
 SECONDS = 20.0  # in which each is answered

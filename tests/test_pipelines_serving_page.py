@@ -27,18 +27,18 @@ from tiny import tiny_pipeline, tiny_tokenizer, tiny_vocabulary
 
 from pipelines.drawing.best_of import caption_scores
 from pipelines.example_prompts import example_prompts
-from pipelines.serving.abilities import Abilities
-from pipelines.serving.cards import Drawn, Frame, Settings, abilities, gallery, stage
-from pipelines.serving.engine import DrawingEngine
-from pipelines.serving.jobs import DrawnPicture, Job, JobCancelled
-from pipelines.serving.page_actions import KEPT_PICTURES, PageActions, sentence_of
-from pipelines.serving.page_form import Form, View, size_of
-from pipelines.serving.requests import DrawRequest
-from pipelines.serving.session_jobs import SessionJobs
+from pipelines.serving.endpoint.waiting import outputs_of
+from pipelines.serving.engine.engine import DrawingEngine
+from pipelines.serving.engine.jobs import DrawnPicture, Job, JobCancelled
+from pipelines.serving.engine.requests import DrawRequest
+from pipelines.serving.page.abilities import Abilities
+from pipelines.serving.page.actions import KEPT_PICTURES, PageActions, sentence_of
+from pipelines.serving.page.cards import Drawn, Frame, Settings, abilities, gallery, stage
+from pipelines.serving.page.form import Form, View, size_of
+from pipelines.serving.page.session_jobs import SessionJobs
+from pipelines.serving.page.tiles import drawn_places, enlarged, grid_of, half_drawn, painted_pixels, spread_over_pixels
+from pipelines.serving.page.upload_fields import KEPT_CANVASES, Painting, mask_editor
 from pipelines.serving.space import requirements, write_space
-from pipelines.serving.tiles import drawn_places, enlarged, grid_of, half_drawn, painted_pixels, spread_over_pixels
-from pipelines.serving.upload_fields import KEPT_CANVASES, Painting, mask_editor
-from pipelines.serving.waiting import outputs_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SQUARE = {"level": [0] * 8, "depth": [0, 1] * 4, "row": [0, 0, 0, 0, 1, 1, 1, 1], "column": [0, 0, 1, 1, 0, 0, 1, 1]}

@@ -15,7 +15,7 @@ from tiny import tiny_pipeline, tiny_tokenizer
 from lm.data.token_cache import TokenCache
 from lm.vocabulary import MultimodalVocabulary
 from pipelines.caching import sources
-from pipelines.evaluation.probes import sprites_figures
+from pipelines.evaluation import sprites_figures
 from pipelines.evaluation.probes.sprites_probe import SpritesProbe
 from pipelines.evaluation.report.figure_rows import figure_rows
 from pipelines.options.evaluation import EvaluationOptions

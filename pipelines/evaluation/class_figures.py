@@ -15,7 +15,7 @@ from pipelines.evaluation.metrics.classification_accuracy import (
     learned_classifier,
 )
 from pipelines.evaluation.metrics.reconstruction import device_of, reconstruct
-from pipelines.evaluation.result_cache import ResultCache
+from pipelines.evaluation.metrics.result_cache import ResultCache
 from pipelines.evaluation.samples import DrawnPictures
 from pipelines.evaluation.subject import Split
 from pipelines.machine.batches import index_batches

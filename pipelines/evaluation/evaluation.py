@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from pipelines.evaluation.class_figures import accuracy_score, own_extractor, required_classes
+from pipelines.evaluation.likelihood import measure_likelihood, measure_text
 from pipelines.evaluation.metrics.copies import NearestTraining, copies_report, nearest_training
-from pipelines.evaluation.metrics.likelihood import measure_likelihood, measure_text
 from pipelines.evaluation.metrics.reconstruction import TokenizerFigures, device_of, measure_tokenizer
+from pipelines.evaluation.metrics.result_cache import ResultCache
 from pipelines.evaluation.perceptual_figures import PerceptualReader
 from pipelines.evaluation.pictures_compared import (
     BATCH,
@@ -28,9 +29,8 @@ from pipelines.evaluation.pictures_compared import (
 from pipelines.evaluation.probe_figures import probe_figures
 from pipelines.evaluation.probes.alignment import AlignmentSet, alignment_sets
 from pipelines.evaluation.probes.edits import EditSet, edit_sets
-from pipelines.evaluation.probes.sprites_figures import alignment_figures, caption_figures, edit_figures
-from pipelines.evaluation.result_cache import ResultCache
 from pipelines.evaluation.samples import DrawnPictures, draw_set
+from pipelines.evaluation.sprites_figures import alignment_figures, caption_figures, edit_figures
 from pipelines.evaluation.subject import EvaluatedModel, Split, check_can, load_data, load_training, provenance
 from pipelines.machine.batches import evenly_spaced
 from pipelines.options.evaluation import EvaluationOptions

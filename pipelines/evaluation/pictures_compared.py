@@ -17,7 +17,7 @@ from pipelines.evaluation.metrics.density_coverage import density_and_coverage
 from pipelines.evaluation.metrics.frechet import FeatureStatistics, frechet_distance, too_few_pictures
 from pipelines.evaluation.metrics.intervals import shares
 from pipelines.evaluation.metrics.precision_recall import precision_and_recall
-from pipelines.evaluation.result_cache import ResultCache
+from pipelines.evaluation.metrics.result_cache import ResultCache
 from pipelines.machine.batches import index_batches
 from tokenizer_image.fingerprint import weights_hash
 from tokenizer_image.losses.extractors import Extractor, load_extractor

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.drawing.captions import caption_room, cut_caption
-from pipelines.evaluation.result_cache import ResultCache
+from pipelines.evaluation.metrics.result_cache import ResultCache
 from pipelines.multimodal import MultimodalPipeline
 from pipelines.text_to_image import TextToImagePipeline
 from tokenizer_image.fingerprint import weights_hash

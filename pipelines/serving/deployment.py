@@ -74,9 +74,9 @@ def replica_application(args: Mapping[str, Any]) -> FastAPI:
     import ray
     import torch
 
-    from pipelines.serving.application import create_application
-    from pipelines.serving.engine import DrawingEngine
-    from pipelines.serving.running import SWITCH_SECONDS, hold_weights
+    from pipelines.serving.endpoint.application import create_application
+    from pipelines.serving.endpoint.running import SWITCH_SECONDS, hold_weights
+    from pipelines.serving.engine.engine import DrawingEngine
     from pipelines.serving.settings import engine_limits, serving_settings
     from pipelines.text_to_image import TextToImagePipeline
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pipelines.options.serving import ServingOptions
-from pipelines.serving.context import ServingSettings
-from pipelines.serving.engine import EngineLimits
+from pipelines.serving.endpoint.context import ServingSettings
+from pipelines.serving.engine.engine import EngineLimits
 
 
 def engine_limits(options: ServingOptions) -> EngineLimits:

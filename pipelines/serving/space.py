@@ -103,11 +103,11 @@ def serve_space(model: str) -> None:
     """
     from pipelines.example_prompts import example_prompts
     from pipelines.machine.devices import choose_device
-    from pipelines.serving.application import create_application
-    from pipelines.serving.context import ServingSettings
-    from pipelines.serving.engine import DrawingEngine
-    from pipelines.serving.page import mount_page
-    from pipelines.serving.running import listening_socket, serve
+    from pipelines.serving.endpoint.application import create_application
+    from pipelines.serving.endpoint.context import ServingSettings
+    from pipelines.serving.endpoint.running import listening_socket, serve
+    from pipelines.serving.engine.engine import DrawingEngine
+    from pipelines.serving.page.page import mount_page
     from pipelines.text_to_image import TextToImagePipeline
 
     listener = listening_socket("0.0.0.0", int(os.environ.get(PORT_VARIABLE, PORT)))

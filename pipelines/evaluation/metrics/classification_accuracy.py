@@ -18,7 +18,7 @@ from torch import Tensor
 from pipelines.caching.sources import class_numbers
 from pipelines.evaluation.metrics.classes import TOP
 from pipelines.evaluation.metrics.intervals import paired_comparison, ratio_of_means, shares
-from pipelines.evaluation.result_cache import ResultCache
+from pipelines.evaluation.metrics.result_cache import ResultCache
 from tokenizer_image.fingerprint import weights_hash
 from tokenizer_image.losses.classifier_training import class_logits, fit_classifier, new_classifier
 from tokenizer_image.losses.own_classifier import CaptionClassifier

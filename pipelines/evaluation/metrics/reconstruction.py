@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from pipelines.caching.pixel_cache import DecodedPictures
 from pipelines.evaluation.metrics.intervals import mean_interval
-from pipelines.evaluation.rates.rate import rate_figures
+from pipelines.evaluation.metrics.rate import rate_figures
 from pipelines.machine.batches import index_batches
 from tokenizer_image.layout import CodeLayout, ImageTokenizer
 from tokenizer_image.metrics import CodeUsage, grid_ratio, mse, psnr, ssim, tile_powers

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from lm.vocabulary import MultimodalVocabulary, Size
-from pipelines.serving.cards import Drawn, Frame, MadeBy, Settings
-from pipelines.serving.jobs import DrawnPicture
-from pipelines.serving.tiles import drawn_places, grid_of, half_drawn, png_of, spread_over_pixels
+from pipelines.serving.engine.jobs import DrawnPicture
+from pipelines.serving.page.cards import Drawn, Frame, MadeBy, Settings
+from pipelines.serving.page.tiles import drawn_places, grid_of, half_drawn, png_of, spread_over_pixels
 
 SEEDS = 1 << 32  # random ones are below it
 ANY_SEED = ""  # of the seed field: another each time

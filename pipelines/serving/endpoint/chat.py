@@ -12,13 +12,13 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from pipelines.serving.context import Served
-from pipelines.serving.errors import APIError
-from pipelines.serving.jobs import Description
-from pipelines.serving.requests import DescribeRequest
-from pipelines.serving.schemas import ChatAnswer, ChatAnswerMessage, ChatBody, ChatChoice, ChatUsage
-from pipelines.serving.uploads import of_data_url
-from pipelines.serving.waiting import result_of
+from pipelines.serving.endpoint.context import Served
+from pipelines.serving.endpoint.errors import APIError
+from pipelines.serving.endpoint.schemas import ChatAnswer, ChatAnswerMessage, ChatBody, ChatChoice, ChatUsage
+from pipelines.serving.endpoint.uploads import of_data_url
+from pipelines.serving.endpoint.waiting import result_of
+from pipelines.serving.engine.jobs import Description
+from pipelines.serving.engine.requests import DescribeRequest
 
 PICTURE = "messages.content.image_url"
 

@@ -11,7 +11,7 @@ import torch
 from lm.generation.rows_under_way import PictureUnderWay
 from lm.vocabulary import Size
 from pipelines.multimodal import MultimodalPipeline
-from pipelines.serving.work import DrawingWork
+from pipelines.serving.engine.work import DrawingWork
 from tokenizer_image.preprocessing import postprocess
 
 

@@ -10,7 +10,7 @@ import hmac
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipelines.serving.errors import APIError
+from pipelines.serving.endpoint.errors import APIError
 
 OPEN_PATHS = ("/healthz", "/readyz")  # answered without a key
 

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
-from pipelines.serving.errors import refused
-from pipelines.serving.jobs import Job
+from pipelines.serving.endpoint.errors import refused
+from pipelines.serving.engine.jobs import Job
 
 Output = TypeVar("Output")
 

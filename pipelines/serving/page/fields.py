@@ -9,11 +9,11 @@ from pathlib import Path
 import gradio as gr
 
 from lm.vocabulary import Size
-from pipelines.serving.abilities import Abilities
-from pipelines.serving.cards import Drawn, abilities, gallery, note_line, stage
-from pipelines.serving.engine import DrawingEngine
-from pipelines.serving.page_form import ANY_SEED, size_field
-from pipelines.serving.upload_fields import mask_editor, picture_field
+from pipelines.serving.engine.engine import DrawingEngine
+from pipelines.serving.page.abilities import Abilities
+from pipelines.serving.page.cards import Drawn, abilities, gallery, note_line, stage
+from pipelines.serving.page.form import ANY_SEED, size_field
+from pipelines.serving.page.upload_fields import mask_editor, picture_field
 
 HERE = Path(__file__).parent
 IDLE = "Nothing is being drawn."

@@ -17,14 +17,14 @@ import gradio as gr
 from fastapi import FastAPI, HTTPException
 from PIL import Image
 
-from pipelines.serving.cards import Drawn, gallery, note_line
-from pipelines.serving.context import ServingSettings
-from pipelines.serving.engine import DrawingEngine
-from pipelines.serving.page_actions import PageActions, sentence_of
-from pipelines.serving.page_fields import HERE, PageFields
-from pipelines.serving.page_form import ANY_SEED, Form, size_field
-from pipelines.serving.running import before_end
-from pipelines.serving.upload_fields import Painting
+from pipelines.serving.endpoint.context import ServingSettings
+from pipelines.serving.endpoint.running import before_end
+from pipelines.serving.engine.engine import DrawingEngine
+from pipelines.serving.page.actions import PageActions, sentence_of
+from pipelines.serving.page.cards import Drawn, gallery, note_line
+from pipelines.serving.page.fields import HERE, PageFields
+from pipelines.serving.page.form import ANY_SEED, Form, size_field
+from pipelines.serving.page.upload_fields import Painting
 
 SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONOSPACED_FONTS = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")

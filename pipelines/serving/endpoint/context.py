@@ -12,13 +12,13 @@ from starlette.datastructures import UploadFile
 
 from lm.sequences import DESCRIBING, DRAWING_ALONE, DRAWING_CAPTIONS
 from lm.vocabulary import Size
-from pipelines.serving.engine import DrawingEngine
-from pipelines.serving.errors import APIError, refused
-from pipelines.serving.jobs import DescribingJob, DrawingJob
-from pipelines.serving.metrics import ServerMetrics
-from pipelines.serving.requests import DescribeRequest, PictureRequest
-from pipelines.serving.schemas import ModelCard
-from pipelines.serving.uploads import read_picture
+from pipelines.serving.endpoint.errors import APIError, refused
+from pipelines.serving.endpoint.metrics import ServerMetrics
+from pipelines.serving.endpoint.schemas import ModelCard
+from pipelines.serving.endpoint.uploads import read_picture
+from pipelines.serving.engine.engine import DrawingEngine
+from pipelines.serving.engine.jobs import DescribingJob, DrawingJob
+from pipelines.serving.engine.requests import DescribeRequest, PictureRequest
 
 USES = {"draw": DRAWING_CAPTIONS, "draw_without_prompt": DRAWING_ALONE, "describe": DESCRIBING}
 READ_AT_ONCE = 2  # requests with pictures: one of as many pixels as are allowed takes hundreds of megabytes

@@ -13,11 +13,9 @@ from PIL import Image
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from pipelines.serving.context import Served, size_name
-from pipelines.serving.errors import APIError, api_error
-from pipelines.serving.jobs import DrawingJob, DrawnPicture
-from pipelines.serving.requests import CompleteRequest, DrawRequest, VaryRequest
-from pipelines.serving.schemas import (
+from pipelines.serving.endpoint.context import Served, size_name
+from pipelines.serving.endpoint.errors import APIError, api_error
+from pipelines.serving.endpoint.schemas import (
     EditForm,
     GenerationBody,
     InputDetails,
@@ -28,8 +26,10 @@ from pipelines.serving.schemas import (
     Usage,
     VariationForm,
 )
-from pipelines.serving.uploads import OutputFormat, encoded, redraw_mask
-from pipelines.serving.waiting import events_of, result_of
+from pipelines.serving.endpoint.uploads import OutputFormat, encoded, redraw_mask
+from pipelines.serving.endpoint.waiting import events_of, result_of
+from pipelines.serving.engine.jobs import DrawingJob, DrawnPicture
+from pipelines.serving.engine.requests import CompleteRequest, DrawRequest, VaryRequest
 
 LARGE_PICTURE = 256 * 256  # pixels, from which encoding a file is worth a thread
 PING_SECONDS = 15.0  # so that proxies do not close a stream that waits

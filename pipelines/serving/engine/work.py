@@ -1,6 +1,6 @@
 """The engine's side of a job: a request as rows for the sampler, and the outputs that are made of them.
 
-Pictures of requests have the model's size here (`pipelines.serving.reducing`).
+Pictures of requests have the model's size here (`pipelines.serving.engine.reducing`).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from pipelines.drawing.request import DrawingRequest
 from pipelines.drawing.streams import text_streams
 from pipelines.image_to_text import ImageToTextPipeline
 from pipelines.multimodal import MultimodalPipeline
-from pipelines.serving.jobs import DescribingJob, Description, DrawingJob, DrawnPicture
-from pipelines.serving.requests import CompleteRequest, DescribeRequest, DrawRequest, PictureRequest, VaryRequest
+from pipelines.serving.engine.jobs import DescribingJob, Description, DrawingJob, DrawnPicture
+from pipelines.serving.engine.requests import CompleteRequest, DescribeRequest, DrawRequest, PictureRequest, VaryRequest
 from tokenizer_image.preprocessing import nearest_size
 
 SEEDS = 1 << 32  # random ones are below it

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Literal
 
-from pipelines.serving.tiles import data_address
+from pipelines.serving.page.tiles import data_address
 
 SMOOTH_FROM = 160  # pixels of a side above which a picture is enlarged smoothly, not pixel by pixel
 StageKind = Literal["idle", "busy", "done", "error"]

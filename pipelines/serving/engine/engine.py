@@ -33,8 +33,8 @@ from lm.vocabulary import Size
 from pipelines.drawing.best_of import check_can_rank, prompt_scores
 from pipelines.drawing.captions import caption_room
 from pipelines.image_to_text import ImageToTextPipeline
-from pipelines.serving.decoding import decode
-from pipelines.serving.jobs import (
+from pipelines.serving.engine.decoding import decode
+from pipelines.serving.engine.jobs import (
     DescribingJob,
     DrawingJob,
     DrawnPicture,
@@ -43,10 +43,10 @@ from pipelines.serving.jobs import (
     JobCancelled,
     JobTimeout,
 )
-from pipelines.serving.reducing import reduced
-from pipelines.serving.requests import DescribeRequest, PictureRequest
-from pipelines.serving.turns import fair_shares, slots_allowed
-from pipelines.serving.work import DescribingWork, DrawingWork, Work
+from pipelines.serving.engine.reducing import reduced
+from pipelines.serving.engine.requests import DescribeRequest, PictureRequest
+from pipelines.serving.engine.turns import fair_shares, slots_allowed
+from pipelines.serving.engine.work import DescribingWork, DrawingWork, Work
 from pipelines.text_to_image import TextToImagePipeline
 
 SLOTS_OF_PICTURE = 2  # with guidance

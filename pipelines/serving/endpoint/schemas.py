@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import UploadFile
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from pipelines.serving.uploads import OutputFormat
+from pipelines.serving.endpoint.uploads import OutputFormat
 
 MOST_PREVIEWS = 3  # partial images, by OpenAI's documentation
 LARGEST_SEED = 2**63 - 1

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from pipelines.serving.jobs import EngineFull, EngineStopping, JobCancelled, JobTimeout
+from pipelines.serving.engine.jobs import EngineFull, EngineStopping, JobCancelled, JobTimeout
 
 logger = logging.getLogger(__name__)
 FAILED = "the server failed to answer this request; its log says why"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from pipelines.serving.jobs import Job
+from pipelines.serving.engine.jobs import Job
 
 
 class SessionJobs:

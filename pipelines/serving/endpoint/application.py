@@ -18,14 +18,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
-from pipelines.serving.chat_api import chat_router
-from pipelines.serving.context import Served, ServingSettings
-from pipelines.serving.engine import DrawingEngine
-from pipelines.serving.errors import APIError, ErrorBody, add_error_handlers
-from pipelines.serving.guards import BodyGuard, KeyGuard
-from pipelines.serving.images_api import images_router
-from pipelines.serving.metrics import MeteredApplication, ServerMetrics
-from pipelines.serving.schemas import ModelCard, ModelList
+from pipelines.serving.endpoint.chat import chat_router
+from pipelines.serving.endpoint.context import Served, ServingSettings
+from pipelines.serving.endpoint.errors import APIError, ErrorBody, add_error_handlers
+from pipelines.serving.endpoint.guards import BodyGuard, KeyGuard
+from pipelines.serving.endpoint.images import images_router
+from pipelines.serving.endpoint.metrics import MeteredApplication, ServerMetrics
+from pipelines.serving.endpoint.schemas import ModelCard, ModelList
+from pipelines.serving.engine.engine import DrawingEngine
 
 INTERFACE_VERSION = "1"  # of the endpoint, in its OpenAPI schema
 ERRORS: dict[int | str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lm.vocabulary import Size
 from pipelines.multimodal import MultimodalPipeline
-from pipelines.serving.requests import CompleteRequest, DescribeRequest, PictureRequest, VaryRequest
+from pipelines.serving.engine.requests import CompleteRequest, DescribeRequest, PictureRequest, VaryRequest
 from tokenizer_image.preprocessing import nearest_size, preprocess, preprocessing_of
 
 Request = TypeVar("Request", bound=PictureRequest | DescribeRequest)

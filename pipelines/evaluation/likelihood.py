@@ -16,7 +16,7 @@ from lm.sequences import FORMATS
 from pipelines.drawing.captions import caption_room
 from pipelines.drawing.likelihood import label_nats
 from pipelines.evaluation.metrics.intervals import mean_interval
-from pipelines.evaluation.result_cache import ResultCache
+from pipelines.evaluation.metrics.result_cache import ResultCache
 from pipelines.evaluation.samples import model_key
 from pipelines.machine.batches import index_batches
 from pipelines.multimodal import MultimodalPipeline

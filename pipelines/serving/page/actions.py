@@ -16,17 +16,17 @@ from PIL import Image
 
 from pipelines.drawing.best_of import best_rows
 from pipelines.drawing.completion import kept_places, scattered_places
-from pipelines.serving.abilities import Abilities
-from pipelines.serving.cards import Drawn, Frame, MadeBy, StageKind, gallery, stage
-from pipelines.serving.engine import DrawingEngine
-from pipelines.serving.jobs import DrawingJob, DrawnPicture, EngineFull, EngineStopping, JobCancelled, JobTimeout
-from pipelines.serving.page_form import Form, View, finished, size_of
-from pipelines.serving.requests import CompleteRequest, DescribeRequest, DrawRequest, PictureRequest, VaryRequest
-from pipelines.serving.session_jobs import SessionJobs
-from pipelines.serving.tiles import enlarged, painted_pixels
-from pipelines.serving.upload_fields import Painting
-from pipelines.serving.uploads import read_picture
-from pipelines.serving.waiting import outputs_of
+from pipelines.serving.endpoint.uploads import read_picture
+from pipelines.serving.endpoint.waiting import outputs_of
+from pipelines.serving.engine.engine import DrawingEngine
+from pipelines.serving.engine.jobs import DrawingJob, DrawnPicture, EngineFull, EngineStopping, JobCancelled, JobTimeout
+from pipelines.serving.engine.requests import CompleteRequest, DescribeRequest, DrawRequest, PictureRequest, VaryRequest
+from pipelines.serving.page.abilities import Abilities
+from pipelines.serving.page.cards import Drawn, Frame, MadeBy, StageKind, gallery, stage
+from pipelines.serving.page.form import Form, View, finished, size_of
+from pipelines.serving.page.session_jobs import SessionJobs
+from pipelines.serving.page.tiles import enlarged, painted_pixels
+from pipelines.serving.page.upload_fields import Painting
 from tokenizer_image.preprocessing import nearest_size
 
 PREVIEWS = 16  # of each picture, while it is drawn
