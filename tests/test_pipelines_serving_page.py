@@ -328,7 +328,7 @@ def test_a_space_serves_its_model(tmp_path):
     lines = (folder / "requirements.txt").read_text().splitlines()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert set(lines) == {*project["dependencies"], *project["optional-dependencies"]["serving"]}
-    assert not list(folder.rglob("__pycache__")) and (folder / "pipelines" / "serving" / "page.css").is_file()
+    assert not list(folder.rglob("__pycache__")) and (folder / "pipelines" / "serving" / "page" / "page.css").is_file()
     tiny_pipeline().save_pretrained(folder / "owner" / "name")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
