@@ -13,6 +13,7 @@ from lm.generation import native_stepper as native
 from lm.generation.continuous import ContinuousSampler, slots_for
 from lm.generation.direct_slots import DirectSlots
 from lm.generation.native_slots import NativeSlots
+from lm.generation.noise import gumbel
 from lm.generation.prompt_cache import PromptCache
 from lm.generation.rows_under_way import PictureUnderWay, TextUnderWay, pictures_of
 from lm.generation.sampling import SamplingSettings, choose, choose_by_row, uniforms_of
@@ -230,7 +231,7 @@ def test_other_models_take_slots_of_their_own(vocabulary):
 def test_choosing_by_row_is_choosing_row_by_row():
     torch.manual_seed(0)
     logits = 3 * torch.randn(len(SETTINGS) * 4, 50)
-    uniforms = torch.rand(len(logits), dtype=torch.float64)
+    noise = gumbel(torch.rand(len(logits), dtype=torch.float64), 50)
     settings = [
         SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
         for temperature, top_k, top_p, min_p in (
@@ -239,12 +240,11 @@ def test_choosing_by_row_is_choosing_row_by_row():
     ] * 4  # fmt: skip
     rows = range(len(logits))
     expected = [
-        choose(logits[r : r + 1], None if settings[r].temperature == 0 else uniforms[r : r + 1], settings[r])
-        for r in rows
+        choose(logits[r : r + 1], None if settings[r].temperature == 0 else noise[r : r + 1], settings[r]) for r in rows
     ]
-    assert choose_by_row(logits, uniforms, settings).tolist() == torch.cat(expected).tolist()
+    assert choose_by_row(logits, noise, settings).tolist() == torch.cat(expected).tolist()
     same = [settings[3]] * len(logits)
-    assert choose_by_row(logits, uniforms, same).tolist() == choose(logits, uniforms, settings[3]).tolist()
+    assert choose_by_row(logits, noise, same).tolist() == choose(logits, noise, settings[3]).tolist()
 
 
 def test_tokens_between_codes_that_are_kept_are_read_in_one_step(model, vocabulary):

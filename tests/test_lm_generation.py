@@ -22,6 +22,7 @@ from lm.generation import memory
 from lm.generation import native_stepper as native
 from lm.generation.direct_stepper import DirectModel
 from lm.generation.images import draw
+from lm.generation.noise import gumbel
 from lm.generation.progress import DrawingInterrupted, DrawingStopped
 from lm.generation.sampling import SamplingSchedule, SamplingSettings, choose
 from lm.model import plain_head
@@ -559,9 +560,9 @@ def test_a_schedule_gives_the_settings_at_each_position():
 
 def frequencies(logits: list[float], **settings) -> torch.Tensor:
     """How often each column is chosen, over evenly spaced numbers in [0, 1)."""
-    count = 20_000
-    uniforms = torch.arange(count, dtype=torch.float64) / count
-    chosen = choose(torch.tensor([logits]).expand(count, -1), uniforms, SamplingSettings(**settings))
+    count = 400_000
+    noise = gumbel(torch.arange(count, dtype=torch.float64) / count, len(logits))
+    chosen = choose(torch.tensor([logits]).expand(count, -1), noise, SamplingSettings(**settings))
     return chosen.bincount(minlength=len(logits)) / count
 
 
@@ -590,7 +591,7 @@ LOGITS = torch.tensor(PROBABILITIES).log().tolist()
     ],
 )
 def test_frequencies(settings, expected):
-    assert frequencies(LOGITS, **settings).tolist() == pytest.approx(expected, abs=2e-4)
+    assert frequencies(LOGITS, **settings).tolist() == pytest.approx(expected, abs=2e-3)
 
 
 def test_the_smallest_set_of_codes_has_no_code_too_many():
@@ -599,9 +600,10 @@ def test_the_smallest_set_of_codes_has_no_code_too_many():
 
 def test_a_code_without_probability_is_never_chosen():
     highest = torch.nextafter(torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64))
-    uniforms = torch.stack([torch.zeros((), dtype=torch.float64), highest, torch.ones((), dtype=torch.float64)])
-    logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]]).expand(3, -1)
-    assert choose(logits, uniforms, SamplingSettings()).tolist() == [1, 2, 2]
+    ends = torch.stack([torch.zeros((), dtype=torch.float64), highest, torch.ones((), dtype=torch.float64)])
+    uniforms = torch.cat([ends, torch.rand(1000, dtype=torch.float64)])
+    logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]]).expand(len(uniforms), -1)
+    assert set(choose(logits, gumbel(uniforms, 4), SamplingSettings()).tolist()) == {1, 2}
 
 
 # Mistakes

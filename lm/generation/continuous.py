@@ -17,6 +17,7 @@ from lm.generation import native_stepper as native
 from lm.generation.direct_slots import DirectSlots
 from lm.generation.direct_stepper import DirectModel
 from lm.generation.native_slots import NativeSlots
+from lm.generation.noise import gumbel
 from lm.generation.prompt_cache import PromptCache
 from lm.generation.rows_under_way import Choice, RowUnderWay
 from lm.generation.sampling import choose_by_row
@@ -175,7 +176,8 @@ class ContinuousSampler:
             members = [member for part in parts for member in part]
             precise = torch.float32 if logits.device.type == "mps" else torch.float64  # as `uniforms_of`
             uniforms = torch.tensor([choice.uniform for _, choice in members], dtype=precise, device=logits.device)
-            columns = choose_by_row(logits, uniforms, [choice.settings for _, choice in members])
+            noise = gumbel(uniforms, logits.shape[-1])
+            columns = choose_by_row(logits, noise, [choice.settings for _, choice in members])
             for (row, choice), column in zip(members, columns.tolist(), strict=True):
                 drawn[row] = choice.first + column
         return drawn

@@ -13,6 +13,7 @@ import torch
 from lm.generation.guess_table import GuessTable
 from lm.generation.guesses import Guesser
 from lm.generation.lookahead import Lookahead
+from lm.generation.noise import gumbel
 from lm.generation.sampling import SamplingSettings, choose, uniforms_of
 from lm.generation.stepper import Stepper, check_finite, evaluation_mode
 from lm.generation.steppers import can_compute_several, default_tokens_per_call, stepper_factory
@@ -162,9 +163,9 @@ class _Writer:
         self.finite &= logits.isfinite().all()
         if allowed is not None:
             logits = logits.masked_fill(~allowed, -math.inf)
-        uniforms = None if settings.temperature == 0 else self.uniforms[:, self.drawn]
+        noise = None if settings.temperature == 0 else gumbel(self.uniforms[:, self.drawn], logits.shape[-1])
         self.drawn += 1
-        return int(choose(logits, uniforms, settings))
+        return int(choose(logits, noise, settings))
 
     def _feed(self, token: int) -> None:
         self.left -= 1

@@ -153,12 +153,10 @@ class FixedPoint:
             logits = self._stepper.logits_at(torch.from_numpy(model_rows), torch.from_numpy(columns), low, high)
             self._finite = self._finite + logits.sum()
             settings = self._rows.settings[positions[0]]
-            uniforms = (
-                None
-                if settings.temperature == 0
-                else self._rows.uniforms[torch.from_numpy(rows), torch.from_numpy(positions)]
-            )
-            drawn[rows, tokens] = low + choose(self._rows.guided(logits, settings), uniforms, settings).cpu().numpy()
+            noise = None
+            if settings.temperature:
+                noise = self._rows.noise.of(torch.from_numpy(rows), torch.from_numpy(positions))
+            drawn[rows, tokens] = low + choose(self._rows.guided(logits, settings), noise, settings).cpu().numpy()
         return drawn
 
     def _keep(self, row: int, end: int, drawn: np.ndarray) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from lm.generation import memory
+from lm.generation.noise import PlaceNoise
 from lm.generation.sampling import SamplingSettings, choose
 from lm.vocabulary import MultimodalVocabulary, PictureTokens
 
@@ -53,6 +55,12 @@ class PictureRows:
         edit's picture, too."""
         return 1 + len(self.guiding_prompts)
 
+    @cached_property
+    def noise(self) -> PlaceNoise:
+        """By which codes are drawn."""
+        layout = self.picture.layout
+        return PlaceNoise(self.uniforms, [high - low for low, high in zip(layout["low"], layout["high"], strict=True)])
+
     def that_fit(self) -> int | None:
         """Rows of the model's batch that the free memory has room for; None where that is not known."""
         return memory.rows_that_fit(self.model, *self._lengths())
@@ -86,8 +94,8 @@ class PictureRows:
     def choose(self, position: int, logits: torch.Tensor) -> torch.Tensor:
         """The column (b,) that each picture draws at a position, of logits (b x rows_of_picture, n)."""
         settings = self.settings[position]
-        uniforms = None if settings.temperature == 0 else self.uniforms[:, position]
-        return choose(self.guided(logits, settings), uniforms, settings)
+        noise = None if settings.temperature == 0 else self.noise.at(position)
+        return choose(self.guided(logits, settings), noise, settings)
 
     def prompts_with(self, codes: torch.Tensor) -> list[list[int]]:
         """Token ids of each row of the model's batch up to the first code to draw, after the given ones (b, t)."""

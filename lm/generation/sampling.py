@@ -152,44 +152,31 @@ def uniforms_of(generators: Sequence[torch.Generator], count: int, device: torch
     return torch.stack(rows).to(widest(device)).to(device)
 
 
-def choose(logits: torch.Tensor, uniforms: torch.Tensor | None, settings: SamplingSettings) -> torch.Tensor:
-    """Draw one column a row, (B,) int64, from logits (B, n) and one number in [0, 1] a row (None: greedy).
-
-    Inverse transform sampling: the cumulative distribution is searched for the row's number, so a row needs one number
-    whatever n is, and no other row.
-    """
-    if uniforms is None:
+def choose(logits: torch.Tensor, noise: torch.Tensor | None, settings: SamplingSettings) -> torch.Tensor:
+    """Draw one column a row, (B,) int64, from logits (B, n) and Gumbel noise (B, n) (`lm.generation.noise`; None:
+    greedy)."""
+    if noise is None:
         return logits.argmax(-1)
     # The largest logit becomes 0 first, so that dividing by a tiny temperature cannot overflow.
     logits = (logits - logits.amax(-1, keepdim=True)) / settings.temperature
-    return _search(_truncated(logits, settings), uniforms)
+    return (_truncated(logits, settings) + noise).argmax(-1)
 
 
-def _search(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """The column (B,) at which the cumulative distribution of logits (B, n) reaches the row's number."""
-    probabilities = logits.softmax(-1, dtype=torch.float32)
-    cumulative = probabilities.to(uniforms.dtype).cumsum(-1)
-    total = cumulative[:, -1:]
-    # Strictly below the total: otherwise rounding could select a column after the last one with a probability.
-    point = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, point, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
-
-
-def choose_by_row(logits: torch.Tensor, uniforms: torch.Tensor, settings: Sequence[SamplingSettings]) -> torch.Tensor:
-    """`choose` where each row has settings of its own: (B,) int64, from logits (B, n) and uniforms (B,).
+def choose_by_row(logits: torch.Tensor, noise: torch.Tensor, settings: Sequence[SamplingSettings]) -> torch.Tensor:
+    """`choose` where each row has settings of its own: (B,) int64, from logits (B, n) and noise (B, n).
 
     A row's result is that of `choose` for it alone, to the last bit. Guidance is not applied here.
     """
     truncations = [(one.top_k, one.top_p, one.min_p) for one in settings]
     if len(set(truncations)) == 1 and all(one.temperature == settings[0].temperature for one in settings):
-        return choose(logits, None if settings[0].temperature == 0 else uniforms, settings[0])
+        return choose(logits, None if settings[0].temperature == 0 else noise, settings[0])
     temperature = logits.new_tensor([one.temperature or 1.0 for one in settings])[:, None]
     scaled = (logits - logits.amax(-1, keepdim=True)) / temperature
     for truncation in dict.fromkeys(truncations):
         members = [row for row, other in enumerate(truncations) if other == truncation]
         if truncation != (0, 1.0, 0.0):
             scaled[members] = _truncated(scaled[members], settings[members[0]])
-    drawn = _search(scaled, uniforms)
+    drawn = (scaled + noise).argmax(-1)
     greedy = [row for row, one in enumerate(settings) if one.temperature == 0]
     if greedy:
         drawn[greedy] = logits[greedy].argmax(-1)

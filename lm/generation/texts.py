@@ -11,6 +11,7 @@ import torch
 
 from lm.generation.lookahead import Lookahead
 from lm.generation.memory import in_batches, rows_that_fit
+from lm.generation.noise import gumbel
 from lm.generation.phrase_table import PhraseTable
 from lm.generation.sampling import SamplingSettings, choose, uniforms_of
 from lm.generation.stepper import Stepper, check_finite, evaluation_mode
@@ -138,7 +139,8 @@ def _write_batch(
     for t in range(max_new_tokens):
         logits = stepper.logits(0, vocabulary.image_offset)
         finite &= logits.isfinite().all()
-        drawn = choose(logits.masked_fill(forbidden, -math.inf), None if uniforms is None else uniforms[:, t], settings)
+        noise = None if uniforms is None else gumbel(uniforms[:, t], logits.shape[-1])
+        drawn = choose(logits.masked_fill(forbidden, -math.inf), noise, settings)
         ids[:, t] = torch.where(ended, vocabulary.eos_id, drawn)
         ended |= drawn == vocabulary.eos_id
         if bool(ended.all()) or t + 1 == max_new_tokens:
