@@ -51,7 +51,7 @@ def test_a_widened_model_computes_the_same():
 
 
 def test_rows_of_several_codes_a_call(tmp_path, monkeypatch):
-    for part in ("calls", "several", "captions"):
+    for part in ("calls", "calls_a_code", "several", "captions"):
         main(Options(only=part, model=str(tmp_path / "none"), output=str(tmp_path / "rows.json")))
         assert all(row["value"] is None for row in json.loads((tmp_path / "rows.json").read_text()))
     tiny_pipeline().save_pretrained(tmp_path / "model")

@@ -205,6 +205,11 @@ def calls(options: Options) -> list[Row]:
     return several_codes.calls(options.model)
 
 
+def calls_a_code(options: Options) -> list[Row]:
+    """Calls of the model for a code of its own data set's pictures."""
+    return several_codes.calls_a_code(options.model)
+
+
 def equal(options: Options) -> list[Row]:
     """Pictures whose codes, several a call, are those of drawing one by one."""
     return equal_codes.equal(options.model, options.pictures)
@@ -244,7 +249,7 @@ def gpu(options: Options) -> list[Row]:
     return [row("gpu/1B/share_of_limit", share_of_limit(model, took["ours"], took["read"]), "", 0.6, True)]
 
 
-PARTS = (one_picture, eight_pictures, growth, calls, equal, several, captions, cold_start, gpu)
+PARTS = (one_picture, eight_pictures, growth, calls, calls_a_code, equal, several, captions, cold_start, gpu)
 
 
 def main(options: Options) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,11 @@ from scripts.benchmarks.figures import Row, interleaved, row
 if TYPE_CHECKING:
     import torch
 
-CAPTIONS, CODES_PER_CALL, FEW_CODES, SEED = 200, 16, 4, 9
+CAPTIONS, OWN_CAPTIONS, CODES_PER_CALL, FEW_CODES, SEED = 200, 50, 16, 4, 9
 SEVERAL_TURNS = 5  # drawings that one measurement takes
+
+
+SETTINGS: dict[str, dict[str, float]] = {"guidance_2": {"guidance_scale": 2.0, "temperature": 1.0}, "own_settings": {}}
 
 
 def calls(folder: str) -> list[Row]:
@@ -25,17 +29,41 @@ def calls(folder: str) -> list[Row]:
         return [row("calls/sprites", None, "", None)]
     pipe, captions = trained_model(folder)
     rows = []
-    for name, settings in (("sprites", {"guidance_scale": 2.0, "temperature": 1.0}), ("own_settings", {})):
-        drawn = {
-            codes: [drawn_alone(pipe, caption, seed, codes, settings) for seed, caption in enumerate(captions)]
-            for codes in (1, CODES_PER_CALL)
-        }
-        same = [one[0].equal(several[0]) for one, several in zip(*drawn.values(), strict=True)]
-        target = 10 if name == "sprites" else None
-        rows.append(row(f"calls/{name}", mean(count for _, count in drawn[CODES_PER_CALL]), "", target))
-        rows.append(row(f"calls/{name}/one_by_one", mean(count for _, count in drawn[1]), "", None))
-        rows.append(row(f"calls/{name}/same_codes", mean(same), "", 1, True))
+    for setting, name, target in (("guidance_2", "sprites", 10), ("own_settings", "own_settings", None)):
+        several, one_by_one, same = compared(pipe, captions, SETTINGS[setting])
+        rows.append(row(f"calls/{name}", several, "", target))
+        rows.append(row(f"calls/{name}/one_by_one", one_by_one, "", None))
+        rows.append(row(f"calls/{name}/same_codes", same, "", 1, True))
     return rows
+
+
+def calls_a_code(folder: str) -> list[Row]:
+    """Calls of the model for a code of its own data set's pictures: OWN_CAPTIONS captions in its token cache, each
+    alone, at the same settings."""
+    from lm.data.token_cache import TokenCache
+
+    cache = Path(folder) / "token_cache" / "train"
+    if not is_model(folder) or not cache.is_dir():
+        return [row("calls_a_code", None, "", 0.75)]
+    pipe, _ = trained_model(folder)
+    captions = list(islice(TokenCache(cache).some_texts(OWN_CAPTIONS), OWN_CAPTIONS))
+    rows = []
+    for name, settings in SETTINGS.items():
+        several, _, same = compared(pipe, captions, settings)
+        rows.append(row(f"calls_a_code/{name}", several / pipe.vocabulary.tokens_per_image, "", 0.75))
+        rows.append(row(f"calls_a_code/{name}/same_codes", same, "", 1, True))
+    return rows
+
+
+def compared(pipe: Any, captions: list[str], settings: dict[str, Any]) -> tuple[float, float, float]:
+    """Mean calls of the model for a picture, at most CODES_PER_CALL codes in each and one by one; and the share of
+    pictures that have the same codes both ways."""
+    drawn = {
+        codes: [drawn_alone(pipe, caption, seed, codes, settings) for seed, caption in enumerate(captions)]
+        for codes in (1, CODES_PER_CALL)
+    }
+    same = [one[0].equal(several[0]) for one, several in zip(*drawn.values(), strict=True)]
+    return mean(count for _, count in drawn[CODES_PER_CALL]), mean(count for _, count in drawn[1]), mean(same)
 
 
 def is_model(folder: str) -> bool:
