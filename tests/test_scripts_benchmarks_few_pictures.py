@@ -62,7 +62,7 @@ def test_a_short_run(tmp_path, monkeypatch):
     output = tmp_path / "rows.json"
     few_pictures.main(
         Options(worlds=["icons"], max_steps=3, captions=4, output=str(output), cpu_threads=1,
-                train_options=["lm_size=2M", "batch_size=8"])
+                lm_options=["lm_size=2M", "batch_size=8"])
     )  # fmt: skip
     rows = {row["what"]: row for row in json.loads(output.read_text())}
     assert {name for name in TARGETS if name.startswith("icons")} <= rows.keys()

@@ -51,7 +51,10 @@ class Options(BenchmarkOptions):
     max_steps: int | None = option(None, "in place of --minutes: steps of each stage", above_zero=True)
     captions: int = option(1000, "captions to draw", above_zero=True)
     folder: str | None = option(None, "where pictures and runs are kept (default: a temporary folder)")
-    train_options: list[str] = option(
+    tokenizer_options: list[str] = option(
+        [], "further options of train_tokenizer.py, each without its dashes: 'codebook_sizes 64 64' patch_size=2"
+    )
+    lm_options: list[str] = option(
         [], "further options of train_lm.py, each without its dashes: dropout=0.1 code_noise=0 lm_size=2M"
     )
 
@@ -84,6 +87,7 @@ def train(world: World, root: Path, options: Options, threads: int) -> None:
     if not data.exists():
         write_folder(data, [world.items[place] for place in world.training])
     shares = {"train_tokenizer.py": options.stage_1_share, "train_lm.py": 1 - options.stage_1_share}
+    further = {"train_tokenizer.py": options.tokenizer_options, "train_lm.py": options.lm_options}
     outputs = {"train_tokenizer.py": root / "tokenizer", "train_lm.py": root / "model"}
     for script, share in shares.items():
         budget = ["--max_minutes", f"{share * options.minutes:g}"]
@@ -92,7 +96,7 @@ def train(world: World, root: Path, options: Options, threads: int) -> None:
         own = ["--image_size", str(world.image_size)]
         if script == "train_lm.py":
             own += ["--image_tokenizer", str(outputs["train_tokenizer.py"])]
-            own += [f"--{word}" for word in options.train_options]
+        own += [part for words in further[script] for part in f"--{words}".split()]
         command = [sys.executable, str(SCRIPTS / script), "--dataset", str(data), "--output_dir", str(outputs[script]),
                    "--cpu_threads", str(threads), "--resume", *own, *budget]  # fmt: skip
         run_script(command)
