@@ -176,8 +176,9 @@ class ContinuousSampler:
             members = [member for part in parts for member in part]
             precise = torch.float32 if logits.device.type == "mps" else torch.float64  # as `uniforms_of`
             uniforms = torch.tensor([choice.uniform for _, choice in members], dtype=precise, device=logits.device)
-            noise = gumbel(uniforms, logits.shape[-1])
-            columns = choose_by_row(logits, noise, [choice.settings for _, choice in members])
+            settings = [choice.settings for _, choice in members]
+            noise = gumbel(uniforms, logits.shape[-1]) if any(one.temperature for one in settings) else None
+            columns = choose_by_row(logits, noise, settings)
             for (row, choice), column in zip(members, columns.tolist(), strict=True):
                 drawn[row] = choice.first + column
         return drawn

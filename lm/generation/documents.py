@@ -12,12 +12,12 @@ import torch
 
 from lm.generation.guess_table import GuessTable
 from lm.generation.guesses import Guesser
-from lm.generation.lookahead import Lookahead
+from lm.generation.lookahead import Lookahead, looking_ahead
 from lm.generation.noise import gumbel
 from lm.generation.sampling import SamplingSettings, choose, uniforms_of
 from lm.generation.stepper import Stepper, check_finite, evaluation_mode
-from lm.generation.steppers import can_compute_several, default_tokens_per_call, stepper_factory
-from lm.generation.texts import check_room, check_tokens_per_call
+from lm.generation.steppers import check_per_call, default_tokens_per_call, stepper_factory
+from lm.generation.texts import check_room
 from lm.sequences import Picture
 from lm.vocabulary import MultimodalVocabulary, PictureTokens, Size
 
@@ -47,7 +47,7 @@ class DocumentTask:
     guess_table: GuessTable | None = None
 
     def __post_init__(self) -> None:
-        check_tokens_per_call(self.tokens_per_call)
+        check_per_call("tokens_per_call", self.tokens_per_call)
         for settings in (self.text, self.image):
             if settings.guidance_scale != 1:
                 raise ValueError(
@@ -80,6 +80,7 @@ class _Writer:
     def __init__(self, model: Any, vocabulary: MultimodalVocabulary, task: DocumentTask) -> None:
         self.vocabulary, self.task = vocabulary, task
         self.picture: PictureTokens | None = None  # that is being drawn
+        self.guesser: Guesser | None = None  # of that picture's codes
         self.codes: list[int] = []  # of that picture, so far
         self.place = 0  # of the next one of that picture's tokens
         self.stepper = self._stepper_of(model)
@@ -92,22 +93,20 @@ class _Writer:
         task, make_stepper = self.task, stepper_factory(model, 1)
         most = task.tokens_per_call or default_tokens_per_call(model, make_stepper, 1)
         stepper = make_stepper([task.prompt], task.max_new_tokens, self.vocabulary.pad_id)
-        if most == 1 or not can_compute_several(stepper, model):
-            return stepper
-        return Lookahead(stepper, self._guess, most, task.max_new_tokens)
+        return looking_ahead(stepper, model, self._guess, most, task.max_new_tokens)
 
     def _guess(self, written: Sequence[Sequence[int]], count: int) -> list[list[int]]:
         """What follows the tokens (1, t) that were written: the rest of the picture that is being drawn, or text."""
         table = self.task.guess_table
-        if self.picture is None:
+        if self.picture is None or self.guesser is None:
             return [table.phrases.guess([*self.task.prompt[-1:], *written[0]], count) if table else []]
-        guesser, codes = Guesser(self.picture.layout, table), np.zeros((1, len(self.picture.places)), np.int64)
+        codes = np.zeros((1, len(self.picture.places)), np.int64)
         position = len(self.codes)
         codes[0, :position] = self.codes
         found: list[int] = []
         for fixed in [*self.picture.ids.tolist(), self.vocabulary.eoi_id][self.place : self.place + count]:
             if fixed < 0:
-                codes[:, position] = guesser.guess(codes, position)
+                codes[:, position] = self.guesser.guess(codes, position)
                 fixed = self.vocabulary.image_offset + int(codes[0, position])
                 position += 1
             found.append(fixed)
@@ -145,7 +144,7 @@ class _Writer:
             allowed[list(sizes)] = True
             chosen = sizes[self._draw(0, vocabulary.image_offset, self.task.text, allowed)]
         picture, offset = vocabulary.picture(chosen), vocabulary.image_offset
-        self.picture, self.codes = picture, []
+        self.picture, self.codes, self.guesser = picture, [], Guesser(picture.layout, self.task.guess_table)
         for place, fixed in enumerate(picture.ids.tolist()):
             if fixed < 0:
                 low, high = picture.layout["low"][len(self.codes)], picture.layout["high"][len(self.codes)]

@@ -8,15 +8,26 @@ et al. 2023). `lm.generation.fixed_point` is for pictures, whose lengths and ran
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from lm.generation.stepper import Stepper
+from lm.generation.steppers import can_compute_several
 
 # The ids that are guessed to follow in each of B rows, given the ids that were written since the prompt, and how many
 # to guess at most.
 Guess = Callable[[Sequence[Sequence[int]], int], Sequence[Sequence[int]]]
+
+
+def looking_ahead(
+    stepper: Stepper, model: Any, guess: Guess, tokens_per_call: int, num_new_tokens: int
+) -> Stepper | Lookahead:
+    """A stepper that computes several tokens a call, where these are asked for and the model can take tokens back."""
+    if tokens_per_call == 1 or not can_compute_several(stepper, model):
+        return stepper
+    return Lookahead(stepper, guess, tokens_per_call, num_new_tokens)
 
 
 class Lookahead:

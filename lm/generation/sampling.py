@@ -162,11 +162,16 @@ def choose(logits: torch.Tensor, noise: torch.Tensor | None, settings: SamplingS
     return (_truncated(logits, settings) + noise).argmax(-1)
 
 
-def choose_by_row(logits: torch.Tensor, noise: torch.Tensor, settings: Sequence[SamplingSettings]) -> torch.Tensor:
-    """`choose` where each row has settings of its own: (B,) int64, from logits (B, n) and noise (B, n).
+def choose_by_row(
+    logits: torch.Tensor, noise: torch.Tensor | None, settings: Sequence[SamplingSettings]
+) -> torch.Tensor:
+    """`choose` where each row has settings of its own: (B,) int64, from logits (B, n) and noise (B, n), None where all
+    rows are greedy.
 
     A row's result is that of `choose` for it alone, to the last bit. Guidance is not applied here.
     """
+    if noise is None:
+        return logits.argmax(-1)
     truncations = [(one.top_k, one.top_p, one.min_p) for one in settings]
     if len(set(truncations)) == 1 and all(one.temperature == settings[0].temperature for one in settings):
         return choose(logits, None if settings[0].temperature == 0 else noise, settings[0])

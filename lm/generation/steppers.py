@@ -51,6 +51,13 @@ def default_tokens_per_call(model: Any, make_stepper: StepperFactory, rows: int)
     return FEW_TOKENS
 
 
+def check_per_call(name: str, count: int | None) -> None:
+    """Raise ValueError, with the name of the setting, unless so many codes or tokens can be computed in a call; None
+    leaves it open."""
+    if count is not None and count < 1:
+        raise ValueError(f"{name} must be at least 1 (one by one), got {count}")
+
+
 def can_compute_several(stepper: Stepper, model: Any) -> bool:
     """Whether `Stepper.feed` works; where it does not, that is told, once for each kind of model."""
     if not stepper.goes_back:

@@ -10,6 +10,7 @@ import torch
 
 from lm.generation.guess_table import GuessTable
 from lm.generation.sampling import SamplingSettings
+from lm.generation.steppers import check_per_call
 from lm.pretrained import max_positions
 from lm.sequences import image_prompt
 from lm.vocabulary import MultimodalVocabulary, PictureTokens, Size
@@ -52,8 +53,7 @@ class DrawingTask:
     sources: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.codes_per_call is not None and self.codes_per_call < 1:
-            raise ValueError(f"codes_per_call must be at least 1 (one by one), got {self.codes_per_call}")
+        check_per_call("codes_per_call", self.codes_per_call)
 
     @property
     def is_guided(self) -> bool:

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from lm.generation.lookahead import Lookahead
+from lm.generation.lookahead import Lookahead, looking_ahead
 from lm.generation.memory import in_batches, rows_that_fit
 from lm.generation.noise import gumbel
 from lm.generation.phrase_table import PhraseTable
 from lm.generation.sampling import SamplingSettings, choose, uniforms_of
 from lm.generation.stepper import Stepper, check_finite, evaluation_mode
-from lm.generation.steppers import StepperFactory, can_compute_several, default_tokens_per_call, stepper_factory
+from lm.generation.steppers import StepperFactory, check_per_call, default_tokens_per_call, stepper_factory
 from lm.pretrained import NO_LIMIT, max_positions
 from lm.vocabulary import MultimodalVocabulary
 
@@ -38,12 +38,6 @@ def check_room(model: Any, prompt_length: int, max_new_tokens: int) -> None:
             f"max_new_tokens={max_new_tokens} beside a prompt of {prompt_length} tokens is more than the model's "
             f"{positions} positions: {remedy}"
         )
-
-
-def check_tokens_per_call(tokens_per_call: int | None) -> None:
-    """Raise ValueError unless it is None or at least 1."""
-    if tokens_per_call is not None and tokens_per_call < 1:
-        raise ValueError(f"tokens_per_call must be at least 1 (one by one), got {tokens_per_call}")
 
 
 def generate_text(
@@ -81,7 +75,7 @@ def generate_text(
         raise ValueError(f"guidance_scale={settings.guidance_scale}: a text is drawn without guidance, at 1")
     if len(generators) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts need as many generators, got {len(generators)}")
-    check_tokens_per_call(tokens_per_call)
+    check_per_call("tokens_per_call", tokens_per_call)
     longest = max(map(len, prompts), default=0)
     check_room(model, longest, max_new_tokens)
     rows = rows_that_fit(model, longest, max_new_tokens, vocabulary.image_offset) or max_batch_rows
@@ -108,7 +102,7 @@ def _stepper_of(
 ) -> Stepper | Lookahead:
     """After the prompts, computing several tokens a call where these are asked for and can be guessed."""
     stepper = make_stepper(prompts, num_new_tokens, vocabulary.pad_id)
-    if tokens_per_call == 1 or phrases is None or not can_compute_several(stepper, model):
+    if phrases is None:
         return stepper
 
     def guess(written: Sequence[Sequence[int]], count: int) -> list[list[int]]:
@@ -118,7 +112,7 @@ def _stepper_of(
             for prompt, row in zip(prompts, written, strict=True)
         ]
 
-    return Lookahead(stepper, guess, tokens_per_call, num_new_tokens)
+    return looking_ahead(stepper, model, guess, tokens_per_call, num_new_tokens)
 
 
 def _write_batch(

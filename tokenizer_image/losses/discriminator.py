@@ -16,10 +16,10 @@ SLOPE = 0.2  # of the leaky ReLUs
 class PatchDiscriminator(nn.Module):
     """Pictures (B, C, H, W) to one logit for each patch, above zero where the patch looks real (Isola et al. 2017).
 
-    3x3 convolutions, each but the last followed by a leaky ReLU and a blurred down-sampling by 2 (Zhang 2019), which
-    hides no frequency from it. All but the first have group normalisation (Wu and He 2018) in front of them, as in
-    TiTok (Yu et al. 2024). Spectral normalisation (Miyato et al. 2018) in its place, together with the means over
-    neighbours, left logits of a few hundredths, and the discriminator told nothing apart.
+    3x3 convolutions, each but the last followed by a leaky ReLU and a blurred down-sampling by 2 (Zhang 2019), in
+    which periods of two and of four vanish wherever the grid begins. All but the first have group normalisation (Wu and
+    He 2018) in front of them, as in TiTok (Yu et al. 2024). Spectral normalisation (Miyato et al. 2018) in its place,
+    together with the means over neighbours, left logits of a few hundredths, and the discriminator told nothing apart.
 
     Args:
         num_channels: C.
