@@ -37,8 +37,10 @@ def test_it_is_gumbel_noise_of_independent_columns_and_rows(uniforms):
     assert correlations.abs().max().item() < 6 / len(even) ** 0.5
 
 
-def test_numbers_that_follow_each_other_have_nothing_in_common():
-    even = ranks(gumbel(torch.arange(4000, dtype=torch.float64) / 2**53, 300))
+@pytest.mark.parametrize("bits", [53, 21])
+def test_numbers_that_follow_each_other_have_nothing_in_common(bits):
+    """Those that differ in their lowest bits, and in their highest ones alone."""
+    even = ranks(gumbel(torch.arange(4000, dtype=torch.float64) / 2**bits, 300))
     assert abs(even.mean().item() * 12**0.5 * even.numel() ** 0.5) < 4
     assert abs((even[1:] * even[:-1]).mean().item() * 12 * even[1:].numel() ** 0.5) < 4
 
