@@ -19,6 +19,7 @@ from pipelines.options.parser import run_command
 if TYPE_CHECKING:
     from lm.generation.guess_table import GuessTable
     from pipelines.training.captions_drawn import CaptionsDrawn
+    from pipelines.training.captions_shared import CaptionsShared
     from pipelines.training.loop import Loop
 
 BETAS = (0.9, 0.95)
@@ -46,6 +47,7 @@ def main(options: LanguageModelOptions) -> None:
     from pipelines.text_to_signal import drawing_pipeline
     from pipelines.training.averages import AveragedWeights
     from pipelines.training.captions_drawn import choose_captions
+    from pipelines.training.captions_shared import choose_shared_captions
     from pipelines.training.compilation import compile_layers
     from pipelines.training.distribution import is_sharded, prepare
     from pipelines.training.few_pictures import DRAWN_CAPTIONS, DRAWN_ROWS, choose_recipe, drawn_figures, kept_score
@@ -145,6 +147,11 @@ def main(options: LanguageModelOptions) -> None:
             return None
         return choose_captions(cache, validation_cache, vocabulary, DRAWN_CAPTIONS)
 
+    def find_shared_captions() -> CaptionsShared | None:
+        if signal_settings_of(tokenizer):
+            return None
+        return choose_shared_captions(cache, validation_cache, vocabulary)
+
     captions = find_captions() if recipe.is_repetitive and not is_sharded(accelerator) else None
 
     def measure() -> dict[str, float]:
@@ -179,7 +186,7 @@ def main(options: LanguageModelOptions) -> None:
             plain = (adapted.merge() if adapted else plain).to(device)
             settle_defaults(
                 options, drawing_pipeline(tokenizer, plain, vocabulary),
-                lambda: captions or find_captions(),
+                lambda: captions or find_captions(), find_shared_captions,
                 loop.progress.step * options.batch_size, partial(say, accelerator),
             )  # fmt: skip
         with run.writing(run.folder):

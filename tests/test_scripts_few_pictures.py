@@ -68,3 +68,33 @@ def test_a_run_on_few_pictures_resumes_exactly_and_leaves_its_guidance(tmp_path,
         assert (killed / file).read_bytes() == (whole / file).read_bytes(), file
     last = [load_file(folder / "checkpoints" / "checkpoint-44" / "state.safetensors") for folder in (whole, killed)]
     assert all(torch.equal(last[0][name], last[1][name]) for name in last[0] if not name.startswith("random/"))
+
+
+def test_a_model_of_classes_gets_the_guidance_whose_pictures_are_nearest_to_real_ones(tmp_path, monkeypatch, capsys):
+    """Through the real command: class folders, whose captions many pictures share."""
+    monkeypatch.setenv("TESSERA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(guidance_search, "BUDGET_SHARE", 1.0)
+    monkeypatch.setattr(guidance_search, "LEAST_SHARED", 20)
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    rng = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        for index in range(16):
+            folder = tmp_path / "pictures" / split / ("cat", "dog")[index % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(256, size=(16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{index}.png")
+    train_lm.main(
+        LanguageModelOptions(
+            dataset=str(tmp_path / "pictures"), image_tokenizer=str(tmp_path / "tokenizer"),
+            output_dir=str(tmp_path / "model"), num_layers=1, hidden_size=16, num_heads=2, text_vocab_size=300,
+            batch_size=10, max_steps=22, warmup_steps=2, sample_every=0, cpu_threads=1, num_workers=0,
+            mixed_precision="no", patience=0.0,
+        )
+    )  # fmt: skip
+    said = capsys.readouterr().out
+    line = next(line for line in said.splitlines() if line.startswith("guidance "))
+    assert "of 20 pictures, drawn for captions that several share" in line
+    distances = {float(part.split(" at ")[1]): float(part.split()[-3]) for part in line.split(" is ")[1].split(", ")}
+    assert list(distances) == [1.0, 1.5, 2.0, 3.0, 5.0, 8.0]
+    vocabulary = json.loads((tmp_path / "model" / "lm" / "vocabulary.json").read_text())
+    assert distances[vocabulary["default_guidance"]] == min(distances.values())

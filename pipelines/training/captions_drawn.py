@@ -102,17 +102,22 @@ def _small(images: torch.Tensor) -> torch.Tensor:
     return F.adaptive_avg_pool2d(images.float(), (height, width)).flatten(1)
 
 
+def draws_captions(cache: TokenCache, vocabulary: MultimodalVocabulary) -> bool:
+    """Whether the model draws pictures of one size from captions, and nothing else has to be there."""
+    draws = any(FORMATS[name].drops_captions for name in vocabulary.formats)
+    return draws and not vocabulary.other_layouts and not cache.interleaved
+
+
 def choose_captions(
     cache: TokenCache, validation_cache: TokenCache, vocabulary: MultimodalVocabulary, count: int
 ) -> CaptionsDrawn | None:
     """Up to `count` captions of each split, with candidates; None where a caption does not say which picture is meant:
     several pictures have it, the model does not draw from captions, or draws several sizes."""
-    draws = any(FORMATS[name].drops_captions for name in vocabulary.formats)
-    if not draws or vocabulary.other_layouts or cache.interleaved:
+    if not draws_captions(cache, vocabulary):
         return None
-    held_out = _captioned(validation_cache, np.arange(min(LOOKED_AT, len(validation_cache))))
+    held_out = captioned_pictures(validation_cache, np.arange(min(LOOKED_AT, len(validation_cache))))
     rows = np.random.default_rng(0).permutation(len(cache))[:LOOKED_AT]
-    seen = _captioned(cache, rows)
+    seen = captioned_pictures(cache, rows)
     captions = [picture.caption for picture in (*held_out, *seen)]
     if not seen or len(set(captions)) < DISTINCT * len(captions):
         return None
@@ -121,7 +126,7 @@ def choose_captions(
     return CaptionsDrawn(*chosen, rest[: max(0, MOST_CANDIDATES - sum(map(len, chosen)))])
 
 
-def _captioned(cache: TokenCache, rows: np.ndarray) -> list[CaptionedPicture]:
+def captioned_pictures(cache: TokenCache, rows: np.ndarray) -> list[CaptionedPicture]:
     """The rows that have a caption and a picture."""
     found = []
     for row in map(int, rows):

@@ -1,9 +1,9 @@
 """Which guidance and temperature a finished model draws best with: a search over captions that say which picture is
-meant."""
+meant, or, where pictures share their captions, over how near all drawn pictures are to real ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -12,10 +12,13 @@ import numpy as np
 from pipelines.options.language_model import LanguageModelOptions
 from pipelines.text_to_image import TextToImagePipeline
 from pipelines.training.captions_drawn import CaptionsDrawn
+from pipelines.training.captions_shared import EXTRACTOR, CaptionsShared
 
 SCALES, TEMPERATURES = (1.0, 1.5, 2.0, 3.0), (1.0, 0.3)
+SCALES_OF_SHARED = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)  # temperatures below 1 leave pictures of a class too much alike
 BUDGET_SHARE = 0.03  # of the rows that training read, that the search may draw
 LEAST_CAPTIONS, MOST_DRAWN = 16, 400  # captions without which there is no search; pictures drawn at each setting
+LEAST_SHARED = 100  # pictures at each setting, without which distances say nothing
 MARGIN = 2.0  # standard errors within which two shares of right pictures count as equal
 
 Setting = tuple[float, float]  # guidance scale and temperature
@@ -49,6 +52,29 @@ class GuidanceFound:
         )
 
 
+@dataclass
+class GuidanceByDistance:
+    """The result of a search over captions that pictures share.
+
+    Attributes:
+        scale, temperature: what to draw with.
+        distance: for each scale that was tried, the Frechet distance of the pictures drawn.
+        drawn: pictures at each scale.
+    """
+
+    scale: float
+    temperature: float
+    distance: dict[float, float]
+    drawn: int
+
+    def __str__(self) -> str:
+        tried = ", ".join(f"{distance:.1f} at {scale:g}" for scale, distance in self.distance.items())
+        return (
+            f"guidance {self.scale:g} by default: the Frechet distance over {EXTRACTOR} of {self.drawn} pictures, "
+            f"drawn for captions that several share, from validation's is {tried}"
+        )
+
+
 def search_guidance(
     captions: CaptionsDrawn,
     pipe: TextToImagePipeline,
@@ -71,9 +97,8 @@ def search_guidance(
         None where the budget is too small for a search; the usual setting where no caption drew its picture.
     """
     settings = list(product(sorted({*scales, usual[0]}), sorted({*temperatures, usual[1]}, reverse=True)))
-    cost = sum(1 if scale == 1 else 2 for scale, _ in settings)  # rows that one caption takes
     count = len(captions.held_out) + len(captions.seen)
-    drawn = min(int(BUDGET_SHARE * rows_trained / cost), MOST_DRAWN)
+    drawn = _pictures_to_draw([scale for scale, _ in settings], rows_trained)
     if min(drawn, count) < LEAST_CAPTIONS:
         return None
     right: dict[Setting, list[np.ndarray]] = {setting: [] for setting in settings}
@@ -95,6 +120,37 @@ def search_guidance(
     return GuidanceFound(scale, temperature, {one: float(each.mean()) for one, each in shares.items()}, means, drawn)
 
 
+def search_guidance_of_shared(
+    captions: CaptionsShared,
+    pipe: TextToImagePipeline,
+    usual: Setting,
+    rows_trained: float,
+    scales: tuple[float, ...] = SCALES_OF_SHARED,
+) -> GuidanceByDistance | None:
+    """Draw the captions at each scale and at the usual temperature, with the same random numbers, and take the scale
+    whose pictures are nearest to real ones.
+
+    Args:
+        usual, rows_trained, scales: as in `search_guidance`.
+
+    Returns:
+        None where the budget is too small for a search.
+    """
+    tried = sorted({*scales, usual[0]})
+    drawn = _pictures_to_draw(tried, rows_trained)
+    if drawn < LEAST_SHARED:
+        return None
+    distance = {scale: captions.distance(pipe, drawn, scale, usual[1]) for scale in tried}
+    return GuidanceByDistance(min(distance, key=lambda scale: distance[scale]), usual[1], distance, drawn)
+
+
+def _pictures_to_draw(scales: Sequence[float], rows_trained: float) -> int:
+    """At each of the settings with these scales: guidance takes two rows for each picture, and the budget is a share of
+    the rows that training has read."""
+    rows = sum(1 if scale == 1 else 2 for scale in scales)
+    return min(int(BUDGET_SHARE * rows_trained / rows), MOST_DRAWN)
+
+
 def _is_less(one: np.ndarray, best: np.ndarray) -> bool:
     """Whether fewer pictures were right than with the best, by more than chance."""
     gain = best - one
@@ -110,14 +166,16 @@ def settle_defaults(
     options: LanguageModelOptions,
     pipe: TextToImagePipeline,
     captions: Callable[[], CaptionsDrawn | None],
+    shared: Callable[[], CaptionsShared | None],
     rows: int,
     tell: Callable[[str], None],
 ) -> None:
     """Give the pipeline's vocabulary the guidance and the temperature that are found, where the options leave them open
-    and there are captions that say which picture is meant.
+    and there are captions to draw.
 
     Args:
-        captions: called where there is something to find.
+        captions: that say which picture is meant; called where there is something to find.
+        shared: those that several pictures have; called where there are none of the former.
         rows: that the model has learned from.
         tell: is called with what was found, or why nothing was.
     """
@@ -129,9 +187,12 @@ def settle_defaults(
     if len(fixed) == 2:
         return
     usual = vocabulary.default_guidance, vocabulary.default_temperature
-    drawn = captions()
+    found: GuidanceFound | GuidanceByDistance | None = None
     try:
-        found = search_guidance(drawn, pipe, usual, rows, **fixed) if drawn else None
+        if drawn := captions():
+            found = search_guidance(drawn, pipe, usual, rows, **fixed)
+        elif "scales" not in fixed and (of_classes := shared()):
+            found = search_guidance_of_shared(of_classes, pipe, usual, rows)
     except (ValueError, RuntimeError) as error:  # the model is worth more than its guidance
         tell(f"no search for the default guidance: {error}")
         return
