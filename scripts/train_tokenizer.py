@@ -72,6 +72,7 @@ def main(options: ImageTokenizerOptions) -> None:
     stage_loss = build_loss(
         options, accelerator, photographs and options.is_quantized, tokenizer.config, train_own, seed=options.seed,
         reconstruction_loss=options.reconstruction_loss, spectral_weight=options.spectral_weight,
+        judges_drawn=options.codes_from is not None,
     )  # fmt: skip
     trained.prepare(stage_loss)
     run.begin()

@@ -25,7 +25,13 @@ from pipelines.training import image_tokenizer_losses
 from pipelines.training.adversary import Adversary
 from pipelines.training.drawn_codes import DrawnCodes
 from pipelines.training.image_tokenizer import detect_photographs
-from pipelines.training.image_tokenizer_losses import MATCHING_WEIGHT, PHOTOGRAPH_WEIGHTS, StageOneLoss, build_loss
+from pipelines.training.image_tokenizer_losses import (
+    ADVERSARIAL_WEIGHT,
+    MATCHING_WEIGHT,
+    PHOTOGRAPH_WEIGHT,
+    StageOneLoss,
+    build_loss,
+)
 from pipelines.training.loop import Loop
 from scripts import train_tokenizer
 from tokenizer_image import VQVAE, VQVAEConfig, load_tokenizer
@@ -224,8 +230,7 @@ def test_photographs_get_networks_without_a_grid():
 @pytest.mark.parametrize("size", (64, 128, 256))
 def test_configuration_files_are_the_presets(size):
     given = yaml.safe_load((ROOT / "configs" / f"photographs{size}.yaml").read_text())
-    weights = {name: given.pop(f"{name}_weight") for name in PHOTOGRAPH_WEIGHTS}
-    assert weights == PHOTOGRAPH_WEIGHTS and given.pop("photographs") is True
+    assert given.pop("perceptual_weight") == PHOTOGRAPH_WEIGHT and given.pop("photographs") is True
     assert given == {"image_size": size, **preset(size, photographs=True)}
 
 
@@ -237,25 +242,38 @@ def test_weights_follow_the_pictures_and_the_options(accelerator, capsys):
     drawn = built(options(), accelerator, False)
     assert drawn.is_plain and capsys.readouterr().out == ""
     found = built(options(), accelerator, True)
-    assert found.weights == {"pixels": 1.0, **PHOTOGRAPH_WEIGHTS}
-    assert "shares of the gradient" in capsys.readouterr().out
+    assert found.weights == {"pixels": 1.0, "perceptual": PHOTOGRAPH_WEIGHT} and found.adversary is None
+    assert "shares of the gradient" in (said := capsys.readouterr().out) and "discriminator" not in said
+    assert built(options(adversarial_weight=0.5), accelerator, True).adversary is not None
+    assert "discriminator from 20% on" in capsys.readouterr().out
     given = built(options(perceptual_weight=0.0, adversarial_weight=0.0), accelerator, True)
     assert given.is_plain
     assert built(options(adversarial_weight=0.2), accelerator, False).weights["adversarial"] == 0.2
     assert not built(options(absolute_share=0.5), accelerator, False).is_plain
 
 
-def test_pictures_below_the_extractors_least_size_are_told(accelerator, capsys, monkeypatch):
+def test_what_small_pictures_are_enlarged_to_is_told(accelerator, capsys, monkeypatch):
     monkeypatch.setitem(extractors._BUILDERS, "efficientnet_lite0", lambda name: Extractor("large", Tiny()))
-    built(options(), accelerator, True)
-    assert "reads pictures of at least 64 pixels: those of 16 are enlarged" in capsys.readouterr().out
+    loss = built(options(), accelerator, True)
+    assert "efficientnet_lite0 reads pictures of 16 pixels enlarged to 128" in capsys.readouterr().out
+    assert loss.perceptual is not None and loss.perceptual.size == 128
+    loss = built(options(perceptual_size=0), accelerator, True)
+    assert "efficientnet_lite0 reads pictures of 16 pixels enlarged to 64" in capsys.readouterr().out
+    assert loss.perceptual is not None and loss.perceptual.size is None
+
+
+def test_an_extractor_that_resizes_by_itself_is_left_to_it(accelerator, capsys, monkeypatch):
+    own = Extractor("own", Tiny(), size=32, resize=lambda pixels, size: pixels)
+    monkeypatch.setitem(extractors._BUILDERS, "efficientnet_lite0", lambda name: own)
+    loss = built(options(), accelerator, True)
+    assert loss.perceptual is not None and loss.perceptual.size is None
 
 
 def test_without_an_extractor_the_discriminators_features_take_its_place(accelerator, capsys, monkeypatch):
     monkeypatch.setattr("pipelines.training.image_tokenizer_losses.missing_package", lambda name: "the_package")
     loss = built(options(), accelerator, True)
     assert loss.weights == {
-        "pixels": 1.0, "adversarial": PHOTOGRAPH_WEIGHTS["adversarial"], "matching": MATCHING_WEIGHT
+        "pixels": 1.0, "adversarial": ADVERSARIAL_WEIGHT, "matching": MATCHING_WEIGHT
     }  # fmt: skip
     assert "the-package is not installed" in capsys.readouterr().out
     output = tiny_tokenizer().train()(batch := pictures())
@@ -286,7 +304,7 @@ def test_a_classifier_of_captions_is_learned_first_and_used_again(tmp_path, caps
     )
     said = capsys.readouterr().out
     assert "classifier of 2 captions: 100% of held-out pictures right, chance 50.0%" in said
-    term = f"perceptual {PHOTOGRAPH_WEIGHTS['perceptual']:g}"
+    term = f"perceptual {PHOTOGRAPH_WEIGHT:g}"
     assert term in said and "perceptual" in lines[0], "--extractor asks for its term"
     saved = json.loads((tmp_path / "run" / "classifier" / "classifier.json").read_text())
     assert sorted(saved["captions"]) == ["across", "down"], "one with a caption of its own is no class"
@@ -334,11 +352,11 @@ def photographs(tmp_path_factory) -> Path:
 
 
 def test_a_run_with_a_discriminator_resumes_to_the_last_bit(photographs, tmp_path, capsys):
-    whole = run(tmp_path / "whole", photographs, adversarial_start=0.3)
+    whole = run(tmp_path / "whole", photographs, adversarial_weight=0.5, adversarial_start=0.3)
     assert "taken for photographs" in capsys.readouterr().out
     lines = [line for line in whole if "loss" in line]
     assert "adversarial" not in lines[1] and {"adversarial", "share_adversarial", "accuracy_drawn"} <= lines[2].keys()
-    run(tmp_path / "cut", photographs, adversarial_start=0.3, max_steps=6)
+    run(tmp_path / "cut", photographs, adversarial_weight=0.5, adversarial_start=0.3, max_steps=6)
     for newest in ("checkpoint-6", "checkpoint-4"):  # as if it had been killed after step 5, or before it
         target = tmp_path / "again"
         shutil.copytree(tmp_path / "cut", target)
@@ -346,7 +364,7 @@ def test_a_run_with_a_discriminator_resumes_to_the_last_bit(photographs, tmp_pat
         (target / "run.json").write_text(json.dumps({**info, "finished": False}))
         if newest == "checkpoint-4":
             shutil.rmtree(target / "checkpoints" / "checkpoint-6")
-        run(target, photographs, adversarial_start=0.3, resume=True)
+        run(target, photographs, adversarial_weight=0.5, adversarial_start=0.3, resume=True)
         for name in ("model.safetensors", "checkpoints/checkpoint-6/state.safetensors"):
             assert (target / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
         shutil.rmtree(target)
@@ -371,7 +389,7 @@ def on_two_processes(rank: int, port: int, pictures_folder: Path, folder: Path) 
     extractors._BUILDERS["efficientnet_lite0"] = lambda name: tiny_extractor(seed=0)
     image_tokenizer_losses.missing_package = lambda name: None
     adversary_module.FIRST_ACCURACY = 0.6
-    run(folder / "whole", pictures_folder, adversarial_start=0.3)
+    run(folder / "whole", pictures_folder, adversarial_weight=0.5, adversarial_start=0.3)
     finish_step = Loop.finish_step
 
     def stop_after_four(self: Loop, *args: Any, **values: Any) -> None:
@@ -381,9 +399,9 @@ def on_two_processes(rank: int, port: int, pictures_folder: Path, folder: Path) 
 
     Loop.finish_step = stop_after_four  # type: ignore[method-assign]
     with pytest.raises(KeyError):
-        run(folder / "cut", pictures_folder, adversarial_start=0.3)
+        run(folder / "cut", pictures_folder, adversarial_weight=0.5, adversarial_start=0.3)
     Loop.finish_step = finish_step  # type: ignore[method-assign]
-    run(folder / "cut", pictures_folder, adversarial_start=0.3, resume=True)
+    run(folder / "cut", pictures_folder, adversarial_weight=0.5, adversarial_start=0.3, resume=True)
 
 
 def test_two_processes_share_a_discriminator_and_resume(photographs, tmp_path):
@@ -401,7 +419,14 @@ def test_two_processes_share_a_discriminator_and_resume(photographs, tmp_path):
 
 def test_a_decoder_that_finishes_alone_keeps_codes(photographs, tmp_path):
     run(tmp_path / "first", photographs)
-    run(tmp_path / "second", photographs, init_from=str(tmp_path / "first"), train="decoder", adversarial_start=0.0)
+    run(
+        tmp_path / "second",
+        photographs,
+        init_from=str(tmp_path / "first"),
+        train="decoder",
+        adversarial_weight=0.5,
+        adversarial_start=0.0,
+    )
     first, second = (load_tokenizer(tmp_path / name) for name in ("first", "second"))
     assert isinstance(first, VQVAE) and isinstance(second, VQVAE)
     assert first.fingerprint == second.fingerprint
@@ -427,10 +452,10 @@ def test_codes_from_a_model_are_decoded_and_judged(photographs, tmp_path, capsys
 def test_codes_from_a_model_need_a_discriminator(photographs, tmp_path):
     pipe = tiny_pipeline(tokenizer=tiny_tokenizer(patch_size=4))
     pipe.save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"--codes_from .*only a discriminator .* give --adversarial_weight 0.5"):
+    with pytest.raises(ValueError, match=r"--codes_from .*only a discriminator .* leave --adversarial_weight out"):
         run(
             tmp_path / "run", photographs, init_from=str(tmp_path / "model" / "image_tokenizer"), train="decoder",
-            codes_from=str(tmp_path / "model"), photographs=False,
+            codes_from=str(tmp_path / "model"), adversarial_weight=0.0,
         )  # fmt: skip
     assert not (tmp_path / "run").exists()
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from tokenizer_image.losses import extractors
 from tokenizer_image.losses.balance import GradientBalancer
@@ -218,6 +219,20 @@ def test_the_perceptual_distance_by_hand():
     expected = torch.stack(depths).mean() + 0.3 * logits
     assert PerceptualLoss(extractor, 0.3)(one, other).item() == pytest.approx(expected.item())
     assert PerceptualLoss(extractor, 0.3)(one, one).item() == 0
+
+
+def test_small_pictures_are_read_enlarged_and_as_many_as_have_no_more_pixels():
+    extractor = tiny_extractor()
+    one, other = pictures(9), pictures(9).requires_grad_()
+    loss = PerceptualLoss(extractor, size=32)(one, other)
+    first = [F.interpolate(part[:2], (32, 32), mode="bicubic") for part in (one, other)]  # of 9 pictures a quarter
+    assert loss.item() == pytest.approx(PerceptualLoss(extractor)(*first).item())
+    loss.backward()
+    assert other.grad is not None
+    assert [bool(each.any()) for each in other.grad] == [True, True, *[False] * 7]
+    plain = PerceptualLoss(extractor)(one, other).item()
+    assert PerceptualLoss(extractor, size=16)(one, other).item() == plain, "pictures of this size are read as they are"
+    assert PerceptualLoss(extractor, size=64)(one[:1], other[:1]).item() > 0, "at least one is read"
 
 
 def test_channels_may_have_weights():

@@ -21,8 +21,8 @@ class LossOptions:
     )
     perceptual_weight: float | None = option(
         None,
-        "share of the gradient that features of --extractor get, beside 1 for pixels (default: by the pictures; 4 with "
-        "--extractor)",
+        "share of the gradient that features of --extractor get, beside 1 for pixels (default: 20 for "
+        "photographs and with --extractor, else 0)",
         not_negative=True,
     )  # fmt: skip
     logits_weight: float = option(
@@ -38,10 +38,18 @@ class LossOptions:
         "classifier of the data set's captions that is trained first, or 'classifier=FOLDER', one that an earlier run "
         "left",
     )
-    adversarial_weight: float | None = option(
-        None, "share of the gradient that a patch discriminator gets, beside 1 for pixels (default: by the pictures)",
+    perceptual_size: int = option(
+        128,
+        "side that smaller pictures are enlarged to for --extractor, which sees little in pictures much smaller than "
+        "those it learned from; so many of a batch are read that this costs no more; 0: as they are",
         not_negative=True,
-    )  # fmt: skip
+    )
+    adversarial_weight: float | None = option(
+        None,
+        "share of the gradient that a patch discriminator gets, beside 1 for pixels (default: 0.5 where there is no "
+        "extractor and with --codes_from, else 0)",
+        not_negative=True,
+    )
     adversarial_start: float = option(
         0.2, "share of the budget after which the discriminator comes in", within="[0, 1)"
     )

@@ -49,7 +49,7 @@ def draw_codes(
     if not has_discriminator:
         raise ValueError(
             f"--codes_from {options.codes_from}: only a discriminator learns from drawn pictures, and there is none; "
-            "give --adversarial_weight 0.5, or --photographs"
+            "leave --adversarial_weight out, or give 0.5"
         )
     pipe = TextToImagePipeline.from_pretrained(options.codes_from, device=accelerator.device)
     size, side = tuple(pipe.vocabulary.image_size), tokenizer.config.image_size

@@ -24,9 +24,10 @@ from tokenizer_image.vqvae import VQVAEOutput
 
 TERMS = ("pixels", "perceptual", "adversarial", "matching")
 ADVERSARIAL = {"adversarial", "matching"}  # those of the discriminator
-PHOTOGRAPH_WEIGHTS = {"perceptual": 4.0, "adversarial": 0.5}  # beside 1 for pixels
+PHOTOGRAPH_WEIGHT = 20.0  # of an extractor's features, beside 1 for pixels
 SPECTRAL_WEIGHT = 0.3  # of sounds
-MATCHING_WEIGHT = 1.0  # of the discriminator's features, where they stand in for an extractor's
+# Of a discriminator and of its features, where these stand in for an extractor's, or it judges drawn pictures.
+ADVERSARIAL_WEIGHT, MATCHING_WEIGHT = 0.5, 1.0
 ADVICE_STEPS = 1000  # between two pieces of advice about the discriminator
 Output = VQVAEOutput | AutoencoderOutput
 
@@ -185,43 +186,35 @@ def build_loss(
     seed: int,
     reconstruction_loss: str = "squared",
     spectral_weight: float | None = None,
+    judges_drawn: bool = False,
 ) -> StageOneLoss:
     """What the options ask for, and where they leave it open, what suits photographs or drawings; it is told.
 
     Args:
-        photographs: whether perceptual and adversarial terms are there by default.
+        photographs: whether there is a perceptual term by default.
         config: of the image model.
         own_extractor: trains the classifier of --extractor captions, and returns its name.
         seed: of the discriminator.
         reconstruction_loss: the pixels' error, by name.
         spectral_weight: of the STFT's magnitudes, of sounds (default `SPECTRAL_WEIGHT`).
+        judges_drawn: whether there are drawn pictures, which a discriminator alone learns from.
     """
-    defaults = PHOTOGRAPH_WEIGHTS if photographs else dict.fromkeys(PHOTOGRAPH_WEIGHTS, 0.0)
-    if options.extractor != LossOptions.extractor:
-        defaults = {**defaults, "perceptual": PHOTOGRAPH_WEIGHTS["perceptual"]}
-    perceptual, adversarial = (
-        defaults[name] if (given := getattr(options, f"{name}_weight")) is None else given for name in defaults
-    )
+    usual = PHOTOGRAPH_WEIGHT if photographs or options.extractor != LossOptions.extractor else 0.0
+    perceptual = usual if options.perceptual_weight is None else options.perceptual_weight
     name = own_extractor() if options.extractor == CAPTIONS and perceptual else options.extractor
-    package = missing_package(name)
-    matching = options.feature_matching_weight
-    if perceptual and package is not None:  # an option that asks for it ends earlier
-        perceptual, matching = 0.0, MATCHING_WEIGHT if matching is None else matching
+    package = missing_package(name) if perceptual else None
+    if package is not None:  # an option that asks for it ends earlier
+        perceptual = 0.0
         say(
             accelerator,
-            f"{package.replace('_', '-')} is not installed: features of the discriminator are compared in place of "
+            f"{package.replace('_', '-')} is not installed: features of a discriminator are compared in place of "
             f"{name}'s, which are better ({INSTALL})",
         )
-    matching = matching or 0.0
-    extractor = None
-    if perceptual:
-        extractor = load_extractor(name).to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if config.image_size < extractor.least_size:
-            say(
-                accelerator,
-                f"{name} reads pictures of at least {extractor.least_size} pixels: those of "
-                f"{config.image_size} are enlarged for it",
-            )
+    adversarial, matching = options.adversarial_weight, options.feature_matching_weight
+    if adversarial is None:
+        adversarial = ADVERSARIAL_WEIGHT if package is not None or judges_drawn else 0.0
+    if matching is None:
+        matching = MATCHING_WEIGHT if package is not None else 0.0
     adversary = None
     if adversarial or matching:
         adversary = Adversary(
@@ -234,7 +227,7 @@ def build_loss(
     said = [f"{name} {weight:g}" for name, weight in {"pixels": 1.0, **weights}.items() if weight]
     if len(said) > 1:
         unit = "shares of the gradient" if options.balance_gradients else "weights"
-        start = f"; discriminator from {options.adversarial_start:.0%} on" if config.signal is None else ""
+        start = f"; discriminator from {options.adversarial_start:.0%} on" if adversary is not None else ""
         say(accelerator, f"loss: {', '.join(said)} ({unit}){start}")
     own_error = config.reconstruction_loss if isinstance(config, AutoencoderConfig) else "squared"
     absolute_share = 1.0 if reconstruction_loss == "absolute" else options.absolute_share
@@ -242,9 +235,19 @@ def build_loss(
         accelerator,
         ReconstructionLoss(absolute_share, options.frequency_weight),
         weights,
-        perceptual=None if extractor is None else PerceptualLoss(extractor, options.logits_weight),
+        perceptual=_perceptual_loss(options, name, accelerator, config.image_size) if perceptual else None,
         adversary=adversary,
         adversarial_start=options.adversarial_start,
         balanced=options.balance_gradients,
         own_error=own_error,
     ).to(accelerator.device)
+
+
+def _perceptual_loss(options: LossOptions, name: str, accelerator: Accelerator, image_size: int) -> PerceptualLoss:
+    """The distance over the features of this extractor; what it enlarges pictures to is told."""
+    extractor = load_extractor(name).to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    size = options.perceptual_size if extractor.resize is None else 0  # else it enlarges all pictures by itself
+    read_at = max(size, extractor.least_size)
+    if image_size < read_at:
+        say(accelerator, f"{name} reads pictures of {image_size} pixels enlarged to {read_at}")
+    return PerceptualLoss(extractor, options.logits_weight, size or None)

@@ -28,7 +28,7 @@ from pipelines.options.parser import run_command
 from scripts.benchmarks.figures import BenchmarkOptions, Row, row, show, write_rows
 
 SCRIPTS = Path(__file__).resolve().parents[1]
-LOSSES = ("--photographs", "--adversarial_start", "0.1")
+LOSSES = ("--photographs", "--adversarial_weight", "0.5", "--adversarial_start", "0.1")
 TIMEOUT = 3600.0  # seconds that a run may take, on a busy machine too
 CHANGED = "import runpy, sys\nsys.argv = sys.argv[1:]\n{}\nrunpy.run_path(sys.argv[0], run_name='__main__')"
 

@@ -30,18 +30,31 @@ class PerceptualLoss(nn.Module):
     Args:
         extractor: frozen.
         logits_weight: of the logits' term, at least 0, beside the features' weight 1.
+        size: pixels that the shorter side of smaller pictures is enlarged to: a classifier sees little in pictures
+            much smaller than those it learned from. So many of a batch are read, its first ones, that these have no
+            more pixels than the batch itself. None: all are read as they are.
     """
 
-    def __init__(self, extractor: Extractor, logits_weight: float = 0.0) -> None:
+    def __init__(self, extractor: Extractor, logits_weight: float = 0.0, size: int | None = None) -> None:
         super().__init__()
-        self.extractor, self.logits_weight = extractor, logits_weight
+        self.extractor, self.logits_weight, self.size = extractor, logits_weight, size
 
     def forward(self, pixel_values: torch.Tensor, reconstruction: torch.Tensor) -> torch.Tensor:
         """Two (B, C, H, W) about [-1, 1] to a scalar in float32."""
         with torch.no_grad():
-            wanted = self.extractor(pixel_values)
-        terms = self.terms(wanted, self.extractor(reconstruction))
+            wanted = self.extractor(self._enlarged(pixel_values))
+        terms = self.terms(wanted, self.extractor(self._enlarged(reconstruction)))
         return terms.features + self.logits_weight * terms.logits
+
+    def _enlarged(self, pictures: torch.Tensor) -> torch.Tensor:
+        """The first pictures of (B, C, H, W) at the size that they are read at."""
+        sides = pictures.shape[2:]
+        if self.size is None or min(sides) >= self.size:
+            return pictures
+        scale = self.size / min(sides)
+        count = max(1, int(len(pictures) / scale**2))
+        height, width = (round(side * scale) for side in sides)
+        return F.interpolate(pictures[:count].float(), (height, width), mode="bicubic")
 
     def terms(self, wanted: Features, found: Features) -> PerceptualTerms:
         """Both distances of two pictures' features, not weighted."""
