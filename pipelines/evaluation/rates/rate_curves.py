@@ -107,6 +107,7 @@ def plot(points: Sequence[RatePoint]) -> Image.Image:
         ImportError: matplotlib is missing.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
 
     figures = [name for name in FIGURES if any(getattr(one.distortion, name) is not None for one in points)]
     series = list(dict.fromkeys(one.series for one in points))
@@ -121,7 +122,9 @@ def plot(points: Sequence[RatePoint]) -> Image.Image:
                 axes.plot(rates, values, color=colour, label=one, linestyle="-" if number < 10 else "--")
                 marks = [(getattr(point, rate), getattr(point.distortion, name)) for point in members]
                 axes.scatter([bits for bits, _ in marks], [value for _, value in marks], s=12, color=colour)
-            axes.set(xscale="log", xlabel=f"bits a picture, {words}", ylabel=FIGURES[name])
+            axes.set(xlabel=f"bits a picture, {words}", ylabel=FIGURES[name])
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(ScalarFormatter())  # 256, not 2^8
             if name in ("mse", "frechet"):
                 axes.set_yscale("log")
             axes.grid(alpha=0.3)
