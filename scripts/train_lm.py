@@ -19,7 +19,6 @@ from pipelines.options.parser import run_command
 if TYPE_CHECKING:
     from lm.generation.guess_table import GuessTable
     from pipelines.training.captions_drawn import CaptionsDrawn
-    from pipelines.training.captions_shared import CaptionsShared
     from pipelines.training.loop import Loop
 
 BETAS = (0.9, 0.95)
@@ -140,17 +139,11 @@ def main(options: LanguageModelOptions) -> None:
     optimizers = optimizers_of(options, model, default_learning_rate(options, model), BETAS)
     prepared = prepare(accelerator, loss_module, optimizers)
     shares = options.loss_shares(vocabulary.formats)
-    prompts = choose_prompts(validation_source, only_drawing=signal_settings_of(tokenizer) is not None)
+    draws_pictures = signal_settings_of(tokenizer) is None
+    prompts = choose_prompts(validation_source, only_drawing=not draws_pictures)
 
     def find_captions() -> CaptionsDrawn | None:
-        if signal_settings_of(tokenizer):  # drawn pictures are compared by their pixels
-            return None
-        return choose_captions(cache, validation_cache, vocabulary, DRAWN_CAPTIONS)
-
-    def find_shared_captions() -> CaptionsShared | None:
-        if signal_settings_of(tokenizer):
-            return None
-        return choose_shared_captions(cache, validation_cache, vocabulary)
+        return choose_captions(cache, validation_cache, vocabulary, DRAWN_CAPTIONS) if draws_pictures else None
 
     captions = find_captions() if recipe.is_repetitive and not is_sharded(accelerator) else None
 
@@ -186,7 +179,8 @@ def main(options: LanguageModelOptions) -> None:
             plain = (adapted.merge() if adapted else plain).to(device)
             settle_defaults(
                 options, drawing_pipeline(tokenizer, plain, vocabulary),
-                lambda: captions or find_captions(), find_shared_captions,
+                lambda: captions or find_captions(),
+                lambda: choose_shared_captions(cache, validation_cache, vocabulary) if draws_pictures else None,
                 loop.progress.step * options.batch_size, partial(say, accelerator),
             )  # fmt: skip
         with run.writing(run.folder):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,11 +11,11 @@ from lm.data.token_cache import TokenCache
 from lm.vocabulary import MultimodalVocabulary
 from pipelines.drawing.captions import caption_room, cut_caption
 from pipelines.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
+from pipelines.evaluation.metrics.reconstruction import as_8_bit
 from pipelines.evaluation.pictures_compared import BATCH, ExtractorPair
 from pipelines.text_to_image import TextToImagePipeline
 from pipelines.training.captions_drawn import CaptionedPicture, captioned_pictures, draws_captions
 from tokenizer_image.losses.extractors import INSTALL, missing_package
-from tokenizer_image.preprocessing import postprocess
 
 EXTRACTOR = "efficientnet_lite0"
 SIDE = 128  # pixels that it reads pictures at: smaller ones are beyond what it was trained on, larger ones cost more
@@ -37,25 +36,26 @@ class CaptionsShared:
 
     def distance(self, pipe: TextToImagePipeline, count: int, guidance_scale: float, temperature: float) -> float:
         """Of `count` pictures, drawn for the first captions, which begin anew after the last; the same random numbers
-        at each setting. Only distances over as many pictures can be compared."""
+        at each setting. Only distances over as many pictures can be compared.
+
+        Raises:
+            ValueError: the model has no room for any of the captions.
+        """
         if self._real is None or self._extractors is None:
             self._extractors = ExtractorPair.load(EXTRACTOR, None, SIDE, pipe.device)
-            self._real = self._statistics(pipe, [one.codes for one in self.pictures[:REAL]])
+            codes = torch.from_numpy(np.stack([one.codes.astype(np.int64) for one in self.pictures]))
+            decoded = (pipe.decode_codes(part) for part in codes.to(pipe.device).split(BATCH))
+            self._real = self._extractors.features_of(as_8_bit(part) for part in decoded).statistics
         room = caption_room(pipe.model, pipe.vocabulary)
-        captions = [cut_caption(pipe.vocabulary, one.caption, room) for one in self.pictures]
+        captions = [cut_caption(pipe.vocabulary, one.caption, room) for one in self.pictures[:count]]
         captions = [caption for caption in captions if caption]
+        if not captions:
+            raise ValueError(f"no caption has a first word of {room} tokens or less, which the model has room for")
         pipe.set_progress_bar_config(disable=True)
         asked = [captions[index % len(captions)] for index in range(count)]
         output = pipe(asked, guidance_scale=guidance_scale, temperature=temperature, seed=0, output_type="pt")
-        return frechet_distance(self._real, self._statistics(pipe, list(output.codes.cpu().numpy())))
-
-    def _statistics(self, pipe: TextToImagePipeline, codes: Sequence[np.ndarray]) -> FeatureStatistics:
-        """Of the features of the pictures that these codes (T,) decode to."""
-        assert self._extractors is not None
-        rows = torch.from_numpy(np.stack([one.astype(np.int64) for one in codes])).to(pipe.device)
-        decoded = (postprocess(pipe.decode_codes(part), "pt") for part in rows.split(BATCH))
-        pictures = ((255 * part).round().to(torch.uint8) for part in decoded)
-        return self._extractors.features_of(pictures).statistics
+        drawn = (255 * torch.as_tensor(output.images)).round().to(torch.uint8)
+        return frechet_distance(self._real, self._extractors.features_of(drawn.split(BATCH)).statistics)
 
 
 def choose_shared_captions(
