@@ -30,8 +30,9 @@ PLAIN_HEADS = frozenset(
 TOKENS_PER_PARAMETER = 1.0  # that a size has to read to be chosen
 # What embeddings and output layer call the layer with the rows of new tokens, where only those are trained (`lm.lora`).
 NEW_ROWS = "new_rows"
-# Standard deviations that the rows of image codes start with.
+# Standard deviations that rows start with: of all tokens in the embeddings, of image codes in the output layer.
 EMBEDDING_SCALE, OUTPUT_SCALE = 0.3, 0.15
+USUAL_BATCH = 64  # that the default learning rate is for
 
 # (layers, hidden_size, intermediate_size), named by rough parameters without embeddings.
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -72,9 +73,12 @@ def affordable_size(largest: str, tokens: Callable[[int], float]) -> str:
     return names[0]
 
 
-def default_learning_rate(hidden_size: int) -> float:
-    """AdamW's peak learning rate: 3e-3 at a width of 192, less in proportion to the width (Yang et al. 2022, muP)."""
-    return 3e-3 * 192 / hidden_size
+def default_learning_rate(hidden_size: int, batch_size: int = USUAL_BATCH) -> float:
+    """AdamW's peak learning rate: 3e-3 at a width of 192 and 64 sequences a step; less in proportion to the width (Yang
+    et al. 2022, muP) and, of smaller batches, to the square root of their size (Malladi et al. 2022, "On the SDEs and
+    scaling rules for adaptive gradient algorithms"). docs/results.md has what that gains.
+    """
+    return 3e-3 * 192 / hidden_size * min(1.0, batch_size / USUAL_BATCH) ** 0.5
 
 
 def model_sizes(
@@ -149,6 +153,17 @@ def build_configuration(
 def build_model(config: PretrainedConfig) -> PreTrainedModel:
     """A stock causal LM with random weights, in float32."""
     return AutoModelForCausalLM.from_config(config)
+
+
+@torch.no_grad()
+def start_text_rows(model: PreTrainedModel, vocabulary: MultimodalVocabulary) -> None:
+    """Start the embeddings of text tokens as large as those of image codes (`start_code_rows`).
+
+    Layers add to an embedding what is small beside a code's and would be large beside a text token's, so that words are
+    hard to tell apart for the first few hundred steps, where theirs start at transformers' 0.02.
+    """
+    rows = model.get_input_embeddings().weight[: vocabulary.image_offset]
+    rows.copy_(torch.randn(rows.shape) * EMBEDDING_SCALE)
 
 
 @torch.no_grad()

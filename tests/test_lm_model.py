@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lm.model import ARCHITECTURES, EMBEDDING_SCALE, OUTPUT_SCALE, build_configuration, build_model, start_code_rows
+from lm.model import (
+    ARCHITECTURES,
+    EMBEDDING_SCALE,
+    OUTPUT_SCALE,
+    build_configuration,
+    build_model,
+    default_learning_rate,
+    start_code_rows,
+    start_text_rows,
+)
 from lm.vocabulary import MultimodalVocabulary, train_text_tokenizer
 from tokenizer_image.layout import build_layout
 
@@ -51,13 +60,21 @@ def test_codes_that_look_alike_start_alike(vocabulary, architecture):
             assert codes[low:high].std().item() == pytest.approx(scale, rel=1e-3)
 
 
-def test_codes_start_larger_than_text(vocabulary):
+def test_text_starts_as_large_as_codes(vocabulary):
     torch.manual_seed(0)
     model = build_model(build_configuration(vocabulary, max_positions=64, **SIZES))
+    start_text_rows(model, vocabulary)
     start_code_rows(model, vocabulary, torch.randn(100, 8))
-    for layer, times in ((model.get_input_embeddings(), 15), (model.get_output_embeddings(), 7.5)):
+    for layer, times in ((model.get_input_embeddings(), 1), (model.get_output_embeddings(), 7.5)):
         texts, codes = layer.weight[: vocabulary.image_offset], layer.weight[vocabulary.image_offset :]
         assert (codes.std() / texts.std()).item() == pytest.approx(times, rel=0.1)
+
+
+def test_learning_rates_follow_width_and_batch():
+    assert default_learning_rate(192) == default_learning_rate(192, 64) == pytest.approx(3e-3)
+    assert default_learning_rate(384) == pytest.approx(1.5e-3)
+    assert default_learning_rate(192, 16) == pytest.approx(1.5e-3)
+    assert default_learning_rate(192, 256) == pytest.approx(3e-3)  # no larger one than was tried
 
 
 def test_codes_that_are_all_alike_keep_their_random_rows(vocabulary):

@@ -10,8 +10,16 @@ from accelerate import Accelerator
 from transformers import AutoConfig, PreTrainedModel
 
 from lm.data.token_cache import TokenCache
-from lm.model import affordable_size, build_configuration, build_model, default_size, model_sizes, start_code_rows
-from lm.model import default_learning_rate as width_learning_rate
+from lm.model import (
+    affordable_size,
+    build_configuration,
+    build_model,
+    default_size,
+    model_sizes,
+    start_code_rows,
+    start_text_rows,
+)
+from lm.model import default_learning_rate as rate_by_size
 from lm.pretrained import (
     check_positions,
     check_tokenizer,
@@ -131,6 +139,7 @@ def build_parts(
         model = build_model(build_configuration(vocabulary, max_positions=positions, **sizes))
         vectors = tokenizer.code_vectors() if hasattr(tokenizer, "code_vectors") else None
         if vectors is not None:
+            start_text_rows(model, vocabulary)
             start_code_rows(model, vocabulary, vectors)
     # Guidance needs what caption dropout teaches.
     dropped = options.caption_dropout_share() > 0 and any(FORMATS[name].drops_captions for name in options.mixture())
@@ -214,8 +223,8 @@ def choose_batch_size(
 
 
 def default_learning_rate(options: LanguageModelOptions, model: PreTrainedModel) -> float:
-    """AdamW's peak learning rate: --learning_rate, else by width, and a quarter of that for all weights of a pretrained
-    model."""
-    rate = width_learning_rate(model.config.get_text_config().hidden_size)
+    """AdamW's peak learning rate: --learning_rate, else by width and batch, and a quarter of that for all weights of a
+    pretrained model."""
+    rate = rate_by_size(model.config.get_text_config().hidden_size, options.batch_size or BATCH_SIZE)
     share = ADAPTER_SHARE if options.lora_rank else PRETRAINED_SHARE if options.lm_name_or_path else 1.0
     return options.learning_rate or share * rate
