@@ -29,7 +29,7 @@ PHOTOGRAPH_NETWORK = {"resampling": "overlapping"}
 # comes before it, whose codes must not depend on what comes after.
 SIGNAL_PRESETS: dict[str, dict[str, Any]] = {
     "audio": {
-        "patch_size": 80, "hidden_sizes": [192, 256, 256], "num_res_blocks": 1, "encoder_kernel_size": 3,
+        "patch_size": 80, "hidden_sizes": [96, 128, 256], "num_res_blocks": 1, "encoder_kernel_size": 3,
         "code_dim": 64, "resampling": "patches", "quantizer": "residual", "codebook_sizes": [1024, 1024, 1024],
     },
     "series": {
