@@ -159,8 +159,7 @@ def build_model(config: PretrainedConfig) -> PreTrainedModel:
 def start_text_rows(model: PreTrainedModel, vocabulary: MultimodalVocabulary) -> None:
     """Start the embeddings of text tokens as large as those of image codes (`start_code_rows`).
 
-    Layers add to an embedding what is small beside a code's and would be large beside a text token's, so that words are
-    hard to tell apart for the first few hundred steps, where theirs start at transformers' 0.02.
+    transformers starts them at 0.02; docs/results.md has what the larger start gains.
     """
     rows = model.get_input_embeddings().weight[: vocabulary.image_offset]
     rows.copy_(torch.randn(rows.shape) * EMBEDDING_SCALE)
