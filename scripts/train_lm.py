@@ -136,16 +136,19 @@ def main(options: LanguageModelOptions) -> None:
     loss_module = NextTokenLoss(model.train(), vocabulary.id_ranges, options.z_loss_weight)
     if options.compile:
         compile_layers(accelerator, loss_module, order)
-    optimizers = optimizers_of(options, model, default_learning_rate(options, model), BETAS)
+    learning_rate = default_learning_rate(options, model, run.info)
+    optimizers = optimizers_of(options, model, learning_rate, BETAS)
     prepared = prepare(accelerator, loss_module, optimizers)
     shares = options.loss_shares(vocabulary.formats)
-    draws_pictures = signal_settings_of(tokenizer) is None
+    signals = signal_settings_of(tokenizer)
+    draws_pictures, signal = signals is None, signals.signal if signals else ""
     prompts = choose_prompts(validation_source, only_drawing=not draws_pictures)
 
     def find_captions() -> CaptionsDrawn | None:
-        return choose_captions(cache, validation_cache, vocabulary, DRAWN_CAPTIONS) if draws_pictures else None
+        return choose_captions(cache, validation_cache, vocabulary, DRAWN_CAPTIONS, signal)
 
-    captions = find_captions() if recipe.is_repetitive and not is_sharded(accelerator) else None
+    judges_drawn = recipe.is_repetitive and draws_pictures and not is_sharded(accelerator)
+    captions = find_captions() if judges_drawn else None
 
     def measure() -> dict[str, float]:
         figures = validate(loss_module, validation_source, accelerator)
@@ -216,6 +219,7 @@ def main(options: LanguageModelOptions) -> None:
         recipe=recipe.to_dict(),
         lm_size=size,
         batch_size=options.batch_size,
+        learning_rate=learning_rate,
         finished=False,
     )
 

@@ -38,7 +38,7 @@ def main(options: ImageTokenizerOptions) -> None:
     from pipelines.training.averages import AveragedWeights
     from pipelines.training.image_models import build_model, load_init_from
     from pipelines.training.image_tokenizer import as_input, detect_photographs, training_batches
-    from pipelines.training.image_tokenizer_losses import build_loss
+    from pipelines.training.image_tokenizer_losses import build_loss, keep_weights
     from pipelines.training.loop import Loop, Validation
     from pipelines.training.metrics_log import MetricsLog
     from pipelines.training.optimizers import optimizers_of
@@ -68,6 +68,7 @@ def main(options: ImageTokenizerOptions) -> None:
     photographs = detect_photographs(pictures, options, accelerator)
     trained = build_model(options, earlier, pictures, validation_pictures, accelerator, photographs=photographs)
     tokenizer = trained.model
+    keep_weights(options, run.info, accelerator)
     train_own = partial(own_extractor, options, pictures, settings.image_size, accelerator)
     stage_loss = build_loss(
         options, accelerator, photographs and options.is_quantized, tokenizer.config, train_own, seed=options.seed,
@@ -114,7 +115,9 @@ def main(options: ImageTokenizerOptions) -> None:
     )  # fmt: skip
     if options.resume:
         loop.resume()
-    run.write_info(parameters=parameters, training_pictures=len(pictures), finished=False)
+    run.write_info(
+        parameters=parameters, training_pictures=len(pictures), loss_weights=stage_loss.weights, finished=False
+    )
 
     tokenizer.train()
     batches = prefetch(training_batches(pictures, options, loop.progress.step, accelerator))

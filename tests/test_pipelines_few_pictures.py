@@ -19,7 +19,7 @@ from pipelines.training.captions_drawn import CaptionedPicture, CaptionsDrawn, D
 from pipelines.training.captions_shared import CaptionsShared, choose_shared_captions
 from pipelines.training.few_pictures import Recipe, choose_recipe, drawn_figures, expected_epochs, kept_score
 from pipelines.training.guidance_search import Setting, search_guidance, search_guidance_of_shared, settle_defaults
-from pipelines.training.language_model import choose_batch_size, choose_size
+from pipelines.training.language_model import choose_batch_size, choose_size, default_learning_rate
 
 
 class Rows:
@@ -102,6 +102,8 @@ def test_the_kept_weights_are_those_that_draw_best_then_those_of_the_lowest_loss
 
 class Drawn:
     """Captions of which a known share draws its picture at each setting, the same ones each time, at a distance."""
+
+    drew = "their own picture"
 
     def __init__(self, shares: dict[Setting, float], distances: dict[Setting, float], count: int = 64) -> None:
         self.settings, self.held_out, self.seen = (shares, distances), [None] * (count // 2), [None] * (count // 2)
@@ -275,6 +277,20 @@ def test_few_steps_are_made_more_by_smaller_batches():
     assert chosen(1e12, {"batch_size": 16}) == 16, "a resumed run keeps what it has chosen"
     assert chosen(1e7, {"options": {"batch_size": 64}}) == 64, "and one of before what it was given"
     assert chosen(1e7, processes=32) == 32, "every process gets an equal share"
+
+
+def test_a_resumed_run_keeps_the_learning_rate_that_it_chose():
+    model = tiny_model(tiny_vocabulary(tiny_tokenizer()))
+
+    def rate(info: dict | None = None, **options: object) -> float:
+        return default_learning_rate(LanguageModelOptions(**{"batch_size": 16, **options}), model, info or {})
+
+    usual = rate(batch_size=64)
+    assert rate() == pytest.approx(usual / 2)
+    assert rate({"parameters": 1, "learning_rate": 5e-4}) == 5e-4
+    assert rate({"parameters": 1}) == usual, "one of before chose by width alone"
+    assert rate({"parameters": 1, "options": {"learning_rate": 7e-4}}) == 7e-4, "or was given one"
+    assert rate({"parameters": 1, "learning_rate": 5e-4}, learning_rate=1e-4) == 1e-4
 
 
 def test_epochs_of_minutes_follow_from_the_machines_speed():

@@ -31,6 +31,7 @@ from pipelines.training.image_tokenizer_losses import (
     PHOTOGRAPH_WEIGHT,
     StageOneLoss,
     build_loss,
+    keep_weights,
 )
 from pipelines.training.loop import Loop
 from scripts import train_tokenizer
@@ -250,6 +251,26 @@ def test_weights_follow_the_pictures_and_the_options(accelerator, capsys):
     assert given.is_plain
     assert built(options(adversarial_weight=0.2), accelerator, False).weights["adversarial"] == 0.2
     assert not built(options(absolute_share=0.5), accelerator, False).is_plain
+
+
+def test_a_resumed_run_keeps_the_weights_that_it_began_with(accelerator, capsys):
+    begun = {"parameters": 1, "loss_weights": {"pixels": 1.0, "adversarial": 0.25}}
+    resumed = options(feature_matching_weight=2.0)
+    keep_weights(resumed, begun, accelerator)
+    loss = built(resumed, accelerator, True)
+    assert loss.weights == {"pixels": 1.0, "adversarial": 0.25, "matching": 2.0}
+    capsys.readouterr()
+    new, older = options(), options()
+    keep_weights(new, {}, accelerator)
+    assert new == options() and capsys.readouterr().out == ""
+    keep_weights(older, {"parameters": 1}, accelerator)
+    assert older == options() and "earlier version" in capsys.readouterr().out
+
+
+def test_a_resumed_run_needs_the_extractor_that_it_began_with(accelerator, monkeypatch):
+    monkeypatch.setattr(extractors, "missing_package", lambda name: "some_package")
+    with pytest.raises(ValueError, match="--extractor .* needs the package some-package"):
+        keep_weights(options(), {"loss_weights": {"pixels": 1.0, "perceptual": 20.0}}, accelerator)
 
 
 def test_what_small_pictures_are_enlarged_to_is_told(accelerator, capsys, monkeypatch):

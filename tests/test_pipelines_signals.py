@@ -28,6 +28,8 @@ from pipelines.hub_files import write_hub_files
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from pipelines.options.language_model import LanguageModelOptions
 from pipelines.text_to_signal import drawing_class
+from pipelines.training.captions_drawn import CaptionedPicture, CaptionsDrawn, choose_captions
+from pipelines.training.guidance_search import settle_defaults
 from tokenizer_image.signals.drawn_sounds import EVENTS, DrawnSounds
 from tokenizer_image.signals.folder_signals import SoundFiles
 from tokenizer_image.signals.loading import load_signals
@@ -208,6 +210,41 @@ def test_the_language_model_writes_the_codes_of_sounds(trained):
     assert torch.equal(pipe("a low rising tone", seed=3).codes[0], drawn.codes[0])
     assert [image.size for image in drawn.images] == [(192, 144)] * 2
     assert (trained / "model" / "samples").is_dir() and any((trained / "model" / "samples").iterdir())
+
+
+def test_a_drawn_sound_is_right_where_the_nearest_has_its_caption(trained):
+    """Nearest by spectrogram: a sound counts as like itself played half as loud, and not as like another."""
+    cache = TokenCache(trained / "model" / "token_cache" / "train")
+    vocabulary = TextToSignalPipeline.from_pretrained(trained / "model").vocabulary
+    assert choose_captions(cache, cache, vocabulary, 4) is None, "several sounds have each caption"
+    captions = choose_captions(cache, cache, vocabulary, 4, "audio")
+    assert captions is not None and captions.by_caption and (len(captions.held_out), len(captions.seen)) == (4, 4)
+
+    pipe = TextToSignalPipeline.from_pretrained(trained / "model")
+    drawn = pipe(["a low tone", "a high tone"], temperature=0.0, guidance_scale=1.0).codes.numpy()
+    first, second = (CaptionedPicture("a low tone", codes) for codes in drawn)
+    other = CaptionedPicture("a high tone", (drawn[0] + 1) % 16 + 16 * (drawn[0] >= 16))
+    found = CaptionsDrawn([second], [other], [first], by_caption=True).drawn(pipe, [0, 1], 1.0, 0.0)
+    assert found.right.tolist() == [True, False] and found.distance[1] > 0
+    by_codes = CaptionsDrawn([CaptionedPicture("a low tone", other.codes)], [], [first])
+    assert by_codes.drawn(pipe, [0], 1.0, 0.0).right.tolist() == [False]
+
+
+def test_guidance_and_temperature_of_sounds_are_searched(trained):
+    folder, said = trained / "model", list[str]()
+    cache, pipe = TokenCache(folder / "token_cache" / "train"), TextToSignalPipeline.from_pretrained(folder)
+    captions = choose_captions(cache, cache, pipe.vocabulary, 16, "audio")
+    settle_defaults(LanguageModelOptions(), pipe, lambda: captions, lambda: None, 10_000, said.append)
+    assert "drew what is most like sounds of the same caption" in said[0]
+    found = re.match(r"guidance ([\d.]+) and temperature ([\d.]+) by default", said[0])
+    settings = pipe.vocabulary.default_guidance, pipe.vocabulary.default_temperature
+    assert found and tuple(map(float, found.groups())) == settings
+
+
+def test_series_of_one_caption_have_no_search(trained_series):
+    folder = trained_series / "model"
+    cache, pipe = TokenCache(folder / "token_cache" / "train"), TextToSignalPipeline.from_pretrained(folder)
+    assert choose_captions(cache, cache, pipe.vocabulary, 16, "series") is None
 
 
 def test_generate_writes_wav_files_and_a_sheet(trained, tmp_path):

@@ -1,4 +1,5 @@
-"""How often a caption draws its own picture: what judges a model of few captioned pictures, and finds its guidance."""
+"""How often a caption draws its own picture, or a signal like those of its own: what judges a model of few captioned
+pictures, and finds guidance and temperature."""
 
 from __future__ import annotations
 
@@ -14,16 +15,23 @@ from lm.sequences import FORMATS
 from lm.vocabulary import MultimodalVocabulary
 from pipelines.drawing.captions import caption_room, cut_caption
 from pipelines.text_to_image import TextToImagePipeline
+from pipelines.text_to_signal import TextToSignalPipeline
+from tokenizer_image.losses.spectral import FLOOR, stft_magnitude
+from tokenizer_image.signals.settings import WORDS, signal_settings_of
 
 MOST_CANDIDATES = 1024  # pictures that a drawn one is compared with
 LOOKED_AT = 4096  # rows that captions are looked for in
-LARGEST = 64  # pixels a side that pictures are compared at
+LARGEST = 64  # pixels a side that pictures and frames are compared at; steps, of series
+SPECTROGRAM, WINDOW = (64, 32), 512  # frequencies and times that sounds are compared at; samples of a window
 DISTINCT = 0.9  # share of captions that no other picture has, from which on a caption says which picture is meant
+
+
+Pipeline = TextToImagePipeline | TextToSignalPipeline
 
 
 @dataclass
 class CaptionedPicture:
-    """A picture of the token cache: its first caption, and its codes (T,)."""
+    """A picture, or a signal, of the token cache: its first caption, and its codes (T,)."""
 
     caption: str
     codes: np.ndarray
@@ -32,7 +40,7 @@ class CaptionedPicture:
 @dataclass
 class DrawnRows:
     """Of each row that was drawn: whether its picture is right, bool, and how far it is from the caption's own, as the
-    root of the mean square of the pixels' differences on [0, 1]; 1 for a caption that the model cannot read."""
+    root of the mean square of the differences of `_compared`; 1 for a caption that the model cannot read."""
 
     right: np.ndarray
     distance: np.ndarray
@@ -43,22 +51,26 @@ class CaptionsDrawn:
     """Captions that were learned from and others that were not, and all the pictures that one may be taken for.
 
     A drawn picture is right where, of all candidates, the one that is nearest to it in pixels (as the image tokenizer
-    decodes it) is the caption's own, or has the same codes.
+    decodes it) is the caption's own, or has the same codes; a drawn signal, where the nearest has the same caption.
 
     Attributes:
         held_out, seen: the pictures whose captions are drawn, in an order of their own, not that of the data.
         others: further candidates.
+        drew: what a right one drew, in words.
+        by_caption: another of the same caption is as right as its own.
     """
 
     held_out: list[CaptionedPicture]
     seen: list[CaptionedPicture]
     others: list[CaptionedPicture]
+    drew: str = "their own picture"
+    by_caption: bool = False
 
     def __post_init__(self) -> None:
         self._pixels: torch.Tensor | None = None
 
     def drawn(
-        self, pipe: TextToImagePipeline, rows: Sequence[int], guidance_scale: float, temperature: float, seed: int = 0
+        self, pipe: Pipeline, rows: Sequence[int], guidance_scale: float, temperature: float, seed: int = 0
     ) -> DrawnRows:
         """Draw each of these rows, of `held_out` and then `seen`."""
         pictures = [*self.held_out, *self.seen, *self.others]
@@ -70,12 +82,12 @@ class CaptionsDrawn:
         if not known:
             return found
         pipe.set_progress_bar_config(disable=True)
-        output = pipe([captions[index] for index in known], guidance_scale=guidance_scale, temperature=temperature,
-                      seed=seed, output_type="pt")  # fmt: skip
-        drawn = _small(torch.as_tensor(output.images)).to(candidates)
+        drawn = _draw(pipe, [captions[index] for index in known], guidance_scale, temperature, seed).to(candidates)
         distances = torch.cdist(drawn, candidates) / drawn.shape[1] ** 0.5
         for index, nearest, each in zip(known, distances.argmin(1).tolist(), distances, strict=True):
-            found.right[index] = np.array_equal(pictures[nearest].codes, pictures[rows[index]].codes)
+            one, other = pictures[nearest], pictures[rows[index]]
+            same_caption = self.by_caption and one.caption == other.caption
+            found.right[index] = same_caption or np.array_equal(one.codes, other.codes)
             found.distance[index] = float(each[rows[index]])
         return found
 
@@ -87,19 +99,36 @@ class CaptionsDrawn:
         parts = {"held_out": right[: len(self.held_out)], "seen": right[len(self.held_out) :]}
         return {f"drawn_right_{name}": float(part.mean()) for name, part in parts.items() if len(part)}
 
-    def _candidates(self, pipe: TextToImagePipeline, pictures: Sequence[CaptionedPicture]) -> torch.Tensor:
-        """(N, pixels) float32: all pictures, decoded once."""
+    def _candidates(self, pipe: Pipeline, pictures: Sequence[CaptionedPicture]) -> torch.Tensor:
+        """(N, numbers) float32: all pictures, decoded once."""
         if self._pixels is None:
             codes = torch.from_numpy(np.stack([picture.codes.astype(np.int64) for picture in pictures]))
-            decoded = [(pipe.decode_codes(part.to(pipe.device)) + 1) / 2 for part in codes.split(64)]
-            self._pixels = torch.cat([_small(part.clamp(0, 1)) for part in decoded])
+            decoded = [pipe.decode_codes(part.to(pipe.device)) for part in codes.split(64)]
+            self._pixels = torch.cat([_compared((part.clamp(-1, 1) + 1) / 2, pipe) for part in decoded])
         return self._pixels
 
 
-def _small(images: torch.Tensor) -> torch.Tensor:
-    """(B, C, H, W) to (B, pixels) float32, of at most `LARGEST` pixels on each side."""
-    height, width = (min(LARGEST, side) for side in images.shape[2:])
-    return F.adaptive_avg_pool2d(images.float(), (height, width)).flatten(1)
+def _draw(pipe: Pipeline, captions: list[str], guidance_scale: float, temperature: float, seed: int) -> torch.Tensor:
+    """One picture or signal for each caption, as `_compared`."""
+    settings = {"guidance_scale": guidance_scale, "temperature": temperature, "seed": seed}
+    if isinstance(pipe, TextToSignalPipeline):
+        return _compared((pipe(captions, **settings).values + 1) / 2, pipe)
+    return _compared(torch.as_tensor(pipe(captions, **settings, output_type="pt").images), pipe)
+
+
+def _compared(values: torch.Tensor, pipe: Pipeline) -> torch.Tensor:
+    """Pictures, videos (B, C, H, W) or other signals (B, C, time) on [0, 1] to the (B, numbers) float32 that are
+    compared: few enough pixels, steps, or logarithms of a spectrogram."""
+    settings, values = signal_settings_of(pipe.image_tokenizer), values.float()
+    if settings is not None and settings.signal == "audio":
+        window = torch.hann_window(WINDOW, device=values.device)
+        spectrogram = stft_magnitude(2 * values[:, 0] - 1, window).clamp(min=FLOOR).log()
+        return F.adaptive_avg_pool2d(spectrogram, SPECTROGRAM).flatten(1)
+    if settings is not None and settings.signal == "series":
+        return F.adaptive_avg_pool1d(values, min(LARGEST, values.shape[2])).flatten(1)
+    frames = 1 if settings is None else settings.length
+    height, width = min(LARGEST * frames, values.shape[2]), min(LARGEST, values.shape[3])
+    return F.adaptive_avg_pool2d(values, (height, width)).flatten(1)
 
 
 def draws_captions(cache: TokenCache, vocabulary: MultimodalVocabulary) -> bool:
@@ -109,21 +138,29 @@ def draws_captions(cache: TokenCache, vocabulary: MultimodalVocabulary) -> bool:
 
 
 def choose_captions(
-    cache: TokenCache, validation_cache: TokenCache, vocabulary: MultimodalVocabulary, count: int
+    cache: TokenCache, validation_cache: TokenCache, vocabulary: MultimodalVocabulary, count: int, signal: str = ""
 ) -> CaptionsDrawn | None:
-    """Up to `count` captions of each split, with candidates; None where a caption does not say which picture is meant:
-    several pictures have it, the model does not draw from captions, or draws several sizes."""
+    """Up to `count` captions of each split, with candidates; None where the model does not draw from captions, or draws
+    several sizes, and where a caption does not say which picture is meant, since several have it. Of signals it is
+    enough that there are two captions.
+
+    Args:
+        signal: "audio", "series" or "video"; "" of pictures.
+    """
     if not draws_captions(cache, vocabulary):
         return None
     held_out = captioned_pictures(validation_cache, np.arange(min(LOOKED_AT, len(validation_cache))))
     rows = np.random.default_rng(0).permutation(len(cache))[:LOOKED_AT]
     seen = captioned_pictures(cache, rows)
     captions = [picture.caption for picture in (*held_out, *seen)]
-    if not seen or len(set(captions)) < DISTINCT * len(captions):
+    if not seen or len(set(captions)) < (2 if signal else DISTINCT * len(captions)):
         return None
     held_out = [held_out[row] for row in np.random.default_rng(1).permutation(len(held_out))]
     chosen, rest = (held_out[:count], seen[:count]), [*held_out[count:], *seen[count:]]
-    return CaptionsDrawn(*chosen, rest[: max(0, MOST_CANDIDATES - sum(map(len, chosen)))])
+    rest = rest[: max(0, MOST_CANDIDATES - sum(map(len, chosen)))]
+    if not signal:
+        return CaptionsDrawn(*chosen, rest)
+    return CaptionsDrawn(*chosen, rest, drew=f"what is most like {WORDS[signal]} of the same caption", by_caption=True)
 
 
 def captioned_pictures(cache: TokenCache, rows: np.ndarray) -> list[CaptionedPicture]:

@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 
 from pipelines.options.language_model import LanguageModelOptions
-from pipelines.text_to_image import TextToImagePipeline
-from pipelines.training.captions_drawn import CaptionsDrawn
+from pipelines.training.captions_drawn import CaptionsDrawn, Pipeline
 from pipelines.training.captions_shared import EXTRACTOR, CaptionsShared
 
 SCALES, TEMPERATURES = (1.0, 1.5, 2.0, 3.0), (1.0, 0.3)
@@ -33,6 +33,7 @@ class GuidanceFound:
         right: for each setting that was tried, the share of captions that drew their own picture.
         distance: for each, the mean distance from it (`DrawnRows`).
         drawn: pictures at each setting.
+        drew: what those captions drew.
     """
 
     scale: float
@@ -40,6 +41,7 @@ class GuidanceFound:
     right: dict[Setting, float]
     distance: dict[Setting, float]
     drawn: int
+    drew: str = "their own picture"
 
     def __str__(self) -> str:
         tried = ", ".join(
@@ -48,7 +50,7 @@ class GuidanceFound:
         )
         return (
             f"guidance {self.scale:g} and temperature {self.temperature:g} by default: of {self.drawn} captions, "
-            f"{tried} drew their own picture"
+            f"{tried} drew {self.drew}"
         )
 
 
@@ -77,7 +79,7 @@ class GuidanceByDistance:
 
 def search_guidance(
     captions: CaptionsDrawn,
-    pipe: TextToImagePipeline,
+    pipe: Pipeline,
     usual: Setting,
     rows_trained: float,
     *,
@@ -117,12 +119,13 @@ def search_guidance(
     if not shares[best].any():  # the model draws nothing yet: distances say nothing
         about_as_many = [usual]
     scale, temperature = min(about_as_many, key=lambda setting: means[setting])
-    return GuidanceFound(scale, temperature, {one: float(each.mean()) for one, each in shares.items()}, means, drawn)
+    right_share = {one: float(each.mean()) for one, each in shares.items()}
+    return GuidanceFound(scale, temperature, right_share, means, drawn, captions.drew)
 
 
 def search_guidance_of_shared(
     captions: CaptionsShared,
-    pipe: TextToImagePipeline,
+    pipe: Pipeline,
     usual: Setting,
     rows_trained: float,
     scales: tuple[float, ...] = SCALES_OF_SHARED,
@@ -164,7 +167,7 @@ def _alternating(first: int, second: int) -> list[int]:
 
 def settle_defaults(
     options: LanguageModelOptions,
-    pipe: TextToImagePipeline,
+    pipe: Any,
     captions: Callable[[], CaptionsDrawn | None],
     shared: Callable[[], CaptionsShared | None],
     rows: int,
@@ -174,6 +177,7 @@ def settle_defaults(
     and there are captions to draw.
 
     Args:
+        pipe: the model's pipeline, of pictures or of signals.
         captions: that say which picture is meant; called where there is something to find.
         shared: those that several pictures have; called where there are none of the former.
         rows: that the model has learned from.

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from pipelines.machine.printing import say
+from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from pipelines.options.image_tokenizer_losses import CAPTIONS, LossOptions
 from pipelines.training.adversary import Adversary
 from tokenizer_image.autoencoder import AutoencoderOutput
 from tokenizer_image.autoencoder_configuration import AutoencoderConfig
 from tokenizer_image.losses.balance import GradientBalancer
-from tokenizer_image.losses.extractors import INSTALL, load_extractor, missing_package
+from tokenizer_image.losses.extractors import INSTALL, check_extractor, load_extractor, missing_package
 from tokenizer_image.losses.perceptual import PerceptualLoss
 from tokenizer_image.losses.reconstruction import ReconstructionLoss
 from tokenizer_image.losses.spectral import SpectralLoss
@@ -23,6 +25,12 @@ from tokenizer_image.network_configuration import NetworkConfig
 from tokenizer_image.vqvae import VQVAEOutput
 
 TERMS = ("pixels", "perceptual", "adversarial", "matching")
+OPTIONS_OF_TERMS = {
+    "perceptual": "perceptual_weight",
+    "adversarial": "adversarial_weight",
+    "matching": "feature_matching_weight",
+    "spectral": "spectral_weight",
+}
 ADVERSARIAL = {"adversarial", "matching"}  # those of the discriminator
 PHOTOGRAPH_WEIGHT = 20.0  # of an extractor's features, beside 1 for pixels
 SPECTRAL_WEIGHT = 0.3  # of sounds
@@ -241,6 +249,31 @@ def build_loss(
         balanced=options.balance_gradients,
         own_error=own_error,
     ).to(accelerator.device)
+
+
+def keep_weights(options: ImageTokenizerOptions, info: dict[str, Any], accelerator: Accelerator) -> None:
+    """Give weights that the options leave open the values that a resumed run began with, whatever the defaults are now.
+
+    Args:
+        info: run.json of the run; {} where it begins.
+
+    Raises:
+        ValueError: its features are of an extractor that is not installed here.
+    """
+    weights = info.get("loss_weights")
+    if weights is None:
+        if "parameters" in info and options.perceptual_weight is None:
+            say(
+                accelerator,
+                "the run began with an earlier version, which noted no weights of the loss: where its pictures are "
+                "photographs, the loss changes here unless --perceptual_weight and --adversarial_weight are given",
+            )
+        return
+    for term, name in OPTIONS_OF_TERMS.items():
+        if getattr(options, name) is None:
+            setattr(options, name, weights.get(term, 0.0))
+    if options.perceptual_weight and options.extractor != CAPTIONS:
+        check_extractor(options.extractor, "--extractor")
 
 
 def _perceptual_loss(options: LossOptions, name: str, accelerator: Accelerator, image_size: int) -> PerceptualLoss:

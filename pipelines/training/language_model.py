@@ -222,9 +222,18 @@ def choose_batch_size(
     return next((size for size in sizes if sequences >= LEAST_STEPS * size), sizes[-1])
 
 
-def default_learning_rate(options: LanguageModelOptions, model: PreTrainedModel) -> float:
+def default_learning_rate(options: LanguageModelOptions, model: PreTrainedModel, info: dict[str, Any]) -> float:
     """AdamW's peak learning rate: --learning_rate, else by width and batch, and a quarter of that for all weights of a
-    pretrained model."""
-    rate = rate_by_size(model.config.get_text_config().hidden_size, options.batch_size or BATCH_SIZE)
+    pretrained model.
+
+    Args:
+        info: run.json of the run, which keeps its learning rate where it is resumed.
+    """
+    chosen = options.learning_rate or info.get("learning_rate") or info.get("options", {}).get("learning_rate")
+    if chosen:
+        return chosen
+    begun_before = "parameters" in info  # by a version that noted no learning rate, and chose it by width alone
+    batch_size = BATCH_SIZE if begun_before else options.batch_size or BATCH_SIZE
+    rate = rate_by_size(model.config.get_text_config().hidden_size, batch_size)
     share = ADAPTER_SHARE if options.lora_rank else PRETRAINED_SHARE if options.lm_name_or_path else 1.0
-    return options.learning_rate or share * rate
+    return share * rate
