@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,7 +111,7 @@ class CaptionsDrawn:
 
 def _draw(pipe: Pipeline, captions: list[str], guidance_scale: float, temperature: float, seed: int) -> torch.Tensor:
     """One picture or signal for each caption, as `_compared`."""
-    settings = {"guidance_scale": guidance_scale, "temperature": temperature, "seed": seed}
+    settings: dict[str, Any] = {"guidance_scale": guidance_scale, "temperature": temperature, "seed": seed}
     if isinstance(pipe, TextToSignalPipeline):
         return _compared((pipe(captions, **settings).values + 1) / 2, pipe)
     return _compared(torch.as_tensor(pipe(captions, **settings, output_type="pt").images), pipe)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.options.language_model import LanguageModelOptions
+from pipelines.text_to_image import TextToImagePipeline
 from pipelines.training.captions_drawn import CaptionsDrawn, Pipeline
 from pipelines.training.captions_shared import EXTRACTOR, CaptionsShared
 
@@ -125,7 +126,7 @@ def search_guidance(
 
 def search_guidance_of_shared(
     captions: CaptionsShared,
-    pipe: Pipeline,
+    pipe: TextToImagePipeline,
     usual: Setting,
     rows_trained: float,
     scales: tuple[float, ...] = SCALES_OF_SHARED,
