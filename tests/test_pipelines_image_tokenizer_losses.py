@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 from test_tokenizer_losses import Tiny, tiny_extractor
+from test_tokenizer_signals import sound_tokenizer
 from tiny import tiny_pipeline, tiny_tokenizer
 
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
@@ -271,6 +273,28 @@ def test_a_resumed_run_needs_the_extractor_that_it_began_with(accelerator, monke
     monkeypatch.setattr(extractors, "missing_package", lambda name: "some_package")
     with pytest.raises(ValueError, match="--extractor .* needs the package some-package"):
         keep_weights(options(), {"loss_weights": {"pixels": 1.0, "perceptual": 20.0}}, accelerator)
+
+
+def test_a_noise_is_not_learned_as_silence(accelerator):
+    """Beside tones that are reconstructed at 30 dB, a noise of unknown samples comes out too quiet: at the end of
+    training, descent makes it louder; squared error alone would make it quieter still."""
+    generator = torch.Generator().manual_seed(1)
+    tones = 0.5 * torch.sin(torch.arange(8000) * torch.linspace(0.1, 0.4, 6)[:, None])[:, None]
+    noises = 0.1 * torch.randn(2, 1, 8000, generator=generator)
+    target = torch.cat([tones, noises])
+    rough = tones + 0.011 * torch.randn(tones.shape, generator=generator)
+    quiet = 0.02 * torch.randn(noises.shape, generator=generator)
+
+    def change_of_loudness(share: float) -> float:
+        """Of the noises, by a step of descent: positive where they become louder."""
+        audio = ImageTokenizerOptions(signal="audio")
+        loss = build_loss(audio, accelerator, False, sound_tokenizer().config, str, seed=0)
+        reconstruction = torch.cat([rough, quiet]).requires_grad_()
+        output = SimpleNamespace(loss=torch.zeros(()), bottleneck_loss=torch.zeros(()), reconstruction=reconstruction)
+        loss(target, output, share=share, step=0)[0].backward()
+        return -float((reconstruction.grad[-2:] * quiet).sum())
+
+    assert change_of_loudness(0.0) < 0 < change_of_loudness(1.0)
 
 
 def test_what_small_pictures_are_enlarged_to_is_told(accelerator, capsys, monkeypatch):

@@ -15,6 +15,7 @@ from tiny import with_open_blocks
 from torch.nn import functional as F
 
 from tokenizer_image import VQVAE, VQVAEConfig
+from tokenizer_image.losses.reconstruction import PART, evened
 from tokenizer_image.losses.spectral import SpectralLoss, stft_magnitude
 from tokenizer_image.metrics import SignalErrors, snr
 from tokenizer_image.networks import CausalConv1d, TimeShuffle
@@ -244,6 +245,19 @@ def test_spectral_loss():
     silent = torch.zeros(1, 1, 320, requires_grad=True)
     loss(sounds(1), silent).backward()
     assert torch.isfinite(silent.grad).all()
+
+
+def test_parts_of_sounds_count_alike_as_evenness_grows():
+    generator = torch.Generator().manual_seed(0)
+    errors = torch.rand(3, 1, 2 * PART + 100, generator=generator) * torch.tensor([1.0, 0.1, 0.01])[:, None, None]
+    errors.requires_grad_()
+    assert torch.allclose(evened(errors[:, :, : 2 * PART], 0.0), errors[:, :, : 2 * PART].mean())
+    parts = torch.stack([errors[:, 0, start : start + PART].mean(1) for start in (0, PART, 2 * PART)], 1)
+    mean, half = parts.mean(), evened(errors, 0.5)
+    assert torch.allclose(half, (mean * (parts / mean).sqrt()).mean(), rtol=2e-3)
+    (even,) = torch.autograd.grad(evened(errors, 1.0), errors)
+    (of_logs,) = torch.autograd.grad(parts.log().mean(), errors)
+    assert torch.cosine_similarity(even.flatten(), of_logs.flatten(), dim=0) > 0.999
 
 
 # ---- the built-in world

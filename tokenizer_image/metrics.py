@@ -5,6 +5,7 @@ a whole set is not the mean of batch means if the last batch is smaller.
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -143,9 +144,15 @@ def snr(reconstruction: Tensor, target: Tensor) -> Tensor:
 
 
 class SignalErrors:
-    """Errors over a whole set of signals, batch by batch."""
+    """Errors over a whole set of signals, batch by batch.
 
-    def __init__(self) -> None:
+    Args:
+        distance: of n pairs of signals, (n,), measured, too, and called `spectral`.
+    """
+
+    def __init__(self, distance: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
+        self._distance = distance
+        self._distances: list[Tensor] = []
         self._count = 0
         self._error = self._power = 0.0
         self._ratios: list[Tensor] = []
@@ -156,6 +163,8 @@ class SignalErrors:
         self._error += float((decoded - original).double().square().sum())
         self._power += float(original.double().square().sum())
         self._ratios.append(snr(decoded, original).cpu())
+        if self._distance is not None:
+            self._distances.append(self._distance(original, decoded).cpu())
 
     @property
     def ratios(self) -> Tensor:
@@ -164,9 +173,10 @@ class SignalErrors:
 
     def figures(self) -> dict[str, float]:
         """`mse`; `snr` in dB of all samples together, sum x^2 over sum (y - x)^2; `snr_mean`, that of each example,
-        averaged, in which quiet ones count as much as loud ones."""
+        averaged, in which quiet ones count as much as loud ones; `spectral`, where it is measured, likewise."""
         ratio = 10 * math.log10(max(self._power, 1e-12) / max(self._error, 1e-12))
-        return {"mse": self._error / self._count, "snr": ratio, "snr_mean": self.ratios.mean().item()}
+        distance = {"spectral": torch.cat(self._distances).mean().item()} if self._distances else {}
+        return distance | {"mse": self._error / self._count, "snr": ratio, "snr_mean": self.ratios.mean().item()}
 
 
 class CodeUsage:

@@ -76,7 +76,7 @@ class SignalOptions(SignalDataOptions):
         None, "residual: share of examples that are quantized by fewer depths, so that the first ones stand alone"
     )
     spectral_weight: float | None = option(
-        None, "audio: share of the gradient that the STFT's magnitudes get, beside 1 for samples (default 0.3)",
+        None, "audio: the STFT's share of the gradient at the end of training, beside 1 for samples (default 20)",
         not_negative=True,
     )  # fmt: skip
 

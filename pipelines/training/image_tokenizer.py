@@ -24,6 +24,7 @@ from tokenizer_image import VQVAE
 from tokenizer_image.extension import with_more_codes
 from tokenizer_image.layout import example_size
 from tokenizer_image.losses.perceptual import PerceptualLoss
+from tokenizer_image.losses.spectral import SpectralLoss
 from tokenizer_image.metrics import CodeUsage, SignalErrors, mse, psnr
 from tokenizer_image.picture_model import size_of
 from tokenizer_image.pictures.photographs import are_photographs
@@ -224,13 +225,19 @@ def next_command(options: ImageTokenizerOptions) -> str:
 
 
 def validate(
-    tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device, perceptual: PerceptualLoss | None = None
+    tokenizer: VQVAE,
+    pictures: DecodedPictures,
+    device: torch.device,
+    perceptual: PerceptualLoss | None = None,
+    spectral: SpectralLoss | None = None,
 ) -> dict[str, float]:
     """Figures over the validation pictures: mse on [0, 1], psnr (mean over pictures), codebook usage, perplexity, and
-    the perceptual distance where it is learned from; of sounds and series, those of `SignalErrors` in place of mse and
-    psnr."""
+    the perceptual or the spectral distance where it is learned from; of sounds and series, those of `SignalErrors` in
+    place of mse and psnr."""
     usage = CodeUsage(tokenizer.num_codes)
-    errors = ReconstructionErrors(perceptual) if tokenizer.config.axes.dimensions == 2 else SignalErrors()
+    errors: ReconstructionErrors | SignalErrors = ReconstructionErrors(perceptual)
+    if tokenizer.config.axes.dimensions == 1:
+        errors = SignalErrors(spectral.distances if spectral is not None else None)
     with torch.inference_mode():
         for batch in index_batches(len(pictures), pictures_at_once(*example_size(tokenizer.config))):
             original = to_pixel_values(pictures.batch(batch)).to(device)
@@ -308,7 +315,7 @@ class QuantizedModel:
 
     Attributes:
         drawn: codes that batches are completed with.
-        perceptual: what pictures are compared by in validation, too.
+        perceptual, spectral: what pictures or sounds are compared by in validation, too.
     """
 
     def __init__(
@@ -324,6 +331,7 @@ class QuantizedModel:
         self.accelerator = accelerator
         self.drawn: DrawnCodes | None = None
         self.perceptual: PerceptualLoss | None = None
+        self.spectral: SpectralLoss | None = None
         if options.train == "decoder":
             model.freeze_codes()
 
@@ -335,7 +343,7 @@ class QuantizedModel:
 
     def prepare(self, loss: StageOneLoss) -> None:
         """What has to be ready before the first step, once the loss is known."""
-        self.perceptual = loss.perceptual
+        self.perceptual, self.spectral = loss.perceptual, loss.spectral
         if self.options.codes_from is None:
             return
         from pipelines.training.drawn_codes import draw_codes  # needs the language model's half, as nothing else here
@@ -366,7 +374,7 @@ class QuantizedModel:
 
     def measure(self) -> dict[str, float]:
         """The figures of a validation."""
-        return validate(self.model, self.validation_pictures, self.device, self.perceptual)
+        return validate(self.model, self.validation_pictures, self.device, self.perceptual, self.spectral)
 
     def around(self) -> AbstractContextManager[None]:
         """Around a validation: codebooks that fit the weights of this moment."""

@@ -33,7 +33,7 @@ OPTIONS_OF_TERMS = {
 }
 ADVERSARIAL = {"adversarial", "matching"}  # those of the discriminator
 PHOTOGRAPH_WEIGHT = 20.0  # of an extractor's features, beside 1 for pixels
-SPECTRAL_WEIGHT = 0.3  # of sounds
+SPECTRAL_WEIGHT = 20.0  # of sounds, at the end of the budget
 # Of a discriminator and of its features, where these stand in for an extractor's, or it judges drawn pictures.
 ADVERSARIAL_WEIGHT, MATCHING_WEIGHT = 0.5, 1.0
 ADVICE_STEPS = 1000  # between two pieces of advice about the discriminator
@@ -48,7 +48,10 @@ class StageOneLoss(nn.Module):
 
     Args:
         pixels: error of the pixels; weight 1.
-        weights: of the terms `perceptual`, `adversarial`, `matching` and `spectral`; one of 0 is left out.
+        weights: of the terms `perceptual`, `adversarial`, `matching` and `spectral`; one of 0 is left out. That of
+            `spectral` is reached at the end of the budget, and grows with the square of what is spent; at the same time
+            parts of sounds come to count alike (`evened`). Samples are learned first, since magnitudes do not tell
+            phases, then the loudness of noises, whose samples cannot be told.
         perceptual: for the term of that name.
         adversary: for the other two.
         adversarial_start: share of the budget after which the discriminator learns. The decoder learns from it as soon
@@ -88,16 +91,16 @@ class StageOneLoss(nn.Module):
 
     @property
     def score(self) -> Callable[[dict[str, float]], float] | None:
-        """What is small in the best validation, of its figures: the perceptual distance, where it is learned from,
-        since an adversarial term makes the squared error larger; where there is no such term, the model's own `loss`
-        or, of a model that does not measure it, the squared error; else nothing."""
+        """What is small in the best validation, of its figures: the perceptual or the spectral distance, where it is
+        learned from, since it makes the squared error larger, as an adversarial term does; where there is no such term,
+        the model's own `loss` or, of a model that does not measure it, the squared error; else nothing."""
         if self.perceptual is None and self.adversary is not None:
             return None
 
         def score(figures: dict[str, float]) -> float:
             if "layer" in figures:  # layers learn one by one: the model is not yet one
                 return math.inf
-            return figures["perceptual" if self.perceptual is not None else "loss" if "loss" in figures else "mse"]
+            return next(figures[name] for name in ("perceptual", "spectral", "loss", "mse") if name in figures)
 
         return score
 
@@ -124,7 +127,7 @@ class StageOneLoss(nn.Module):
         reconstruction = output.reconstruction
         weights = self._weights_at(share)
         with self.accelerator.autocast():
-            terms = self._terms(pixel_values, reconstruction, weights, step)
+            terms = self._terms(pixel_values, reconstruction, weights, share, step)
         mixture = self.balancer(terms, weights, reconstruction, self._mean)
         if self.adversary is not None and ADVERSARIAL & set(mixture.not_finite):
             self.adversary.stop()
@@ -154,16 +157,24 @@ class StageOneLoss(nn.Module):
         adversary = self.adversary
         confidence = adversary.confidence if adversary is not None and self._adversary_takes_part(share) else 0.0
         weights = {name: weight for name, weight in self.weights.items() if confidence or name not in ADVERSARIAL}
+        if "spectral" in weights:
+            weights["spectral"] *= share**2
         if "adversarial" in weights:
             weights["adversarial"] *= confidence
         return weights
 
     def _terms(
-        self, pixel_values: torch.Tensor, reconstruction: torch.Tensor, weights: Mapping[str, float], step: int
+        self,
+        pixel_values: torch.Tensor,
+        reconstruction: torch.Tensor,
+        weights: Mapping[str, float],
+        share: float,
+        step: int,
     ) -> dict[str, torch.Tensor]:
         """The terms that have a weight."""
         paired = reconstruction[: len(pixel_values)]
-        terms = {"pixels": self.pixels(pixel_values, paired)}
+        evenness = share if self.spectral is not None else 0.0
+        terms = {"pixels": self.pixels(pixel_values, paired, evenness)}
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(pixel_values, paired)
         if self.spectral is not None:

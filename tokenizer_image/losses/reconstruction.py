@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+PART = 1024  # samples
+LEAST_ERROR = 1e-5  # of a part, in its weight: what is as good as exact is no longer weighed up
 RECONSTRUCTION_LOSSES = ("squared", "absolute", "cross_entropy")
 
 
@@ -48,16 +50,37 @@ class ReconstructionLoss(nn.Module):
         super().__init__()
         self.absolute_share, self.frequency_weight = absolute_share, frequency_weight
 
-    def forward(self, pixel_values: torch.Tensor, reconstruction: torch.Tensor) -> torch.Tensor:
-        """Two (B, C, H, W) about [-1, 1] to a scalar in float32."""
+    def forward(self, pixel_values: torch.Tensor, reconstruction: torch.Tensor, evenness: float = 0.0) -> torch.Tensor:
+        """Two (B, C, H, W) about [-1, 1], or with `evenness` two (B, C, time), to a scalar in float32.
+
+        Args:
+            evenness: in [0, 1], how far parts of a sound count alike, whatever their error (`evened`).
+        """
         pixel_values, reconstruction = pixel_values.float(), reconstruction.float()
         difference = reconstruction - pixel_values
-        loss = (1 - self.absolute_share) * difference.square().mean()
+        errors = (1 - self.absolute_share) * difference.square()
         if self.absolute_share:
-            loss = loss + self.absolute_share * difference.abs().mean()
+            errors = errors + self.absolute_share * difference.abs()
+        loss = evened(errors, evenness) if evenness else errors.mean()
         if self.frequency_weight:
             loss = loss + self.frequency_weight * focal_frequency_loss(pixel_values, reconstruction)
         return loss
+
+
+def evened(errors: torch.Tensor, evenness: float) -> torch.Tensor:
+    """The mean of m (e_i / m)^(1 - evenness) over parts of sounds, with e_i the error of a part and m that of all.
+
+    Its gradient goes through one factor e_i alone, so that its scale is that of the mean error; at an evenness of 1 its
+    direction is that of the mean of log e_i. In the plain mean, a noise, whose samples no code can tell, has the
+    largest gradient once everything else is learned, and drowns what other terms say of it: it is learned as silence.
+
+    Args:
+        errors: (B, C, time), at least 0.
+        evenness: in [0, 1]; 0 is the plain mean.
+    """
+    parts = F.avg_pool1d(errors, min(PART, errors.shape[2]), ceil_mode=True)
+    weights = ((parts.mean() + LEAST_ERROR) / (parts + LEAST_ERROR)).detach() ** evenness
+    return (parts * weights).mean()
 
 
 def focal_frequency_loss(pixel_values: torch.Tensor, reconstruction: torch.Tensor) -> torch.Tensor:

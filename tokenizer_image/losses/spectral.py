@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 WINDOWS = (1024, 256, 64)  # samples; a hop is a quarter of the window
-FLOOR = 1e-3  # smallest magnitude in the logarithm: what is quieter counts as silent
+FLOOR = 1e-3  # added to magnitudes in logarithms: what is much quieter counts as silent, and still has a gradient
 
 
 def stft_magnitude(samples: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
@@ -24,9 +24,9 @@ class SpectralLoss(nn.Module):
     """Mean over resolutions of spectral convergence and log magnitude distance (Yamamoto et al. 2020, Parallel WaveGAN,
     equations 5 to 7):
 
-        |S(x) - S(y)|_F / |S(x)|_F + mean |log S(x) - log S(y)|
+        |S(x) - S(y)|_F / |S(x)|_F + mean |log(S(x) + f) - log(S(y) + f)|
 
-    with S the STFT magnitude, x the sound and y its reconstruction.
+    with S the STFT magnitude, x the sound, y its reconstruction and f `FLOOR`.
 
     Args:
         windows: sizes of the STFT windows, in samples.
@@ -50,7 +50,7 @@ class SpectralLoss(nn.Module):
             axes = (1, 2, 3)
             difference = (first - second).square().sum(axes).clamp(min=1e-12).sqrt()
             convergence = difference / first.square().sum(axes).sqrt().clamp(min=FLOOR)
-            logs = (first.clamp(min=FLOOR).log() - second.clamp(min=FLOOR).log()).abs().mean(axes)
+            logs = ((first + FLOOR).log() - (second + FLOOR).log()).abs().mean(axes)
             total = total + convergence + logs
         return total / len(self.windows)
 
