@@ -276,8 +276,8 @@ def keep_weights(options: ImageTokenizerOptions, info: dict[str, Any], accelerat
         if "parameters" in info and options.perceptual_weight is None:
             say(
                 accelerator,
-                "the run began with an earlier version, which noted no weights of the loss: where its pictures are "
-                "photographs, the loss changes here unless --perceptual_weight and --adversarial_weight are given",
+                "the run began with an earlier version, which noted no weights of the loss: of sounds the loss changes "
+                "here, and of photographs, unless --perceptual_weight and --adversarial_weight are given",
             )
         return
     for term, name in OPTIONS_OF_TERMS.items():
