@@ -78,8 +78,8 @@ def main(options: GenerateOptions) -> Path:
     kind = drawing_class(options.chosen_model)
     if kind is TextToSignalPipeline:
         return draw_signals(options)
-    output = Path(options.output)  # its folder is made before any time is spent on drawing
-    (output.parent if is_sheet(output) else output).mkdir(parents=True, exist_ok=True)
+    output = Path(options.output)
+    make_folder(output.parent if is_sheet(output) else output, single_files=not is_sheet(output))
     seed = random.randrange(2**32) if options.seed is None else options.seed
     pipe: Any = options.load(kind)
     gc.enable()
@@ -103,6 +103,19 @@ def main(options: GenerateOptions) -> Path:
     return output
 
 
+def make_folder(folder: Path, *, single_files: bool) -> None:
+    """Make the folder that is written into, before any time is spent on drawing.
+
+    Raises:
+        ValueError: single files would go among those of a model.
+    """
+    from pipelines.model_folder import INDEX_FILE
+
+    if single_files and (folder / INDEX_FILE).exists():
+        raise ValueError(f"--output: what is drawn would go into {folder}, which is a model folder: name another")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def draw_signals(options: GenerateOptions) -> Path:
     """Draw signals and write each as WAV, CSV or GIF; of a sheet, into the folder of its name without the ending."""
     from pipelines.drawing.grids import file_name
@@ -115,7 +128,7 @@ def draw_signals(options: GenerateOptions) -> Path:
         raise ValueError(f"{options.chosen_model} draws signals, which have no {', '.join(given)}: leave out")
     output = Path(options.output)
     folder = output.with_suffix("") if is_sheet(output) else output
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, single_files=True)
     seed = random.randrange(2**32) if options.seed is None else options.seed
     pipe = options.load(TextToSignalPipeline)
     gc.enable()

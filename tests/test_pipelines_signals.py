@@ -255,6 +255,9 @@ def test_generate_writes_wav_files_and_a_sheet(trained, tmp_path):
     assert names == ["000-a-drum-0.wav", "000-a-drum-1.wav", "001-a-tone-0.wav", "001-a-tone-1.wav"]
     with wave.open(str(tmp_path / "sheet" / names[0])) as stream:
         assert (stream.getframerate(), stream.getnframes(), stream.getnchannels()) == (8000, 1600, 1)
+    for output in (f"{options['model']}.png", options["model"]):
+        with pytest.raises(ValueError, match="would go into .*model, which is a model folder: name another"):
+            generate.main(generate.GenerateOptions(prompts=["a drum"], output=output, **options))
     with pytest.raises(ValueError, match="no --best_of, --height"):
         generate.main(generate.GenerateOptions(prompts=["a drum"], best_of=2, height=16, **options))
 
