@@ -140,14 +140,14 @@ def main(options: LanguageModelOptions) -> None:
     optimizers = optimizers_of(options, model, learning_rate, BETAS)
     prepared = prepare(accelerator, loss_module, optimizers)
     shares = options.loss_shares(vocabulary.formats)
-    signals = signal_settings_of(tokenizer)
-    draws_pictures, signal = signals is None, signals.signal if signals else ""
-    prompts = choose_prompts(validation_source, only_drawing=not draws_pictures)
+    settings = signal_settings_of(tokenizer)
+    signal = settings.signal if settings else ""
+    prompts = choose_prompts(validation_source, only_drawing=bool(signal))
 
     def find_captions() -> CaptionsDrawn | None:
         return choose_captions(cache, validation_cache, vocabulary, DRAWN_CAPTIONS, signal)
 
-    judges_drawn = recipe.is_repetitive and draws_pictures and not is_sharded(accelerator)
+    judges_drawn = recipe.is_repetitive and not signal and not is_sharded(accelerator)
     captions = find_captions() if judges_drawn else None
 
     def measure() -> dict[str, float]:
@@ -183,7 +183,7 @@ def main(options: LanguageModelOptions) -> None:
             settle_defaults(
                 options, drawing_pipeline(tokenizer, plain, vocabulary),
                 lambda: captions or find_captions(),
-                lambda: choose_shared_captions(cache, validation_cache, vocabulary) if draws_pictures else None,
+                lambda: None if signal else choose_shared_captions(cache, validation_cache, vocabulary),
                 loop.progress.step * options.batch_size, partial(say, accelerator),
             )  # fmt: skip
         with run.writing(run.folder):

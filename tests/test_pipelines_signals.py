@@ -213,18 +213,20 @@ def test_the_language_model_writes_the_codes_of_sounds(trained):
 
 
 def test_a_drawn_sound_is_right_where_the_nearest_has_its_caption(trained):
-    """Nearest by spectrogram: a sound counts as like itself played half as loud, and not as like another."""
+    """Nearest by spectrogram: one of another caption is wrong; of pictures, one of other codes, whatever its caption."""
     cache = TokenCache(trained / "model" / "token_cache" / "train")
     vocabulary = TextToSignalPipeline.from_pretrained(trained / "model").vocabulary
     assert choose_captions(cache, cache, vocabulary, 4) is None, "several sounds have each caption"
     captions = choose_captions(cache, cache, vocabulary, 4, "audio")
-    assert captions is not None and captions.by_caption and (len(captions.held_out), len(captions.seen)) == (4, 4)
+    assert (
+        captions is not None and captions.signal == "audio" and (len(captions.held_out), len(captions.seen)) == (4, 4)
+    )
 
     pipe = TextToSignalPipeline.from_pretrained(trained / "model")
     drawn = pipe(["a low tone", "a high tone"], temperature=0.0, guidance_scale=1.0).codes.numpy()
     first, second = (CaptionedPicture("a low tone", codes) for codes in drawn)
     other = CaptionedPicture("a high tone", (drawn[0] + 1) % 16 + 16 * (drawn[0] >= 16))
-    found = CaptionsDrawn([second], [other], [first], by_caption=True).drawn(pipe, [0, 1], 1.0, 0.0)
+    found = CaptionsDrawn([second], [other], [first], "audio").drawn(pipe, [0, 1], 1.0, 0.0)
     assert found.right.tolist() == [True, False] and found.distance[1] > 0
     by_codes = CaptionsDrawn([CaptionedPicture("a low tone", other.codes)], [], [first])
     assert by_codes.drawn(pipe, [0], 1.0, 0.0).right.tolist() == [False]

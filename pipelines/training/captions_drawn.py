@@ -26,7 +26,6 @@ LARGEST = 64  # pixels a side that pictures and frames are compared at; steps, o
 SPECTROGRAM, WINDOW = (64, 32), 512  # frequencies and times that sounds are compared at; samples of a window
 DISTINCT = 0.9  # share of captions that no other picture has, from which on a caption says which picture is meant
 
-
 Pipeline = TextToImagePipeline | TextToSignalPipeline
 
 
@@ -57,18 +56,21 @@ class CaptionsDrawn:
     Attributes:
         held_out, seen: the pictures whose captions are drawn, in an order of their own, not that of the data.
         others: further candidates.
-        drew: what a right one drew, in words.
-        by_caption: another of the same caption is as right as its own.
+        signal: "audio", "series" or "video", of which another of the same caption is as right; "" of pictures.
     """
 
     held_out: list[CaptionedPicture]
     seen: list[CaptionedPicture]
     others: list[CaptionedPicture]
-    drew: str = "their own picture"
-    by_caption: bool = False
+    signal: str = ""
 
     def __post_init__(self) -> None:
         self._pixels: torch.Tensor | None = None
+
+    @property
+    def drew(self) -> str:
+        """What captions drew that are right, in words."""
+        return f"what is most like {WORDS[self.signal]} of the same caption" if self.signal else "their own picture"
 
     def drawn(
         self, pipe: Pipeline, rows: Sequence[int], guidance_scale: float, temperature: float, seed: int = 0
@@ -87,7 +89,7 @@ class CaptionsDrawn:
         distances = torch.cdist(drawn, candidates) / drawn.shape[1] ** 0.5
         for index, nearest, each in zip(known, distances.argmin(1).tolist(), distances, strict=True):
             one, other = pictures[nearest], pictures[rows[index]]
-            same_caption = self.by_caption and one.caption == other.caption
+            same_caption = bool(self.signal) and one.caption == other.caption
             found.right[index] = same_caption or np.array_equal(one.codes, other.codes)
             found.distance[index] = float(each[rows[index]])
         return found
@@ -158,10 +160,7 @@ def choose_captions(
         return None
     held_out = [held_out[row] for row in np.random.default_rng(1).permutation(len(held_out))]
     chosen, rest = (held_out[:count], seen[:count]), [*held_out[count:], *seen[count:]]
-    rest = rest[: max(0, MOST_CANDIDATES - sum(map(len, chosen)))]
-    if not signal:
-        return CaptionsDrawn(*chosen, rest)
-    return CaptionsDrawn(*chosen, rest, drew=f"what is most like {WORDS[signal]} of the same caption", by_caption=True)
+    return CaptionsDrawn(*chosen, rest[: max(0, MOST_CANDIDATES - sum(map(len, chosen)))], signal)
 
 
 def captioned_pictures(cache: TokenCache, rows: np.ndarray) -> list[CaptionedPicture]:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 WINDOWS = (1024, 256, 64)  # samples; a hop is a quarter of the window
-FLOOR = 1e-3  # added to magnitudes in logarithms: what is much quieter counts as silent, and still has a gradient
+FLOOR = 1e-3  # magnitude below which a sound counts as silent; the loss adds it, and so has a gradient there, too
 
 
 def stft_magnitude(samples: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
