@@ -213,7 +213,7 @@ def test_the_language_model_writes_the_codes_of_sounds(trained):
 
 
 def test_a_drawn_sound_is_right_where_the_nearest_has_its_caption(trained):
-    """Nearest by spectrogram: one of another caption is wrong; of pictures, one of other codes, whatever its caption."""
+    """Nearest by spectrogram: one of another caption is wrong; of pictures, one of other codes whatever its caption."""
     cache = TokenCache(trained / "model" / "token_cache" / "train")
     vocabulary = TextToSignalPipeline.from_pretrained(trained / "model").vocabulary
     assert choose_captions(cache, cache, vocabulary, 4) is None, "several sounds have each caption"
