@@ -20,14 +20,13 @@ from pipelines.evaluation.metrics.rate import rate_figures
 from pipelines.evaluation.rates.pca_coding import (
     LLOYD_STEPS,
     LloydQuantizers,
-    fit_components,
     histogram_code,
-    water_filling,
 )
 from pipelines.evaluation.rates.picture_codecs import CodecSetting, EncodedPictures
 from pipelines.evaluation.rates.scalar_codes import PRIOR_COUNT, CodeHistogram, uniform_quantizers
 from pipelines.evaluation.report.codebook_plot import codebook_views
 from tokenizer_image.layout import build_layout
+from tokenizer_image.principal_components import fit_components, water_filling
 
 
 @pytest.fixture
@@ -45,7 +44,7 @@ def signs(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("exact_size", [4096, 1])
 def test_components_are_scikit_learns(rows, exact_size, monkeypatch):
     """Variances have n - 1 in the denominator. By all eigenvectors, and by subspace iteration."""
-    monkeypatch.setattr("pipelines.evaluation.rates.pca_coding.EXACT_SIZE", exact_size)
+    monkeypatch.setattr("tokenizer_image.principal_components.EXACT_SIZE", exact_size)
     data = torch.from_numpy(rows)
     found, wanted = fit_components(lambda: data.split(64), 6), PCA(6, svd_solver="full").fit(rows)
     np.testing.assert_allclose(found.mean, wanted.mean_, atol=1e-6)

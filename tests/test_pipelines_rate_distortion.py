@@ -14,10 +14,8 @@ from pipelines.evaluation.metrics.reconstruction import reconstruct
 from pipelines.evaluation.rates.pca_coding import (
     LloydQuantizers,
     allocate_bits,
-    fit_components,
     fixed_rate_code,
     histogram_code,
-    water_filling,
 )
 from pipelines.evaluation.rates.picture_codecs import (
     CodecSetting,
@@ -41,6 +39,7 @@ from pipelines.evaluation.rates.rate_distortion import (
     unit_rows,
 )
 from pipelines.evaluation.rates.scalar_codes import CodeHistogram, uniform_quantizers
+from tokenizer_image.principal_components import fit_components, water_filling
 
 
 def pictures(count: int, side: int = 16, channels: int = 3, seed: int = 0) -> torch.Tensor:
@@ -74,7 +73,7 @@ def test_components_are_those_of_the_covariance():
 def test_leading_components_of_large_pictures_are_those_of_the_covariance(monkeypatch):
     data = torch.randn(300, 192, generator=torch.Generator().manual_seed(0)) * 0.8 ** torch.arange(192)
     exact = fit_components(lambda: data.split(64), 8)
-    monkeypatch.setattr("pipelines.evaluation.rates.pca_coding.EXACT_SIZE", 1)
+    monkeypatch.setattr("tokenizer_image.principal_components.EXACT_SIZE", 1)
     found = fit_components(lambda: data.split(64), 8)
     np.testing.assert_allclose(found.variances, exact.variances, rtol=1e-4)
     again = fit_components(lambda: data.split(64), 8)

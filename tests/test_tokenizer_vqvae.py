@@ -233,7 +233,7 @@ def test_refit_fits_every_level():
     ({"num_levels": 2, "codebook_sizes": [8, 8, 8]}, "cannot be split evenly among num_levels=2"),
     ({"num_levels": 2, "quantizer": ["ema"]}, "quantizer=.'ema'.: give one name for all num_levels=2"),
     ({"num_levels": 2, "quantizer": ["ema", "emma"]}, "unknown quantizer 'emma'"),
-    ({"num_levels": 2, "network": "mlp"}, "an MLP has one level"),
+    ({"num_levels": 2, "network": "mlp"}, "network='mlp' has one level"),
     ({"num_levels": 3, "image_size": 24}, "24x24 is not a multiple of the tokenizer's downsampling, 32"),
 ])  # fmt: skip
 def test_invalid_levels(settings, message):

@@ -67,6 +67,10 @@ class AutoencoderConfig(NetworkConfig):
         for name, choices in known.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(choices)}")
+        if self.network == "components":
+            raise ValueError(
+                f"network='components' is for a quantizer, not for bottleneck={self.bottleneck!r}: use 'mlp'"
+            )
         is_hierarchy = self.bottleneck == "hierarchical"
         if is_hierarchy and self.num_levels == 1:
             raise ValueError(f"num_levels={self.num_levels}: bottleneck='hierarchical' has 2 or 3")

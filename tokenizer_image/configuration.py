@@ -24,6 +24,9 @@ PHOTOGRAPH_PRESETS: dict[int, dict[str, Any]] = {
     128: {"patch_size": 2, "hidden_sizes": [64, 96, 128, 128], "codebook_sizes": [4096]},
     256: {"patch_size": 4, "hidden_sizes": [96, 128, 192], "codebook_sizes": [8192]},
 }
+# Of network="components": 32 codes of 9 bits a picture, and components for each code of a position.
+COMPONENTS_CODEBOOKS, COMPONENTS_PER_CODE = [512] * 32, 8
+COMPONENTS_QUANTIZERS = ("grouped", "residual", "grouped_residual", "ema", "gradient")
 PHOTOGRAPH_NETWORK = {"resampling": "overlapping"}
 # Of signals: at 16,000 samples a second, sounds get 50 positions of three codes, 1.5 kbit/s. A forecast encodes what
 # comes before it, whose codes must not depend on what comes after.
@@ -92,8 +95,10 @@ class VQVAEConfig(NetworkConfig):
         super()._check_levels()
         if not 0 <= self.level_dropout < 1:
             raise ValueError(f"level_dropout={self.level_dropout} must be in [0, 1): a share of the pictures")
-        if self.network == "mlp" and self.num_levels > 1:
-            raise ValueError(f"num_levels={self.num_levels}: an MLP has one level; use network='conv'")
+        if self.network != "conv" and self.num_levels > 1:
+            raise ValueError(
+                f"num_levels={self.num_levels}: network={self.network!r} has one level; use network='conv'"
+            )
         if len(self.codebook_sizes) % self.num_levels:
             raise ValueError(
                 f"codebook_sizes={self.codebook_sizes} cannot be split evenly among num_levels={self.num_levels} "
@@ -105,6 +110,21 @@ class VQVAEConfig(NetworkConfig):
                 "with one per level"
             )
         check_options(self.level_quantizers, self.quantizer_options)
+        if self.network == "components":
+            self._check_components()
+
+    def _check_components(self) -> None:
+        """Raise ValueError unless principal components can be quantized as they are."""
+        numbers = self.num_channels * self.image_size**2
+        if self.code_dim > numbers:
+            raise ValueError(
+                f"code_dim={self.code_dim}: a picture of {numbers:,} numbers has as many components; choose fewer"
+            )
+        if self.quantizer not in COMPONENTS_QUANTIZERS:
+            raise ValueError(
+                f"quantizer={self.quantizer!r} with network='components': choose one of "
+                f"{', '.join(COMPONENTS_QUANTIZERS)}, whose codes have the scale of the components"
+            )
 
     @property
     def level_codebook_sizes(self) -> list[list[int]]:

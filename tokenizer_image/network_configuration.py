@@ -9,8 +9,9 @@ from transformers import PretrainedConfig
 from tokenizer_image.bottlenecks.denoising import InputNoise
 from tokenizer_image.networks import RESAMPLINGS, Axes, NetworkShape
 
-NETWORKS = ("conv", "mlp")
+NETWORKS = ("conv", "mlp", "components")
 SIGNALS = ("audio", "series", "video")
+COMPONENTS_WIDTH = 64  # default channels of network="components"
 
 
 class NetworkConfig(PretrainedConfig):
@@ -20,10 +21,12 @@ class NetworkConfig(PretrainedConfig):
         image_size: default side of a picture in pixels; `downsampling` must divide it.
         num_channels: 3 for RGB, 1 for grey.
         patch_size: kernel size and stride of the first convolution, in pixels.
-        network: "conv", or "mlp": fully connected layers over the whole picture, which fix its size to `image_size`.
+        network: "conv"; "mlp": fully connected layers over the whole picture, which fix its size to `image_size`; or
+            "components": one latent of the whole picture, its principal components, and a decoder that learns to mend
+            what quantizing them leaves, see `ComponentsDecoder`. It fixes the size, too.
         hidden_sizes: channels at each resolution, fine to coarse; each further one halves height and width. For
             "mlp": the widths of its layers; its grid of latents has one position per `patch_size` pixels along each
-            side.
+            side. For "components": one entry, the channels of its convolutions.
         num_res_blocks: residual blocks at each resolution, in the encoder and in the decoder.
         encoder_kernel_size: kernel size of the encoder's convolutions at its finest resolution, or with overlapping
             patches at every one. With 1 a latent depends on the pixels of its own position alone; with 3 each block
@@ -71,7 +74,8 @@ class NetworkConfig(PretrainedConfig):
         self.num_channels = num_channels
         self.patch_size = patch_size
         self.network = network
-        self.hidden_sizes = [128, 256] if hidden_sizes is None else list(hidden_sizes)
+        default = [COMPONENTS_WIDTH] if network == "components" else [128, 256]
+        self.hidden_sizes = default if hidden_sizes is None else list(hidden_sizes)
         self.num_res_blocks = num_res_blocks
         self.encoder_kernel_size = encoder_kernel_size
         self.resampling = resampling
@@ -103,14 +107,20 @@ class NetworkConfig(PretrainedConfig):
         for name, choices in known.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(choices)}")
+        if self.network == "components" and len(self.hidden_sizes) > 1:
+            raise ValueError(
+                f"hidden_sizes={self.hidden_sizes}: network='components' has one resolution; give one entry"
+            )
         if self.signal not in (None, *SIGNALS):
             raise ValueError(f"unknown signal {self.signal!r}: choose one of {', '.join(SIGNALS)}")
         if self.causal and self.axes.dimensions != 1:
             raise ValueError("causal=True is for signal='audio': pictures have no axis of time")
         if self.signal == "video" and self.num_levels > 1:
             raise ValueError(f"num_levels={self.num_levels}: videos have one level")
-        if self.network == "mlp" and self.signal is not None:
-            raise ValueError(f"network='mlp' is for pictures, not for signal={self.signal!r}: use network='conv'")
+        if self.network != "conv" and self.signal is not None:
+            raise ValueError(
+                f"network={self.network!r} is for pictures, not for signal={self.signal!r}: use network='conv'"
+            )
 
     def _check_levels(self) -> None:
         """Raise ValueError unless what stands between encoder and decoder fits its levels."""
@@ -143,7 +153,7 @@ class NetworkConfig(PretrainedConfig):
     @property
     def has_fixed_size(self) -> bool:
         """Whether pictures have one size, `image_size`."""
-        return self.network == "mlp"
+        return self.network != "conv"
 
     @property
     def level_scale(self) -> int:
@@ -153,8 +163,8 @@ class NetworkConfig(PretrainedConfig):
     @property
     def downsampling(self) -> int:
         """Pixels per position of the (coarsest) grid of latents, along each side."""
-        if self.network == "mlp":
-            return self.patch_size
+        if self.network != "conv":
+            return self.patch_size if self.network == "mlp" else self.image_size
         return self.patch_size * 2 ** (len(self.hidden_sizes) - 1) * self.level_scale ** (self.num_levels - 1)
 
     def grids(self, image_size: int | tuple[int, int] | None = None) -> list[tuple[int, int]]:
@@ -180,7 +190,8 @@ class NetworkConfig(PretrainedConfig):
                 f"choose a multiple of {self.downsampling}, or other --patch_size and --hidden_sizes"
             )
         if self.has_fixed_size and (height, width) != (self.image_size, self.image_size):
-            what = "an MLP" if self.network == "mlp" else "a model with latents of the whole picture"
+            whole = "a model with latents of the whole picture"
+            what = {"mlp": "an MLP", "components": "a model of components"}.get(self.network, whole)
             raise ValueError(
                 f"image_size {height}x{width}: {what} has one size, {self.image_size}x{self.image_size}; resize the "
                 "pictures to it, or train a tokenizer with network='conv'"

@@ -220,14 +220,13 @@ class Decoder(nn.Module):
 class MLPEncoder(nn.Module):
     """Whole pictures (B, C, H, W) of one size to latents (B, code_dim, rows, columns), by fully connected layers."""
 
-    outer_layers = ("layers.first", "layers.last")
-
     def __init__(
         self, num_channels: int, image_size: int, grid: tuple[int, int], hidden_sizes: list[int], code_dim: int
     ) -> None:
         super().__init__()
         self.shape = (code_dim, *grid)
         self.layers = perceptron([num_channels * image_size**2, *hidden_sizes, code_dim * grid[0] * grid[1]])
+        self.outer_layers = ends_of(self.layers)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, C, image_size, image_size) to (B, code_dim, rows, columns)."""
@@ -256,8 +255,6 @@ class MLPDecoder(nn.Module):
     Args: as `MLPEncoder`; with `tied_to`, each layer has the transposed weight of that encoder's layer in its place.
     """
 
-    outer_layers = ("layers.first", "layers.last")
-
     def __init__(
         self,
         num_channels: int,
@@ -271,10 +268,42 @@ class MLPDecoder(nn.Module):
         self.shape = (num_channels, image_size, image_size)
         sizes = [code_dim * grid[0] * grid[1], *reversed(hidden_sizes), num_channels * image_size**2]
         self.layers = perceptron(sizes, None if tied_to is None else tied_to.layers)
+        self.outer_layers = ends_of(self.layers)
 
     def forward(self, quantized: torch.Tensor) -> torch.Tensor:
         """(B, code_dim, rows, columns) to (B, C, image_size, image_size), not clipped."""
         return self.layers(quantized.flatten(1)).view(-1, *self.shape)
+
+
+class ComponentsDecoder(nn.Module):
+    """Quantized coefficients of principal components (B, code_dim, 1, 1) to pictures (B, C, H, W).
+
+    A linear layer, whose weights are the components, then residual blocks at half the resolution that learn to mend
+    what quantizing has left: x = L q + R(L q). R starts at zero.
+
+    Args:
+        linear: the layer L, which does not learn by gradients.
+        width: channels of R.
+        num_res_blocks: its residual blocks.
+    """
+
+    outer_layers = ("stem", "head")
+
+    def __init__(self, linear: MLPDecoder, width: int, num_res_blocks: int) -> None:
+        super().__init__()
+        channels, side, _ = linear.shape
+        self.linear = linear
+        self.patch = 2 if side % 2 == 0 else 1
+        self.stem = IMAGE_AXES.conv(channels * self.patch**2, width, 3)
+        self.blocks = residual_blocks(IMAGE_AXES, width, num_res_blocks)
+        self.head = IMAGE_AXES.conv(width, channels * self.patch**2, 3)
+        self.head.starts_at_zero = True  # type: ignore[assignment]  # read by VQVAE._init_weights
+
+    def forward(self, quantized: torch.Tensor) -> torch.Tensor:
+        """(B, code_dim, 1, 1) to (B, C, H, W), not clipped."""
+        pictures = self.linear(quantized)
+        hidden = self.blocks(self.stem(F.pixel_unshuffle(pictures, self.patch)))
+        return pictures + F.pixel_shuffle(self.head(F.silu(hidden)), self.patch)
 
 
 def perceptron(sizes: list[int], tied_to: nn.Sequential | None = None) -> nn.Sequential:
@@ -291,6 +320,11 @@ def perceptron(sizes: list[int], tied_to: nn.Sequential | None = None) -> nn.Seq
         layers |= {name: linear, f"{name}_silu": nn.SiLU()}
     layers.popitem()
     return nn.Sequential(OrderedDict(layers))
+
+
+def ends_of(layers: nn.Sequential) -> tuple[str, ...]:
+    """The names of a perceptron's first and last layer, as its parent knows them."""
+    return tuple(f"layers.{name}" for name, _ in layers.named_children() if name in ("first", "last"))
 
 
 class WholePictureEncoder(nn.Module):

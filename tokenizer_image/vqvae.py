@@ -15,7 +15,7 @@ from tokenizer_image.fingerprint import fingerprint_of
 from tokenizer_image.frame_networks import FrameDecoder, FrameEncoder
 from tokenizer_image.hierarchy import CoarseLevel, with_context
 from tokenizer_image.layout import CodeLayout, build_layout
-from tokenizer_image.networks import Decoder, Encoder, MLPDecoder, MLPEncoder
+from tokenizer_image.networks import ComponentsDecoder, Decoder, Encoder, MLPDecoder, MLPEncoder
 from tokenizer_image.picture_model import PictureModel, size_of
 from tokenizer_image.quantizers import Quantizer, QuantizerOutput
 from tokenizer_image.quantizers.kinds import build_levels
@@ -80,16 +80,26 @@ class VQVAE(PictureModel):
                 f"codebook_sizes={config.codebook_sizes}: {num_codes:,} codes in all are more than the {MAX_CODES:,} "
                 "that a token cache can store; choose smaller codebooks, or several codes per position"
             )
+        self.encoder: nn.Module
+        self.decoder: nn.Module
         self.quantizer: Quantizer = quantizers[-1]
         self.coarser = nn.ModuleList()
         self.head: nn.Module = nn.Identity()
-        if config.network == "mlp":
-            sizes = (config.num_channels, config.image_size, config.grids()[0], config.hidden_sizes, config.code_dim)
-            self.encoder: nn.Module = MLPEncoder(*sizes)
-            self.decoder: nn.Module = MLPDecoder(*sizes)
-        else:
+        if config.network == "conv":
             self._build_convolutional(quantizers[:-1])
+        else:
+            self._build_whole_picture()
         self.post_init()
+
+    def _build_whole_picture(self) -> None:
+        config = self.config
+        widths = config.hidden_sizes if config.network == "mlp" else []
+        sizes = (config.num_channels, config.image_size, config.grids()[0], widths, config.code_dim)
+        self.encoder = MLPEncoder(*sizes)
+        self.decoder = MLPDecoder(*sizes)
+        if config.network == "components":
+            self.decoder = ComponentsDecoder(self.decoder, config.hidden_sizes[0], config.num_res_blocks)
+            self.freeze_codes()
 
     def _build_convolutional(self, coarser: list[Quantizer]) -> None:
         config = self.config
@@ -334,9 +344,13 @@ class VQVAE(PictureModel):
         )
 
     def freeze_codes(self) -> None:
-        """From now on, let only the finest decoder learn: each picture keeps its codes, and `fingerprint` stays."""
+        """From now on, let only the finest decoder learn: each picture keeps its codes, and `fingerprint` stays.
+
+        Of network "components", only what follows its linear layer."""
         self.requires_grad_(False)
         self.decoder.requires_grad_(True)
+        if isinstance(self.decoder, ComponentsDecoder):
+            self.decoder.linear.requires_grad_(False)
         self.has_frozen_codes = True
         self.train(self.training)
 

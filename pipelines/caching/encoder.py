@@ -32,7 +32,7 @@ def check_sizes(tokenizer: ImageTokenizer, sizes: Sequence[tuple[int, int]]) -> 
         try:
             tokenizer.layout((height, width))
         except ValueError as error:
-            if getattr(config, "network", "conv") == "mlp":
+            if getattr(config, "network", "conv") != "conv":
                 raise ValueError(f"--image_sizes {height}x{width}: {error}") from error
             lower, upper = ([_multiple(side, config.downsampling, up) for side in (height, width)] for up in (0, 1))
             near = dict.fromkeys(

@@ -78,8 +78,9 @@ class ImageTokenizerOptions(SignalOptions, BottleneckOptions, LossOptions, Train
     )
     network: str = option(
         "conv",
-        "'conv', or 'mlp' (--hidden_sizes are its layers, --patch_size the grid of codes)",
-        choices=("conv", "mlp"),
+        "'conv'; 'mlp' (--hidden_sizes are its layers, --patch_size the grid of codes); or 'components': "
+        "principal components of whole pictures (default: 32 codes of 512, --code_dim 8 for each code)",
+        choices=("conv", "mlp", "components"),
     )
     hidden_sizes: list[int] | None = option(
         None, "channels at each resolution, fine to coarse (default: by image size)", above_zero=True
@@ -149,6 +150,7 @@ class ImageTokenizerOptions(SignalOptions, BottleneckOptions, LossOptions, Train
         self.check_bottleneck()
         self._check_codes()
         self._check_loss()
+        self._check_network()
         self._check_decoder_training()
         if self.init_from:  # whose settings they have to fit, once it is loaded
             return
@@ -205,6 +207,14 @@ class ImageTokenizerOptions(SignalOptions, BottleneckOptions, LossOptions, Train
             raise ValueError(
                 f"--reconstruction_loss {kind} does not go with {', '.join(given)}: leave out one or the other"
             )
+
+    def _check_network(self) -> None:
+        """Raise ValueError for options of convolutions and of grids, where there are none."""
+        if self.network != "components":
+            return
+        given = given_options(self, ("patch_size", "resampling", "encoder_kernel_size"))
+        if given:
+            raise ValueError(f"--network components has one position and no patches: leave out {', '.join(given)}")
 
     def _check_decoder_training(self) -> None:
         """Raise ValueError unless --train decoder has what it needs, and nothing that would change codes."""
@@ -266,7 +276,7 @@ class ImageTokenizerOptions(SignalOptions, BottleneckOptions, LossOptions, Train
             image_size=size, quantizer=names[0] if len(names) == 1 else names,
             quantizer_options=self.quantizer_options(), preprocessing=preprocessing.to_dict(),
             input_noise=self.input_noise, noise_amount=self.noise_amount,
-            **{name: getattr(self, name) for name in OWN_SETTINGS}, **self._preset(size, photographs),
+            **({name: getattr(self, name) for name in OWN_SETTINGS} | self._preset(size, photographs)),
         )  # fmt: skip
 
     def _given(self) -> dict[str, Any]:
@@ -311,9 +321,19 @@ class ImageTokenizerOptions(SignalOptions, BottleneckOptions, LossOptions, Train
 
     def _preset(self, size: int, photographs: bool) -> dict[str, Any]:
         """What size and kind of the pictures choose, and the options that override it."""
-        from tokenizer_image.configuration import PHOTOGRAPH_NETWORK, preset
+        from tokenizer_image.configuration import (
+            COMPONENTS_CODEBOOKS,
+            COMPONENTS_PER_CODE,
+            PHOTOGRAPH_NETWORK,
+            preset,
+        )
 
         given = {name: getattr(self, name) for name in PRESET_SETTINGS if getattr(self, name) is not None}
+        if self.network == "components":
+            sizes = self.codebook_sizes or COMPONENTS_CODEBOOKS
+            is_default = self.code_dim == type(self).code_dim
+            each = max(1, min(COMPONENTS_PER_CODE, self.num_channels * size**2 // len(sizes)))
+            return given | {"codebook_sizes": sizes, "code_dim": each * len(sizes) if is_default else self.code_dim}
         try:
             return preset(size, photographs) | given
         except ValueError:

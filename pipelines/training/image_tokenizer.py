@@ -29,6 +29,7 @@ from tokenizer_image.metrics import CodeUsage, SignalErrors, mse, psnr
 from tokenizer_image.picture_model import size_of
 from tokenizer_image.pictures.photographs import are_photographs
 from tokenizer_image.preprocessing import postprocess, preprocessing_of, to_pixel_values
+from tokenizer_image.principal_components import start_from_components
 from tokenizer_image.registry import load_tokenizer
 from tokenizer_image.signals.settings import signal_settings_of
 from tokenizer_image.vqvae import VQVAEOutput
@@ -131,7 +132,7 @@ def load_earlier(options: ImageTokenizerOptions) -> VQVAE:
     before, given = tokenizer.config.quantizer_options, options.quantizer_options()
     fixed |= {name: before.get(name) for name in FIXED_QUANTIZER_OPTIONS}
     defaults = option_defaults(options)
-    more_codes = _more_codes(options, tokenizer.config.codebook_sizes)
+    more_codes = None if tokenizer.has_frozen_codes else _more_codes(options, tokenizer.config.codebook_sizes)
     if more_codes:
         fixed.pop("codebook_sizes")
     clashes = clashing_options(options, fixed)
@@ -283,6 +284,17 @@ def draw_reconstructions(tokenizer: VQVAE, pictures: DecodedPictures, device: to
     labelled_grid(rows).save(file)
 
 
+def start_from_pictures(tokenizer: VQVAE, pictures: DecodedPictures) -> None:
+    """Make a tokenizer of the principal components of all training pictures."""
+    most = pictures_at_once(*example_size(tokenizer.config))
+
+    def batches(count: int) -> Iterator[torch.Tensor]:
+        rows = evenly_spaced(len(pictures), count)
+        return (to_pixel_values(pictures.batch(part)) for part in np.array_split(rows, -(-len(rows) // most)))
+
+    start_from_components(tokenizer, lambda: batches(len(pictures)), batches(REFIT_PICTURES))
+
+
 def refit(
     tokenizer: VQVAE, pictures: DecodedPictures, device: torch.device, most_pictures: int = REFIT_PICTURES
 ) -> None:
@@ -344,6 +356,9 @@ class QuantizedModel:
     def prepare(self, loss: StageOneLoss) -> None:
         """What has to be ready before the first step, once the loss is known."""
         self.perceptual, self.spectral = loss.perceptual, loss.spectral
+        if self.model.config.network == "components" and not self.options.init_from:
+            say(self.accelerator, f"computing the principal components of {len(self.pictures):,} pictures")
+            start_from_pictures(self.model, self.pictures)
         if self.options.codes_from is None:
             return
         from pipelines.training.drawn_codes import draw_codes  # needs the language model's half, as nothing else here

@@ -135,9 +135,9 @@ def other_points(
     options: Options, meter: DistortionMeter, training: torch.Tensor, rates: Sequence[int]
 ) -> list[RatePoint]:
     """PCA and the codecs, at each rate."""
-    from pipelines.evaluation.rates.pca_coding import fit_components
     from pipelines.evaluation.rates.picture_codecs import EncodedPictures, available_codecs
     from pipelines.evaluation.rates.rate_distortion import codec_points, in_batches, pca_points
+    from tokenizer_image.principal_components import fit_components
 
     whole = read_pictures(options, "train", 10**9)
     components = fit_components(in_batches(whole), min(options.components, len(whole) - 1))

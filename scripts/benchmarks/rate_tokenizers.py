@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scripts.benchmarks.few_pictures import run_script
 
@@ -24,25 +25,29 @@ class TokenizerPlan:
         places: along each side of its finest level.
         codebook_sizes: of all levels, coarse to fine.
         levels: 1 to 3.
+        network: `--network`; "components" has one place.
     """
 
     kind: str
     places: int
     codebook_sizes: tuple[int, ...]
     levels: int = 1
+    network: str = "conv"
 
     @property
     def series(self) -> str:
-        """Its line in the plot: tokenizers of as many levels, one kind and the others apart."""
+        """Its line in the plot: tokenizers of one network and as many levels."""
+        if self.network == "components":
+            return "VQ of components"
         return "VQ" if self.levels == 1 else f"VQ, {self.levels} levels"
 
-    def arguments(self, image_size: int) -> list[str]:
-        """Of `train_tokenizer.py`, for pictures of so many pixels a side."""
-        return [
-            *_network_arguments(image_size, self.places), "--quantizer", self.kind,
-            "--num_levels", str(self.levels), "--codebook_sizes",
-            *map(str, self.codebook_sizes),
-        ]  # fmt: skip
+    def settings(self, image_size: int) -> dict[str, Any]:
+        """Of `ImageTokenizerOptions`, for pictures of so many pixels a side."""
+        sizes = {} if self.network == "components" else _sizes(image_size, self.places)
+        return {
+            "image_size": image_size, **sizes, "network": self.network, "quantizer": self.kind,
+            "num_levels": self.levels, "codebook_sizes": list(self.codebook_sizes),
+        }  # fmt: skip
 
 
 PLANS = {
@@ -61,6 +66,10 @@ PLANS = {
     "2_levels_512": TokenizerPlan("ema", FINE, (256, 64), 2),
     "2_levels_1280": TokenizerPlan("grouped", FINE, (256, 256, 256, 256), 2),
     "3_levels_480": TokenizerPlan("ema", FINE, (256, 256, 32), 3),
+    **{
+        f"components_{bits}": TokenizerPlan("grouped", 1, (256,) * (bits // 8), network="components")
+        for bits in (128, 256, 512, 1024, 2048)
+    },
 }
 
 
@@ -81,12 +90,12 @@ class AutoencoderPlan:
         """Its line in the plot."""
         return {"none": "autoencoder", "gaussian": "VAE"}[self.kind]
 
-    def arguments(self, image_size: int) -> list[str]:
-        """Of `train_tokenizer.py`, for pictures of so many pixels a side."""
-        return [
-            *_network_arguments(image_size, FINE), "--bottleneck", self.kind,
-            "--latents", "positions", "--code_dim", str(self.code_dim),
-        ]  # fmt: skip
+    def settings(self, image_size: int) -> dict[str, Any]:
+        """As of `TokenizerPlan`."""
+        return {
+            "image_size": image_size, **_sizes(image_size, FINE), "bottleneck": self.kind, "latents": "positions",
+            "code_dim": self.code_dim,
+        }  # fmt: skip
 
 
 AUTOENCODERS = {
@@ -110,10 +119,18 @@ def _network(image_size: int, places: int) -> tuple[int, tuple[int, ...]]:
     return patch, WIDTHS[-stages:]
 
 
-def _network_arguments(image_size: int, places: int) -> list[str]:
-    """Of `train_tokenizer.py`, for a network with at most so many places a side."""
+def _sizes(image_size: int, places: int) -> dict[str, Any]:
+    """Of `ImageTokenizerOptions`, for a convolutional network with at most so many places a side."""
     patch, widths = _network(image_size, _largest_divisor(image_size, places))
-    return ["--image_size", str(image_size), "--patch_size", str(patch), "--hidden_sizes", *map(str, widths)]
+    return {"patch_size": patch, "hidden_sizes": list(widths)}
+
+
+def _arguments(settings: Mapping[str, Any]) -> list[str]:
+    """The same on the command line of `train_tokenizer.py`."""
+    words: list[str] = []
+    for name, value in settings.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
 
 
 def check_plans(names: Sequence[str], image_size: int, channels: int) -> None:
@@ -121,13 +138,8 @@ def check_plans(names: Sequence[str], image_size: int, channels: int) -> None:
     from pipelines.options.image_tokenizer import ImageTokenizerOptions
 
     for name in names:
-        plan = PLANS[name]
-        patch, widths = _network(image_size, _largest_divisor(image_size, plan.places))
         try:
-            ImageTokenizerOptions(
-                image_size=image_size, num_channels=channels, patch_size=patch, hidden_sizes=list(widths),
-                quantizer=plan.kind, num_levels=plan.levels, codebook_sizes=list(plan.codebook_sizes),
-            )  # fmt: skip
+            ImageTokenizerOptions(num_channels=channels, **PLANS[name].settings(image_size))
         except ValueError as error:
             raise ValueError(f"the tokenizer {name} and --image_size {image_size}: {error}") from error
 
@@ -145,6 +157,6 @@ def train_model(name: str, folder: Path, dataset: str, image_size: int, further:
         [
             sys.executable, str(SCRIPTS / "train_tokenizer.py"), "--dataset", dataset, "--output_dir", str(folder),
             "--perceptual_weight", "0", "--adversarial_weight", "0", "--resume",
-            *(PLANS | AUTOENCODERS)[name].arguments(image_size), *further,
+            *_arguments((PLANS | AUTOENCODERS)[name].settings(image_size)), *further,
         ]
     )  # fmt: skip

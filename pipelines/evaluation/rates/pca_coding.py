@@ -9,120 +9,15 @@ all coefficients are quantized by one step, which is the best a scalar code can 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pipelines.evaluation.rates.scalar_codes import CodeHistogram, ScalarQuantizers
+from tokenizer_image.principal_components import water_filling
 
-EXACT_SIZE = 4096  # numbers a picture up to which all components are computed; above, the leading ones
-PASSES = 6  # over the covariance, of the subspace iteration
 MOST_BITS = 12  # of a coefficient
 LLOYD_STEPS = 60
 BISECTIONS = 30
-
-
-@dataclass
-class PrincipalComponents:
-    """Attributes:
-    mean: (D,) float64.
-    directions: (D, K) float64, orthonormal, by decreasing variance.
-    variances: (K,) float64, with n - 1 in the denominator.
-    total_variance: of all D numbers, likewise.
-    """
-
-    mean: Tensor
-    directions: Tensor
-    variances: Tensor
-    total_variance: float
-
-    def coefficients(self, flat: Tensor) -> Tensor:
-        """Pictures (n, D) to coefficients (n, K) float64."""
-        return (flat.double() - self.mean) @ self.directions
-
-    def pictures(self, coefficients: Tensor) -> Tensor:
-        """Coefficients (n, K) to pictures (n, D) float64."""
-        return self.mean + coefficients @ self.directions.T
-
-
-def fit_components(batches: Callable[[], Iterable[Tensor]], count: int, seed: int = 0) -> PrincipalComponents:
-    """The leading principal components of pictures.
-
-    Of more than `EXACT_SIZE` numbers a picture they are found by subspace iteration from random directions (Halko,
-    Martinsson and Tropp 2011, algorithm 4.4).
-
-    Args:
-        batches: called several times, each time returns all pictures anew, as float (b, D).
-        count: components; at most as many as there are numbers in a picture.
-
-    Raises:
-        ValueError: fewer than two pictures, or `count` is below 1.
-    """
-    if count < 1:
-        raise ValueError(f"count={count}: at least one component is needed")
-    pictures, total = 0, torch.zeros(())
-    for batch in batches():
-        pictures, total = pictures + len(batch), total + batch.double().sum(0)
-    if pictures < 2:
-        raise ValueError(f"{pictures} pictures have no principal components: give at least two")
-    mean = total / pictures
-    size = len(mean)
-    count = min(count, size)
-
-    def times_covariance(vectors: Tensor) -> Tensor:
-        result = torch.zeros_like(vectors)
-        for batch in batches():
-            centred = batch.to(vectors.dtype) - mean.to(vectors.dtype)
-            result += centred.T @ (centred @ vectors)
-        return result / (pictures - 1)
-
-    total_variance = sum(float((batch.double() - mean).square().sum()) for batch in batches()) / (pictures - 1)
-    if size <= EXACT_SIZE:
-        covariance = torch.zeros(size, size, dtype=torch.float64)
-        for batch in batches():
-            centred = batch.double() - mean
-            covariance += centred.T @ centred
-        values, vectors = torch.linalg.eigh(covariance / (pictures - 1))
-        values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
-    else:
-        generator = torch.Generator().manual_seed(seed)
-        basis = torch.randn(size, min(size, count + max(16, count // 8)), generator=generator)
-        for _ in range(PASSES):
-            basis = torch.linalg.qr(times_covariance(basis)).Q
-        values, inner = torch.linalg.eigh((basis.T @ times_covariance(basis)).double())
-        values, vectors = values.flip(0)[:count], (basis.double() @ inner.flip(1))[:, :count]
-    return PrincipalComponents(mean, vectors.contiguous(), values.clamp(min=0), total_variance)
-
-
-def water_filling(variances: np.ndarray, bits: float) -> tuple[np.ndarray, float]:
-    """Bits for each of K independent Gaussian numbers that make their squared error least (Cover and Thomas 2006,
-    theorem 10.3.3): R_k = max(0, log2(variance_k / level) / 2), with the level at which they add up to `bits`.
-
-    Args:
-        variances: (K,), at least one above zero.
-
-    Returns:
-        R, (K,) float64, and the level: the error of number k is min(level, variance_k).
-
-    Raises:
-        ValueError: negative bits, or no variance above zero.
-    """
-    if bits < 0 or not (variances > 0).any():
-        raise ValueError(
-            f"bits={bits} for {(variances > 0).sum()} numbers that vary: give at least 0 bits, and a number"
-        )
-    logs = np.sort(np.log2(variances[variances > 0]))[::-1]
-    levels = (np.cumsum(logs) - 2 * bits) / np.arange(1, len(logs) + 1)  # if exactly the first k have bits
-    # The level falls as long as the next number still lies above it.
-    used = int(np.argmax(np.append(logs[1:] <= levels[:-1], True)))
-    level = 2.0 ** levels[used]
-    rates = np.zeros(len(variances))
-    above = variances > level
-    rates[above] = np.log2(variances[above] / level) / 2
-    return rates, float(level)
 
 
 class LloydQuantizers:

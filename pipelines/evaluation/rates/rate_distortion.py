@@ -18,7 +18,6 @@ from pipelines.evaluation.metrics.reconstruction import as_8_bit, reconstruct
 from pipelines.evaluation.pictures_compared import ExtractorPair
 from pipelines.evaluation.rates.pca_coding import (
     LloydQuantizers,
-    PrincipalComponents,
     fixed_rate_code,
     histogram_code,
 )
@@ -28,6 +27,7 @@ from pipelines.evaluation.rates.scalar_codes import CodeHistogram, ScalarQuantiz
 from tokenizer_image.layout import ImageTokenizer
 from tokenizer_image.metrics import mse, psnr, ssim
 from tokenizer_image.preprocessing import to_pixel_values
+from tokenizer_image.principal_components import PrincipalComponents
 
 BATCH = 100  # pictures at once
 

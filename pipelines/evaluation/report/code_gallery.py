@@ -144,7 +144,7 @@ def _title(one: FrequentCode, layout: CodeLayout) -> str:
 
 def _is_local(image_tokenizer: ImageTokenizer) -> bool:
     """Whether a position of the grid stands for a place of the picture: not in fully connected networks."""
-    return getattr(image_tokenizer.config, "network", "conv") != "mlp"
+    return getattr(image_tokenizer.config, "network", "conv") == "conv"
 
 
 @torch.inference_mode()
