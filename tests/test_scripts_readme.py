@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from PIL import Image, ImageDraw
@@ -107,6 +110,27 @@ def test_quantizers_page() -> None:
     exec(compile(code, "quantizers.md", "exec"), {})
     table = page.split("## Kinds")[1].split("`codebook_sizes` has")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.M)) == KINDS.keys()
+
+
+def documented_options() -> list[tuple[str, str, set[str]]]:
+    """(page, script, names of options) of every command in the README and the docs that gives a script any."""
+    found = []
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for line in page.read_text().replace("\\\n", " ").splitlines():
+            for script, rest in re.findall(r"scripts/((?:benchmarks/)?\w+)\.py([^`|]*)", line):
+                names = set(re.findall(r"(?<![\w-])--(\w+)", rest))
+                found += [(page.name, script, names)] if names else []
+    return found
+
+
+def test_the_options_of_documented_commands_exist() -> None:
+    commands = documented_options()
+    assert len(commands) > 100 and len({script for _, script, _ in commands}) > 20
+    for page, script, names in commands:
+        main = importlib.import_module(f"scripts.{script.replace('/', '.')}").main
+        known = {field.name for field in dataclasses.fields(get_type_hints(main)["options"])} | {"config"}
+        unknown = {name for name in names if name.removeprefix("no_") not in known}
+        assert not unknown, f"{page}: scripts/{script}.py has no option {', '.join(sorted(unknown))}"
 
 
 def test_demo_commands_name_what_make_demo_leaves() -> None:
