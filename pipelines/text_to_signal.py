@@ -16,6 +16,7 @@ from lm.generation.progress import Callback, DrawingInterrupted, DrawingStopped
 from lm.generation.sampling import ByLevel, CountByLevel, Guidance
 from lm.generation.task import UNDRAWN
 from lm.vocabulary import MultimodalVocabulary
+from pipelines.drawing.arguments import whole_number
 from pipelines.drawing.prompts import Prompt
 from pipelines.drawing.request import DrawingRequest
 from pipelines.drawing.signal_panels import signal_panels
@@ -163,6 +164,7 @@ class TextToSignalPipeline(MultimodalPipeline):
             DrawingStopped, DrawingInterrupted: the callback raised, or Ctrl-C; the error's `output` has what was
                 drawn.
         """
+        whole_number(num_signals_per_prompt, "num_signals_per_prompt", 1)
         request = DrawingRequest(
             prompt, negative_prompt, num_signals_per_prompt, guidance_scale, temperature, top_k, top_p, seed=seed,
             generator=generator, callback=callback, min_p=min_p, codes_per_call=codes_per_call,
@@ -221,6 +223,7 @@ class TextToSignalPipeline(MultimodalPipeline):
         columns = torch.tensor(self.vocabulary.layout["column"], device=codes.device)
         steps_per_code = settings.length // (int(columns.max()) + 1)
         forced = torch.where((columns + 1) * steps_per_code <= settings.context, codes, UNDRAWN)
+        whole_number(num_samples, "num_samples", 1)
         request = DrawingRequest(prompt, None, num_samples, guidance_scale, temperature, seed=seed)
         task = request.task(self)
         drawn = generate_codes(self.model, self.vocabulary, replace(task, forced=forced.expand(num_samples, -1)))

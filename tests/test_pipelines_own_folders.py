@@ -59,7 +59,7 @@ def test_stage_1_says_what_the_data_holds(tmp_path, capsys, count, white):
     text = capsys.readouterr().out
     assert f"train: {count - 1} pictures (validation 1)" in text and "WARNING: 1 .csv file not used" in text
     assert (data["train"]["pictures"], data["validation"]["pictures"]) == (count - 1, 1)
-    assert data["train"]["caption_origins"] == {"files beside the pictures": count - 1}
+    assert data["train"]["caption_origins"] == {"caption files": count - 1}
     assert data["train"]["left_out"][0]["examples"] == ["captions.csv"] and data["train"]["warnings"]
 
 

@@ -30,6 +30,7 @@ from pipelines.options.language_model import LanguageModelOptions
 from pipelines.text_to_signal import drawing_class
 from pipelines.training.captions_drawn import CaptionedPicture, CaptionsDrawn, choose_captions
 from pipelines.training.guidance_search import settle_defaults
+from pipelines.training.sample_pictures import SamplePrompts, next_commands
 from tokenizer_image.signals.drawn_sounds import EVENTS, DrawnSounds
 from tokenizer_image.signals.folder_signals import SoundFiles
 from tokenizer_image.signals.loading import load_signals
@@ -209,7 +210,15 @@ def test_the_language_model_writes_the_codes_of_sounds(trained):
     assert drawn.audio.shape == (2, 1600) and np.abs(drawn.audio).max() <= 1 and drawn.codes.shape == (2, 80)
     assert torch.equal(pipe("a low rising tone", seed=3).codes[0], drawn.codes[0])
     assert [image.size for image in drawn.images] == [(192, 144)] * 2
+    with pytest.raises(ValueError, match="num_signals_per_prompt must be at least 1, got 0"):
+        pipe("a low rising tone", num_signals_per_prompt=0)
     assert (trained / "model" / "samples").is_dir() and any((trained / "model" / "samples").iterdir())
+
+
+def test_the_next_command_has_the_first_caption_that_there_is():
+    commands = [next_commands(Path("m"), SamplePrompts(found, [], [], 1)) for found in ([None, "a drum"], [None, None])]
+    assert ["generate.py --model m 'a drum'" in one for (one,) in commands] == [True, False]
+    assert "--unconditional" in commands[1][0]
 
 
 def test_a_drawn_sound_is_right_where_the_nearest_has_its_caption(trained):

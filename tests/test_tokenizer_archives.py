@@ -67,7 +67,7 @@ def test_texts_that_are_empty_missing_or_broken(tmp_path):
     members = {f"{number}.png": encoded() for number in range(5)}
     source = opened(tmp_path / "txt", members | {"0.txt": b"", "1.txt": b"words", "9.txt": b"nobody's"})
     assert captions(source) == {"0": [], "1": ["words"], "2": [], "3": [], "4": []}
-    assert "WARNING: 1 .txt file not used: no picture has this name; such as train.tar/9.txt" in lines(source)
+    assert "WARNING: 1 .txt file not used: no example has this name; such as train.tar/9.txt" in lines(source)
     texts = {"0.json": b"", "1.json": b'{"caption": "words"}', "2.json": b'{"caption": "wor', "4.json": b"[1]"}
     source = opened(tmp_path / "json", members | texts, need_captions=True)
     assert captions(source) == {"0": [], "1": ["words"], "2": [], "3": [], "4": []}
@@ -253,7 +253,7 @@ def test_names_in_another_case_or_unicode_form(tmp_path):
     }  # fmt: skip
     source = opened(tmp_path, members)
     assert captions(source) == {"caf\u00e9": ["one"], "B": ["two"], "c": ["three"], "C": [], "d": ["four"]}
-    assert "1 .txt file not used: no picture has this name; such as train.tar/D.txt" in lines(source)
+    assert "1 .txt file not used: no example has this name; such as train.tar/D.txt" in lines(source)
 
 
 def test_names_of_folders_in_archives_are_told_to_be_no_captions(tmp_path):

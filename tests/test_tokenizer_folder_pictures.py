@@ -63,7 +63,7 @@ def test_caption_files_that_are_no_text_or_have_no_picture(tmp_path):
     )
     assert set(map(tuple, captions(tmp_path).values())) == {()}
     assert "captions not used: the file is no text" in lines(tmp_path)
-    assert "WARNING: 1 .txt file not used: no picture has this name; such as d.txt" in lines(tmp_path)
+    assert "WARNING: 1 .txt file not used: no example has this name; such as d.txt" in lines(tmp_path)
 
 
 def test_two_caption_files_of_a_picture(tmp_path):
@@ -86,7 +86,7 @@ def test_class_names_stay_where_a_picture_has_no_caption_file(tmp_path, extra):
         name = "dog" if picture.startswith("dog") else "sports car"
         assert texts == (["words"] if picture.replace(".png", ".txt") in extra else [name])
     assert "have a caption file; the others have their folder's name" in lines(tmp_path)
-    assert "names of classes" in lines(tmp_path) and "files beside the pictures" in lines(tmp_path)
+    assert "names of classes" in lines(tmp_path) and "caption files" in lines(tmp_path)
 
 
 def test_folders_named_by_repeats(tmp_path):
@@ -324,7 +324,7 @@ def test_json_beside_pictures(tmp_path, content, expected):
     make(tmp_path, {f"{name}.png": None for name in "ab"} | {f"{name}.json": json.dumps(content) for name in "ab"})
     assert captions(tmp_path) == {"a.png": expected, "b.png": expected}
     text = lines(tmp_path)
-    assert "files beside the pictures" in text if expected else "WARNING: 2 .json files not used: no text" in text
+    assert "caption files" in text if expected else "WARNING: 2 .json files not used: no text" in text
 
 
 def test_json_beside_pictures_that_is_broken_or_second(tmp_path):

@@ -294,7 +294,7 @@ def test_sounds_are_what_their_captions_say():
             continue
         event, samples = events[0], source[row].values[0]
         ends = [_loudest(samples[:4000]), _loudest(samples[-4000:])]
-        low, high = PITCHES[event.pitch]
+        low, high = (440 * 2 ** ((note - 69) / 12) for note in PITCHES[event.pitch])
         assert low * 0.9 <= ends[0] <= high * 1.25
         ratio = ends[1] / ends[0]
         assert {"rising": ratio > 1.15, "falling": ratio < 0.87, "steady": 0.95 < ratio < 1.05}[event.motion]

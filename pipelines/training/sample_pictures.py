@@ -151,7 +151,8 @@ def next_commands(folder: Path, prompts: SamplePrompts) -> list[str]:
     """Commands to try with the finished model."""
     commands = []
     if prompts.captions:
-        prompt = shlex.quote(prompts.captions[0]) if prompts.captions[0] else "--unconditional"
+        first = next((caption for caption in prompts.captions if caption), "")
+        prompt = shlex.quote(first) if first else "--unconditional"
         commands.append(f"python scripts/generate.py --model {folder} {prompt} --num_images_per_prompt 4")
     if prompts.pictures:
         commands.append(f"python scripts/describe.py --model {folder} PICTURE.png")

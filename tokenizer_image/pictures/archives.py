@@ -128,7 +128,7 @@ class TarPictures(PictureSource):
             for field, where in members.items():
                 place = f"{self.paths[number].name}/{key}.{field}"
                 if picture is None:
-                    self.notes.leave_out(place, why_not_read(place) or "no picture has this name")
+                    self.notes.leave_out(place, why_not_read(place) or "no example has this name")
                 elif field in pictures and where != picture:
                     self.notes.leave_out(place, "another picture of its example (--image_column chooses)")
                 elif field not in read:

@@ -90,7 +90,7 @@ class FolderPictures(PictureSource):
             texts, origin = list(captions.texts[row]), captions.origins[row]
         if not texts and captions.sidecars and captions.sidecars[row] is not None:
             texts = sidecar_captions(self.root, str(captions.sidecars[row]), notes)
-            origin = "files beside the pictures"
+            origin = "caption files"
         if not texts and captions.names_are_captions:
             label = self.label(row)
             name = self.label_names[label] if self.label_names and label >= 0 else captions.folder_caption
@@ -168,7 +168,7 @@ def note_left_out(
         elif posixpath.basename(file).lower() in METADATA_FILES and texts:
             notes.leave_out(file, texts)
         elif ending(file) in SIDECAR_ENDINGS and (beside or ending(file) != ".json"):
-            notes.leave_out(file, texts or "no picture has this name")
+            notes.leave_out(file, texts or "no example has this name")
         else:
             notes.leave_out(file, why_not_read(file) or _why_not_metadata(file))
 

@@ -30,7 +30,7 @@ class ReadingNotes:
     left_out: files, by (ending, reason); captions that are not used are under the ending "caption", folders under
         "folder".
     doubts: texts that a person should look at, by what is doubtful.
-    caption_origins: pictures whose captions came from each origin ("sidecar files", "folder names", ...).
+    caption_origins: pictures whose captions came from each origin ("caption files", "names of classes", ...).
     """
 
     repairs: dict[str, Tally] = field(default_factory=dict)

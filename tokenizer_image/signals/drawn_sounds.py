@@ -1,4 +1,8 @@
-"""The built-in world of sounds: tones, chirps, noises and drums with captions, drawn on the fly."""
+"""The built-in world of sounds: tones, chirps, noises and drums with captions, drawn on the fly.
+
+Tones and drums are played as a synthesizer does: by notes of the scale, each wave from its beginning. With pitches and
+phases of any value, no two sounds would share a code, and a language model would need hours to continue a wave.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,12 @@ import numpy as np
 from tokenizer_image.signals.drawn_signals import DrawnSignals
 from tokenizer_image.signals.examples import SignalExample
 
-VERSION = 1  # of the drawing and the wording
-PITCHES = {"low": (180.0, 260.0), "middle": (420.0, 600.0), "high": (950.0, 1300.0)}  # Hz
-MOTIONS = {"steady": 1.0, "rising": 1.6, "falling": 1 / 1.6}  # pitch at the end over that at the start
+VERSION = 2  # of the drawing and the wording
+# Notes are numbered as in MIDI: 69 is 440 Hz, and 12 notes are an octave.
+PITCHES = {"low": (54, 60), "middle": (68, 74), "high": (82, 88)}  # first and last note: 185 to 1,319 Hz
+MOTIONS = {"steady": 0, "rising": 8, "falling": -8}  # notes from the start of a tone to its end, without steps
 NOISES = {"dark": 500.0, "bright": 4000.0}  # Hz, of a low-pass or a high-pass filter
-DRUMS = {"deep": (55.0, 75.0), "light": (140.0, 190.0)}  # Hz
+DRUMS = {"deep": (33, 38), "light": (49, 54)}  # first and last note: 55 to 185 Hz
 FADE = 0.01  # seconds at both ends of an event, so that none clicks
 
 
@@ -100,17 +105,21 @@ def _draw(event: SoundEvent, length: int, rate: int, rng: np.random.Generator) -
         sound = _filtered(rng.standard_normal(length), NOISES[event.pitch], rate, keep_low=event.pitch == "dark")
         sound *= 0.15 * loudness / max(float(np.sqrt(np.mean(sound**2))), 1e-9)
     elif event.kind == "drum":
-        base = rng.uniform(*DRUMS[event.pitch])
+        base = _note(DRUMS[event.pitch], rng)
         phase = 2 * np.pi * (base * time + base * 0.03 * (1 - np.exp(-time / 0.03)))  # falls from twice the pitch
         sound = loudness * np.sin(phase) * np.exp(-time / rng.uniform(0.08, 0.14))
     else:
-        start = rng.uniform(*PITCHES[event.pitch])
-        slope = np.log(MOTIONS[event.motion]) / max(time[-1], 1e-9)
-        angle = start * time if slope == 0 else start * np.expm1(slope * time) / slope
-        phase = 2 * np.pi * (angle + rng.random())
+        start = _note(PITCHES[event.pitch], rng)
+        slope = MOTIONS[event.motion] / 12 * np.log(2) / max(time[-1], 1e-9)
+        phase = 2 * np.pi * (start * time if slope == 0 else start * np.expm1(slope * time) / slope)
         sound = loudness * (np.sin(phase) + 0.25 * np.sin(2 * phase)) / 1.25
     ramp = np.clip(np.minimum(time, time[::-1]) / FADE, 0, 1)
     return np.clip(sound * ramp, -1, 1)
+
+
+def _note(notes: tuple[int, int], rng: np.random.Generator) -> float:
+    """The frequency in Hz of one of the notes from the first to the last."""
+    return float(440 * 2 ** ((rng.integers(notes[0], notes[1] + 1) - 69) / 12))
 
 
 def _filtered(noise: np.ndarray, corner: float, rate: int, *, keep_low: bool) -> np.ndarray:
