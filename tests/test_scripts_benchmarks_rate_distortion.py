@@ -46,6 +46,10 @@ def test_a_size_that_a_tokenizer_cannot_have_is_refused():
         rate_distortion.Options(dataset="x", image_size=28, tokenizers=["2_levels_512"])
     with pytest.raises(ValueError, match="--extractor: unknown extractor 'eyes'"):
         rate_distortion.Options(dataset="x", extractor="eyes")
+    without = rate_distortion.Options(dataset="x", autoencoders=["none"], codecs=["none"])
+    assert without.autoencoders == without.codecs == [] and len(without.tokenizers) > 10
+    with pytest.raises(ValueError, match="--codecs JPEG none: give names, or none alone"):
+        rate_distortion.Options(dataset="x", codecs=["JPEG", "none"])
     with pytest.raises(ValueError, match="--codecs 'GIF'"):
         rate_distortion.Options(dataset="x", codecs=["GIF"])
 

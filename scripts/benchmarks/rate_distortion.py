@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 CODECS = ("JPEG", "WebP", "AVIF")
 LEVELS = (2, 4, 8, 16, 32)  # of each number of an autoencoder's latents
+NONE = "none"
 PCA_RATES = (128, 2048)  # between which VQ is to have less error than PCA
 CODEC_RATE = 512  # up to which two levels are to have less error than JPEG and WebP
 
@@ -43,14 +44,14 @@ class Options(BenchmarkOptions):
     folder: str = option("runs/rate_distortion", "folder of the tokenizers, and of the plot")
     minutes: float = option(10.0, "of training, each tokenizer", above_zero=True)
     max_steps: int | None = option(None, "in place of --minutes: steps of each tokenizer", above_zero=True)
-    tokenizers: list[str] = option(list(PLANS), "which tokenizers", choices=tuple(PLANS))
+    tokenizers: list[str] = option(list(PLANS), "which tokenizers, or none", choices=(*PLANS, NONE))
     autoencoders: list[str] = option(
-        list(AUTOENCODERS), "which autoencoders, whose latents are quantized", choices=tuple(AUTOENCODERS)
+        list(AUTOENCODERS), "which autoencoders, whose latents are quantized, or none", choices=(*AUTOENCODERS, NONE)
     )
     train_options: list[str] = option(
         [], "further options of train_tokenizer.py, each without its dashes: batch_size=32 encoder_kernel_size=3"
     )
-    codecs: list[str] = option(list(CODECS), "which codecs", choices=CODECS)
+    codecs: list[str] = option(list(CODECS), "which codecs, or none", choices=(*CODECS, NONE))
     rates: list[int] = option(
         [128, 256, 512, 1024, 2048], "bits a picture of PCA and codecs, beside those of the tokenizers", above_zero=True
     )
@@ -69,6 +70,11 @@ class Options(BenchmarkOptions):
         check_folder(self.folder, "--folder")
         check_file(self.plot_file, "--folder", "runs/rates")
         check_plots("--folder")
+        for name in ("tokenizers", "autoencoders", "codecs"):
+            chosen = getattr(self, name)
+            if NONE in chosen and len(chosen) > 1:
+                raise ValueError(f"--{name} {' '.join(chosen)}: give names, or none alone")
+            setattr(self, name, [one for one in chosen if one != NONE])
         check_plans(self.tokenizers, self.image_size, self.num_channels)
         if self.extractor not in (None, "none"):
             # Imports torch, which --help need not wait for.
