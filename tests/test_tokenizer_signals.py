@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import wave
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,9 @@ def test_sounds_are_what_their_captions_say():
         ends = [_loudest(samples[:4000]), _loudest(samples[-4000:])]
         low, high = (440 * 2 ** ((note - 69) / 12) for note in PITCHES[event.pitch])
         assert low * 0.9 <= ends[0] <= high * 1.25
+        note = 69 + 12 * math.log2(_loudest(samples) / 440)
+        assert event.motion != "steady" or abs(note - round(note)) < 0.05, "a note of the scale"
+        assert samples[1:5].min() > 0, "a wave from its beginning"
         ratio = ends[1] / ends[0]
         assert {"rising": ratio > 1.15, "falling": ratio < 0.87, "steady": 0.95 < ratio < 1.05}[event.motion]
         assert source.texts(row)[0] == f"a {event.pitch} {event.motion} tone"
