@@ -50,6 +50,8 @@ def test_a_size_that_a_tokenizer_cannot_have_is_refused():
     assert without.autoencoders == without.codecs == [] and len(without.tokenizers) > 10
     with pytest.raises(ValueError, match="--codecs JPEG none: give names, or none alone"):
         rate_distortion.Options(dataset="x", codecs=["JPEG", "none"])
+    with pytest.raises(ValueError, match="--train_options encoder_kernel_size=3: the tokenizer components_128 has no"):
+        rate_distortion.Options(dataset="x", train_options=["batch_size=8", "encoder_kernel_size=3"])
     with pytest.raises(ValueError, match="--codecs 'GIF'"):
         rate_distortion.Options(dataset="x", codecs=["GIF"])
 

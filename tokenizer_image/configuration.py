@@ -120,6 +120,10 @@ class VQVAEConfig(NetworkConfig):
             raise ValueError(
                 f"code_dim={self.code_dim}: a picture of {numbers:,} numbers has as many components; choose fewer"
             )
+        if self.quantizer_options.get("kmeans_start") is False:
+            raise ValueError(
+                "kmeans_start=False with network='components', whose codebooks do not learn after it: leave it out"
+            )
         if self.quantizer not in COMPONENTS_QUANTIZERS:
             raise ValueError(
                 f"quantizer={self.quantizer!r} with network='components': choose one of "

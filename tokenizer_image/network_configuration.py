@@ -22,12 +22,13 @@ class NetworkConfig(PretrainedConfig):
         num_channels: 3 for RGB, 1 for grey.
         patch_size: kernel size and stride of the first convolution, in pixels.
         network: "conv"; "mlp": fully connected layers over the whole picture, which fix its size to `image_size`; or
-            "components": one latent of the whole picture, its principal components, and a decoder that learns to mend
-            what quantizing them leaves, see `ComponentsDecoder`. It fixes the size, too.
+            "components": one latent of the whole picture, its principal components, and a decoder that learns to
+            correct the quantization error, see `ComponentsDecoder`. It fixes the size, too.
         hidden_sizes: channels at each resolution, fine to coarse; each further one halves height and width. For
             "mlp": the widths of its layers; its grid of latents has one position per `patch_size` pixels along each
             side. For "components": one entry, the channels of its convolutions.
-        num_res_blocks: residual blocks at each resolution, in the encoder and in the decoder.
+        num_res_blocks: residual blocks at each resolution, in the encoder and in the decoder; of "components" in the
+            decoder alone.
         encoder_kernel_size: kernel size of the encoder's convolutions at its finest resolution, or with overlapping
             patches at every one. With 1 a latent depends on the pixels of its own position alone; with 3 each block
             adds one patch on every side. See `Encoder`.
@@ -176,7 +177,8 @@ class NetworkConfig(PretrainedConfig):
                 the configuration's.
 
         Raises:
-            ValueError: the downsampling does not divide it, or it is not the one size of an MLP.
+            ValueError: the downsampling does not divide it, or it is not the one size of a model of whole
+                pictures.
         """
         size = self.example_size if image_size is None else image_size
         if self.axes.dimensions == 1:

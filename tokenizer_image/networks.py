@@ -1,4 +1,4 @@
-"""Encoders and decoders: a convolutional pair and an MLP pair.
+"""Encoders and decoders: a convolutional pair, an MLP pair, and a decoder of principal components.
 
 A module names its layers at the network's ends (from or to pixels, latents or codes) in `outer_layers`, from which
 `pipelines.training.optimizers` knows that Muon is not for them.
@@ -278,8 +278,8 @@ class MLPDecoder(nn.Module):
 class ComponentsDecoder(nn.Module):
     """Quantized coefficients of principal components (B, code_dim, 1, 1) to pictures (B, C, H, W).
 
-    A linear layer, whose weights are the components, then residual blocks at half the resolution that learn to mend
-    what quantizing has left: x = L q + R(L q). R starts at zero.
+    A linear layer, whose weights are the components, then residual blocks at half the resolution that learn to correct
+    the quantization error: x = L q + R(L q). R starts at zero.
 
     Args:
         linear: the layer L, which does not learn by gradients.

@@ -121,24 +121,26 @@ def water_filling(variances: np.ndarray, bits: float) -> tuple[np.ndarray, float
     return rates, float(level)
 
 
-def deal_components(variances: np.ndarray, codebook_sizes: Sequence[int], width: int) -> list[list[int]]:
-    """Which components each of several codebooks quantizes, so that all have as much to tell as they have codes for.
+def deal_components(variances: np.ndarray, bits: Sequence[float], width: int) -> list[list[int]]:
+    """Which components each part of a quantizer gets: the bits that `water_filling` gives them add up to about those of
+    the part.
 
-    Each component, by decreasing variance, goes to the codebook that has the most bits left, of those with fewer than
-    `width` components; it takes the bits that `water_filling` gives it. Ge et al. 2013 ("Optimized product
-    quantization") deal as many components to each codebook, which leaves bits to components that are not worth any.
+    Each component, by decreasing variance, goes to the part that has the most bits left, of those with fewer than
+    `width` components. So a part of large components has few that are worth bits, and the rest of its width is filled
+    with components that are worth none. Ge et al. 2013 ("Optimized product quantization") balance the products of
+    variances in place of bits, which spends bits on components that are not worth any.
 
     Args:
-        variances: (K,), decreasing, K at most `width` times the number of codebooks.
-        codebook_sizes: codes of each codebook.
-        width: components of a codebook, at most.
+        variances: (K,), decreasing, K at most `width` times the number of parts.
+        bits: of each part.
+        width: components of a part, at most.
 
     Returns:
-        Numbers of components, for each codebook.
+        Numbers of components, for each part.
     """
-    left = np.log2(np.asarray(codebook_sizes, dtype=np.float64))
+    left = np.asarray(bits, dtype=np.float64).copy()
     rates, _ = water_filling(variances, float(left.sum()))
-    dealt: list[list[int]] = [[] for _ in codebook_sizes]
+    dealt: list[list[int]] = [[] for _ in bits]
     for component, rate in enumerate(rates):
         open_ones = np.array([len(one) < width for one in dealt])
         chosen = int(np.where(open_ones, left, -np.inf).argmax())
@@ -166,8 +168,8 @@ def start_from_components(tokenizer: VQVAE, batches: Callable[[], Iterable[Tenso
     components = fit_components(lambda: (batch.flatten(1) for batch in batches()), config.code_dim)
     quantizer = tokenizer.quantizer
     parts = quantizer.quantizers if isinstance(quantizer, GroupedQuantizer) else [quantizer]
-    sizes = [math.prod(part.codebook_sizes) for part in parts]
-    dealt = deal_components(components.variances.numpy(), sizes, config.code_dim // len(parts))
+    bits = [sum(math.log2(size) for size in part.codebook_sizes) for part in parts]
+    dealt = deal_components(components.variances.numpy(), bits, config.code_dim // len(parts))
     directions = components.directions[:, [component for one in dealt for component in one]]
     encoder, decoder = tokenizer.encoder, tokenizer.decoder
     assert isinstance(encoder, MLPEncoder) and isinstance(decoder, ComponentsDecoder)

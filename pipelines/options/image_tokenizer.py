@@ -31,6 +31,7 @@ QUANTIZER_OPTIONS = {
     "shared_codebook": "shared_codebook", "num_groups": "num_groups", "codebook_dim": "codebook_dim",
     "entropy_weight": "entropy_weight", "depth_dropout": "depth_dropout",
 }  # fmt: skip
+FIXED_FORM = ("shared_codebook", "num_groups")  # those that say which codes there are, not how they learn
 # Further options that other bottlenecks have no use for.
 CODE_OPTIONS = ("quantizer", "codebook_sizes", "level_dropout", "train", "codes_from", "drawn_pictures")
 # Settings of `VQVAEConfig`, and the options that set them.
@@ -79,7 +80,7 @@ class ImageTokenizerOptions(SignalOptions, BottleneckOptions, LossOptions, Train
     network: str = option(
         "conv",
         "'conv'; 'mlp' (--hidden_sizes are its layers, --patch_size the grid of codes); or 'components': "
-        "principal components of whole pictures (default: 32 codes of 512, --code_dim 8 for each code)",
+        "principal components of whole pictures (default: 32 codes of 512, --hidden_sizes 64)",
         choices=("conv", "mlp", "components"),
     )
     hidden_sizes: list[int] | None = option(
@@ -123,7 +124,9 @@ class ImageTokenizerOptions(SignalOptions, BottleneckOptions, LossOptions, Train
         choices=("patches", "overlapping"),
     )
     num_res_blocks: int = option(2, "residual blocks at each resolution", not_negative=True)
-    code_dim: int = option(32, "size of a latent and of a code", above_zero=True)
+    code_dim: int | None = option(
+        None, "size of a latent and of a code (default: 32; of components, 8 for each code)", above_zero=True
+    )
     commitment_weight: float | None = option(None, "weight of the commitment loss (default 0.25)")
     codebook_decay: float | None = option(None, "decay of the codebook's moving averages (default 0.99)")
     revival_threshold: float | None = option(
@@ -215,6 +218,12 @@ class ImageTokenizerOptions(SignalOptions, BottleneckOptions, LossOptions, Train
         given = given_options(self, ("patch_size", "resampling", "encoder_kernel_size"))
         if given:
             raise ValueError(f"--network components has one position and no patches: leave out {', '.join(given)}")
+        learning = [name for argument, name in QUANTIZER_OPTIONS.items() if argument not in FIXED_FORM]
+        given = given_options(self, learning)
+        if given:
+            raise ValueError(
+                f"--network components has codebooks that do not learn after their start: leave out {', '.join(given)}"
+            )
 
     def _check_decoder_training(self) -> None:
         """Raise ValueError unless --train decoder has what it needs, and nothing that would change codes."""
@@ -276,8 +285,12 @@ class ImageTokenizerOptions(SignalOptions, BottleneckOptions, LossOptions, Train
             image_size=size, quantizer=names[0] if len(names) == 1 else names,
             quantizer_options=self.quantizer_options(), preprocessing=preprocessing.to_dict(),
             input_noise=self.input_noise, noise_amount=self.noise_amount,
-            **({name: getattr(self, name) for name in OWN_SETTINGS} | self._preset(size, photographs)),
+            **(self._own_settings() | self._preset(size, photographs)),
         )  # fmt: skip
+
+    def _own_settings(self) -> dict[str, Any]:
+        """The settings that no picture size chooses, without those that are left to the configuration."""
+        return {name: value for name in OWN_SETTINGS if (value := getattr(self, name)) is not None}
 
     def _given(self) -> dict[str, Any]:
         """The settings of `VQVAEConfig` that the command line gives, without those that it leaves at their defaults."""
@@ -298,7 +311,8 @@ class ImageTokenizerOptions(SignalOptions, BottleneckOptions, LossOptions, Train
         from tokenizer_image import AutoencoderConfig
 
         preprocessing = self.preprocessing()
-        settings = {name: getattr(self, name) for name in OWN_SETTINGS if name != "level_dropout"}
+        settings = self._own_settings()
+        settings.pop("level_dropout")
         settings |= self._preset(preprocessing.image_size, photographs)
         settings.pop("codebook_sizes", None)
         is_conditional = self.bottleneck == "conditional"
@@ -331,9 +345,8 @@ class ImageTokenizerOptions(SignalOptions, BottleneckOptions, LossOptions, Train
         given = {name: getattr(self, name) for name in PRESET_SETTINGS if getattr(self, name) is not None}
         if self.network == "components":
             sizes = self.codebook_sizes or COMPONENTS_CODEBOOKS
-            is_default = self.code_dim == type(self).code_dim
             each = max(1, min(COMPONENTS_PER_CODE, self.num_channels * size**2 // len(sizes)))
-            return given | {"codebook_sizes": sizes, "code_dim": each * len(sizes) if is_default else self.code_dim}
+            return given | {"codebook_sizes": sizes, "code_dim": self.code_dim or each * len(sizes)}
         try:
             return preset(size, photographs) | given
         except ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -284,15 +285,29 @@ def draw_reconstructions(tokenizer: VQVAE, pictures: DecodedPictures, device: to
     labelled_grid(rows).save(file)
 
 
-def start_from_pictures(tokenizer: VQVAE, pictures: DecodedPictures) -> None:
-    """Make a tokenizer of the principal components of all training pictures."""
+def start_from_pictures(tokenizer: VQVAE, pictures: DecodedPictures, accelerator: Accelerator) -> None:
+    """Make a tokenizer of the principal components of all training pictures; processes share out those that codebooks
+    are fitted to."""
     most = pictures_at_once(*example_size(tokenizer.config))
+    largest = max(tokenizer.config.codebook_sizes)
+    if len(pictures) < largest:
+        say(
+            accelerator,
+            f"WARNING: {len(pictures):,} training pictures for codebooks of {largest:,}: some codes are copies of "
+            "others and stay unused; give smaller --codebook_sizes",
+        )
 
-    def batches(count: int) -> Iterator[torch.Tensor]:
-        rows = evenly_spaced(len(pictures), count)
+    def batches(rows: np.ndarray) -> Iterator[torch.Tensor]:
         return (to_pixel_values(pictures.batch(part)) for part in np.array_split(rows, -(-len(rows) // most)))
 
-    start_from_components(tokenizer, lambda: batches(len(pictures)), batches(REFIT_PICTURES))
+    fitted = evenly_spaced(len(pictures), REFIT_PICTURES)[accelerator.process_index :: accelerator.num_processes]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="k-means start from")  # which speaks of batches
+        start_from_components(
+            tokenizer,
+            lambda: batches(np.arange(len(pictures))),
+            (batch.to(accelerator.device) for batch in batches(fitted)),
+        )
 
 
 def refit(
@@ -344,7 +359,7 @@ class QuantizedModel:
         self.drawn: DrawnCodes | None = None
         self.perceptual: PerceptualLoss | None = None
         self.spectral: SpectralLoss | None = None
-        if options.train == "decoder":
+        if options.train == "decoder" or model.has_frozen_codes:  # which loading has let learn again
             model.freeze_codes()
 
     @property
@@ -358,7 +373,8 @@ class QuantizedModel:
         self.perceptual, self.spectral = loss.perceptual, loss.spectral
         if self.model.config.network == "components" and not self.options.init_from:
             say(self.accelerator, f"computing the principal components of {len(self.pictures):,} pictures")
-            start_from_pictures(self.model, self.pictures)
+            self.model.to(self.device)
+            start_from_pictures(self.model, self.pictures, self.accelerator)
         if self.options.codes_from is None:
             return
         from pipelines.training.drawn_codes import draw_codes  # needs the language model's half, as nothing else here

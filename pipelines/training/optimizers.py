@@ -32,7 +32,7 @@ def build_optimizers(
 
     Args:
         model: a module that makes layers at the network's ends (from or to pixels, latents, codes or tokens) names them
-            in its class attribute `outer_layers`. They are AdamW's, as are output embeddings of transformers' models.
+            in its attribute `outer_layers`. They are AdamW's, as are output embeddings of transformers' models.
         muon_learning_rate: None for AdamW alone.
         eight_bits: AdamW keeps its states block by block in 8 bits (Dettmers et al. 2022), by bitsandbytes; those of
             parameters of fewer than `LEAST_EIGHT_BIT` numbers stay in float32.

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 CODECS = ("JPEG", "WebP", "AVIF")
 LEVELS = (2, 4, 8, 16, 32)  # of each number of an autoencoder's latents
 NONE = "none"
+PATCH_OPTIONS = ("patch_size", "resampling", "encoder_kernel_size")
 PCA_RATES = (128, 2048)  # between which VQ is to have less error than PCA
 CODEC_RATE = 512  # up to which two levels are to have less error than JPEG and WebP
 
@@ -49,7 +50,7 @@ class Options(BenchmarkOptions):
         list(AUTOENCODERS), "which autoencoders, whose latents are quantized, or none", choices=(*AUTOENCODERS, NONE)
     )
     train_options: list[str] = option(
-        [], "further options of train_tokenizer.py, each without its dashes: batch_size=32 encoder_kernel_size=3"
+        [], "further options of train_tokenizer.py, each without its dashes: batch_size=32 weight_decay=0"
     )
     codecs: list[str] = option(list(CODECS), "which codecs, or none", choices=(*CODECS, NONE))
     rates: list[int] = option(
@@ -75,6 +76,13 @@ class Options(BenchmarkOptions):
             if NONE in chosen and len(chosen) > 1:
                 raise ValueError(f"--{name} {' '.join(chosen)}: give names, or none alone")
             setattr(self, name, [one for one in chosen if one != NONE])
+        of_patches = [word for word in self.train_options if word.split("=")[0] in PATCH_OPTIONS]
+        of_components = [name for name in self.tokenizers if PLANS[name].network == "components"]
+        if of_patches and of_components:
+            raise ValueError(
+                f"--train_options {' '.join(of_patches)}: the tokenizer {of_components[0]} has no patches; leave it "
+                "out, or choose --tokenizers without components"
+            )
         check_plans(self.tokenizers, self.image_size, self.num_channels)
         if self.extractor not in (None, "none"):
             # Imports torch, which --help need not wait for.

@@ -1,7 +1,8 @@
 """The built-in world of sounds: tones, chirps, noises and drums with captions, drawn on the fly.
 
 Tones and drums are played as a synthesizer does: by notes of the scale, each wave from its beginning. With pitches and
-phases of any value, no two sounds would share a code, and a language model would need hours to continue a wave.
+phases of any value, sounds would hardly ever share a row of codes, and a language model would need hours to learn how a
+wave goes on.
 """
 
 from __future__ import annotations
