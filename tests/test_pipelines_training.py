@@ -389,6 +389,7 @@ class Settings:
     output_dir: str = "a"
     max_steps: int | None = 5
     resume: bool = False
+    code_dim: int | None = None
     script: ClassVar[str] = "train_this.py"
 
 
@@ -430,6 +431,15 @@ def test_changed_options_are_listed(tmp_path):
     assert Run(tmp_path, free, resume=True).info["options"]["max_steps"] == 5
     with pytest.raises(ValueError, match="other settings: --batch_size was 64, now 32; --sizes was .*, now .3,."):
         Run(tmp_path, Settings(batch_size=32, sizes=(3,)), resume=True)
+
+
+def test_an_option_that_is_not_given_may_have_been_noted_by_its_earlier_default(tmp_path):
+    begun(tmp_path, Settings(code_dim=32))
+    assert Run(tmp_path, Settings(), resume=True).info["options"]["code_dim"] == 32
+    for before, now in ((8, None), (32, 16)):
+        begun(tmp_path / str(before), Settings(code_dim=before))
+        with pytest.raises(ValueError, match=f"--code_dim was {before}, now {now}"):
+            Run(tmp_path / str(before), Settings(code_dim=now), resume=True)
 
 
 def test_a_run_of_another_command_is_not_resumed(tmp_path):

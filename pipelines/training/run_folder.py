@@ -47,6 +47,8 @@ FREE_OPTIONS = {
 }  # fmt: skip
 # Options that a run chooses for itself where they are not given; its continuation keeps what it has chosen.
 CHOSEN_OPTIONS = {"batch_size"}
+# What earlier versions noted of options that were not given, and that are noted as None now.
+EARLIER_DEFAULTS = {"code_dim": 32}
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")  # as safetensors and tokenizers report it, in errors of their own
@@ -152,7 +154,7 @@ class Run:
             if name in before
             and name not in FREE_OPTIONS
             and before[name] != json.loads(json.dumps(value))
-            and not (name in CHOSEN_OPTIONS and value is None)
+            and not (value is None and (name in CHOSEN_OPTIONS or before[name] == EARLIER_DEFAULTS.get(name)))
         ]
         if changed and not self.options.get("allow_changes"):
             raise ValueError(

@@ -68,7 +68,7 @@ PLANS = {
     "3_levels_480": TokenizerPlan("ema", FINE, (256, 256, 32), 3),
     **{
         f"components_{bits}": TokenizerPlan("grouped", 1, (256,) * (bits // 8), network="components")
-        for bits in (128, 256, 512, 1024, 2048)
+        for bits in (128, 256, 384, 512, 1024, 2048)
     },
 }
 
