@@ -143,7 +143,7 @@ def test_the_decoders_step_leaves_the_discriminator_as_it_is(accelerator):
 
 
 def test_the_discriminator_learns_to_tell(accelerator):
-    one = an_adversary(accelerator, learning_rate=1e-2)
+    one = an_adversary(accelerator, learning_rate=3e-3)  # at 0.01 it may forget one side within the last steps
     sharp = torch.rand(8, 3, 32, 32) * 2 - 1
     soft = torch.nn.functional.avg_pool2d(sharp, 3, stride=1, padding=1)
     figures = [one.learn(sharp, soft, step) for step in range(60)]

@@ -201,7 +201,7 @@ def test_help_leaves_torch_out(script):
 
 STAGE_1_MISTAKES = {
     "--resize foo": "choose crop or squash",
-    "--network foo": "choose conv or mlp",
+    "--network foo": "choose conv, mlp or components",
     "--sixteen_bit x": "choose full or data",
     "--num_levels 5": "choose 1, 2 or 3",
     "--num_channels 2": "choose 1 or 3",
@@ -219,7 +219,7 @@ STAGE_1_MISTAKES = {
     "--quantizer ema": "--codebook_sizes .*--quantizer 'ema' has one codebook",
     "--quantizer lookup_free --codebook_sizes 1000": "--codebook_sizes .* needs a power of two",
     "--num_levels 2 --codebook_sizes 8 8 8": "--codebook_sizes .* cannot be split evenly among --num_levels 2",
-    "--network mlp --num_levels 2": "--num_levels 2: an MLP has one level",
+    "--network mlp --num_levels 2": "--num_levels 2: --network .mlp. has one level",
 }
 STAGE_2_MISTAKES = {
     "--lm_size 9M": "choose 2M, ",
