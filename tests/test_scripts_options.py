@@ -219,7 +219,7 @@ STAGE_1_MISTAKES = {
     "--quantizer ema": "--codebook_sizes .*--quantizer 'ema' has one codebook",
     "--quantizer lookup_free --codebook_sizes 1000": "--codebook_sizes .* needs a power of two",
     "--num_levels 2 --codebook_sizes 8 8 8": "--codebook_sizes .* cannot be split evenly among --num_levels 2",
-    "--network mlp --num_levels 2": "--num_levels 2: --network .mlp. has one level",
+    "--network mlp --num_levels 2": "--num_levels 2: --network 'mlp' has one level",
 }
 STAGE_2_MISTAKES = {
     "--lm_size 9M": "choose 2M, ",

@@ -75,15 +75,16 @@ def fit_components(batches: Callable[[], Iterable[Tensor]], count: int, seed: in
             result += centred.T @ (centred @ vectors)
         return result / (pictures - 1)
 
-    total_variance = sum(float((batch.double() - mean).square().sum()) for batch in batches()) / (pictures - 1)
     if size <= EXACT_SIZE:
         covariance = torch.zeros(size, size, dtype=torch.float64)
         for batch in batches():
             centred = batch.double() - mean
             covariance += centred.T @ centred
+        total_variance = float(covariance.trace()) / (pictures - 1)
         values, vectors = torch.linalg.eigh(covariance / (pictures - 1))
         values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
     else:
+        total_variance = sum(float((batch.double() - mean).square().sum()) for batch in batches()) / (pictures - 1)
         generator = torch.Generator().manual_seed(seed)
         basis = torch.randn(size, min(size, count + max(16, count // 8)), generator=generator)
         for _ in range(PASSES):
