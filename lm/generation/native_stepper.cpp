@@ -11,7 +11,7 @@
 #include <cstring>
 #include <vector>
 
-#ifdef __AVX512BF16__
+#ifdef __SSE__
 #include <immintrin.h>
 #endif
 
@@ -84,16 +84,32 @@ static inline Lanes lanes(const bf16 *x) {
     return (Lanes)(__builtin_convertvector(shorts, Words) << 16);
 }
 
-static inline float total(Lanes x) {
+typedef float Quarter __attribute__((vector_size(16)));
+
+static inline Quarter quarter_sums(Lanes x) {
     typedef float Half __attribute__((vector_size(32)));
-    typedef float Quarter __attribute__((vector_size(16)));
     Half half[2];
     memcpy(half, &x, 64);
     half[0] += half[1];
     Quarter quarter[2];
     memcpy(quarter, half, 32);
-    quarter[0] += quarter[1];
-    return (quarter[0][0] + quarter[0][1]) + (quarter[0][2] + quarter[0][3]);
+    return quarter[0] + quarter[1];
+}
+
+static inline float total(Lanes x) {
+    Quarter quarter = quarter_sums(x);
+    return (quarter[0] + quarter[1]) + (quarter[2] + quarter[3]);
+}
+
+// The totals of four sums, each added up as `total` does.
+static inline void totals(const Lanes *x, float *result) {
+#ifdef __SSE__
+    __m128 a = quarter_sums(x[0]), b = quarter_sums(x[1]), c = quarter_sums(x[2]), d = quarter_sums(x[3]);
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    _mm_storeu_ps(result, (a + b) + (c + d));
+#else
+    for (int i = 0; i < 4; ++i) result[i] = total(x[i]);
+#endif
 }
 
 static inline Vector vector_of(const float *x) {
@@ -146,55 +162,82 @@ static inline void multiply_add(Vector (&sum)[O][R][PARTS], const bf16 *a, const
 }
 #endif
 
-// sums[o][r] = a[o] . b[r], for O rows of a and R rows of b, each `size` long.
-template <int O, int R, class A, class B>
-static inline void dots(const A *a, const B *b, int64_t size, float (&sums)[O][R]) {
+// sums[o][r] = a[o] . b[r], for O rows of a and R rows of b, each `size` long. Each step fetches LINES of 64 bytes from
+// `ahead`, for later: without, a core waits for the memory, and then the memory for the core.
+template <int O, int R, int LINES = 0, class A, class B>
+static inline void dots(const A *a, const B *b, int64_t size, float (&sums)[O][R], const A *ahead = nullptr) {
     Vector sum[O][R][PARTS] = {};
     int64_t i = 0;
-    for (; i + step_of<A, B> <= size; i += step_of<A, B>) multiply_add<O, R>(sum, a + i, b + i, size);
+    for (; i + step_of<A, B> <= size; i += step_of<A, B>) {
 #pragma GCC unroll 4
-    for (int o = 0; o < O; ++o)
+        for (int line = 0; line < LINES; ++line) __builtin_prefetch((const char *)(ahead + LINES * i) + 64 * line);
+        multiply_add<O, R>(sum, a + i, b + i, size);
+    }
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {
-            Lanes whole;
-            memcpy(&whole, sum[o][r], 64);
-            sums[o][r] = total(whole);
-        }
+    for (int o = 0; o < O; ++o) {
+        Lanes whole[R];
+        memcpy(whole, sum[o], sizeof whole);
+        if constexpr (R == 4)
+            totals(whole, sums[o]);
+        else
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) sums[o][r] = total(whole[r]);
+    }
     for (; i < size; ++i)
         for (int o = 0; o < O; ++o)
             for (int r = 0; r < R; ++r)  // fma: a compiler may fuse in some of these loops and not in others
                 sums[o][r] = __builtin_fmaf(number(a[o * size + i]), number(b[r * size + i]), sums[o][r]);
 }
 
-template <int O, int R, class T, class Take>
-static inline void block(const Linear &linear, const T *x, int64_t row, int64_t output, Take take) {
+template <int O, int R, int LINES, class T, class Take>
+static inline void block(const Linear &linear, const T *x, int64_t row, int64_t output, Take take,
+                         const T *ahead = nullptr) {
     float sums[O][R];
-    dots<O, R>((const T *)linear.weight + output * linear.inputs, x + row * linear.inputs, linear.inputs, sums);
+    const T *weight = (const T *)linear.weight + output * linear.inputs;
+    dots<O, R, LINES>(weight, x + row * linear.inputs, linear.inputs, sums, ahead);
     for (int o = 0; o < O; ++o)
         for (int r = 0; r < R; ++r)
             take(row + r, output + o, sums[o][r] + (linear.bias ? number(((const T *)linear.bias)[output + o]) : 0));
 }
 
-// Outputs of one block of four rows: all of its sums must fit the registers.
-constexpr int TILE = PARTS == 1 ? 4 : 1;
+// Outputs that are computed together. Four read x less often, but all sums must fit the registers.
+constexpr int GROUP = 4, TILE = PARTS == 1 ? GROUP : 1;
+
+// Outputs first .. first + O - 1 of all rows. Meanwhile, those that come a GROUP later are fetched.
+template <int O, class T, class Take>
+static inline void tile(const Linear &linear, const T *x, int64_t rows, int64_t first, Take take) {
+    const T *ahead = (const T *)linear.weight + (first + GROUP) * linear.inputs;
+    int64_t row = 0;
+    if (rows >= 8) {  // in two parts: the longer it takes, the less is waited for
+        constexpr int half = (O + 1) / 2;
+        block<O, 4, half>(linear, x, 0, first, take, ahead);
+        block<O, 4, O - half>(linear, x, 4, first, take, ahead + half * linear.inputs);
+        row = 8;
+    } else if (rows >= 4) {
+        block<O, 4, O>(linear, x, 0, first, take, ahead);
+        row = 4;
+    } else if (rows >= 2) {
+        block<O, 2, O>(linear, x, 0, first, take, ahead);
+        row = 2;
+    } else {
+        block<O, 1, O>(linear, x, 0, first, take, ahead);
+        row = 1;
+    }
+    for (; row + 4 <= rows; row += 4) block<O, 4, 0>(linear, x, row, first, take);
+    for (; row + 2 <= rows; row += 2) block<O, 2, 0>(linear, x, row, first, take);
+    if (row < rows) block<O, 1, 0>(linear, x, row, first, take);
+}
 
 // take(row, output, x W^T + b) for rows x (rows, inputs); inside a parallel region, without a barrier at its end.
-// Calls with the same number of outputs assign the same outputs to each thread. One output at a time reads memory
-// fastest; several at a time read x less often, which is faster with many rows.
+// Calls with the same number of outputs assign the same outputs to each thread.
 template <class T, class Take> static void product(const Linear &linear, const T *x, int64_t rows, Take take) {
 #pragma omp for schedule(static) nowait
-    for (int64_t first = 0; first < linear.outputs; first += 4) {
-        const int64_t last = std::min(first + 4, linear.outputs);
-        int64_t done = 0;
-        if (last - first == 4)
-            for (; done + 4 <= rows; done += 4)
-                for (int64_t output = first; output < last; output += TILE)
-                    block<TILE, 4>(linear, x, done, output, take);
-        for (int64_t output = first; output < last; ++output) {
-            int64_t row = done;
-            for (; row + 2 <= rows; row += 2) block<1, 2>(linear, x, row, output, take);
-            if (row < rows) block<1, 1>(linear, x, row, output, take);
-        }
+    for (int64_t first = 0; first < linear.outputs; first += GROUP) {
+        int64_t output = first;
+        const int64_t last = std::min(first + GROUP, linear.outputs);
+        if (rows >= 4)
+            for (; output + TILE <= last; output += TILE) tile<TILE>(linear, x, rows, output, take);
+        for (; output < last; ++output) tile<1>(linear, x, rows, output, take);  // with few rows, it reads memory fastest
     }
 }
 
@@ -230,6 +273,12 @@ static inline Lanes exponential(Lanes x) {
     sum = sum * rest + 1.6666665459e-1f;
     sum = sum * rest + 5.0000001201e-1f;
     return (sum * rest * rest + rest + 1) * (Lanes)((n + 127) << 23);
+}
+
+// x sigmoid(x) y.
+static inline Lanes gated(Lanes x, Lanes y) {
+    const Lanes part = exponential(x > 0 ? -x : x);
+    return x * (x > 0 ? Lanes{} + 1 : part) / (1 + part) * y;
 }
 
 // result[i .. i + 16 N] of the sum over t of weights[t] values[t].
@@ -283,9 +332,10 @@ template <class T>
 static void step(const Model &m, int64_t count, const int64_t *ids, const int64_t *rows, const int64_t *places,
                  const float *cosines, const float *sines, T *result) {
     const int64_t size = m.head_size, group = m.heads / m.key_heads;
-    std::vector<float> state(count * m.width), gate(count * m.inner);
+    const int64_t inners = count * m.inner, padded = (inners + 15) / 16 * 16;
+    std::vector<float> state(count * m.width), gate(padded), up(padded);
     std::vector<float> query(count * m.heads * size), key(count * m.key_heads * size), value(count * m.key_heads * size);
-    std::vector<T> attended(count * m.heads * size), inner(count * m.inner);
+    std::vector<T> attended(count * m.heads * size), inner(padded);
     auto into = [](std::vector<float> &to, int64_t outputs) {
         return [&to, outputs](int64_t token, int64_t output, float sum) { to[token * outputs + output] = sum; };
     };
@@ -339,11 +389,13 @@ static void step(const Model &m, int64_t count, const int64_t *ids, const int64_
 #pragma omp barrier
             norm(layer.feed_norm);
             product(layer.gate, result, count, into(gate, m.inner));
-            product(layer.up, result, count, [&](int64_t token, int64_t output, float sum) {
-                float own = gate[token * m.inner + output];
-                round_to(own / (1 + std::exp(-own)) * sum, inner[token * m.inner + output]);
-            });
+            product(layer.up, result, count, into(up, m.inner));
 #pragma omp barrier
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < padded; i += 16) {
+                const Lanes whole = gated(lanes(&gate[i]), lanes(&up[i]));
+                for (int n = 0; n < 16; ++n) round_to(whole[n], inner[i + n]);
+            }
             product(layer.down, inner.data(), count, add);
 #pragma omp barrier
         }
