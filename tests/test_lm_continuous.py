@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import SQUARE, add_noise, draw_codes, streams, task_of, tiny_model, tiny_tokenizer, tiny_vocabulary
 
-from lm.generation import native_stepper as native
+from lm.generation import native
 from lm.generation.continuous import ContinuousSampler, slots_for
 from lm.generation.direct_slots import DirectSlots
 from lm.generation.native_slots import NativeSlots

@@ -13,7 +13,7 @@ from tiny import draw_codes, streams, task_of, tiny_model, tiny_tokenizer, tiny_
 from lm.data.sequence_source import SequenceSource
 from lm.data.shards import Document, code_dtype, write_shard
 from lm.data.token_cache import TokenCache, write_manifest
-from lm.generation import native_stepper as native
+from lm.generation import native
 from lm.generation.direct_stepper import DirectModel
 from lm.generation.guesses import Guesser
 from lm.generation.images import draw

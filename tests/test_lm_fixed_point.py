@@ -14,12 +14,12 @@ from test_lm_native import compiled
 from tiny import draw_codes, streams, task_of, tiny_model, tiny_tokenizer, tiny_vocabulary
 
 from lm.data.token_cache import Document, TokenCache
-from lm.generation import native_stepper as native
-from lm.generation import steppers
+from lm.generation import native, steppers
 from lm.generation.direct_stepper import DirectModel, DirectStepper
 from lm.generation.guess_table import GuessTable, neighbours
 from lm.generation.guesses import Guesser
 from lm.generation.images import draw
+from lm.generation.native_stepper import NativeStepper
 from lm.generation.stepper import Stepper
 from lm.sequences import image_prompt
 from lm.training.guess_table import learn_guess_table
@@ -106,7 +106,7 @@ def test_compiled_logits_are_the_same_to_the_last_bit(vocabulary, prompts, name,
     model = (random_model(vocabulary) if name == "qwen3" else other_shapes(vocabulary, name)).to(dtype).eval()
     ids = torch.randint(vocabulary.image_offset, vocabulary.size, (len(prompts), 11))
     with torch.inference_mode():
-        single, several = (native.NativeStepper(model, prompts, 12, vocabulary.pad_id) for _ in range(2))
+        single, several = (NativeStepper(model, prompts, 12, vocabulary.pad_id) for _ in range(2))
         several.feed(ids.flip(1), torch.zeros(len(prompts), dtype=torch.long))  # wrong guesses leave no trace
         several.feed(ids[:, :6], torch.zeros(len(prompts), dtype=torch.long))
         after = several.logits_at(torch.arange(4), torch.tensor([5, 5, 2, 5]), 0, vocabulary.size)
@@ -181,7 +181,7 @@ def test_calls_are_as_many_as_codes_one_by_one_and_fewer_where_guesses_are_right
 def test_by_default_one_by_one_unless_a_large_model_draws_few(vocabulary, prompts, monkeypatch):  # noqa: F811
     model = random_model(vocabulary)
     assert calls(model, vocabulary, prompts[:1]) == 12
-    make_native, make_plain = partial(native.NativeStepper, model), partial(Stepper, model)
+    make_native, make_plain = partial(NativeStepper, model), partial(Stepper, model)
     assert steppers.default_tokens_per_call(model, make_native, 1) == 1, "its weights fit the processor's caches"
     monkeypatch.setattr(steppers, "LARGE_MODEL", 0)
     assert [steppers.default_tokens_per_call(model, make_native, rows) for rows in (1, 2, 3, 16)] == [4, 1, 1, 1]

@@ -18,8 +18,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from lm.generation import memory
-from lm.generation import native_stepper as native
+from lm.generation import memory, native
 from lm.generation.direct_stepper import DirectModel
 from lm.generation.images import draw
 from lm.generation.noise import gumbel

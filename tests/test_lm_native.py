@@ -11,8 +11,9 @@ import torch
 from test_lm_generation import CAPTIONS, other_shapes, random_model, vocabulary  # noqa: F401
 from tiny import draw_codes, streams
 
-from lm.generation import native_stepper as native
+from lm.generation import native
 from lm.generation.direct_stepper import DirectModel, DirectStepper
+from lm.generation.native_stepper import NativeStepper
 from lm.sequences import image_prompt
 
 # Where there is a compiler, code that does not compile fails these tests.
@@ -72,7 +73,7 @@ def test_steps_are_those_of_torch(vocabulary, name, dtype):  # noqa: F811
     prompts = [image_prompt(vocabulary, caption) for caption in (*CAPTIONS, "a")]
     arguments = (prompts, 40, vocabulary.pad_id)
     with torch.inference_mode():
-        ours, theirs = native.NativeStepper(model, *arguments), DirectStepper(DirectModel(model, 5), *arguments)
+        ours, theirs = NativeStepper(model, *arguments), DirectStepper(DirectModel(model, 5), *arguments)
         for ids in torch.randint(vocabulary.image_offset, vocabulary.size, (40, len(prompts))):
             near = {"atol": 1e-4, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.3, "rtol": 0.1}
             torch.testing.assert_close(ours.logits(0, vocabulary.size), theirs.logits(0, vocabulary.size), **near)
@@ -117,7 +118,7 @@ def test_without_a_compiler_torch_draws_the_same(
     native._library.cache_clear()
     monkeypatch.setenv(name, value)
     monkeypatch.setenv("TESSERA_CACHE", str(tmp_path))
-    with caplog.at_level(logging.INFO, "lm.generation.native_stepper"):
+    with caplog.at_level(logging.INFO, "lm.generation.native"):
         assert why in native.unavailable() and not native.fits(model)
     assert name == "TESSERA_NATIVE" or "drawing without compiled code" in caplog.text
     assert draw(model, vocabulary, temperature=0).equal(expected)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lm.generation import native_stepper as native
+from lm.generation import native
 from lm.generation.direct_slots import DirectSlots
 from lm.generation.direct_stepper import DirectModel
 from lm.generation.native_slots import NativeSlots

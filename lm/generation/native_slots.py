@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lm.generation.native_stepper import Layer, Linear, Model, functions_for, layer_of, linear_of, model_of
+from lm.generation.native import Layer, Linear, Model, functions_for, layer_of, linear_of, model_of
 from lm.generation.slots import FedTokens, Slots
 
 

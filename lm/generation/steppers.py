@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from lm.generation import memory
-from lm.generation import native_stepper as native
+from lm.generation import memory, native
 from lm.generation.direct_stepper import DirectModel, DirectStepper
+from lm.generation.native_stepper import NativeStepper
 from lm.generation.stepper import Stepper
 
 LARGE_MODEL = 64e6  # bytes of weights that no cache of the processor holds
@@ -28,7 +28,7 @@ def stepper_factory(model: Any, rows: int) -> StepperFactory:
     if not DirectModel.fits(model):
         return partial(Stepper, model)
     if native.fits(model):
-        return partial(native.NativeStepper, model)
+        return partial(NativeStepper, model)
     try:
         direct = DirectModel(model, rows)
     except RuntimeError as error:  # memory has no room for copies of the weights
@@ -45,7 +45,7 @@ def default_tokens_per_call(model: Any, make_stepper: StepperFactory, rows: int)
     are more than the processor's caches hold. docs/generation.md has the measurements.
     """
     weights = sum(parameter.nbytes for parameter in model.base_model.parameters())
-    is_native = getattr(make_stepper, "func", None) is native.NativeStepper
+    is_native = getattr(make_stepper, "func", None) is NativeStepper
     if not is_native or weights < LARGE_MODEL or rows > 1:
         return 1
     return FEW_TOKENS

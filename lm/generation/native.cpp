@@ -1,4 +1,4 @@
-// One token of every row, or several, through a Llama or Qwen3 in one call; compiled and called by native_stepper.py.
+// One token of every row, or several, through a Llama or Qwen3 in one call; compiled and called by native.py.
 //
 // With few tokens, a step is bound by the time to read the weights once. So the weights are read in place and in torch's
 // order, each thread reads one contiguous part, and the inputs of all tokens stay in the caches. Sums are in float32, and
@@ -15,7 +15,7 @@
 #include <immintrin.h>
 #endif
 
-// native_stepper.py declares the same three structs. A missing bias or norm is null.
+// native.py declares the same three structs. A missing bias or norm is null.
 struct Linear {
     const void *weight, *bias;  // (outputs, inputs), (outputs)
     int64_t inputs, outputs;
