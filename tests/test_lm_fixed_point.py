@@ -184,7 +184,9 @@ def test_by_default_one_by_one_unless_a_large_model_draws_few(vocabulary, prompt
     make_native, make_plain = partial(NativeStepper, model), partial(Stepper, model)
     assert steppers.default_tokens_per_call(model, make_native, 1) == 1, "its weights fit the processor's caches"
     monkeypatch.setattr(steppers, "LARGE_MODEL", 0)
-    assert [steppers.default_tokens_per_call(model, make_native, rows) for rows in (1, 2, 3, 16)] == [4, 1, 1, 1]
+    for vector_bytes, expected in ((32, [4, 1, 1, 1]), (64, [4, 4, 1, 1])):
+        monkeypatch.setattr(native, "vector_bytes", lambda width=vector_bytes: width)
+        assert [steppers.default_tokens_per_call(model, make_native, rows) for rows in (1, 2, 3, 16)] == expected
     assert steppers.default_tokens_per_call(model, make_plain, 1) == 1
 
 

@@ -409,6 +409,7 @@ template <class T> static void map(const Linear &linear, const T *x, int64_t row
 }
 
 extern "C" {
+int64_t vector_bytes() { return VECTOR_BYTES; }
 void step_float32(const Model *m, int64_t count, const int64_t *ids, const int64_t *rows, const int64_t *places,
                   const float *cosines, const float *sines, void *out) {
     step(*m, count, ids, rows, places, cosines, sines, (float *)out);

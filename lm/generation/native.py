@@ -88,6 +88,7 @@ def _library() -> ctypes.CDLL | str:
     except OSError as error:
         return _log_reason(str(error))
     pointer, number = ctypes.c_void_p, ctypes.c_int64
+    library.vector_bytes.restype, library.vector_bytes.argtypes = number, []
     for dtype in ("float32", "bfloat16"):
         step, product = getattr(library, f"step_{dtype}"), getattr(library, f"map_{dtype}")
         step.restype = product.restype = None
@@ -130,6 +131,12 @@ def fits(model: Any) -> bool:
         and all(weight.dtype == model.dtype and weight.is_contiguous() for weight in model.parameters())
         and unavailable() is None
     )
+
+
+def vector_bytes() -> int:
+    """Bytes of the vectors that the compiled code computes with: 64 with AVX-512; 0 where there is no compiled code."""
+    library = _library()
+    return 0 if isinstance(library, str) else int(library.vector_bytes())
 
 
 def functions_for(dtype: torch.dtype) -> tuple[Any, Any]:

@@ -41,14 +41,13 @@ def stepper_factory(model: Any, rows: int) -> StepperFactory:
 def default_tokens_per_call(model: Any, make_stepper: StepperFactory, rows: int) -> int:
     """How many tokens, or codes, are computed in a call where nothing else is asked for, with so many rows in a batch.
 
-    Several pay where a call takes the time to read the weights: through compiled code, with one row, where the weights
-    are more than the processor's caches hold. docs/generation.md has the measurements.
+    Several pay where a call takes the time to read the weights: through compiled code, where the weights are more than
+    the processor's caches hold, with one row, or two (guidance) with AVX-512. docs/generation.md has the measurements.
     """
     weights = sum(parameter.nbytes for parameter in model.base_model.parameters())
     is_native = getattr(make_stepper, "func", None) is NativeStepper
-    if not is_native or weights < LARGE_MODEL or rows > 1:
-        return 1
-    return FEW_TOKENS
+    most_rows = 2 if native.vector_bytes() >= 64 else 1
+    return FEW_TOKENS if is_native and weights >= LARGE_MODEL and rows <= most_rows else 1
 
 
 def check_per_call(name: str, count: int | None) -> None:
