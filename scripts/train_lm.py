@@ -45,7 +45,7 @@ def main(options: LanguageModelOptions) -> None:
     from pipelines.machine.printing import say
     from pipelines.text_to_signal import drawing_pipeline
     from pipelines.training.averages import AveragedWeights
-    from pipelines.training.captions_drawn import choose_captions
+    from pipelines.training.captions_drawn import choose_captions, choose_edits
     from pipelines.training.captions_shared import choose_shared_captions
     from pipelines.training.compilation import compile_layers
     from pipelines.training.distribution import is_sharded, prepare
@@ -147,6 +147,9 @@ def main(options: LanguageModelOptions) -> None:
     def find_captions() -> CaptionsDrawn | None:
         return choose_captions(cache, validation_cache, vocabulary, DRAWN_CAPTIONS, signal)
 
+    def find_edits() -> CaptionsDrawn | None:
+        return choose_edits(cache, validation_cache, vocabulary, DRAWN_CAPTIONS)
+
     judges_drawn = recipe.is_repetitive and not signal and not is_sharded(accelerator)
     captions = find_captions() if judges_drawn else None
 
@@ -182,7 +185,7 @@ def main(options: LanguageModelOptions) -> None:
             plain = (adapted.merge() if adapted else plain).to(device)
             settle_defaults(
                 options, drawing_pipeline(tokenizer, plain, vocabulary),
-                lambda: captions or find_captions(),
+                lambda: captions or find_captions() or find_edits(),
                 lambda: None if signal else choose_shared_captions(cache, validation_cache, vocabulary),
                 loop.progress.step * options.batch_size, partial(say, accelerator),
             )  # fmt: skip

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from test_pipelines_evaluation import PerfectProbe
 from tiny import tiny_pipeline, tiny_tokenizer
+from torchvision.transforms.functional import to_pil_image
 
 from lm.vocabulary import MultimodalVocabulary
 from pipelines import TextToImagePipeline
@@ -17,6 +18,7 @@ from pipelines.evaluation.probes.edits import edit_report, edit_sets, expected_a
 from pipelines.evaluation.probes.sprites_probe import SpritesProbe, answers
 from pipelines.evaluation.report.tables import edits_table
 from pipelines.model_card import model_card
+from pipelines.training.captions_drawn import choose_edits
 from tokenizer_image.sprites.edits import KINDS, sample_edit
 
 FORMATS = ["edit", "image_to_image", "image"]
@@ -26,6 +28,25 @@ GUIDED = {"guidance_scale": 2.0, "image_guidance_scale": 1.5}
 def picture(seed: int = 0, side: int = 16, width: int | None = None) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 255, (side, width or side, 3), np.uint8)
     return Image.fromarray(pixels)
+
+
+class Edits:
+    """A token cache in memory, of edits alone: source, instruction, result."""
+
+    is_of_edits = True
+
+    def __init__(self, sources: np.ndarray, instructions: list[str], results: np.ndarray) -> None:
+        self.rows = [np.concatenate(pair) for pair in zip(sources, results, strict=True)]
+        self.instructions = instructions
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def codes(self, row: int) -> np.ndarray:
+        return self.rows[row]
+
+    def texts(self, row: int) -> list[str]:
+        return [self.instructions[row]]
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +65,25 @@ def test_one_edit(pipe):
     assert array.shape == (1, 16, 16, 3) and array.dtype == np.float32
     codes = [pipe.edit(picture(), "make it blue", seed=seed).codes.tolist() for seed in range(6)]
     assert len({str(one) for one in codes}) > 1
+
+
+def test_an_edit_is_judged_right_where_its_own_result_is_the_nearest(pipe):
+    """What the model makes of a source is the right result of the first edits; that of the second is something else."""
+    sources = pipe.encode_images([picture(seed) for seed in range(4)]).numpy()
+    decoded = [to_pil_image((pixels.clamp(-1, 1) + 1) / 2) for pixels in pipe.decode_codes(torch.from_numpy(sources))]
+    texts = ["a dog", "a red cat", "a blue cat", "a cat"]
+    drawn = pipe.edit(decoded, texts, temperature=0, guidance_scale=1.0).codes.numpy()
+    seen, held_out = Edits(sources[:2], texts[:2], drawn[:2]), Edits(sources[2:], texts[2:], sources[:2])
+    edits = choose_edits(seen, held_out, pipe.vocabulary, 8)
+    assert edits is not None and edits.edits and (len(edits.held_out), len(edits.seen), len(edits.others)) == (2, 2, 4)
+    assert {one.caption for one in edits.held_out} == set(texts[2:])
+    found = edits.drawn(pipe, range(4), 1.0, 0.0)
+    assert found.right.tolist() == [False, False, True, True]
+    assert (found.distance[2:] < 1e-3).all() and (found.distance[:2] > 0.01).all()
+    other = tiny_pipeline(formats=["caption_to_image"]).vocabulary
+    assert choose_edits(seen, held_out, other, 8) is None, "the model has not learned edits"
+    held_out.is_of_edits = False
+    assert choose_edits(seen, held_out, pipe.vocabulary, 8) is None
 
 
 @pytest.mark.parametrize("scales", [{}, {"guidance_scale": 3.0}, GUIDED])

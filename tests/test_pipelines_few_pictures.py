@@ -103,7 +103,7 @@ def test_the_kept_weights_are_those_that_draw_best_then_those_of_the_lowest_loss
 class Drawn:
     """Captions of which a known share draws its picture at each setting, the same ones each time, at a distance."""
 
-    drew = "their own picture"
+    drew, edits = "their own picture", False
 
     def __init__(self, shares: dict[Setting, float], distances: dict[Setting, float], count: int = 64) -> None:
         self.settings, self.held_out, self.seen = (shares, distances), [None] * (count // 2), [None] * (count // 2)
@@ -140,10 +140,16 @@ def test_a_setting_that_is_better_by_chance_alone_gives_way_to_a_nearer_one():
             distance = 0.1 if (guidance_scale, temperature) == (1.5, 0.3) else 0.2
             return DrawnRows(rng.random(len(rows)) < 0.5, np.full(len(rows), distance))
 
-    found = search_guidance(Noisy({}, {}), None, (2.0, 1.0), 80_000)
+    captions = Noisy({}, {})
+    found = search_guidance(captions, None, (2.0, 1.0), 80_000)
     assert found is not None
     short = max(found.right.values()) - found.right[1.5, 0.3]
     assert (found.scale, found.temperature) == (1.5, 0.3) or short > 2 * 0.5**0.5 / 171**0.5 * 0.9
+    captions.edits, captions.drew = True, "their own result"  # a source that is left as it was is near to the result
+    of_edits = search_guidance(captions, None, (2.0, 1.0), 80_000)
+    assert of_edits is not None and of_edits.right == found.right
+    assert of_edits.right[of_edits.scale, of_edits.temperature] == max(found.right.values()) > found.right[1.5, 0.3]
+    assert "of 171 instructions, " in str(of_edits) and str(of_edits).endswith("drew their own result")
 
 
 def test_options_that_are_given_are_not_searched():

@@ -1,20 +1,22 @@
-"""How often a caption draws its own picture, or a signal like those of its own: what judges a model of few captioned
-pictures, and finds guidance and temperature."""
+"""How often a caption draws its own picture, an instruction the result of its edit, or a caption a signal like those of
+its own: what judges a model of few captioned pictures, and finds guidance and temperature."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torchvision.transforms.functional import to_pil_image
 
 from lm.data.token_cache import TokenCache
-from lm.sequences import FORMATS
+from lm.sequences import EDITING, FORMATS
 from lm.vocabulary import MultimodalVocabulary
 from pipelines.drawing.captions import caption_room, cut_caption
+from pipelines.drawing.editing import instruction_room
 from pipelines.text_to_image import TextToImagePipeline
 from pipelines.text_to_signal import TextToSignalPipeline
 from tokenizer_image.losses.spectral import FLOOR, stft_magnitude
@@ -31,10 +33,12 @@ Pipeline = TextToImagePipeline | TextToSignalPipeline
 
 @dataclass
 class CaptionedPicture:
-    """A picture, or a signal, of the token cache: its first caption, and its codes (T,)."""
+    """A picture, or a signal, of the token cache: its first caption, and its codes (T,). The result of an edit has the
+    instruction as its caption, and the codes of the picture that the edit starts from."""
 
     caption: str
     codes: np.ndarray
+    source: np.ndarray | None = None
 
 
 @dataclass
@@ -52,6 +56,7 @@ class CaptionsDrawn:
 
     A drawn picture is right where, of all candidates, the one that is nearest to it in pixels (as the image tokenizer
     decodes it) is the caption's own, or has the same codes; a drawn signal, where the nearest has the same caption.
+    Edits start from the source as the image tokenizer decodes it, since the token cache has codes alone.
 
     Attributes:
         held_out, seen: the pictures whose captions are drawn, in an order of their own, not that of the data.
@@ -70,7 +75,14 @@ class CaptionsDrawn:
     @property
     def drew(self) -> str:
         """What captions drew that are right, in words."""
+        if self.edits:
+            return "their own result"
         return f"what is most like {WORDS[self.signal]} of the same caption" if self.signal else "their own picture"
+
+    @property
+    def edits(self) -> bool:
+        """Whether these are results of edits, and their captions instructions."""
+        return any(picture.source is not None for picture in (*self.held_out, *self.seen))
 
     def drawn(
         self, pipe: Pipeline, rows: Sequence[int], guidance_scale: float, temperature: float, seed: int = 0
@@ -78,14 +90,16 @@ class CaptionsDrawn:
         """Draw each of these rows, of `held_out` and then `seen`."""
         pictures = [*self.held_out, *self.seen, *self.others]
         candidates = self._candidates(pipe, pictures)
-        room = caption_room(pipe.model, pipe.vocabulary)
+        room = (instruction_room if self.edits else caption_room)(pipe.model, pipe.vocabulary)
         captions = [cut_caption(pipe.vocabulary, pictures[row].caption, room) for row in rows]
         found = DrawnRows(np.zeros(len(rows), bool), np.ones(len(rows)))
         known = [index for index, caption in enumerate(captions) if caption]
         if not known:
             return found
         pipe.set_progress_bar_config(disable=True)
-        drawn = _draw(pipe, [captions[index] for index in known], guidance_scale, temperature, seed).to(candidates)
+        sources = [pictures[rows[index]].source for index in known] if self.edits else []
+        drawn = _draw(pipe, [captions[index] for index in known], sources, guidance_scale, temperature, seed)
+        drawn = drawn.to(candidates)
         distances = torch.cdist(drawn, candidates) / drawn.shape[1] ** 0.5
         for index, nearest, each in zip(known, distances.argmin(1).tolist(), distances, strict=True):
             one, other = pictures[nearest], pictures[rows[index]]
@@ -105,18 +119,28 @@ class CaptionsDrawn:
     def _candidates(self, pipe: Pipeline, pictures: Sequence[CaptionedPicture]) -> torch.Tensor:
         """(N, numbers) float32: all pictures, decoded once."""
         if self._pixels is None:
-            codes = torch.from_numpy(np.stack([picture.codes.astype(np.int64) for picture in pictures]))
-            decoded = [pipe.decode_codes(part.to(pipe.device)) for part in codes.split(64)]
-            self._pixels = torch.cat([_compared((part.clamp(-1, 1) + 1) / 2, pipe) for part in decoded])
+            parts = _decoded(pipe, [picture.codes for picture in pictures])
+            self._pixels = torch.cat([_compared(part, pipe) for part in parts])
         return self._pixels
 
 
-def _draw(pipe: Pipeline, captions: list[str], guidance_scale: float, temperature: float, seed: int) -> torch.Tensor:
-    """One picture or signal for each caption, as `_compared`."""
+def _draw(
+    pipe: Pipeline, captions: list[str], sources: list[Any], guidance_scale: float, temperature: float, seed: int
+) -> torch.Tensor:
+    """One picture or signal for each caption, or for each source (codes) and instruction, as `_compared`."""
     settings: dict[str, Any] = {"guidance_scale": guidance_scale, "temperature": temperature, "seed": seed}
     if isinstance(pipe, TextToSignalPipeline):
         return _compared((pipe(captions, **settings).values + 1) / 2, pipe)
+    if sources:
+        images = [to_pil_image(picture.cpu()) for part in _decoded(pipe, sources) for picture in part]
+        return _compared(torch.as_tensor(pipe.edit(images, captions, **settings, output_type="pt").images), pipe)
     return _compared(torch.as_tensor(pipe(captions, **settings, output_type="pt").images), pipe)
+
+
+def _decoded(pipe: Pipeline, codes: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:
+    """What these codes (T,) decode to, on [0, 1], in batches."""
+    for part in torch.from_numpy(np.stack(codes).astype(np.int64)).split(64):
+        yield (pipe.decode_codes(part.to(pipe.device)).clamp(-1, 1).float() + 1) / 2
 
 
 def _compared(values: torch.Tensor, pipe: Pipeline) -> torch.Tensor:
@@ -161,6 +185,28 @@ def choose_captions(
     held_out = [held_out[row] for row in np.random.default_rng(1).permutation(len(held_out))]
     chosen, rest = (held_out[:count], seen[:count]), [*held_out[count:], *seen[count:]]
     return CaptionsDrawn(*chosen, rest[: max(0, MOST_CANDIDATES - sum(map(len, chosen)))], signal)
+
+
+def choose_edits(
+    cache: TokenCache, validation_cache: TokenCache, vocabulary: MultimodalVocabulary, count: int
+) -> CaptionsDrawn | None:
+    """Up to `count` edits of each split, with the pictures before and after them as candidates; None where the data are
+    not edits alone, or where the model has not learned them or draws several sizes."""
+    if not (cache.is_of_edits and validation_cache.is_of_edits and set(EDITING) & set(vocabulary.formats)):
+        return None
+    if vocabulary.other_layouts:
+        return None
+    held_out, seen = (
+        [_result(each, int(row)) for row in np.random.default_rng(1).permutation(min(LOOKED_AT, len(each)))[:count]]
+        for each in (validation_cache, cache)
+    )
+    sources = [CaptionedPicture("", result.source) for result in (*held_out, *seen) if result.source is not None]
+    return CaptionsDrawn(held_out, seen, sources)
+
+
+def _result(cache: TokenCache, row: int) -> CaptionedPicture:
+    source, result = np.split(cache.codes(row), 2)
+    return CaptionedPicture(cache.texts(row)[0], result, source)
 
 
 def captioned_pictures(cache: TokenCache, rows: np.ndarray) -> list[CaptionedPicture]:

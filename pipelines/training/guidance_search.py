@@ -35,6 +35,7 @@ class GuidanceFound:
         distance: for each, the mean distance from it (`DrawnRows`).
         drawn: pictures at each setting.
         drew: what those captions drew.
+        edits: whether results of edits were drawn, not captions.
     """
 
     scale: float
@@ -43,6 +44,7 @@ class GuidanceFound:
     distance: dict[Setting, float]
     drawn: int
     drew: str = "their own picture"
+    edits: bool = False
 
     def __str__(self) -> str:
         tried = ", ".join(
@@ -50,7 +52,8 @@ class GuidanceFound:
             for (scale, temperature), share in self.right.items()
         )
         return (
-            f"guidance {self.scale:g} and temperature {self.temperature:g} by default: of {self.drawn} captions, "
+            f"guidance {self.scale:g} and temperature {self.temperature:g} by default: of {self.drawn} "
+            f"{'instructions' if self.edits else 'captions'}, "
             f"{tried} drew {self.drew}"
         )
 
@@ -88,7 +91,8 @@ def search_guidance(
     temperatures: tuple[float, ...] = TEMPERATURES,
 ) -> GuidanceFound | None:
     """Draw captions at each scale and temperature, one sample each with the same random numbers. Of the settings at
-    which most drew their own picture, or about as many, the one whose pictures are nearest to it is taken.
+    which most drew their own picture, or about as many, the one whose pictures are nearest to it is taken; of edits, the
+    one at which most drew their own result.
 
     Args:
         captions: half of them held out and half learned from, as far as there are both.
@@ -117,11 +121,13 @@ def search_guidance(
     means = {setting: float(np.concatenate(parts).mean()) for setting, parts in distance.items()}
     best = max(settings, key=lambda setting: shares[setting].mean())
     about_as_many = [setting for setting in settings if not _is_less(shares[setting], shares[best])]
+    if captions.edits:  # a result that is left as it was is near to the right one
+        about_as_many = [setting for setting in settings if shares[setting].mean() == shares[best].mean()]
     if not shares[best].any():  # the model draws nothing yet: distances say nothing
         about_as_many = [usual]
     scale, temperature = min(about_as_many, key=lambda setting: means[setting])
     right_share = {one: float(each.mean()) for one, each in shares.items()}
-    return GuidanceFound(scale, temperature, right_share, means, drawn, captions.drew)
+    return GuidanceFound(scale, temperature, right_share, means, drawn, captions.drew, captions.edits)
 
 
 def search_guidance_of_shared(
