@@ -91,8 +91,8 @@ def search_guidance(
     temperatures: tuple[float, ...] = TEMPERATURES,
 ) -> GuidanceFound | None:
     """Draw captions at each scale and temperature, one sample each with the same random numbers. Of the settings at
-    which most drew their own picture, or about as many, the one whose pictures are nearest to it is taken; of edits, the
-    one at which most drew their own result.
+    which most drew their own picture, or about as many, the one whose pictures are nearest to it is taken; of edits,
+    the one at which most drew their own result.
 
     Args:
         captions: half of them held out and half learned from, as far as there are both.
