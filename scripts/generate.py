@@ -50,7 +50,7 @@ class GenerateOptions(GuidedSamplingOptions, ModelOptions):
     codes_per_call: int | None = option(
         None,
         "codes of a picture computed in one call of the model, at most; the pictures are the same (default: 4 "
-        "for one picture of a large model without guidance, else 1)",
+        "for one picture of a large model, with guidance on processors with AVX-512 alone, else 1)",
         above_zero=True,
     )
     seed: int | None = option(None, "the same seed draws the same pictures", not_negative=True)

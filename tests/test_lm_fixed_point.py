@@ -184,10 +184,13 @@ def test_by_default_one_by_one_unless_a_large_model_draws_few(vocabulary, prompt
     make_native, make_plain = partial(NativeStepper, model), partial(Stepper, model)
     assert steppers.default_tokens_per_call(model, make_native, 1) == 1, "its weights fit the processor's caches"
     monkeypatch.setattr(steppers, "LARGE_MODEL", 0)
-    for vector_bytes, expected in ((32, [4, 1, 1, 1]), (64, [4, 4, 1, 1])):
+    assert [steppers.default_tokens_per_call(model, make_native, batch) for batch in (1, 2, 16)] == [4, 1, 1]
+    for vector_bytes, expected in ((32, [4, 1, 1]), (64, [4, 4, 1])):  # alone, with guidance, over a picture, too
         monkeypatch.setattr(native, "vector_bytes", lambda width=vector_bytes: width)
-        assert [steppers.default_tokens_per_call(model, make_native, rows) for rows in (1, 2, 3, 16)] == expected
-    assert steppers.default_tokens_per_call(model, make_plain, 1) == 1
+        assert [steppers.default_tokens_per_call(model, make_native, 1, rows) for rows in (1, 2, 3)] == expected
+    assert steppers.default_tokens_per_call(model, make_native, 2, 2) == 1
+    monkeypatch.setattr(native, "vector_bytes", lambda: pytest.fail("compiled for a model that it does not compute"))
+    assert steppers.default_tokens_per_call(model, make_plain, 1, 2) == 1
 
 
 def test_a_model_whose_cache_cannot_be_cut_back(vocabulary, prompts, caplog):  # noqa: F811

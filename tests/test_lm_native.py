@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from test_lm_generation import CAPTIONS, other_shapes, random_model, vocabulary  # noqa: F401
 from tiny import draw_codes, streams
 
-from lm.generation import native
+from lm.generation import native, native_stepper
 from lm.generation.direct_stepper import DirectModel, DirectStepper
 from lm.generation.native_stepper import NativeStepper
 from lm.sequences import image_prompt
@@ -55,12 +56,51 @@ def test_it_compiles():
 @pytest.mark.parametrize(("inputs", "outputs"), [(64, 12), (37, 7), (5, 3)])
 def test_a_product_of_a_row_is_the_same_whatever_rows_are_beside_it(dtype, inputs, outputs):
     torch.manual_seed(0)
-    rows, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((11, inputs), (outputs, inputs), (outputs,)))
+    rows, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((19, inputs), (outputs, inputs), (outputs,)))
     together = mapped(weight, bias, rows, 1)
     expected = rows.double() @ weight.double().T + bias.double()
     torch.testing.assert_close(together.double(), expected, atol=1e-5, rtol=1e-5)
-    for count in range(1, 11):
+    for count in range(19):
         assert mapped(weight, bias, rows[:count], 2).equal(together[:count])
+
+
+@compiled
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="these are options of x86 processors")
+@pytest.mark.parametrize("option", ["-mno-avx512f", "-mno-avx"])
+def test_narrower_vectors_sum_in_the_same_order(option, without_library, monkeypatch, tmp_path):
+    """In float32; products of bfloat16 are added by pairs where the processor does so."""
+    torch.manual_seed(0)
+    rows, weight, bias = (torch.randn(*shape) for shape in ((19, 100), (13, 100), (13,)))
+    expected = mapped(weight, bias, rows, 1)
+    native._library.cache_clear()
+    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, option))
+    monkeypatch.setenv("TESSERA_CACHE", str(tmp_path))
+    assert native.unavailable() is None and native.vector_bytes() <= 32
+    near = {"atol": 1e-5, "rtol": 1e-5}
+    torch.testing.assert_close(mapped(weight, bias, rows, 1), expected, **near)  # whether products are rounded differs
+    for count in range(1, 19):
+        assert mapped(weight, bias, rows[:count], 1).equal(mapped(weight, bias, rows, 2)[:count])
+
+
+@compiled
+def test_prompts_are_read_alike_in_parts_and_shared_ones_once(vocabulary, monkeypatch):  # noqa: F811
+    model = random_model(vocabulary).eval()
+    prompts = [image_prompt(vocabulary, caption) for caption in (*CAPTIONS, CAPTIONS[0])]
+
+    def states(prompts) -> torch.Tensor:
+        stepper = NativeStepper(model, prompts, 4, vocabulary.pad_id)
+        first = stepper.logits(0, vocabulary.size)
+        stepper.advance(torch.full((len(prompts),), vocabulary.image_offset))
+        return torch.cat([first, stepper.logits(0, vocabulary.size)], 1)
+
+    with torch.inference_mode():
+        together = states(prompts)
+        monkeypatch.setattr(native_stepper, "MOST_FED", 3)
+        assert states(prompts).equal(together) and together[-1].equal(together[0])
+        assert torch.cat([states([prompt]) for prompt in prompts]).equal(together)
+        for prompt in ([], [-1], [vocabulary.size + 1000]):
+            with pytest.raises(ValueError, match="at least one token each, of 0 .. "):
+                NativeStepper(model, [prompts[0], prompt], 4, vocabulary.pad_id)
 
 
 @compiled

@@ -140,13 +140,15 @@ def test_a_setting_that_is_better_by_chance_alone_gives_way_to_a_nearer_one():
             distance = 0.1 if (guidance_scale, temperature) == (1.5, 0.3) else 0.2
             return DrawnRows(rng.random(len(rows)) < 0.5, np.full(len(rows), distance))
 
-    captions = Noisy({}, {})
+    captions = Noisy({}, {}, count=128)
     found = search_guidance(captions, None, (2.0, 1.0), 80_000)
     assert found is not None
     short = max(found.right.values()) - found.right[1.5, 0.3]
     assert (found.scale, found.temperature) == (1.5, 0.3) or short > 2 * 0.5**0.5 / 171**0.5 * 0.9
     captions.edits, captions.drew = True, "their own result"  # a source that is left as it was is near to the result
     of_edits = search_guidance(captions, None, (2.0, 1.0), 80_000)
+    assert of_edits is None, "85 drawn, each with its source's codes, tell too little"
+    of_edits = search_guidance(captions, None, (2.0, 1.0), 160_000)
     assert of_edits is not None and of_edits.right == found.right
     assert of_edits.right[of_edits.scale, of_edits.temperature] == max(found.right.values()) > found.right[1.5, 0.3]
     assert "of 171 instructions, " in str(of_edits) and str(of_edits).endswith("drew their own result")

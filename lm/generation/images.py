@@ -108,9 +108,9 @@ def _draw_in_batches(task: PictureRows, size: int, wanted: int | None, table: Gu
             raise
 
     with evaluation_mode(task.model):
-        rows = min(size, count) * task.rows_of_picture
-        make_stepper = stepper_factory(task.model, rows)
-        codes_per_call = wanted or default_tokens_per_call(task.model, make_stepper, rows)
+        batch = min(size, count)
+        make_stepper = stepper_factory(task.model, batch * task.rows_of_picture)
+        codes_per_call = wanted or default_tokens_per_call(task.model, make_stepper, batch, task.rows_of_picture)
         yield from memory.in_batches(draw_batch, count, size)
 
 

@@ -162,15 +162,16 @@ static inline void multiply_add(Vector (&sum)[O][R][PARTS], const bf16 *a, const
 }
 #endif
 
-// sums[o][r] = a[o] . b[r], for O rows of a and R rows of b, each `size` long. Each step fetches LINES of 64 bytes from
-// `ahead`, for later: without, a core waits for the memory, and then the memory for the core.
+// sums[o][r] = a[o] . b[r], for O rows of a and R rows of b, each `size` long. For each 64 bytes of a row, LINES of as
+// many are fetched from `ahead`, for later: without, a core waits for the memory, and then the memory for the core.
 template <int O, int R, int LINES = 0, class A, class B>
 static inline void dots(const A *a, const B *b, int64_t size, float (&sums)[O][R], const A *ahead = nullptr) {
     Vector sum[O][R][PARTS] = {};
     int64_t i = 0;
     for (; i + step_of<A, B> <= size; i += step_of<A, B>) {
+        if (i * sizeof(A) % 64 == 0)
 #pragma GCC unroll 4
-        for (int line = 0; line < LINES; ++line) __builtin_prefetch((const char *)(ahead + LINES * i) + 64 * line);
+            for (int line = 0; line < LINES; ++line) __builtin_prefetch((const char *)(ahead + LINES * i) + 64 * line);
         multiply_add<O, R>(sum, a + i, b + i, size);
     }
 #pragma GCC unroll 4
@@ -229,8 +230,8 @@ static inline void tile(const Linear &linear, const T *x, int64_t rows, int64_t 
 }
 
 // take(row, output, x W^T + b) for rows x (rows, inputs); inside a parallel region, without a barrier at its end.
-// Calls with the same number of outputs assign the same outputs to each thread.
 template <class T, class Take> static void product(const Linear &linear, const T *x, int64_t rows, Take take) {
+    if (rows == 0) return;
 #pragma omp for schedule(static) nowait
     for (int64_t first = 0; first < linear.outputs; first += GROUP) {
         int64_t output = first;

@@ -31,19 +31,29 @@ class NativeStepper(Stepper):
 
     def _read(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """The states (B, d) after prompts. One that several rows share (the unconditional one above all) is read once,
-        in the first of their slots."""
+        in the first of their slots.
+
+        Raises:
+            ValueError: a prompt without tokens, or with one that the model does not have.
+        """
+        tokens = {token for prompt in prompts for token in prompt}
+        known = len(self._slots.model.get_input_embeddings().weight)
+        if not all(map(len, prompts)) or not 0 <= min(tokens) <= max(tokens) < known:
+            raise ValueError(f"prompts need at least one token each, of 0 .. {known - 1}")
         first: dict[tuple[int, ...], int] = {}
         for slot, prompt in enumerate(map(tuple, prompts)):
             first.setdefault(prompt, slot)
-        tokens = FedTokens.of_rows(list(first), list(first.values()), [0] * len(first))
-        parts = [slice(start, start + MOST_FED) for start in range(0, len(tokens.ids), MOST_FED)]
-        states = torch.cat([self._slots.feed(tokens.part(part)) for part in parts])
+        fed = FedTokens.of_rows(list(first), list(first.values()), [0] * len(first))
         last = torch.tensor([len(prompt) for prompt in first]).cumsum(0) - 1
+        states = []
+        for start in range(0, len(fed.ids), MOST_FED):
+            part = self._slots.feed(fed.part(slice(start, start + MOST_FED)))
+            states.append(part[last[(start <= last) & (last < start + len(part))] - start])
         number = {prompt: index for index, prompt in enumerate(first)}
         for slot, prompt in enumerate(map(tuple, prompts)):
             if slot != first[prompt]:
                 self._slots.copy(first[prompt], slot, len(prompt))
-        return states[last[[number[tuple(prompt)] for prompt in prompts]]]
+        return torch.cat(states)[[number[tuple(prompt)] for prompt in prompts]]
 
     def advance(self, ids: torch.Tensor) -> None:
         """Feed token `ids` (B,)."""

@@ -38,16 +38,22 @@ def stepper_factory(model: Any, rows: int) -> StepperFactory:
     return partial(DirectStepper, direct)
 
 
-def default_tokens_per_call(model: Any, make_stepper: StepperFactory, rows: int) -> int:
-    """How many tokens, or codes, are computed in a call where nothing else is asked for, with so many rows in a batch.
+def default_tokens_per_call(model: Any, make_stepper: StepperFactory, batch: int, rows_of_each: int = 1) -> int:
+    """How many tokens, or codes, are computed in a call where nothing else is asked for.
 
-    Several pay where a call takes the time to read the weights: through compiled code, where the weights are more than
-    the processor's caches hold, with one row, or two (guidance) with AVX-512. docs/generation.md has the measurements.
+    Several pay where a call takes the time to read the weights: through compiled code, for one picture or text, where
+    the weights are more than the processor's caches hold. With guidance, which computes each code twice, they do with
+    AVX-512 alone. docs/generation.md has the measurements.
+
+    Args:
+        batch: pictures or texts that are drawn together.
+        rows_of_each: rows of the model's batch that each of them takes.
     """
     weights = sum(parameter.nbytes for parameter in model.base_model.parameters())
     is_native = getattr(make_stepper, "func", None) is NativeStepper
-    most_rows = 2 if native.vector_bytes() >= 64 else 1
-    return FEW_TOKENS if is_native and weights >= LARGE_MODEL and rows <= most_rows else 1
+    if not is_native or weights < LARGE_MODEL or batch > 1 or rows_of_each > 2:
+        return 1
+    return FEW_TOKENS if rows_of_each == 1 or native.vector_bytes() >= 64 else 1
 
 
 def check_per_call(name: str, count: int | None) -> None:

@@ -52,7 +52,7 @@ class SequenceOptions(DataOptions):
     default_guidance: float | None = option(
         None,
         "the pipeline's guidance scale when none is given (default: found at the end of training where captions say "
-        "which picture is meant, else 2; 1 where pictures are not learned without a caption)",
+        "which picture is meant or the data are edits alone, else 2; 1 where nothing is learned without a caption)",
         not_negative=True,
     )
     default_image_guidance: float | None = option(
@@ -61,7 +61,7 @@ class SequenceOptions(DataOptions):
     default_temperature: float | None = option(
         None,
         "the temperature that pictures are drawn at when none is given (default: found at the end of training where "
-        "captions say which picture is meant, else 1)",
+        "captions say which picture is meant or the data are edits alone, else 1)",
         not_negative=True,
     )
     max_caption_tokens: int = option(64, "longer captions lose their end", above_zero=True)

@@ -197,7 +197,7 @@ def choose_edits(
     if vocabulary.other_layouts:
         return None
     held_out, seen = (
-        [_result(each, int(row)) for row in np.random.default_rng(1).permutation(min(LOOKED_AT, len(each)))[:count]]
+        [_result(each, int(row)) for row in np.random.default_rng(1).permutation(len(each))[:count]]
         for each in (validation_cache, cache)
     )
     sources = [CaptionedPicture("", result.source) for result in (*held_out, *seen) if result.source is not None]

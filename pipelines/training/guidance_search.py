@@ -19,7 +19,7 @@ SCALES, TEMPERATURES = (1.0, 1.5, 2.0, 3.0), (1.0, 0.3)
 SCALES_OF_SHARED = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)  # temperatures below 1 leave pictures of a class too much alike
 BUDGET_SHARE = 0.03  # of the rows that training read, that the search may draw
 LEAST_CAPTIONS, MOST_DRAWN = 16, 400  # captions without which there is no search; pictures drawn at each setting
-LEAST_SHARED = 100  # pictures at each setting, without which distances say nothing
+LEAST_SHARED = 100  # pictures at each setting, without which distances, or the best of edits, say nothing
 MARGIN = 2.0  # standard errors within which two shares of right pictures count as equal
 
 Setting = tuple[float, float]  # guidance scale and temperature
@@ -106,7 +106,9 @@ def search_guidance(
     settings = list(product(sorted({*scales, usual[0]}), sorted({*temperatures, usual[1]}, reverse=True)))
     count = len(captions.held_out) + len(captions.seen)
     drawn = _pictures_to_draw([scale for scale, _ in settings], rows_trained)
-    if min(drawn, count) < LEAST_CAPTIONS:
+    if captions.edits:
+        drawn //= 2  # each has the codes of its source before it
+    if min(drawn, count) < (LEAST_SHARED if captions.edits else LEAST_CAPTIONS):
         return None
     right: dict[Setting, list[np.ndarray]] = {setting: [] for setting in settings}
     distance: dict[Setting, list[np.ndarray]] = {setting: [] for setting in settings}
