@@ -34,14 +34,14 @@ def main(options: ServingOptions) -> None:
     import torch
 
     from lm.sequences import DRAWING_ALONE, DRAWING_CAPTIONS
-    from pipelines.machine.processors import usable_cores
+    from pipelines.machine.processors import in_passing_thread, usable_cores
     from pipelines.text_to_image import TextToImagePipeline
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     listener = listening_socket(options.host, options.port)
     torch.set_num_threads(options.cpu_threads or usable_cores())
-    pipe = options.load(TextToImagePipeline)
-    hold_weights(pipe)
+    pipe = in_passing_thread(lambda: options.load(TextToImagePipeline))
+    in_passing_thread(lambda: hold_weights(pipe))
     gc.enable()
     if not set(pipe.vocabulary.formats) & {*DRAWING_ALONE, *DRAWING_CAPTIONS}:
         logging.warning("this model has learned to describe alone: requests for pictures are refused")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,11 @@ def test_batches_of_indices():
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         list(index_batches(3, 0))
     assert pictures_at_once(32, 32) == 512 and pictures_at_once(64, 32) == 256 and pictures_at_once(4096, 4096) == 1
+
+
+def test_what_runs_in_a_passing_thread_returns_or_raises_and_the_thread_is_gone():
+    threads = threading.active_count()
+    assert processors.in_passing_thread(threading.current_thread) not in threading.enumerate()
+    with pytest.raises(ValueError, match="no model here"):
+        processors.in_passing_thread(lambda: (_ for _ in ()).throw(ValueError("no model here")))
+    assert threading.active_count() == threads

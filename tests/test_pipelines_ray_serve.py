@@ -64,7 +64,7 @@ def server(tmp_path_factory):
                 assert process.poll() is None, (folder / "log.txt").read_text()[-3000:]
                 yield running
             finally:
-                process.send_signal(signal.SIGINT)
+                process.terminate()  # a shell that starts tests in the background has SIGINT ignored
                 process.wait(timeout=60)
 
 

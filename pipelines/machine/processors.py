@@ -1,10 +1,16 @@
-"""How many processor cores a process may use. No torch, so that `--help` stays quick."""
+"""How many processor cores a process may use, and how to leave them to one thread. No torch, so that `--help` stays
+quick."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
@@ -52,3 +58,14 @@ def _quota_of(group: Path) -> float | None:
         return int(quota) / int(period) if quota != "max" and int(quota) > 0 else None
     except (OSError, ValueError, ZeroDivisionError):
         return None
+
+
+def in_passing_thread(function: Callable[[], Result]) -> Result:
+    """What `function` returns, called in a thread that ends with it.
+
+    GNU's OpenMP keeps helper threads for every thread that has computed with it. Where all of them are more than the
+    cores, helpers sleep at each barrier, and small steps of drawing take four times as long. So a server computes in
+    its drawing thread alone, and loads in one that does not stay.
+    """
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(function).result()

@@ -74,6 +74,7 @@ def replica_application(args: Mapping[str, Any]) -> FastAPI:
     import ray
     import torch
 
+    from pipelines.machine.processors import in_passing_thread
     from pipelines.serving.endpoint.application import create_application
     from pipelines.serving.endpoint.running import SWITCH_SECONDS, hold_weights
     from pipelines.serving.engine.engine import DrawingEngine
@@ -84,7 +85,7 @@ def replica_application(args: Mapping[str, Any]) -> FastAPI:
     cores = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
     torch.set_num_threads(options.cpu_threads or max(1, int(cores)))
     sys.setswitchinterval(SWITCH_SECONDS)
-    pipe = options.load(TextToImagePipeline)
-    hold_weights(pipe)
+    pipe = in_passing_thread(lambda: options.load(TextToImagePipeline))
+    in_passing_thread(lambda: hold_weights(pipe))
     engine = DrawingEngine(pipe, engine_limits(options))
     return create_application(engine, serving_settings(options))
