@@ -22,7 +22,7 @@ def main(options: ServingOptions) -> None:
     try:
         from pipelines.example_prompts import example_prompts
         from pipelines.serving.endpoint.application import create_application
-        from pipelines.serving.endpoint.running import hold_weights, listening_socket, serve
+        from pipelines.serving.endpoint.running import listening_socket, load_held, serve
         from pipelines.serving.engine.engine import DrawingEngine
         from pipelines.serving.settings import engine_limits, serving_settings
         from pipelines.serving.sharing import public_address
@@ -34,14 +34,12 @@ def main(options: ServingOptions) -> None:
     import torch
 
     from lm.sequences import DRAWING_ALONE, DRAWING_CAPTIONS
-    from pipelines.machine.processors import in_passing_thread, usable_cores
-    from pipelines.text_to_image import TextToImagePipeline
+    from pipelines.machine.processors import usable_cores
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     listener = listening_socket(options.host, options.port)
     torch.set_num_threads(options.cpu_threads or usable_cores())
-    pipe = in_passing_thread(lambda: options.load(TextToImagePipeline))
-    in_passing_thread(lambda: hold_weights(pipe))
+    pipe = load_held(options)
     gc.enable()
     if not set(pipe.vocabulary.formats) & {*DRAWING_ALONE, *DRAWING_CAPTIONS}:
         logging.warning("this model has learned to describe alone: requests for pictures are refused")

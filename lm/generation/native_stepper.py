@@ -3,6 +3,7 @@ the compiled code, too."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,20 +41,21 @@ class NativeStepper(Stepper):
         known = len(self._slots.model.get_input_embeddings().weight)
         if not all(map(len, prompts)) or not 0 <= min(tokens) <= max(tokens) < known:
             raise ValueError(f"prompts need at least one token each, of 0 .. {known - 1}")
-        first: dict[tuple[int, ...], int] = {}
+        shared: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for slot, prompt in enumerate(map(tuple, prompts)):
-            first.setdefault(prompt, slot)
-        fed = FedTokens.of_rows(list(first), list(first.values()), [0] * len(first))
-        last = torch.tensor([len(prompt) for prompt in first]).cumsum(0) - 1
+            shared[prompt].append(slot)
+        fed = FedTokens.of_rows(list(shared), [slots[0] for slots in shared.values()], [0] * len(shared))
+        last = torch.tensor([len(prompt) for prompt in shared]).cumsum(0) - 1
         states = []
         for start in range(0, len(fed.ids), MOST_FED):
             part = self._slots.feed(fed.part(slice(start, start + MOST_FED)))
             states.append(part[last[(start <= last) & (last < start + len(part))] - start])
-        number = {prompt: index for index, prompt in enumerate(first)}
-        for slot, prompt in enumerate(map(tuple, prompts)):
-            if slot != first[prompt]:
-                self._slots.copy(first[prompt], slot, len(prompt))
-        return torch.cat(states)[[number[tuple(prompt)] for prompt in prompts]]
+        result = torch.empty(len(prompts), states[0].shape[1], dtype=states[0].dtype)
+        for state, (prompt, slots) in zip(torch.cat(states), shared.items(), strict=True):
+            result[slots] = state
+            for slot in slots[1:]:
+                self._slots.copy(slots[0], slot, len(prompt))
+        return result
 
     def advance(self, ids: torch.Tensor) -> None:
         """Feed token `ids` (B,)."""

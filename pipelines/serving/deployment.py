@@ -74,18 +74,15 @@ def replica_application(args: Mapping[str, Any]) -> FastAPI:
     import ray
     import torch
 
-    from pipelines.machine.processors import in_passing_thread
     from pipelines.serving.endpoint.application import create_application
-    from pipelines.serving.endpoint.running import SWITCH_SECONDS, hold_weights
+    from pipelines.serving.endpoint.running import SWITCH_SECONDS, load_held
     from pipelines.serving.engine.engine import DrawingEngine
     from pipelines.serving.settings import engine_limits, serving_settings
-    from pipelines.text_to_image import TextToImagePipeline
 
     options = options_of(args)
     cores = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
     torch.set_num_threads(options.cpu_threads or max(1, int(cores)))
     sys.setswitchinterval(SWITCH_SECONDS)
-    pipe = in_passing_thread(lambda: options.load(TextToImagePipeline))
-    in_passing_thread(lambda: hold_weights(pipe))
+    pipe = load_held(options)
     engine = DrawingEngine(pipe, engine_limits(options))
     return create_application(engine, serving_settings(options))

@@ -16,7 +16,10 @@ import uvicorn
 from fastapi import FastAPI
 from torch import nn
 
+from pipelines.machine.processors import in_passing_thread
 from pipelines.multimodal import MultimodalPipeline
+from pipelines.options.inference import ModelOptions
+from pipelines.text_to_image import TextToImagePipeline
 
 KEEP_ALIVE_SECONDS = 30  # of a connection without requests
 SWITCH_SECONDS = 0.0001  # between threads of Python: else each step of the model waits up to 5 ms for the event loop
@@ -47,6 +50,18 @@ def listening_socket(host: str, port: int) -> socket.socket:
             raise ValueError(f"--port {port}: this user may not listen there; give one above 1023") from error
         raise ValueError(f"--host {host}: cannot listen there ({error.strerror})") from error
     return listener
+
+
+def load_held(options: ModelOptions) -> TextToImagePipeline:
+    """The model of these options, for as long as the server runs: with weights of its own (`hold_weights`), and loaded
+    in a thread that ends (`in_passing_thread`)."""
+
+    def load() -> TextToImagePipeline:
+        pipe = options.load(TextToImagePipeline)
+        hold_weights(pipe)
+        return pipe
+
+    return in_passing_thread(load)
 
 
 def hold_weights(pipe: MultimodalPipeline) -> None:
