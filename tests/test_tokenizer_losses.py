@@ -22,6 +22,7 @@ from tokenizer_image.losses.discriminator import (
 )
 from tokenizer_image.losses.extractors import (
     Extractor,
+    StridedGroupedConvolution,
     check_extractor,
     load_extractor,
     register_extractor,
@@ -164,6 +165,31 @@ def test_efficientnets_are_the_packages_own(number):
     side = inputs.shape[-1]
     assert [one.shape[-1] for one in found.maps] == [side // 2, side // 4, side // 8, side // 16, side // 32]
     assert found.pooled.shape == (1, 1280)
+
+
+def test_strided_grouped_convolutions_are_computed_in_float32_where_bfloat16_is_slow():
+    """Within autocast, too: value and gradient are those of float32, to the last bit."""
+    torch.manual_seed(0)
+    convolution = StridedGroupedConvolution(8, 8, 3, 2, padding=1, groups=8).requires_grad_(False)
+    pixels = torch.randn(2, 8, 8, 8, requires_grad=True)
+
+    def found(autocast):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output = convolution(pixels)
+        return output, torch.autograd.grad(output.square().sum(), pixels)[0]
+
+    for one, other in zip(found(True), found(False), strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_all_extractors_have_their_slow_convolutions_of_that_kind():
+    slow, grouped = nn.Conv2d(8, 8, 3, 2, groups=8), nn.Conv2d(8, 8, 3, groups=8)
+    parameters = slow.state_dict()
+    extractor = Extractor("slow", nn.Sequential(nn.Conv2d(3, 8, 3, 2), slow, grouped))
+    kinds = [isinstance(one, StridedGroupedConvolution) for one in extractor.network]
+    assert kinds == [False, True, False]
+    assert slow.state_dict().keys() == parameters.keys()
 
 
 def test_any_classifier_of_torchvision_serves(tmp_path):
