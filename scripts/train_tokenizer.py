@@ -18,8 +18,12 @@ from pipelines.options.image_tokenizer import ImageTokenizerOptions
 from pipelines.options.parser import run_command
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from pipelines.caching.pixel_cache import DecodedPictures
     from pipelines.training.image_models import TrainedModel
     from pipelines.training.loop import Loop
+    from pipelines.training.two_parts import Part
     from tokenizer_image.picture_model import PictureModel
 
 LEARNING_RATE = 2e-3
@@ -29,15 +33,52 @@ BETAS = (0.9, 0.99)
 
 
 def main(options: ImageTokenizerOptions) -> None:
-    """Train, then leave the tokenizer in `options.output_dir`."""
-    import torch
-
+    """Train, in one part or two, then leave the tokenizer in `options.output_dir`."""
     from pipelines.caching.sources import input_settings_of
     from pipelines.machine.allocator import keep_freed_memory
     from pipelines.machine.printing import say
+    from pipelines.training.image_models import load_init_from
+    from pipelines.training.image_tokenizer import detect_photographs
+    from pipelines.training.own_classifier import classes_of_captions
+    from pipelines.training.start import check_batch_size, load_split, start_run, warn_small_data_set
+    from pipelines.training.two_parts import parts_of
+
+    keep_freed_memory()
+    accelerator, run = start_run(options, plain=True)
+    if run.finished:
+        return
+    earlier = load_init_from(options)
+    settings = options.input_settings() if earlier is None else input_settings_of(earlier)
+    pictures = load_split(options, settings, "train", accelerator, run)
+    validation_pictures = load_split(options, pictures.settings, "validation", accelerator, run)
+    check_batch_size(accelerator, options.batch_size, pictures=len(pictures))
+    photographs = detect_photographs(pictures, options, accelerator)
+    warn_small_data_set(accelerator, len(pictures))
+    parts = parts_of(
+        options, run, accelerator, photographs=photographs, earlier=earlier,
+        check_captions=partial(classes_of_captions, options, pictures, settings.image_size),
+    )  # fmt: skip
+    for part in parts:
+        trained = train(part, accelerator, pictures, validation_pictures, photographs=photographs)
+        accelerator.free_memory()
+    say(accelerator, f"next: {trained.next_command(options)}")
+
+
+def train(
+    part: Part,
+    accelerator: Accelerator,
+    pictures: DecodedPictures,
+    validation_pictures: DecodedPictures,
+    *,
+    photographs: bool,
+) -> TrainedModel:
+    """Train a part of the run, or all of it, and leave its tokenizer in its folder."""
+    import torch
+
+    from pipelines.machine.printing import say
     from pipelines.training.averages import AveragedWeights
     from pipelines.training.image_models import build_model, load_init_from
-    from pipelines.training.image_tokenizer import as_input, detect_photographs, training_batches
+    from pipelines.training.image_tokenizer import as_input, training_batches
     from pipelines.training.image_tokenizer_losses import build_loss, keep_weights
     from pipelines.training.loop import Loop, Validation
     from pipelines.training.metrics_log import MetricsLog
@@ -45,31 +86,17 @@ def main(options: ImageTokenizerOptions) -> None:
     from pipelines.training.own_classifier import own_extractor
     from pipelines.training.prefetch import prefetch
     from pipelines.training.schedule import validation_interval
-    from pipelines.training.start import (
-        check_batch_size,
-        count_parameters,
-        load_split,
-        start_run,
-        warn_small_data_set,
-    )
+    from pipelines.training.start import count_parameters
     from pipelines.training.state import TrainingState
     from tokenizer_image.layout import example_size
 
-    keep_freed_memory()
-    accelerator, run = start_run(options, plain=True)
-    if run.finished:
-        return
-    device = accelerator.device
+    options, run, device = part.options, part.run, accelerator.device
+    torch.manual_seed(options.seed)  # whether the part before was trained in this process or not
     earlier = load_init_from(options)
-    settings = options.input_settings() if earlier is None else input_settings_of(earlier)
-    pictures = load_split(options, settings, "train", accelerator, run)
-    validation_pictures = load_split(options, pictures.settings, "validation", accelerator, run)
-    check_batch_size(accelerator, options.batch_size, pictures=len(pictures))
-    photographs = detect_photographs(pictures, options, accelerator)
     trained = build_model(options, earlier, pictures, validation_pictures, accelerator, photographs=photographs)
     tokenizer = trained.model
     keep_weights(options, run.info, accelerator)
-    train_own = partial(own_extractor, options, pictures, settings.image_size, accelerator)
+    train_own = partial(own_extractor, part.asked, pictures, pictures.settings.image_size, accelerator)
     stage_loss = build_loss(
         options, accelerator, photographs and options.is_quantized, tokenizer.config, train_own, seed=options.seed,
         reconstruction_loss=options.reconstruction_loss, spectral_weight=options.spectral_weight,
@@ -86,7 +113,6 @@ def main(options: ImageTokenizerOptions) -> None:
         f"{trained.describe()}; {len(pictures)} training pictures; "
         f"{accelerator.mixed_precision} precision, {torch.get_num_threads()} threads",
     )
-    warn_small_data_set(accelerator, len(pictures))
 
     tokenizer.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     options.muon_learning_rate = options.muon_learning_rate or MUON_LEARNING_RATES[config.resampling]
@@ -134,10 +160,11 @@ def main(options: ImageTokenizerOptions) -> None:
                 optimizer.zero_grad()
             figures |= stage_loss.learn(pixel_values, output, share=loop.share, step=step)
             loop.finish_step(output.loss, **trained.step_figures(output, pixel_values), **figures)
-        finish(loop, trained)
+        finish(loop, trained, part)
+    return trained
 
 
-def finish(loop: Loop, trained: TrainedModel) -> None:
+def finish(loop: Loop, trained: TrainedModel, part: Part) -> None:
     """Leave the model of the best validation: with the last averaged weights, to which a codebook is fitted once more,
     or as it was kept."""
     from pipelines.machine.printing import say
@@ -164,10 +191,10 @@ def finish(loop: Loop, trained: TrainedModel) -> None:
     if best is not None:
         loop.say_best()
     run.log(progress.step, **{f"final_{name}": value for name, value in figures.items()})
-    run.write_end(progress.step, progress.seconds, options.batch_size, figures, **loop.end_figures())
+    steps, seconds = part.steps + progress.step, 60 * part.minutes + progress.seconds
+    run.write_end(steps, seconds, options.batch_size, figures, **loop.end_figures())
     say(loop.accelerator, f"final: {', '.join(f'{name} {value:.4g}' for name, value in figures.items())}")
     say(loop.accelerator, f"tokenizer: {run.folder}\nreconstructions: {run.samples / 'final.png'}")
-    say(loop.accelerator, f"next: {trained.next_command()}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from test_tokenizer_signals import sound_tokenizer
 from tiny import tiny_pipeline, tiny_tokenizer
 
 from pipelines.options.image_tokenizer import ImageTokenizerOptions
+from pipelines.options.image_tokenizer_losses import PHOTOGRAPH_WEIGHT
 from pipelines.training import adversary as adversary_module
 from pipelines.training import image_tokenizer_losses
 from pipelines.training.adversary import Adversary
@@ -30,12 +31,12 @@ from pipelines.training.image_tokenizer import detect_photographs
 from pipelines.training.image_tokenizer_losses import (
     ADVERSARIAL_WEIGHT,
     MATCHING_WEIGHT,
-    PHOTOGRAPH_WEIGHT,
     StageOneLoss,
     build_loss,
     keep_weights,
 )
 from pipelines.training.loop import Loop
+from pipelines.training.two_parts import DECODER_SHARE
 from scripts import train_tokenizer
 from tokenizer_image import VQVAE, VQVAEConfig, load_tokenizer
 from tokenizer_image.configuration import preset
@@ -235,6 +236,7 @@ def test_photographs_get_networks_without_a_grid():
 def test_configuration_files_are_the_presets(size):
     given = yaml.safe_load((ROOT / "configs" / f"photographs{size}.yaml").read_text())
     assert given.pop("perceptual_weight") == PHOTOGRAPH_WEIGHT and given.pop("photographs") is True
+    assert given.pop("decoder_share") == DECODER_SHARE
     assert given == {"image_size": size, **preset(size, photographs=True)}
 
 
@@ -398,11 +400,11 @@ def photographs(tmp_path_factory) -> Path:
 
 
 def test_a_run_with_a_discriminator_resumes_to_the_last_bit(photographs, tmp_path, capsys):
-    whole = run(tmp_path / "whole", photographs, adversarial_weight=0.5, adversarial_start=0.3)
+    whole = run(tmp_path / "whole", photographs, adversarial_weight=0.5, adversarial_start=0.3, decoder_share=0.0)
     assert "taken for photographs" in capsys.readouterr().out
     lines = [line for line in whole if "loss" in line]
     assert "adversarial" not in lines[1] and {"adversarial", "share_adversarial", "accuracy_drawn"} <= lines[2].keys()
-    run(tmp_path / "cut", photographs, adversarial_weight=0.5, adversarial_start=0.3, max_steps=6)
+    run(tmp_path / "cut", photographs, adversarial_weight=0.5, adversarial_start=0.3, decoder_share=0.0, max_steps=6)
     for newest in ("checkpoint-6", "checkpoint-4"):  # as if it had been killed after step 5, or before it
         target = tmp_path / "again"
         shutil.copytree(tmp_path / "cut", target)
@@ -410,7 +412,7 @@ def test_a_run_with_a_discriminator_resumes_to_the_last_bit(photographs, tmp_pat
         (target / "run.json").write_text(json.dumps({**info, "finished": False}))
         if newest == "checkpoint-4":
             shutil.rmtree(target / "checkpoints" / "checkpoint-6")
-        run(target, photographs, adversarial_weight=0.5, adversarial_start=0.3, resume=True)
+        run(target, photographs, adversarial_weight=0.5, adversarial_start=0.3, decoder_share=0.0, resume=True)
         for name in ("model.safetensors", "checkpoints/checkpoint-6/state.safetensors"):
             assert (target / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
         shutil.rmtree(target)
@@ -427,40 +429,127 @@ def test_a_discriminator_may_join_a_run_where_changes_are_allowed(photographs, t
     assert "adversarial" not in lines[0] and "adversarial" in [line for line in lines if "loss" in line][-1]
 
 
-def on_two_processes(rank: int, port: int, pictures_folder: Path, folder: Path) -> None:
-    """A whole run, one that stops after four of six steps, and its continuation, on each of two processes."""
+def on_two_processes(rank: int, port: int, pictures_folder: Path, folder: Path, share: float) -> None:
+    """A whole run, one that stops on its way, and its continuation, on each of two processes."""
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in ranks.items()})
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"})
     extractors._BUILDERS["efficientnet_lite0"] = lambda name: tiny_extractor(seed=0)
     image_tokenizer_losses.missing_package = lambda name: None
     adversary_module.FIRST_ACCURACY = 0.6
-    run(folder / "whole", pictures_folder, adversarial_weight=0.5, adversarial_start=0.3)
+    folder = folder / f"share_{share}"
+    run(folder / "whole", pictures_folder, adversarial_weight=0.5, adversarial_start=0.3, decoder_share=share)
     finish_step = Loop.finish_step
+    stop = 1 if share else 4  # the second part has two steps of six
 
-    def stop_after_four(self: Loop, *args: Any, **values: Any) -> None:
+    def stop_after_some(self: Loop, *args: Any, **values: Any) -> None:
         finish_step(self, *args, **values)
-        if self.progress.step == 4:
+        if self.progress.step == stop:
             raise KeyError("stopped")
 
-    Loop.finish_step = stop_after_four  # type: ignore[method-assign]
+    Loop.finish_step = stop_after_some  # type: ignore[method-assign]
     with pytest.raises(KeyError):
-        run(folder / "cut", pictures_folder, adversarial_weight=0.5, adversarial_start=0.3)
+        run(folder / "cut", pictures_folder, adversarial_weight=0.5, adversarial_start=0.3, decoder_share=share)
     Loop.finish_step = finish_step  # type: ignore[method-assign]
-    run(folder / "cut", pictures_folder, adversarial_weight=0.5, adversarial_start=0.3, resume=True)
+    run(
+        folder / "cut", pictures_folder, adversarial_weight=0.5, adversarial_start=0.3, decoder_share=share, resume=True
+    )
 
 
-def test_two_processes_share_a_discriminator_and_resume(photographs, tmp_path):
+@pytest.mark.parametrize(("share", "steps"), ((0.0, 6), (0.3, 2)))
+def test_two_processes_share_a_discriminator_and_resume(photographs, tmp_path, share, steps):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(on_two_processes, (port, photographs, tmp_path), nprocs=2)
+    torch.multiprocessing.spawn(on_two_processes, (port, photographs, tmp_path, share), nprocs=2)
     whole, cut = (
-        load_file(tmp_path / name / "checkpoints/checkpoint-6/state.safetensors") for name in ("whole", "cut")
+        load_file(tmp_path / f"share_{share}" / name / f"checkpoints/checkpoint-{steps}/state.safetensors")
+        for name in ("whole", "cut")
     )
     assert any(name.startswith("companion/adversary.discriminator") for name in whole)
     for name, value in whole.items():
         assert torch.allclose(value.float(), cut[name].float(), rtol=1e-4, atol=1e-6), name
+
+
+# ---- two parts
+
+
+def test_terms_that_compare_features_come_with_a_second_part(photographs, tmp_path, capsys):
+    second = run(tmp_path / "run", photographs, max_steps=10, patience=0.0)
+    said = capsys.readouterr().out
+    assert "part 1 of 2: the whole network by the error of the pixels, for 70% of the budget" in said
+    assert said.count("next: ") == 1 and f"train_lm.py --image_tokenizer {tmp_path / 'run'} " in said
+    first_folder = tmp_path / "run" / "first_part"
+    first = [json.loads(line) for line in (first_folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [[line["step"] for line in lines if "loss" in line] for lines in (first, second)]
+    assert [len(each) for each in steps] == [7, 3]
+    assert "perceptual" not in first[0] and "perceptual" in second[0]
+    before, after = (load_tokenizer(folder) for folder in (first_folder, tmp_path / "run"))
+    assert before.fingerprint == after.fingerprint
+    states = before.state_dict(), after.state_dict()
+    changed = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
+    assert changed and all(name.startswith("decoder.") for name in changed)
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert info["finished"] and info["steps"] == 10 and info["pictures_seen"] == 40
+    assert info["options"]["train"] == "all" and info["first_part"]["steps"] == 7
+    with pytest.raises(ValueError, match="already holds a run"):
+        run(tmp_path / "run", photographs, max_steps=10)
+    run(tmp_path / "run", photographs, max_steps=10, patience=0.0, resume=True)
+    assert "is finished already" in capsys.readouterr().out
+    run(tmp_path / "run", photographs, max_steps=12, patience=0.0, resume=True)
+    assert load_tokenizer(tmp_path / "run").fingerprint == before.fingerprint, "more steps are the decoder's"
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == 12
+    run(tmp_path / "run", photographs, max_steps=3, perceptual_weight=0.0, overwrite=True)
+    assert not first_folder.exists()
+
+
+@pytest.mark.parametrize("stop", range(1, 11))
+def test_a_run_of_two_parts_resumes_to_the_last_bit(photographs, tmp_path, monkeypatch, stop):
+    settings = {"adversarial_weight": 0.5, "adversarial_start": 0.0, "max_steps": 10}
+    run(tmp_path / "whole", photographs, **settings)
+    finish_step, count = Loop.finish_step, [0]
+
+    def stop_after_some(self: Loop, *args: Any, **values: Any) -> None:
+        finish_step(self, *args, **values)
+        count[0] += 1
+        if count[0] == stop:
+            raise KeyError("stopped")
+
+    with monkeypatch.context() as patch, pytest.raises(KeyError):
+        patch.setattr(Loop, "finish_step", stop_after_some)
+        run(tmp_path / "cut", photographs, **settings)
+    run(tmp_path / "cut", photographs, resume=True, **settings)
+    names = ("model.safetensors", "first_part/model.safetensors", "checkpoints/checkpoint-4/state.safetensors")
+    for name in names:  # the first part stops early, after 6 of 7 steps: the decoder has 4
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_stop_between_the_parts_goes_on_with_the_second(photographs, tmp_path, monkeypatch):
+    run(tmp_path / "whole", photographs, max_steps=10)
+    with monkeypatch.context() as patch, pytest.raises(KeyError):
+        patch.setattr("pipelines.training.two_parts._decoder_options", lambda *values: {}["stopped"])
+        run(tmp_path / "cut", photographs, max_steps=10)
+    run(tmp_path / "cut", photographs, max_steps=10, resume=True)
+    assert (tmp_path / "cut/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+
+
+def test_a_run_that_began_in_one_part_stays_so(photographs, tmp_path):
+    run(tmp_path / "run", photographs, max_steps=4, decoder_share=0.0)
+    info = tmp_path / "run" / "run.json"
+    values = json.loads(info.read_text())
+    del values["options"]["decoder_share"]  # as an earlier version left it
+    info.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"--decoder_share 0.5: the run in .* began in one part"):
+        run(tmp_path / "run", photographs, max_steps=6, resume=True, decoder_share=0.5)
+    lines = run(tmp_path / "run", photographs, max_steps=6, resume=True)
+    assert lines[-1]["step"] == 6 and not (tmp_path / "run" / "first_part").exists()
+
+
+def test_the_decoders_share_is_as_asked_and_drawings_have_one_part(photographs, tmp_path):
+    lines = run(tmp_path / "asked", photographs, decoder_share=0.5, perceptual_weight=0.0, codebook_decay=0.9)
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3], "without terms beside the pixels, too"
+    run(tmp_path / "drawings", photographs, photographs=False)
+    assert not (tmp_path / "drawings" / "first_part").exists()
 
 
 def test_a_decoder_that_finishes_alone_keeps_codes(photographs, tmp_path):
@@ -531,6 +620,9 @@ def test_codes_of_another_tokenizer_are_refused(photographs, tmp_path):
         ({"train": "decoder"}, "--train decoder needs --init_from"),
         ({"codes_from": "model"}, "--codes_from model needs --train decoder"),
         ({"train": "decoder", "init_from": ".", "codebook_decay": 0.5}, "leave out --codebook_decay"),
+        ({"train": "decoder", "init_from": ".", "decoder_share": 0.5}, "--decoder_share 0.5 is of a run that trains"),
+        ({"decoder_share": 1.0}, "--decoder_share 1.0 must be at least zero and below 1"),
+        ({"bottleneck": "none", "decoder_share": 0.5}, "has no codes: leave out --codebook_sizes, --decoder_share"),
         ({"perceptual_weight": -1.0}, "--perceptual_weight -1.0 must be at least zero"),
         ({"adversarial_weight": -0.1}, "--adversarial_weight -0.1 must be at least zero"),
         ({"extractor": "vgg"}, "--extractor: unknown extractor 'vgg'"),

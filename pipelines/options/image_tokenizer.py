@@ -33,7 +33,9 @@ QUANTIZER_OPTIONS = {
 }  # fmt: skip
 FIXED_FORM = ("shared_codebook", "num_groups")  # those that say which codes there are, not how they learn
 # Further options that other bottlenecks have no use for.
-CODE_OPTIONS = ("quantizer", "codebook_sizes", "level_dropout", "train", "codes_from", "drawn_pictures")
+CODE_OPTIONS = (
+    "quantizer", "codebook_sizes", "level_dropout", "train", "decoder_share", "codes_from", "drawn_pictures",
+)  # fmt: skip
 # Settings of `VQVAEConfig`, and the options that set them.
 SETTINGS = {
     name: name for name in ("image_size", "frame_patch", "quantizer", *PRESET_SETTINGS, *OWN_SETTINGS)
@@ -110,6 +112,13 @@ class ImageTokenizerOptions(SignalOptions, BottleneckOptions, LossOptions, Train
         "'all', or 'decoder': encoder and codebook of --init_from stay, and with them codes, token caches and language "
         "models",
         choices=("all", "decoder"),
+    )
+    decoder_share: float | None = option(
+        None,
+        "share of the budget, its last part, in which the decoder alone learns; before, terms that compare features "
+        "are left out; 0: everything learns from all terms throughout (default: 0.3 where there are such terms, for "
+        "photographs for one)",
+        within="[0, 1)",
     )
     codes_from: str | None = option(
         None, "with --train decoder: also learn from what this model draws (a model folder of the same tokenizer)"
@@ -234,6 +243,11 @@ class ImageTokenizerOptions(SignalOptions, BottleneckOptions, LossOptions, Train
         if not self.init_from:
             raise ValueError("--train decoder needs --init_from: the tokenizer whose decoder goes on learning")
         given = [name for name in QUANTIZER_OPTIONS.values() if getattr(self, name) is not None]
+        if self.decoder_share:
+            raise ValueError(
+                f"--decoder_share {self.decoder_share:g} is of a run that trains all: with --train decoder it is the "
+                "whole budget; leave it out"
+            )
         if given:
             raise ValueError(
                 f"--train decoder leaves codes as they are: leave out {', '.join(f'--{name}' for name in given)}"

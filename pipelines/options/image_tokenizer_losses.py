@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pipelines.options.option import option
 
 CAPTIONS = "captions"  # the extractor that a run trains for itself
+PHOTOGRAPH_WEIGHT = 20.0  # of an extractor's features, beside 1 for pixels
 
 
 @dataclass
@@ -72,3 +73,14 @@ class LossOptions:
             from tokenizer_image.losses.extractors import check_extractor
 
             check_extractor(self.extractor, "--extractor")
+
+    def wanted_perceptual_weight(self, photographs: bool) -> float:
+        """The weight of the perceptual term: where it is not given, 0 but for photographs and with --extractor."""
+        if self.perceptual_weight is not None:
+            return self.perceptual_weight
+        return PHOTOGRAPH_WEIGHT if photographs or self.extractor != type(self).extractor else 0.0
+
+    def compares_features(self, photographs: bool) -> bool:
+        """Whether the loss has terms of an extractor or a discriminator."""
+        weights = (self.wanted_perceptual_weight(photographs), self.adversarial_weight, self.feature_matching_weight)
+        return any(weights)

@@ -190,11 +190,11 @@ class ContinuousModel:
             rows.append((title, postprocess(model.decode(drawn, classes).cpu())))
         labelled_grid(rows).save(file)
 
-    def next_command(self) -> str:
-        """What to do with what a finished run has left."""
-        folder = self.options.output_dir
+    def next_command(self, options: ImageTokenizerOptions) -> str:
+        """What to do with what a finished run of these options has left."""
+        folder = options.output_dir
         draw = "samples" if self.model.bottleneck.has_prior else "interpolation"
-        data = "" if draw == "samples" else f" --dataset {self.options.dataset}"
+        data = "" if draw == "samples" else f" --dataset {options.dataset}"
         return f"python scripts/sample_latents.py --autoencoder {folder} --draw {draw}{data}"
 
 

@@ -419,6 +419,6 @@ class QuantizedModel:
         """Validation pictures over their reconstructions by `model`."""
         draw_reconstructions(model, self.validation_pictures, self.device, file)
 
-    def next_command(self) -> str:
-        """What to do with what a finished run has left."""
-        return next_command(self.options)
+    def next_command(self, options: ImageTokenizerOptions) -> str:
+        """What to do with what a finished run of these options has left."""
+        return next_command(options)

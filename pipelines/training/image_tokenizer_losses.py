@@ -32,7 +32,6 @@ OPTIONS_OF_TERMS = {
     "spectral": "spectral_weight",
 }
 ADVERSARIAL = {"adversarial", "matching"}  # those of the discriminator
-PHOTOGRAPH_WEIGHT = 20.0  # of an extractor's features, beside 1 for pixels
 SPECTRAL_WEIGHT = 20.0  # of sounds, at the end of the budget
 # Of a discriminator and of its features, where these stand in for an extractor's, or it judges drawn pictures.
 ADVERSARIAL_WEIGHT, MATCHING_WEIGHT = 0.5, 1.0
@@ -218,8 +217,7 @@ def build_loss(
         spectral_weight: of the STFT's magnitudes, of sounds (default `SPECTRAL_WEIGHT`).
         judges_drawn: whether there are drawn pictures, which a discriminator alone learns from.
     """
-    usual = PHOTOGRAPH_WEIGHT if photographs or options.extractor != LossOptions.extractor else 0.0
-    perceptual = usual if options.perceptual_weight is None else options.perceptual_weight
+    perceptual = options.wanted_perceptual_weight(photographs)
     name = own_extractor() if options.extractor == CAPTIONS and perceptual else options.extractor
     package = missing_package(name) if perceptual else None
     if package is not None:  # an option that asks for it ends earlier

@@ -185,15 +185,14 @@ class Loop:
         hidden = not self.accelerator.is_main_process
         with termination() as signals, tqdm(total=100, unit="%", disable=hidden, bar_format=BAR_FORMAT) as bar:
             self.bar = bar
-            while share < 1.0:
+            # Before the step, since a run may have been killed between the validation that ends it and its end.
+            while share < 1.0 and not self._is_out_of_patience(share):
                 set_learning_rate(
                     [*self.state.optimizers, *self.state.companion_optimizers], rate(share, progress.step)
                 )
                 yield progress.step
                 self._end_if_terminated(signals)
                 self.share = share = self.budget.progress(progress.step, progress.seconds)
-                if share < 1.0 and self._is_out_of_patience(share):
-                    break
                 bar.n = round(100 * share, 1)
                 bar.refresh() if share >= 1.0 else bar.update(0)
             if self.log.values:
@@ -216,10 +215,8 @@ class Loop:
             self._write_log()
         self._keep_time()
         self._estimate()
-        validate_every = options.validate_every if self.validation.every is None else self.validation.every
-        due = [every and progress.step % every == 0 for every in (validate_every, options.sample_every)]
-        self._validate_and_sample(validate=bool(due[0]), sample=bool(due[1]))
-        if options.checkpoint_every and progress.step % options.checkpoint_every == 0:
+        self._validate_and_sample(validate=self._validates_now(), sample=self._is_due(options.sample_every))
+        if self._is_due(options.checkpoint_every):
             self.save()
         self._keep_time()
 
@@ -287,6 +284,13 @@ class Loop:
 
     # ---- validation
 
+    def _validates_now(self) -> bool:
+        """Whether steps of this number end with a validation."""
+        return self._is_due(self.options.validate_every if self.validation.every is None else self.validation.every)
+
+    def _is_due(self, every: int | None) -> bool:
+        return every is not None and every > 0 and self.progress.step % every == 0
+
     def _validate_and_sample(self, *, validate: bool, sample: bool) -> None:
         if not (validate or sample):
             return
@@ -319,7 +323,7 @@ class Loop:
         """Whether the validation of this very step ends the run, since none has been better for --patience of the
         budget. run.json then says so."""
         patience, best = self.options.patience, self.progress.best
-        if not patience or self._validated_at != self.progress.step or not math.isfinite(best.score):
+        if not patience or not self._validates_now() or not math.isfinite(best.score):
             return False
         if share - self.budget.progress(best.step, best.seconds) < patience:
             return False

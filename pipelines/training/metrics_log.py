@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,9 +48,11 @@ class MetricsLog:
             options = self.run.options.items()
             settings = {name: value if isinstance(value, allowed) else str(value) for name, value in options}
             # For TensorBoard a folder in the run's, for the others a project's name.
-            project = "tensorboard" if self.tracker == "tensorboard" else PROJECT
+            part = self.run.part
+            project = str(Path("tensorboard", part)) if self.tracker == "tensorboard" else PROJECT
+            name = f"{self.run.folder.parent.name}-{part}" if part else self.run.folder.name
             # A resumed run goes on under its name. No page inside a notebook: `trackio show` has it.
-            trackio = {"name": self.run.folder.name, "resume": "allow" if step else "never", "embed": False}
+            trackio = {"name": name, "resume": "allow" if step else "never", "embed": False}
             self.accelerator.init_trackers(project, config=settings, init_kwargs={"trackio": trackio})
 
     def add(self, **measured: torch.Tensor | float) -> None:

@@ -6,6 +6,7 @@
                         of a model with adapters, only what is trained
     samples/            pictures as training goes
     metrics.jsonl       one line per logged step
+    first_part/         of a run of two parts (pipelines/training/two_parts.py): the same of the first
     run.json            command, settings, versions, commit, parameters, what was seen, whether it is finished
 """
 
@@ -51,6 +52,7 @@ CHOSEN_OPTIONS = {"batch_size"}
 EARLIER_DEFAULTS = {"code_dim": 32}
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+FIRST_PART = "first_part"  # of a run whose second part is in the folder around it
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")  # as safetensors and tokenizers report it, in errors of their own
 
 
@@ -85,6 +87,9 @@ class Run:
     Raises:
         ValueError: the folder holds a run and neither `resume` nor `overwrite` is set, or a run of another command
             or with other settings.
+
+    Attributes:
+        part: which part of a run of several it is, for trackers; else empty.
     """
 
     def __init__(
@@ -97,6 +102,7 @@ class Run:
         is_main: bool = True,
     ) -> None:
         self.folder = Path(folder)
+        self.part = ""
         self.is_main = is_main
         self.options: dict[str, Any] = asdict(options)
         self.script: str | None = options.script
@@ -128,10 +134,11 @@ class Run:
         if not self.is_main:
             return
         if self.overwrite:
-            for name in ("checkpoints", "samples"):
+            for name in ("checkpoints", "samples", FIRST_PART):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             for file in (self.metrics_file, self.info_file):
                 file.unlink(missing_ok=True)
+            self.overwrite = False
         self.samples.mkdir(parents=True, exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
         for leftover in self.checkpoints.glob("*.part*"):
