@@ -79,7 +79,7 @@ def parts_of(
         is_main=accelerator.is_main_process,
     )  # fmt: skip
     first.part = FIRST_PART
-    taken: dict[str, float] = run.info.get(FIRST_PART, {})
+    taken: dict[str, Any] = run.info.get(FIRST_PART, {})
     if not taken:
         run.begin()
         run.write_info(**{FIRST_PART: {}}, finished=False)

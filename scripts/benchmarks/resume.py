@@ -25,6 +25,7 @@ from pathlib import Path
 
 from pipelines.options.option import option
 from pipelines.options.parser import run_command
+from pipelines.training.run_folder import FIRST_PART
 from scripts.benchmarks.figures import BenchmarkOptions, Row, row, show, write_rows
 
 SCRIPTS = Path(__file__).resolve().parents[1]
@@ -96,13 +97,15 @@ class Training:
 
     Attributes:
         log: the file of what it prints.
-        metrics: the file of its figures.
+        metrics: the file of its figures; of a run of two parts, those of the second.
+        folders: its folder, behind that of its first part, where it has two.
     """
 
     def __init__(self, stage: Stage, folder: Path, options: RunOptions, log: Path | None = None) -> None:
         self.stage, self.folder, self.options = stage, folder, options
         self.log = log or folder.with_name(f"{folder.name}.txt")
         self.metrics = folder / "metrics.jsonl"
+        self.folders = (folder / FIRST_PART, folder)
 
     def start(self, changes: str = "", environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start or resume.
@@ -136,7 +139,7 @@ class Training:
 
     def writes(self) -> bool:
         """Whether a checkpoint is being written."""
-        return any((self.folder / "checkpoints").glob("*.part*"))
+        return any(any((folder / "checkpoints").glob("*.part*")) for folder in self.folders)
 
     def began(self) -> bool:
         """Whether the run has begun: from then on a kill can do harm."""
@@ -144,7 +147,7 @@ class Training:
 
     def logged(self) -> int:
         """How many steps are in the log."""
-        return self.metrics.read_text().count('"loss"') if self.metrics.exists() else 0
+        return sum('"loss"' in line for line in self._metrics())
 
     def weights(self) -> bytes:
         """The file of the final weights."""
@@ -152,8 +155,17 @@ class Training:
 
     def losses(self) -> list[tuple[int, float]]:
         """(step, loss) of every logged step."""
-        lines = [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        lines = [json.loads(line) for line in self._metrics()]
         return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+    def seconds(self) -> float:
+        """Training time of a run that has ended."""
+        return 60 * json.loads((self.folder / "run.json").read_text())["minutes"]
+
+    def _metrics(self) -> list[str]:
+        """The lines of its figures."""
+        files = [folder / "metrics.jsonl" for folder in self.folders]
+        return [line for file in files if file.exists() for line in file.read_text().splitlines()]
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], every: float = 0.0005) -> bool:
@@ -194,8 +206,7 @@ def measure(name: str, stage: Stage, root: Path, options: Options, kills: int) -
     chance = random.Random(f"{options.seed} {name}")
     undisturbed = Training(stage, root / f"{name}-undisturbed", options)
     undisturbed.run_undisturbed()
-    lines = undisturbed.metrics.read_text().splitlines()
-    seconds = max(json.loads(line).get("seconds", 0.0) for line in lines) / options.max_steps
+    seconds = undisturbed.seconds() / options.max_steps
     equal = resumed = writing = same_losses = in_time = 0
     bar = tqdm(range(kills), desc=f"kills of {name}")
     for number in bar:
