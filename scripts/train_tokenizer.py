@@ -103,7 +103,7 @@ def train(
         judges_drawn=options.codes_from is not None,
     )  # fmt: skip
     trained.prepare(stage_loss)
-    run.begin()
+    part.begin()
     parameters = count_parameters(tokenizer)
     config = tokenizer.config
     height, width = example_size(config)

@@ -33,14 +33,23 @@ class Part:
         options: of this part.
         asked: those of the whole run.
         run: its folder.
+        whole: the run that begins with this part, where that is another.
         steps, minutes: what the part before has taken of the budget.
     """
 
     options: ImageTokenizerOptions
     asked: ImageTokenizerOptions
     run: Run
+    whole: Run | None = None
     steps: int = 0
     minutes: float = 0.0
+
+    def begin(self) -> None:
+        """Make the folders of the part, and of the run that begins with it (`Run.begin`)."""
+        if self.whole is not None:
+            self.whole.begin()
+            self.whole.write_info(**{FIRST_PART: {}}, finished=False)
+        self.run.begin()
 
 
 def parts_of(
@@ -81,8 +90,6 @@ def parts_of(
     first.part = FIRST_PART
     taken: dict[str, Any] = run.info.get(FIRST_PART, {})
     if not taken:
-        run.begin()
-        run.write_info(**{FIRST_PART: {}}, finished=False)
         _check_disk(run, accelerator)
         if not first.finished:
             say(
@@ -90,7 +97,7 @@ def parts_of(
                 f"part 1 of 2: the whole network by the error of the pixels, for {1 - share:.0%} of the budget, in "
                 f"{first.folder}",
             )
-            yield Part(first_options, options, first)
+            yield Part(first_options, options, first, whole=run)
         taken = from_main({name: first.info.get(name) for name in ("steps", "minutes")})  # once its model is written
         run.write_info(**{FIRST_PART: taken})
     steps, minutes = int(taken["steps"]), taken["minutes"]
@@ -99,7 +106,7 @@ def parts_of(
         accelerator,
         "part 2 of 2: the decoder alone by all terms of the loss (--decoder_share); the codes are those of part 1",
     )
-    yield Part(decoder_options, options, run, steps, minutes)
+    yield Part(decoder_options, options, run, steps=steps, minutes=minutes)
 
 
 def _share(options: ImageTokenizerOptions, run: Run, photographs: bool) -> float:
