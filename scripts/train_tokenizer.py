@@ -192,7 +192,10 @@ def finish(loop: Loop, trained: TrainedModel, part: Part) -> None:
         loop.say_best()
     run.log(progress.step, **{f"final_{name}": value for name, value in figures.items()})
     steps, seconds = part.steps + progress.step, 60 * part.minutes + progress.seconds
-    run.write_end(steps, seconds, options.batch_size, figures, **loop.end_figures())
+    end = loop.end_figures()
+    if "best_step" in end:
+        end["best_step"] += part.steps
+    run.write_end(steps, seconds, options.batch_size, figures, **end)
     say(loop.accelerator, f"final: {', '.join(f'{name} {value:.4g}' for name, value in figures.items())}")
     say(loop.accelerator, f"tokenizer: {run.folder}\nreconstructions: {run.samples / 'final.png'}")
 

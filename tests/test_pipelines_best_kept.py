@@ -91,6 +91,26 @@ def test_a_run_that_is_killed_after_it_stopped_does_not_go_on(tmp_path):
     assert resumed.train() == [] and resumed.loop.progress.step == 10 and "stopped_early" in resumed.run.info
 
 
+def test_a_run_that_stopped_goes_on_with_a_little_more_budget(tmp_path):
+    scores = {2: 1.0, 4: 2.0, 6: 3.0, 8: 4.0, 10: 5.0, 12: 6.0}
+    training = Training(tmp_path, validate_every=2, max_steps=11, patience=0.5)
+    scored(training, scores)
+    assert training.train()[-1] == 7, "at 8: six of eleven steps after the best"
+    training.run.write_end(8, 1.0, 4, {})
+    resumed = Training(tmp_path, validate_every=2, max_steps=12, patience=0.5, resume=True)
+    scored(resumed, scores)
+    assert resumed.train() == [8, 9], "six of twelve are still half, so that the next validation ends it"
+
+
+def test_a_run_that_is_killed_after_the_validation_that_would_stop_it_does_not_go_on(tmp_path):
+    training = Training(tmp_path, validate_every=2, max_steps=12, patience=0.4, checkpoint_every=2)
+    scored(training, RISING)
+    training.train(kill_at=9)
+    resumed = Training(tmp_path, validate_every=2, max_steps=12, patience=0.4, resume=True)
+    scored(resumed, RISING)
+    assert resumed.train() == [] and resumed.loop.progress.step == 10
+
+
 def test_minutes_are_noted_where_the_budget_has_none(tmp_path):
     run = begun(tmp_path, Settings(max_steps=None))
     run.options["patience"] = 0.3

@@ -36,7 +36,6 @@ from pipelines.training.image_tokenizer_losses import (
     keep_weights,
 )
 from pipelines.training.loop import Loop
-from pipelines.training.two_parts import DECODER_SHARE
 from scripts import train_tokenizer
 from tokenizer_image import VQVAE, VQVAEConfig, load_tokenizer
 from tokenizer_image.configuration import preset
@@ -236,7 +235,6 @@ def test_photographs_get_networks_without_a_grid():
 def test_configuration_files_are_the_presets(size):
     given = yaml.safe_load((ROOT / "configs" / f"photographs{size}.yaml").read_text())
     assert given.pop("perceptual_weight") == PHOTOGRAPH_WEIGHT and given.pop("photographs") is True
-    assert given.pop("decoder_share") == DECODER_SHARE
     assert given == {"image_size": size, **preset(size, photographs=True)}
 
 
@@ -543,6 +541,67 @@ def test_a_run_that_began_in_one_part_stays_so(photographs, tmp_path):
         run(tmp_path / "run", photographs, max_steps=6, resume=True, decoder_share=0.5)
     lines = run(tmp_path / "run", photographs, max_steps=6, resume=True)
     assert lines[-1]["step"] == 6 and not (tmp_path / "run" / "first_part").exists()
+
+
+def test_codebooks_of_fixed_points_keep_the_sizes_that_there_are(photographs, tmp_path):
+    run(tmp_path / "run", photographs, quantizer="finite_scalar", codebook_sizes=[20])
+    assert load_tokenizer(tmp_path / "run").config.codebook_sizes != [20]
+
+
+def test_what_would_stop_the_second_part_stops_the_first(photographs, tmp_path):
+    with pytest.raises(ValueError, match="no classifier could be read"):
+        run(tmp_path / "run", photographs, extractor=f"classifier={tmp_path}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_trackers_keep_the_parts_apart(photographs, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tmp_path / "run", photographs, tracker="tensorboard")
+    tags = []
+    for folder in ("tensorboard/first_part", "tensorboard"):
+        events = EventAccumulator(str(tmp_path / "run" / folder))
+        events.Reload()
+        tags.append(set(events.Tags()["scalars"]))
+    assert "perceptual" not in tags[0] and "perceptual" in tags[1]
+
+
+def test_overwriting_does_not_delete_what_the_run_starts_from(photographs, tmp_path):
+    run(tmp_path / "run", photographs)
+    source = tmp_path / "run" / "first_part"
+    with pytest.raises(ValueError, match="--overwrite would delete --init_from .*first_part: copy that elsewhere"):
+        run(tmp_path / "run", photographs, init_from=str(source), train="decoder", overwrite=True)
+    assert (source / "model.safetensors").exists()
+
+
+def test_a_first_part_that_is_gone_is_named(photographs, tmp_path):
+    run(tmp_path / "run", photographs, patience=0.0)
+    with pytest.raises(ValueError, match="--decoder_share 0: the run in .* began in two parts"):
+        run(tmp_path / "run", photographs, max_steps=8, resume=True, decoder_share=0.0, allow_changes=True)
+    shutil.rmtree(tmp_path / "run" / "first_part")
+    with pytest.raises(ValueError, match="first_part is gone, from whose model the second part starts"):
+        run(tmp_path / "run", photographs, max_steps=8, resume=True)
+
+
+def test_a_decoder_that_diverges_begins_anew_from_the_first_part(photographs, tmp_path, monkeypatch):
+    def broken(self: StageOneLoss, *values: Any, **named: Any) -> Any:
+        loss, figures = forward(self, *values, **named)
+        return (loss * float("nan") if figures else loss), figures
+
+    forward = StageOneLoss.forward
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="--resume: the decoder begins anew"):
+        patch.setattr(StageOneLoss, "forward", broken)
+        run(tmp_path / "run", photographs)
+    run(tmp_path / "run", photographs, resume=True)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
+
+
+def test_components_and_frozen_codes_have_one_part(photographs, tmp_path):
+    settings = {"network": "components", "patch_size": None, "hidden_sizes": [8], "num_res_blocks": 2}
+    run(tmp_path / "run", photographs, **settings)
+    assert not (tmp_path / "run" / "first_part").exists()
+    with pytest.raises(ValueError, match="--decoder_share 0.5: its codes stay as they are"):
+        run(tmp_path / "other", photographs, decoder_share=0.5, **settings)
 
 
 def test_the_decoders_share_is_as_asked_and_drawings_have_one_part(photographs, tmp_path):

@@ -23,7 +23,7 @@ from pipelines.training import best_kept
 from pipelines.training.best_kept import Best
 from pipelines.training.distribution import all_finite
 from pipelines.training.metrics_log import MetricsLog
-from pipelines.training.run_folder import NotWrittenError, Run, peak_memory
+from pipelines.training.run_folder import FIRST_PART, NotWrittenError, Run, peak_memory
 from pipelines.training.schedule import Budget, learning_rate_share, set_learning_rate
 from pipelines.training.state import Progress, TrainingState
 from pipelines.training.termination import Termination, termination
@@ -136,7 +136,10 @@ class Loop:
         if self.run.has_checkpoint:
             remedy = f"The last good checkpoint is in {self.run.checkpoints}; {remedy} and --resume from it"
         else:
-            remedy = f"There is no checkpoint yet; {remedy} and start again with --overwrite"
+            again = (
+                "--resume: the decoder begins anew" if FIRST_PART in self.run.info else "start again with --overwrite"
+            )
+            remedy = f"There is no checkpoint yet; {remedy} and {again}"
         raise ValueError(f"{reason} at step {self.progress.step}: stopped. {remedy}, or look for broken pictures")
 
     @contextmanager
@@ -173,8 +176,7 @@ class Loop:
         progress, options = self.progress, self.options
         share = self.budget.progress(progress.step, progress.seconds)
         share = self.share = 1.0 if self.run.stays_stopped else share  # killed after it had stopped
-        if share < 1.0:
-            self.run.info.pop("stopped_early", None)
+        stopped = self.run.info.pop("stopped_early", None) if share < 1.0 else None
         self._clock = time.monotonic() - progress.seconds
         self._estimate_at = (progress.step + 3, progress.step + 3 + ESTIMATE_STEPS)
         self.log.start(progress.step, progress.seconds)
@@ -186,7 +188,8 @@ class Loop:
         with termination() as signals, tqdm(total=100, unit="%", disable=hidden, bar_format=BAR_FORMAT) as bar:
             self.bar = bar
             # Before the step, since a run may have been killed between the validation that ends it and its end.
-            while share < 1.0 and not self._is_out_of_patience(share):
+            while share < 1.0 and (stopped or not self._is_out_of_patience(share)):
+                stopped = None  # which it goes on from
                 set_learning_rate(
                     [*self.state.optimizers, *self.state.companion_optimizers], rate(share, progress.step)
                 )

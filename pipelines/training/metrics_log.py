@@ -100,6 +100,7 @@ class MetricsLog:
         """End the trackers."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
+        self.accelerator.trackers.clear()  # a second part's would be told of beside them
 
     def state(self) -> dict[str, list[float]]:
         """What was added since the last line, for a checkpoint."""

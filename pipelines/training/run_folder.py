@@ -36,6 +36,7 @@ from tqdm.auto import tqdm
 from lm.files import published
 from pipelines.machine.processes import from_main, tensors_from_main
 from pipelines.machine.provenance import commit, versions
+from pipelines.model_folder import named_folder
 from pipelines.options.training import DEFAULT_MINUTES, TrainingOptions
 
 # Options that may differ between a run and its continuation.
@@ -53,6 +54,7 @@ EARLIER_DEFAULTS = {"code_dim": 32}
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FIRST_PART = "first_part"  # of a run whose second part is in the folder around it
+DELETED = ("checkpoints", "samples", FIRST_PART)  # folders that --overwrite deletes
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")  # as safetensors and tokenizers report it, in errors of their own
 
 
@@ -120,6 +122,7 @@ class Run:
                 "delete it, or name another folder"
             )
         self.overwrite = overwrite
+        self._check_source()
         resuming = resume and exists
         reads = resuming and self.info_file.exists()
         self.info: dict[str, Any] = from_main(json.loads(self.info_file.read_text()) if reads else {})
@@ -134,7 +137,7 @@ class Run:
         if not self.is_main:
             return
         if self.overwrite:
-            for name in ("checkpoints", "samples", FIRST_PART):
+            for name in DELETED:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             for file in (self.metrics_file, self.info_file):
                 file.unlink(missing_ok=True)
@@ -143,6 +146,17 @@ class Run:
         self.checkpoints.mkdir(exist_ok=True)
         for leftover in self.checkpoints.glob("*.part*"):
             shutil.rmtree(leftover, ignore_errors=True)
+
+    def _check_source(self) -> None:
+        """Raise ValueError where --overwrite would delete what the run starts from."""
+        name = self.options.get("init_from")
+        if not (self.overwrite and name):
+            return
+        deleted = [(self.folder / one).resolve() for one in DELETED]
+        if set(deleted) & {(source := named_folder(name).resolve()), *source.parents}:
+            raise ValueError(
+                f"--overwrite would delete --init_from {name}: copy that elsewhere first, or name another --output_dir"
+            )
 
     def _check_options(self) -> None:
         """Raise ValueError where a continued run has other settings than it started with, `FREE_OPTIONS` apart. With

@@ -6,6 +6,7 @@ much from them without it (docs/photographs.md has the figures).
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +19,10 @@ from pipelines.machine.processes import all_see, from_main
 from pipelines.options.image_tokenizer import QUANTIZER_OPTIONS, ImageTokenizerOptions
 from pipelines.options.image_tokenizer_losses import CAPTIONS
 from pipelines.options.training import DEFAULT_MINUTES
+from pipelines.training.own_classifier import FOLDER as CLASSIFIER
 from pipelines.training.run_folder import FIRST_PART, Run
 from tokenizer_image import VQVAE, Autoencoder
+from tokenizer_image.losses.extractors import load_extractor, missing_package
 
 DECODER_SHARE = 0.3  # of the budget, by default
 LEAST_SHARE = 0.01  # of the budget, that the decoder gets at least
@@ -47,6 +50,8 @@ class Part:
     def begin(self) -> None:
         """Make the folders of the part, and of the run that begins with it (`Run.begin`)."""
         if self.whole is not None:
+            if self.whole.overwrite and self.whole.is_main:  # which the second part would take for its own
+                shutil.rmtree(self.whole.folder / CLASSIFIER, ignore_errors=True)
             self.whole.begin()
             self.whole.write_info(**{FIRST_PART: {}}, finished=False)
         self.run.begin()
@@ -73,15 +78,15 @@ def parts_of(
         check_captions: raises ValueError where --extractor captions cannot learn them, before any training.
 
     Raises:
-        ValueError: --decoder_share in a continued run that has one part, or nodes that do not see its folder.
+        ValueError: --decoder_share in a continued run that has one part, or where codes stay as they are; an extractor
+            that cannot be loaded; a folder that not all nodes see; the first part's model is gone.
     """
-    codes_stay = isinstance(earlier, VQVAE) and earlier.has_frozen_codes
-    share = 0.0 if codes_stay else _share(options, run, photographs)
+    codes_stay = options.network == "components" or isinstance(earlier, VQVAE) and earlier.has_frozen_codes
+    share = _share(options, run, photographs, codes_stay=codes_stay)
     if not share or options.max_steps == 1:
         yield Part(options, options, run)
         return
-    if options.extractor == CAPTIONS:
-        check_captions()
+    _check_extractor(options, photographs, check_captions)
     first_options = _first_options(options, share)
     first = Run(
         first_options.output_dir, first_options, resume=options.resume, overwrite=options.overwrite,
@@ -89,8 +94,8 @@ def parts_of(
     )  # fmt: skip
     first.part = FIRST_PART
     taken: dict[str, Any] = run.info.get(FIRST_PART, {})
+    _check_disk(run, accelerator)
     if not taken:
-        _check_disk(run, accelerator)
         if not first.finished:
             say(
                 accelerator,
@@ -100,6 +105,11 @@ def parts_of(
             yield Part(first_options, options, first, whole=run)
         taken = from_main({name: first.info.get(name) for name in ("steps", "minutes")})  # once its model is written
         run.write_info(**{FIRST_PART: taken})
+    if not first.folder.is_dir():
+        raise ValueError(
+            f"{first.folder} is gone, from whose model the second part starts: put it back, or start again with "
+            "--overwrite"
+        )
     steps, minutes = int(taken["steps"]), taken["minutes"]
     decoder_options = _decoder_options(options, first.folder, steps, minutes)
     say(
@@ -109,15 +119,27 @@ def parts_of(
     yield Part(decoder_options, options, run, steps=steps, minutes=minutes)
 
 
-def _share(options: ImageTokenizerOptions, run: Run, photographs: bool) -> float:
+def _share(options: ImageTokenizerOptions, run: Run, photographs: bool, *, codes_stay: bool) -> float:
     """The share of the budget that the decoder learns alone in; 0: one part."""
     if FIRST_PART in run.info:
+        if options.decoder_share == 0:
+            raise ValueError(
+                f"--decoder_share 0: the run in {run.folder} began in two parts; leave the option out, or start again "
+                "with --overwrite"
+            )
         return options.decoder_share or DECODER_SHARE
     if "started" in run.info:  # it began as one part
         if options.decoder_share:
             raise ValueError(
                 f"--decoder_share {options.decoder_share:g}: the run in {run.folder} began in one part; leave the "
-                "option out, or start again with --overwrite"
+                "option out, give 0, or start again with --overwrite"
+            )
+        return 0.0
+    if codes_stay:
+        if options.decoder_share:
+            raise ValueError(
+                f"--decoder_share {options.decoder_share:g}: its codes stay as they are, so that there is nothing to "
+                "learn before the decoder; leave the option out"
             )
         return 0.0
     if options.decoder_share is not None:
@@ -125,6 +147,16 @@ def _share(options: ImageTokenizerOptions, run: Run, photographs: bool) -> float
     if not options.is_quantized or options.signal or options.train == "decoder":
         return 0.0
     return DECODER_SHARE if options.compares_features(photographs) else 0.0
+
+
+def _check_extractor(options: ImageTokenizerOptions, photographs: bool, check_captions: Callable[[], object]) -> None:
+    """Raise ValueError for an extractor that could not be loaded, or trained, when the second part begins."""
+    if not options.wanted_perceptual_weight(photographs):
+        return
+    if options.extractor == CAPTIONS:
+        check_captions()
+    elif missing_package(options.extractor) is None:
+        load_extractor(options.extractor)
 
 
 def _check_disk(run: Run, accelerator: Accelerator) -> None:
@@ -156,7 +188,8 @@ def _first_options(options: ImageTokenizerOptions, share: float) -> ImageTokeniz
 def _decoder_options(options: ImageTokenizerOptions, folder: Path, steps: int, minutes: float) -> ImageTokenizerOptions:
     """The options of the decoder's part: what the first one, whose model is in `folder`, has left of the budget."""
     total = options.max_minutes or DEFAULT_MINUTES
-    changes: dict[str, Any] = dict.fromkeys(QUANTIZER_OPTIONS.values())  # which the model brings along
+    # The model brings them along; of codebooks of fixed points, sizes are the nearest that there are.
+    changes: dict[str, Any] = dict.fromkeys((*QUANTIZER_OPTIONS.values(), "codebook_sizes"))
     return replace(
         options,
         init_from=str(folder),

@@ -19,6 +19,7 @@ from typing import Any
 from pipelines.machine.processors import usable_cores
 from pipelines.options.option import option
 from pipelines.options.parser import run_command
+from pipelines.training.run_folder import FIRST_PART
 from scripts.benchmarks.figures import BenchmarkOptions, Row, row, show, write_rows
 
 SCRIPTS = Path(__file__).resolve().parents[1]
@@ -109,9 +110,10 @@ def measured(options: Options, root: Path, kind: str) -> dict[str, Any]:
 
 
 def steps_a_second(folder: Path) -> float:
-    """Of a finished run."""
+    """Of a finished run; of one of two parts, in the second, whose loss has all terms."""
     info = json.loads((folder / "run.json").read_text())
-    return info["steps"] / (60 * info["minutes"])
+    before = info.get(FIRST_PART, {"steps": 0, "minutes": 0.0})
+    return (info["steps"] - before["steps"]) / (60 * (info["minutes"] - before["minutes"]))
 
 
 def rows_of(options: Options, root: Path) -> list[Row]:
