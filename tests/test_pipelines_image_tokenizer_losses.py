@@ -604,10 +604,11 @@ def test_components_and_frozen_codes_have_one_part(photographs, tmp_path):
         run(tmp_path / "other", photographs, decoder_share=0.5, **settings)
 
 
-def test_the_decoders_share_is_as_asked_and_drawings_have_one_part(photographs, tmp_path):
+def test_the_decoders_share_is_as_asked_and_drawings_have_one_part(photographs, tmp_path, capsys):
     lines = run(tmp_path / "asked", photographs, decoder_share=0.5, perceptual_weight=0.0, codebook_decay=0.9)
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3], "without terms beside the pixels, too"
-    run(tmp_path / "drawings", photographs, photographs=False)
+    run(tmp_path / "drawings", photographs, photographs=False, random_flip=True)
+    assert capsys.readouterr().out.rstrip().endswith(f"--dataset {photographs} --random_flip"), "so does stage 2"
     assert not (tmp_path / "drawings" / "first_part").exists()
 
 

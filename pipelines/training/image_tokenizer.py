@@ -216,7 +216,8 @@ def next_command(options: ImageTokenizerOptions) -> str:
     """What to do with the tokenizer of a finished run."""
     folder = Path(options.output_dir)
     if options.train == "all":
-        return f"accelerate launch scripts/train_lm.py --image_tokenizer {folder} --dataset {options.dataset}"
+        flip = " --random_flip" if options.random_flip else ""
+        return f"accelerate launch scripts/train_lm.py --image_tokenizer {folder} --dataset {options.dataset}{flip}"
     copy = f"cp {folder / 'config.json'} {folder / 'model.safetensors'}"
     name = options.codes_from or str(options.init_from)
     shipped = shipped_folder(name)
