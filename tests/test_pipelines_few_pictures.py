@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from lm.data.code_noise import CodeNoise
 from lm.data.sequence_source import SequenceSource
 from lm.model import affordable_size, default_size
 from pipelines.evaluation.metrics.frechet import frechet_distance
+from pipelines.evaluation.pictures_compared import ExtractorPair
 from pipelines.options.language_model import LanguageModelOptions
 from pipelines.training import captions_shared, guidance_search
 from pipelines.training.captions_drawn import CaptionedPicture, CaptionsDrawn, DrawnRows, choose_captions
-from pipelines.training.captions_shared import CaptionsShared, JointFeatures, choose_shared_captions
+from pipelines.training.captions_shared import CaptionsShared, Components, choose_shared_captions
 from pipelines.training.few_pictures import Recipe, choose_recipe, drawn_figures, expected_epochs, kept_score
 from pipelines.training.guidance_search import Setting, search_guidance, search_guidance_of_shared, settle_defaults
 from pipelines.training.language_model import choose_batch_size, choose_size, default_learning_rate
@@ -216,7 +218,7 @@ def test_a_model_of_shared_captions_gets_the_scale_that_is_found_unless_one_is_g
 
 def test_drawn_pictures_are_compared_with_reconstructions_of_validation(pipe, monkeypatch):
     """Codes that the model draws are nearer to themselves than to random ones, over the real extractor's features."""
-    drawn = pipe(["a red dog"] * 24, guidance_scale=1.0, temperature=1.0, seed=0).codes.numpy()
+    drawn = pipe(["a red dog"] * 24, guidance_scale=1.0, temperature=1.0, seed=list(range(24))).codes.numpy()
     random = Rows(["a red dog"] * 24, 1).all_codes
     same, other = (CaptionsShared([CaptionedPicture("a red dog", row) for row in rows]) for rows in (drawn, random))
     assert same.distance(pipe, 24, 1.0, 1.0) < 1e-3 < other.distance(pipe, 24, 1.0, 1.0)
@@ -228,22 +230,31 @@ def test_drawn_pictures_are_compared_with_reconstructions_of_validation(pipe, mo
         choose_shared_captions(Rows(["a dog"]), Rows(["a dog"]), pipe.vocabulary)
 
 
-def test_pictures_that_show_other_captions_are_far_from_real_ones():
-    """As varied as the real ones, and of the same things, but beside the wrong captions."""
+def test_pictures_of_one_caption_differ_and_are_the_same_at_each_setting(pipe, monkeypatch):
+    seen = []
+
+    def noted(self: ExtractorPair, batches: Any) -> Any:
+        seen.append(torch.cat(parts := list(batches)))
+        return features_of(self, parts)
+
+    features_of = ExtractorPair.features_of
+    monkeypatch.setattr(ExtractorPair, "features_of", noted)
+    shared = CaptionsShared([CaptionedPicture("a red dog", row) for row in Rows(["a red dog"] * 24, 1).all_codes])
+    assert shared.distance(pipe, 24, 1.0, 1.0) == shared.distance(pipe, 24, 1.0, 1.0)
+    real, first, second = seen
+    assert torch.equal(first, second) and len({picture.numpy().tobytes() for picture in first}) > 12
+
+
+def test_few_pictures_of_the_same_kind_are_near_over_few_components():
+    """Over all features, fewer pictures than these are far from others of the very same distribution."""
     chance = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=chance, dtype=torch.float64)
-
-    means, names = 2 * normal(8, 300), [f"thing {number}" for number in range(8)]
-    real, drawn = torch.arange(640) % 8, torch.arange(120) % 8
-    features = means[real] + normal(640, 300)
-    others = drawn[torch.randperm(120, generator=chance)]
-    right, wrong = means[drawn] + 0.5 * normal(120, 300), means[others] + normal(120, 300)
-    joint = JointFeatures(features, [names[number] for number in real], 15)
-    captions = [names[number] for number in drawn]
-    near, far = (frechet_distance(joint.real, joint.statistics(one, captions)) for one in (right, wrong))
-    assert near < 0.5 * far
+    scales = torch.where(torch.arange(300) < 10, 6.0, 1.0)
+    real, drawn = (torch.randn((count, 300), generator=chance, dtype=torch.float64) * scales for count in (640, 120))
+    few, all_of_them = (
+        frechet_distance(components.statistics(real), components.statistics(drawn))
+        for components in (Components(real, 10), Components(real, 300))
+    )
+    assert few < 0.2 * all_of_them
 
 
 def source_of(rows: Rows, vocabulary) -> SequenceSource:

@@ -1,14 +1,12 @@
-"""How near drawn pictures are to real ones, with their captions: what finds the guidance where pictures share these."""
+"""How near drawn pictures are to real ones, all together: what finds the guidance where pictures share captions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lm.data.token_cache import TokenCache
 from lm.vocabulary import MultimodalVocabulary
@@ -23,24 +21,21 @@ from tokenizer_image.losses.extractors import INSTALL, missing_package
 EXTRACTOR = "efficientnet_lite0"
 SIDE = 128  # pixels that it reads pictures at: smaller ones are beyond what it was trained on, larger ones cost more
 REAL = 1024  # pictures that drawn ones are compared with, at most
-# Principal components of the features. Over more of them than pictures, the distance falls with the variety of the
-# drawn ones, whatever they show: it is nearly always least without guidance.
-MOST_COMPONENTS, PICTURES_PER_COMPONENT = 64, 8
+# Principal components of the features. Over as many of them as pictures or more, even pictures of the same distribution
+# are far apart, by chance (`frechet_distance`).
+MOST_COMPONENTS, PICTURES_PER_COMPONENT = 64, 12
 
 
 @dataclass
 class CaptionsShared:
     """Captioned pictures of the validation split, whose captions several pictures have, and the Frechet distance of
-    drawn pictures and their captions from them (the joint distance of DeVries et al. 2019).
+    drawn pictures from them, over the principal components of an extractor's features.
 
-    It is over the principal components of an extractor's features, and over one number for each caption, 1 for a
-    picture's own, scaled so that captions vary as much as features do: pictures that show something else than their
-    captions are far away, too. Real pictures are compared as the image tokenizer reconstructs them: a language model
-    draws nothing better.
+    Real pictures are compared as the image tokenizer reconstructs them: a language model draws nothing better.
     """
 
     pictures: list[CaptionedPicture]
-    _real: JointFeatures | None = field(default=None, init=False)
+    _real: Components | None = field(default=None, init=False)
     _extractors: ExtractorPair | None = field(default=None, init=False)
 
     def distance(self, pipe: TextToImagePipeline, count: int, guidance_scale: float, temperature: float) -> float:
@@ -56,58 +51,41 @@ class CaptionsShared:
             decoded = (pipe.decode_codes(part) for part in codes.to(pipe.device).split(BATCH))
             features = self._extractors.features_of(as_8_bit(part) for part in decoded).features
             components = max(1, min(MOST_COMPONENTS, min(count, len(features)) // PICTURES_PER_COMPONENT))
-            self._real = JointFeatures(features, [one.caption for one in self.pictures], components)
+            self._real = Components(features, components)
         room = caption_room(pipe.model, pipe.vocabulary)
-        cut = [(cut_caption(pipe.vocabulary, one.caption, room), one.caption) for one in self.pictures[:count]]
-        captions = [pair for pair in cut if pair[0]]
+        captions = [cut_caption(pipe.vocabulary, one.caption, room) for one in self.pictures[:count]]
+        captions = [caption for caption in captions if caption]
         if not captions:
             raise ValueError(f"no caption has a first word of {room} tokens or less, which the model has room for")
         pipe.set_progress_bar_config(disable=True)
         asked = [captions[index % len(captions)] for index in range(count)]
-        output = pipe(
-            [read for read, _ in asked],
-            guidance_scale=guidance_scale,
-            temperature=temperature,
-            seed=0,
-            output_type="pt",
+        output = pipe(  # with one seed for all, pictures of one caption would be the same
+            asked, guidance_scale=guidance_scale, temperature=temperature, seed=list(range(count)), output_type="pt"
         )
         drawn = (255 * torch.as_tensor(output.images)).round().to(torch.uint8)
         features = self._extractors.features_of(drawn.split(BATCH)).features
-        found = self._real.statistics(features, [caption for _, caption in asked])
-        return frechet_distance(self._real.real, found)
+        return frechet_distance(self._real.statistics(self._real.features), self._real.statistics(features))
 
 
-class JointFeatures:
-    """Principal components of pictures' features beside their captions, as `CaptionsShared` compares them.
+class Components:
+    """Principal components of real pictures' features.
 
     Args:
-        features: (n, D) of real pictures, which decide the components.
-        captions: theirs.
+        features: (n, D).
         components: how many.
-
-    Attributes:
-        real: mean and covariance of the real pictures.
     """
 
-    def __init__(self, features: Tensor, captions: Sequence[str], components: int) -> None:
-        features = features.double()
-        self._number = {caption: number for number, caption in enumerate(sorted(set(captions)))}
-        self._mean = features.mean(dim=0)
-        _, _, vectors = torch.linalg.svd(features - self._mean, full_matrices=False)
+    def __init__(self, features: Tensor, components: int) -> None:
+        self.features = features.double()
+        self._mean = self.features.mean(dim=0)
+        _, _, vectors = torch.linalg.svd(self.features - self._mean, full_matrices=False)
         self._vectors = vectors[:components].T
-        self._scale = self._reduced(features).var(dim=0).sum().sqrt()
-        self.real = self.statistics(features, captions)
 
-    def statistics(self, features: Tensor, captions: Sequence[str]) -> FeatureStatistics:
-        """Mean and covariance for pictures with features (n, D) and these captions, which real ones have, too."""
-        numbers = torch.tensor([self._number[caption] for caption in captions])
-        own = F.one_hot(numbers, len(self._number)).double()
+    def statistics(self, features: Tensor) -> FeatureStatistics:
+        """Mean and covariance of the components of features (n, D)."""
         statistics = FeatureStatistics()
-        statistics.update(torch.cat([self._reduced(features.double()), self._scale * own], dim=1))
+        statistics.update((features.double() - self._mean) @ self._vectors)
         return statistics
-
-    def _reduced(self, features: Tensor) -> Tensor:
-        return (features - self._mean) @ self._vectors
 
 
 def choose_shared_captions(

@@ -76,8 +76,8 @@ class GuidanceByDistance:
     def __str__(self) -> str:
         tried = ", ".join(f"{distance:.1f} at {scale:g}" for scale, distance in self.distance.items())
         return (
-            f"guidance {self.scale:g} by default: the Frechet distance over {EXTRACTOR} of {self.drawn} pictures and "
-            f"their captions, which several share, from validation's is {tried}"
+            f"guidance {self.scale:g} by default: the Frechet distance over {EXTRACTOR} of {self.drawn} pictures, "
+            f"drawn for captions that several share, from validation's is {tried}"
         )
 
 
