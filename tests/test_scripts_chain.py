@@ -869,7 +869,7 @@ def test_every_option_of_stage_1_is_applied_or_refused_beside_init_from(tokenize
     )  # fmt: skip
     own = {field.name for field in fields(ImageTokenizerOptions)} - {field.name for field in fields(TrainingOptions)}
     losses = {field.name for field in fields(LossOptions)} | {field.name for field in fields(BottleneckOptions)}
-    others = {"random_flip", "photographs", "train", "codes_from", "drawn_pictures"}
+    others = {"random_flip", "photographs", "train", "decoder_share", "codes_from", "drawn_pictures"}
     of_signals = {
         "signal": "audio", "sample_rate": 8000, "length": 8000, "horizon": 8, "causal": True, "spectral_weight": 0.2,
         "frame_patch": 2,
