@@ -64,7 +64,7 @@ class CaptionsShared:
         )
         drawn = (255 * torch.as_tensor(output.images)).round().to(torch.uint8)
         features = self._extractors.features_of(drawn.split(BATCH)).features
-        return frechet_distance(self._real.statistics(self._real.features), self._real.statistics(features))
+        return frechet_distance(self._real.real, self._real.statistics(features))
 
 
 class Components:
@@ -73,13 +73,17 @@ class Components:
     Args:
         features: (n, D).
         components: how many.
+
+    Attributes:
+        real: mean and covariance of those pictures' components.
     """
 
     def __init__(self, features: Tensor, components: int) -> None:
-        self.features = features.double()
-        self._mean = self.features.mean(dim=0)
-        _, _, vectors = torch.linalg.svd(self.features - self._mean, full_matrices=False)
+        features = features.double()
+        self._mean = features.mean(dim=0)
+        _, _, vectors = torch.linalg.svd(features - self._mean, full_matrices=False)
         self._vectors = vectors[:components].T
+        self.real = self.statistics(features)
 
     def statistics(self, features: Tensor) -> FeatureStatistics:
         """Mean and covariance of the components of features (n, D)."""

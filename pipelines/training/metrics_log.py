@@ -100,7 +100,7 @@ class MetricsLog:
         """End the trackers."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
-        self.accelerator.trackers.clear()  # a second part's would be told of beside them
+        self.accelerator.trackers.clear()  # Accelerate adds the next part's to them, and logs to all
 
     def state(self) -> dict[str, list[float]]:
         """What was added since the last line, for a checkpoint."""
