@@ -8,18 +8,16 @@ encodes every picture once (the token cache), then leaves a whole model folder i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipelines.options.language_model import LanguageModelOptions
 from pipelines.options.parser import run_command
 
 if TYPE_CHECKING:
-    from lm.generation.guess_table import GuessTable
-    from pipelines.training.captions_drawn import CaptionsDrawn
     from pipelines.training.loop import Loop
+    from pipelines.training.trained_language_model import TrainedLanguageModel
 
 BETAS = (0.9, 0.95)
 CAPTION = 16  # tokens of a caption with its special ones, about
@@ -35,23 +33,17 @@ def main(options: LanguageModelOptions) -> None:
     import torch
 
     from lm.data.batch_order import BatchOrder
-    from lm.lora import load_trained, save_trained
-    from lm.model import default_size, load_model, recompute_layers
+    from lm.model import default_size, recompute_layers
     from lm.training.attention import use_fastest_attention
-    from lm.training.dropout import add_dropout, seed_step, without_dropout
-    from lm.training.guess_table import learn_guess_table
+    from lm.training.dropout import add_dropout, seed_step
     from lm.training.losses import NextTokenLoss
     from pipelines.caching.opening import open_caches
     from pipelines.machine.printing import say
-    from pipelines.text_to_signal import drawing_pipeline
     from pipelines.training.averages import AveragedWeights
-    from pipelines.training.captions_drawn import choose_captions, choose_edits
-    from pipelines.training.captions_shared import choose_shared_captions
     from pipelines.training.compilation import compile_layers
     from pipelines.training.distribution import is_sharded, prepare
-    from pipelines.training.few_pictures import DRAWN_CAPTIONS, DRAWN_ROWS, choose_recipe, drawn_figures, kept_score
-    from pipelines.training.fine_tuning import adapt, adapted_forward, adapters_line, check_adapters, frozen_dtype
-    from pipelines.training.guidance_search import settle_defaults
+    from pipelines.training.few_pictures import choose_recipe
+    from pipelines.training.fine_tuning import adapt, adapters_line, check_adapters, frozen_dtype
     from pipelines.training.language_model import (
         build_parts,
         check_parts,
@@ -60,20 +52,17 @@ def main(options: LanguageModelOptions) -> None:
         default_learning_rate,
         describe_model,
     )
-    from pipelines.training.language_model_step import mean_loss, train_step, validate
-    from pipelines.training.loop import Loop, Validation
+    from pipelines.training.language_model_step import train_step
+    from pipelines.training.loop import Loop
     from pipelines.training.metrics_log import MetricsLog
     from pipelines.training.optimizers import optimizers_of
     from pipelines.training.prefetch import prefetch
-    from pipelines.training.sample_pictures import choose_prompts, draw_samples, next_commands
-    from pipelines.training.schedule import validation_interval
     from pipelines.training.sequences import build_source, code_noise, count_long, formats_line, long_line
     from pipelines.training.start import check_batch_size, count_parameters, start_run, warn_small_data_set
     from pipelines.training.state import TrainingState
-    from pipelines.training.text_check import held_out_text
     from pipelines.training.throughput import Throughput, total_peak
+    from pipelines.training.trained_language_model import TrainedLanguageModel
     from tokenizer_image.registry import load_tokenizer
-    from tokenizer_image.signals.settings import signal_settings_of
 
     accelerator, run = start_run(options)
     if run.finished:
@@ -117,7 +106,7 @@ def main(options: LanguageModelOptions) -> None:
     if adapted:
         say(accelerator, adapters_line(adapted, options, vocabulary))
     say(accelerator, formats_line(source))
-    warn_small_data_set(accelerator, len(cache))
+    warn_small_data_set(accelerator, len(cache), flipped=options.random_flip)
     say(accelerator, recipe.line(len(cache), options))
     if long:
         say(accelerator, long_line(long, source, len(validation_cache)))
@@ -125,12 +114,11 @@ def main(options: LanguageModelOptions) -> None:
     if not is_sharded(accelerator):  # FSDP2 moves shards alone
         model.to(device)
     use_fastest_attention(model, options.pack_length or source.max_length)
-    text = held_out_text(options, validation_cache, vocabulary, model.config)
-    text_before = run.info.get("text_check", {}).get("nats_before")
-    if text and text_before is None and run.is_main:
-        with accelerator.autocast():
-            text_before = text.measure(model)
-        run.write_info(text_check=text.to_dict(text_before))
+    trained = TrainedLanguageModel(
+        options, accelerator, run, tokenizer, vocabulary, model, adapted, cache, validation_cache, validation_source,
+        recipe,
+    )  # fmt: skip
+    trained.measure_text()
     if options.gradient_checkpointing:
         recompute_layers(model)
     loss_module = NextTokenLoss(model.train(), vocabulary.id_ranges, options.z_loss_weight)
@@ -139,64 +127,6 @@ def main(options: LanguageModelOptions) -> None:
     learning_rate = default_learning_rate(options, model, run.info)
     optimizers = optimizers_of(options, model, learning_rate, BETAS)
     prepared = prepare(accelerator, loss_module, optimizers)
-    shares = options.loss_shares(vocabulary.formats)
-    settings = signal_settings_of(tokenizer)
-    signal = settings.signal if settings else ""
-    prompts = choose_prompts(validation_source, only_drawing=bool(signal))
-
-    def find_captions() -> CaptionsDrawn | None:
-        return choose_captions(cache, validation_cache, vocabulary, DRAWN_CAPTIONS, signal)
-
-    def find_edits() -> CaptionsDrawn | None:
-        return choose_edits(cache, validation_cache, vocabulary, DRAWN_CAPTIONS)
-
-    judges_drawn = recipe.is_repetitive and not signal and not is_sharded(accelerator)
-    captions = find_captions() if judges_drawn else None
-
-    def measure() -> dict[str, float]:
-        figures = validate(loss_module, validation_source, accelerator)
-        if captions:
-            figures |= drawn_figures(captions, accelerator, lambda: drawing_pipeline(tokenizer, model, vocabulary))
-        return figures
-
-    def score(figures: dict[str, float]) -> float:
-        return kept_score(figures, mean_loss(figures, shares))
-
-    def sample(plain: Any, step: int) -> None:
-        pipe = drawing_pipeline(tokenizer, plain, vocabulary)
-        try:
-            draw_samples(pipe, prompts, run.sample_file(f"step-{step:06d}.png"))
-        except (ValueError, RuntimeError) as error:  # a picture to look at is not worth a run
-            say(accelerator, f"no samples of step {step}: {error}")
-
-    def write(plain: Any, folder: Path, table: GuessTable | None = None) -> None:
-        drawing_pipeline(tokenizer, plain, vocabulary, table).save_pretrained(folder)
-
-    def keep(plain: Any, folder: Path) -> None:
-        save_trained(plain, folder) if adapted else write(plain, folder)
-
-    def leave(plain: Any, best: Path | None) -> None:
-        """Write the model folder, of the model as it is or of the best validation kept."""
-        if best and adapted:
-            load_trained(plain, best)
-        elif best:
-            plain = load_model(str(best / "lm"))
-        with torch.autocast(device.type, enabled=False):
-            plain = (adapted.merge() if adapted else plain).to(device)
-            settle_defaults(
-                options, drawing_pipeline(tokenizer, plain, vocabulary),
-                lambda: captions or find_captions() or find_edits(),
-                lambda: None if signal else choose_shared_captions(cache, validation_cache, vocabulary),
-                loop.progress.step * options.batch_size, partial(say, accelerator),
-            )  # fmt: skip
-        with run.writing(run.folder):
-            write(plain, run.folder, learn_guess_table(cache, vocabulary))
-        if text:
-            with accelerator.autocast():
-                text_after = text.measure(plain)
-            run.write_info(text_check=text.to_dict(text_before, text_after))
-            say(accelerator, text.line(text_before, text_after))
-
     throughput = Throughput(peak, lambda: total_peak(accelerator, again=True))
     loop = Loop(
         accelerator, run, options,
@@ -204,11 +134,7 @@ def main(options: LanguageModelOptions) -> None:
             accelerator, model, optimizers, AveragedWeights(model, options.ema_decay, trained_only=bool(adapted)),
             prepared, trained_only=bool(adapted),
         ),
-        Validation(
-            measure, sample, score, keep if options.keep_best else None,
-            around=partial(adapted_forward, accelerator, model) if adapted else partial(without_dropout, model),
-            every=validation_interval(options, len(cache), len(validation_cache) + (DRAWN_ROWS if captions else 0)),
-        ),
+        trained.validation(loss_module),
         MetricsLog(accelerator, run, options.tracker, "images", options.batch_size, throughput),
     )  # fmt: skip
     if options.resume:
@@ -237,32 +163,33 @@ def main(options: LanguageModelOptions) -> None:
             if recipe.dropout:
                 seed_step((options.seed, loop.progress.step, rank))
             figures = train_step(
-                accelerator, loss_module, prepared, optimizers, micro_batches, loss_shares=shares,
+                accelerator, loss_module, prepared, optimizers, micro_batches, loss_shares=trained.shares,
                 pad_id=vocabulary.pad_id, max_grad_norm=options.max_grad_norm,
             )  # fmt: skip
             loop.count(figures.tokens, figures.flops)
             loop.finish_step(figures.loss, **figures.metrics)
         run.write_info(cropped=source.cropped, left_out=source.dropped)  # read ahead by a few batches
-        finish(loop, leave, next_commands(run.folder, prompts))
+        finish(loop, trained)
 
 
-def finish(loop: Loop, leave: Callable[[Any, Path | None], None], commands: list[str]) -> None:
+def finish(loop: Loop, trained: TrainedLanguageModel) -> None:
     """Save the model folder with the averaged weights of the best validation, and say where everything is."""
     from pipelines.machine.printing import say
+    from pipelines.training.sample_pictures import next_commands
     from pipelines.training.state import eager
 
     run, progress, figures = loop.run, loop.progress, loop.figures
-    best = loop.kept_best()
+    best, rows = loop.kept_best(), loop.progress.step * loop.options.batch_size
     if best is None:  # the last weights
         with loop.state.averaged(), loop.validation.around():
             plain = loop.state.plain_model()
             if run.is_main:
-                leave(plain, None)
+                trained.leave(plain, None, rows)
     else:
         figures = progress.best.figures or figures
         if run.is_main:
             with eager(loop.state.model), loop.validation.around():
-                leave(loop.state.model, best)
+                trained.leave(loop.state.model, best, rows)
         loop.say_best()
     run.write_end(
         progress.step, progress.seconds, loop.options.batch_size, figures,
@@ -270,7 +197,7 @@ def finish(loop: Loop, leave: Callable[[Any, Path | None], None], commands: list
     )  # fmt: skip
     say(loop.accelerator, f"final: {', '.join(f'{name} {value:.4g}' for name, value in figures.items())}")
     say(loop.accelerator, f"model: {run.folder}\nsamples: {run.samples}")
-    for command in commands:
+    for command in next_commands(run.folder, trained.prompts):
         say(loop.accelerator, f"next: {command}")
 
 

@@ -53,7 +53,7 @@ def main(options: ImageTokenizerOptions) -> None:
     validation_pictures = load_split(options, pictures.settings, "validation", accelerator, run)
     check_batch_size(accelerator, options.batch_size, pictures=len(pictures))
     photographs = detect_photographs(pictures, options, accelerator)
-    warn_small_data_set(accelerator, len(pictures))
+    warn_small_data_set(accelerator, len(pictures), flipped=options.random_flip)
     parts = parts_of(
         options, run, accelerator, photographs=photographs, earlier=earlier,
         check_captions=partial(classes_of_captions, options, pictures, settings.image_size),

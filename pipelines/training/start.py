@@ -103,12 +103,17 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def warn_small_data_set(accelerator: Accelerator, pictures: int) -> None:
-    """Say what to expect of a few hundred pictures."""
+def warn_small_data_set(accelerator: Accelerator, pictures: int, *, flipped: bool) -> None:
+    """Say what to expect of a few hundred pictures, and what helps.
+
+    Args:
+        flipped: whether they are mirrored at random already.
+    """
     if pictures < SMALL_DATA_SET:
+        flips = "" if flipped else ", and use --random_flip if left and right do not matter"
         say(
             accelerator,
             f"Only {pictures} training pictures: the model will mostly memorise them. The weights of the best "
             "validation are kept; to draw more than these pictures, start from a model trained on more of them "
-            "(--init_from), and for stage 1 use --random_flip if left and right do not matter.",
+            f"(--init_from){flips}.",
         )
