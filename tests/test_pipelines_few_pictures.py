@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from tiny import tiny_model, tiny_pipeline, tiny_tokenizer, tiny_vocabulary
 
 from lm.data.batch_order import BatchOrder
@@ -23,6 +24,7 @@ from pipelines.training.captions_shared import CaptionsShared, Components, choos
 from pipelines.training.few_pictures import Recipe, choose_recipe, drawn_figures, expected_epochs, kept_score
 from pipelines.training.guidance_search import Setting, search_guidance, search_guidance_of_shared, settle_defaults
 from pipelines.training.language_model import choose_batch_size, choose_size, default_learning_rate
+from pipelines.training.start import warn_small_data_set
 
 
 class Rows:
@@ -97,9 +99,17 @@ def test_a_drawn_picture_is_right_where_its_own_is_the_nearest(pipe):
     assert drawn_figures(captions, accelerator, lambda: pipe) == captions.shares(pipe)
 
 
-def test_the_kept_weights_are_those_that_draw_best_then_those_of_the_lowest_loss():
-    figures = {"nats_per_code": 0.5, "drawn_right_held_out": 0.9, "drawn_right_seen": 0.8}
-    assert kept_score(figures, 0.5) == pytest.approx(0.15 + 0.0005)
+def drawn_right(held_out: float, seen: float, nats: float) -> float:
+    """The score of a validation."""
+    return kept_score({"nats_per_code": nats, "drawn_right_held_out": held_out, "drawn_right_seen": seen}, nats)
+
+
+def test_the_kept_weights_are_those_that_draw_best_and_of_about_equal_ones_those_of_a_low_loss():
+    one_in_64 = 1 / 64
+    assert drawn_right(0.9, 0.8, 0.5) < drawn_right(0.8, 0.8, 0.5) < drawn_right(0.8, 0.8, 0.51)
+    assert drawn_right(1 - one_in_64, 1, 0.39) < drawn_right(1, 1, 0.42), "one caption is chance"
+    assert drawn_right(0.0, 0.95, 4.4) < drawn_right(0.0, 0.4, 3.0), "names that cannot be guessed raise the loss"
+    assert drawn_right(1, 1, 0.0) < drawn_right(1, 1, 0.5)
     assert kept_score({"nats_per_code": 0.5}, 0.5) == 0.5
 
 
@@ -277,6 +287,15 @@ def test_regularisation_follows_how_often_a_picture_is_shown():
     assert recipe(many.to_dict(), max_steps=20) == many, "a resumed run keeps what it began with"
     assert "about 100 epochs of 64 pictures are expected" in many.line(64, LanguageModelOptions())
     assert "--dropout as given" in many.line(64, LanguageModelOptions(dropout=0.2))
+
+
+@pytest.mark.parametrize(("pictures", "flipped", "said", "names_flips"), [
+    (999, False, True, True), (999, True, True, False), (1000, False, False, False),
+])  # fmt: skip
+def test_few_pictures_are_told_with_what_is_left_to_try(capsys, pictures, flipped, said, names_flips):
+    warn_small_data_set(Accelerator(), pictures, flipped=flipped)
+    shown = capsys.readouterr().out
+    assert (f"Only {pictures} training pictures" in shown) == said and ("--random_flip" in shown) == names_flips
 
 
 def test_a_model_is_no_larger_than_what_it_can_learn_in_its_budget():
