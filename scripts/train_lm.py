@@ -89,6 +89,7 @@ def main(options: LanguageModelOptions) -> None:
     )
     check_batch_size(accelerator, options.batch_size, parts=accumulation_steps)
     recipe = choose_recipe(options, source, model, peak, run.info.get("recipe"))
+    options.weight_decay = recipe.weight_decay
     source.noise = code_noise(recipe.code_noise, tokenizer, vocabulary)
     vocabulary.formats = source.trained_formats()
     order = BatchOrder(source, options.batch_size, options.seed, pack_length=options.pack_length)

@@ -279,12 +279,16 @@ def test_regularisation_follows_how_often_a_picture_is_shown():
         return choose_recipe(LanguageModelOptions(batch_size=16, **options), source, model, 1e9, earlier)
 
     few, many = recipe(max_steps=20), recipe(max_steps=400)
-    assert few == Recipe(5.0, 0.0, 0.0) and not few.is_repetitive
+    assert few == Recipe(5.0, 0.0, 0.0, 0.05) and not few.is_repetitive
     assert many.epochs == 100 and many.is_repetitive and many.dropout > 0 and many.code_noise > 0
     several = recipe(max_steps=40)
-    assert several == Recipe(10.0, 0.0, 0.0) and several.is_repetitive, "judged by what captions draw, and no more"
+    assert several == Recipe(10.0, 0.0, 0.0, 0.3) and several.is_repetitive, "judged by what captions draw"
+    assert many.weight_decay == 0.3 and recipe(max_steps=400, weight_decay=0.0).weight_decay == 0
+    assert recipe(max_steps=400, init_from="sprites").weight_decay == 0.05, "weights that are there stay"
     assert recipe(max_steps=400, dropout=0.0).dropout == 0 and recipe(max_steps=20, code_noise=0.3).code_noise == 0.3
     assert recipe(many.to_dict(), max_steps=20) == many, "a resumed run keeps what it began with"
+    begun_before = {"epochs": 100.0, "dropout": 0.1, "code_noise": 0.1}
+    assert recipe(begun_before, max_steps=400).weight_decay == 0.05
     assert "about 100 epochs of 64 pictures are expected" in many.line(64, LanguageModelOptions())
     assert "--dropout as given" in many.line(64, LanguageModelOptions(dropout=0.2))
 

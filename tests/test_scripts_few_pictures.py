@@ -51,7 +51,8 @@ def test_a_run_on_few_pictures_resumes_exactly_and_leaves_its_guidance(tmp_path,
     assert "about 22 epochs of 20 pictures are expected: --dropout 0.1 --code_noise 0.1" in said
     assert "by default: of 31 captions, " in said and "% at 1.5" in said
     info = json.loads((whole / "run.json").read_text())
-    assert info["recipe"] == {"epochs": 22.0, "dropout": 0.1, "code_noise": 0.1} and info["best_step"] % 11 == 0
+    assert info["recipe"] == {"epochs": 22.0, "dropout": 0.1, "code_noise": 0.1, "weight_decay": 0.3}
+    assert info["best_step"] % 11 == 0
     assert {"drawn_right_held_out", "drawn_right_seen", "nats_per_code"} <= info["validation"].keys()
 
     def interrupt(loop: Loop, *args: torch.Tensor, **figures: torch.Tensor) -> None:

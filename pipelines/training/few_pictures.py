@@ -23,11 +23,13 @@ from pipelines.training.schedule import Budget
 SEVERAL_EPOCHS = 8  # from which on a model may learn pictures by heart, and is judged by what captions draw
 MANY_EPOCHS = 20  # from which on it is regularised: without that, validation is best after about 13
 DROPOUT, CODE_NOISE = 0.1, 0.1  # from there on
+USUAL_DECAY, MORE_DECAY = 0.05, 0.3  # of weights; the latter from `SEVERAL_EPOCHS` on, for models that begin anew
+CHOSEN = ("dropout", "code_noise", "weight_decay")  # options that the recipe settles where they are not given
 ROWS_MEASURED = 256
 DRAWN_CAPTIONS = 64  # of each split, at each validation
 DRAWN_ROWS = 3 * 2 * DRAWN_CAPTIONS  # that this is worth in time: token by token, a row takes about three times as long
 # What the loss counts beside the share of captions that draw their picture: a tenth more of it, as much as two captions
-# in a hundred. That share has a standard error of about one in a hundred, so that the most of many validations is chance.
+# in a hundred. That share has a standard error of about one in a hundred: the highest of many validations is chance.
 LOSS_SHARE = 0.2
 LEAST_LOSS = 1e-3  # whose logarithm is taken
 
@@ -39,11 +41,13 @@ class Recipe:
     Attributes:
         epochs: how often each picture will be shown, about.
         dropout, code_noise: shares, as --dropout and --code_noise.
+        weight_decay: as --weight_decay.
     """
 
     epochs: float
     dropout: float
     code_noise: float
+    weight_decay: float = USUAL_DECAY
 
     @property
     def is_repetitive(self) -> bool:
@@ -56,8 +60,8 @@ class Recipe:
 
     def line(self, pictures: int, options: LanguageModelOptions) -> str:
         """What was chosen, and why."""
-        given = [name for name in ("dropout", "code_noise") if getattr(options, name) is not None]
-        chosen = f"--dropout {self.dropout:g} --code_noise {self.code_noise:g}"
+        given = _given(options)
+        chosen = " ".join(f"--{name} {getattr(self, name):g}" for name in CHOSEN)
         by = "by pictures and budget" if not given else f"{' and '.join('--' + name for name in given)} as given"
         return f"about {self.epochs:.3g} epochs of {pictures} pictures are expected: {chosen} ({by})"
 
@@ -65,8 +69,8 @@ class Recipe:
 def choose_recipe(
     options: LanguageModelOptions, source: SequenceSource, model: Any, peak: float, earlier: dict[str, float] | None
 ) -> Recipe:
-    """The options' regularisation; where they do not say, none for pictures that are shown a few times, else
-    `DROPOUT` and `CODE_NOISE`.
+    """The options' regularisation; where they do not say, more weight decay for pictures that are shown several times,
+    and `DROPOUT` and `CODE_NOISE` for those shown many times. Weights of an earlier model keep the usual decay.
 
     Args:
         peak: FLOPs a second of all processes together, by which the steps of --max_minutes are foreseen.
@@ -77,9 +81,19 @@ def choose_recipe(
     else:
         epochs = expected_epochs(options, source, model, peak)
         many = epochs >= MANY_EPOCHS
-        recipe = Recipe(epochs, DROPOUT if many and has_dropout_places(model) else 0.0, CODE_NOISE if many else 0.0)
-    given = {name: getattr(options, name) for name in ("dropout", "code_noise") if getattr(options, name) is not None}
-    return Recipe(**{**recipe.to_dict(), **given})
+        decays = epochs >= SEVERAL_EPOCHS and not (options.init_from or options.lm_name_or_path)
+        recipe = Recipe(
+            epochs,
+            DROPOUT if many and has_dropout_places(model) else 0.0,
+            CODE_NOISE if many else 0.0,
+            MORE_DECAY if decays else USUAL_DECAY,
+        )
+    return Recipe(**{**recipe.to_dict(), **{name: getattr(options, name) for name in _given(options)}})
+
+
+def _given(options: LanguageModelOptions) -> list[str]:
+    """Which parts of the recipe the options say."""
+    return [name for name in CHOSEN if getattr(options, name) is not None]
 
 
 def expected_epochs(options: LanguageModelOptions, source: SequenceSource, model: Any, peak: float) -> float:

@@ -50,7 +50,7 @@ FREE_OPTIONS = {
 # Options that a run chooses for itself where they are not given; its continuation keeps what it has chosen.
 CHOSEN_OPTIONS = {"batch_size"}
 # What earlier versions noted of options that were not given, and that are noted as None now.
-EARLIER_DEFAULTS = {"code_dim": 32}
+EARLIER_DEFAULTS = {"code_dim": 32, "weight_decay": 0.05}
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FIRST_PART = "first_part"  # of a run whose second part is in the folder around it
