@@ -21,7 +21,7 @@ PRESETS: dict[int, dict[str, Any]] = {
 PHOTOGRAPH_PRESETS: dict[int, dict[str, Any]] = {
     32: {"patch_size": 2, "hidden_sizes": [64, 128], "codebook_sizes": [1024]},
     64: {"patch_size": 2, "hidden_sizes": [32, 64, 128], "codebook_sizes": [1024, 1024]},
-    128: {"patch_size": 2, "hidden_sizes": [64, 96, 128, 128], "codebook_sizes": [4096]},
+    128: {"patch_size": 2, "hidden_sizes": [32, 64, 128, 128], "codebook_sizes": [4096]},
     256: {"patch_size": 4, "hidden_sizes": [96, 128, 192], "codebook_sizes": [8192]},
 }
 # Of network="components": 32 codes of 9 bits a picture, and components for each code of a position.
