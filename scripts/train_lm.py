@@ -89,7 +89,6 @@ def main(options: LanguageModelOptions) -> None:
     )
     check_batch_size(accelerator, options.batch_size, parts=accumulation_steps)
     recipe = choose_recipe(options, source, model, peak, run.info.get("recipe"))
-    options.weight_decay = recipe.weight_decay
     source.noise = code_noise(recipe.code_noise, tokenizer, vocabulary)
     vocabulary.formats = source.trained_formats()
     order = BatchOrder(source, options.batch_size, options.seed, pack_length=options.pack_length)
@@ -126,7 +125,7 @@ def main(options: LanguageModelOptions) -> None:
     if options.compile:
         compile_layers(accelerator, loss_module, order)
     learning_rate = default_learning_rate(options, model, run.info)
-    optimizers = optimizers_of(options, model, learning_rate, BETAS)
+    optimizers = optimizers_of(options, model, learning_rate, BETAS, recipe.weight_decay)
     prepared = prepare(accelerator, loss_module, optimizers)
     throughput = Throughput(peak, lambda: total_peak(accelerator, again=True))
     loop = Loop(

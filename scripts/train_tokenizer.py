@@ -116,7 +116,7 @@ def train(
 
     tokenizer.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     options.muon_learning_rate = options.muon_learning_rate or MUON_LEARNING_RATES[config.resampling]
-    optimizers = optimizers_of(options, tokenizer, options.learning_rate or LEARNING_RATE, BETAS)
+    optimizers = optimizers_of(options, tokenizer, options.learning_rate or LEARNING_RATE, BETAS, options.weight_decay)
     prepared = accelerator.prepare(tokenizer)
 
     def sample(_: object, step: int) -> None:

@@ -70,7 +70,7 @@ class LanguageModelOptions(SequenceOptions, CacheOptions, TrainingOptions):
     z_loss_weight: float = option(
         0.0, "weight of the squared log-partition; 1e-5 keeps large models' logits in bounds", not_negative=True
     )
-    weight_decay: float | None = option(  # type: ignore[assignment]  # the recipe settles it before it is read
+    weight_decay: float | None = option(  # type: ignore[assignment]  # stage 2 reads the recipe's
         None, "weight decay of matrices (default: by pictures and budget)", not_negative=True
     )
     dropout: float | None = option(

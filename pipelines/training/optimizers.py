@@ -96,13 +96,17 @@ def _outer_parameters(model: nn.Module) -> set[int]:
 
 
 def optimizers_of(
-    options: TrainingOptions, model: nn.Module, learning_rate: float, betas: tuple[float, float]
+    options: TrainingOptions,
+    model: nn.Module,
+    learning_rate: float,
+    betas: tuple[float, float],
+    weight_decay: float,
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers that `options` ask for (see `build_optimizers`)."""
+    """The optimizers that `options` ask for, with what a script has settled (see `build_optimizers`)."""
     return build_optimizers(
         model,
         learning_rate=learning_rate,
-        weight_decay=options.weight_decay,
+        weight_decay=weight_decay,
         betas=betas,
         muon_learning_rate=options.muon_learning_rate if options.optimizer == "muon" else None,
         eight_bits=options.optimizer == "adamw8bit",

@@ -83,6 +83,7 @@ def measure_training(folder: str, options: Options, rank: int | None, pipe: Conn
     from lm.training.attention import use_fastest_attention
     from lm.training.losses import NextTokenLoss
     from pipelines.training.averages import AveragedWeights
+    from pipelines.training.few_pictures import USUAL_DECAY
     from pipelines.training.fine_tuning import adapt, frozen_dtype
     from pipelines.training.language_model_step import train_step
     from pipelines.training.optimizers import optimizers_of
@@ -108,7 +109,7 @@ def measure_training(folder: str, options: Options, rank: int | None, pipe: Conn
     if settings.gradient_checkpointing:
         recompute_layers(model)
     loss = NextTokenLoss(model.train(), vocabulary.id_ranges)
-    optimizers = optimizers_of(settings, model, 1e-4, (0.9, 0.95))
+    optimizers = optimizers_of(settings, model, 1e-4, (0.9, 0.95), USUAL_DECAY)
     prepared, averages = accelerator.prepare(loss), AveragedWeights(model, 0.9, trained_only=bool(rank))
     picture = [vocabulary.boi_id, *(low + vocabulary.image_offset for low in vocabulary.layout["low"])]
     ids = torch.tensor([[vocabulary.bos_id] * (length - len(picture)) + picture] * options.batch_size)

@@ -81,7 +81,7 @@ def stepper(setup: Setup, options: Options, pictures: Any) -> Callable[[Mark], N
     tokenizer = VQVAE(training.configuration(photographs=False)).train()
     layout = torch.channels_last if setup.channels_last else torch.contiguous_format
     tokenizer.to(memory_format=layout)  # type: ignore[call-overload]
-    optimizers = optimizers_of(training, tokenizer, LEARNING_RATE, BETAS)
+    optimizers = optimizers_of(training, tokenizer, LEARNING_RATE, BETAS, training.weight_decay)
     if not setup.fused:
         groups = [{name: group[name] for name in ("params", "weight_decay")} for group in optimizers[0].param_groups]
         optimizers[0] = torch.optim.AdamW(groups, LEARNING_RATE, betas=BETAS, fused=False)
